@@ -1,0 +1,41 @@
+"""The error tree. Bad images are not errors: they are `records.Skipped` values.
+
+    BatchverifyError            exit code 1: the job failed
+    ├── UsageError              exit code 2: an option or argument that makes no sense
+    │   ├── ManifestError       a manifest that cannot be read as one
+    │   └── ArtifactError       weights, a head or a cache that does not fit
+    │       └── DownloadError   weights that could not be fetched
+    └── NothingScoredError      exit code 3: no row, or too few rows, could be scored
+
+Errors of other libraries become one of these at one seam per library, with `raise … from exc`.
+"""
+
+
+class BatchverifyError(Exception):
+    """Root of the tree; the command line shows its message as one line and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(BatchverifyError):
+    """An option, argument or environment variable that makes no sense."""
+
+    exit_code = 2
+
+
+class ManifestError(UsageError):
+    """A manifest that cannot be read as one; the message names file, row, column and what was found."""
+
+
+class ArtifactError(UsageError):
+    """Weights, a head or a cache that cannot be read or does not fit the other settings."""
+
+
+class DownloadError(ArtifactError):
+    """Weights that could not be fetched; the message says how to supply them by hand."""
+
+
+class NothingScoredError(BatchverifyError):
+    """No row could be scored, or more rows failed than `--max-failed` allows."""
+
+    exit_code = 3
