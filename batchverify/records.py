@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Reason(str, Enum):
@@ -41,3 +45,14 @@ class Limits:
 
     bytes: int = 64_000_000
     pixels: int = 100_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    pixels: (H, W, 3) uint8 RGB, upright, perhaps reduced. scale: pixels of the original per pixel here.
+    """
+
+    pixels: np.ndarray
+    scale: float = 1.0

@@ -1,0 +1,216 @@
+"""Backbones: where their weights lie, what identifies them, and the folded network that embeds faces."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchverify.downloads import PUBLISHED, find_weights, locate_weights
+from batchverify.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+ARCHITECTURE = "InceptionResnetV1"
+DIMENSION = 512
+PACKAGED = "vggface2"
+PACKAGED_FILE = "vggface2-int8.safetensors"
+METADATA_KEY = "batchverify"
+SCALE_SUFFIX = ".scale"
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone in memory: its name as the user gave it, float32 tensors by name, and their fingerprint."""
+
+    name: str
+    tensors: Tensors
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of `batchverify backbones`: `path` and `fingerprint` are None where the file is not here."""
+
+    name: str
+    note: str
+    path: Path | None
+    fingerprint: str | None
+
+
+def packaged_weights() -> Path:
+    """The 8-bit vggface2 weights that are part of this package."""
+    return Path(str(files("batchverify") / "weights" / PACKAGED_FILE))
+
+
+def fingerprint(tensors: Tensors) -> str:
+    """SHA-256 over the sorted (name, shape, dtype, bytes) of `tensors` and the architecture's name, in hex."""
+    digest = hashlib.sha256(ARCHITECTURE.encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"\0{name}\0{array.shape}\0{array.dtype.str}\0".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def quantise(tensors: Tensors) -> Tensors:
+    """8-bit form of the weights: for every matrix or kernel int8 (O, ...) and a scale (O,) float32.
+
+    Symmetric, per output channel: weight = int8 * scale. Vectors (biases, batch-norm) stay float32.
+    """
+    stored: Tensors = {}
+    for name, array in tensors.items():
+        if array.ndim < 2:
+            stored[name] = array
+            continue
+        flat = array.reshape(len(array), -1)
+        scale = np.maximum(np.abs(flat).max(axis=1) / np.float32(127), np.float32(1e-12)).astype(np.float32)
+        stored[name] = np.rint(flat / scale[:, None]).astype(np.int8).reshape(array.shape)
+        stored[name + SCALE_SUFFIX] = scale
+    return stored
+
+
+def dequantise(stored: Tensors) -> Tensors:
+    """The float32 tensors that `quantise` stored: one multiplication each, the same bytes on every machine."""
+    tensors: Tensors = {}
+    for name, array in stored.items():
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        if array.dtype == np.int8:
+            scale = stored[name + SCALE_SUFFIX]
+            array = array.astype(np.float32) * scale.reshape((-1,) + (1,) * (array.ndim - 1))
+        tensors[name] = array
+    return tensors
+
+
+def load_backbone(
+    name: str = PACKAGED,
+    weights: Path | None = None,
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Backbone:
+    """Load a known backbone by name, or one of the user's own by path (`.pt` or `.safetensors`).
+
+    Raises `UsageError` for an unknown name, `ArtifactError` for a file that is no such network,
+    `DownloadError` when published weights are neither here nor to be had.
+    """
+    path = _weights_path(name, weights, progress)
+    tensors = read_tensors(path)
+    return Backbone(name, tensors, fingerprint(tensors))
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Read the embedding tensors, float32, of a `.safetensors` file or a torch state dict (never a pickle)."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such weights file")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
+    kept = {
+        name: np.asarray(array)
+        for name, array in tensors.items()
+        if not name.startswith("logits.") and not name.endswith("num_batches_tracked")
+    }
+    return dequantise(kept)
+
+
+def list_backbones(weights: Path | None = None) -> list[Listed]:
+    """The known backbones; nothing is downloaded."""
+    packaged = packaged_weights()
+    lines = [Listed(PACKAGED, "in the package, 8-bit; the default", packaged, stored_fingerprint(packaged))]
+    for name, published in PUBLISHED.items():
+        path = find_weights(published, weights)
+        known = fingerprint(read_tensors(path)) if path else None
+        lines.append(Listed(name, published.url, path, known))
+    return lines
+
+
+def stored_fingerprint(path: Path) -> str:
+    """The fingerprint that the packaged file's header states; a test holds it to the tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return str(json.loads(file.metadata()[METADATA_KEY])["fingerprint"])
+
+
+def _weights_path(
+    name: str, weights: Path | None, progress: Callable[[int, int | None], None] | None
+) -> Path:
+    if name == PACKAGED:
+        if weights is not None:
+            raise UsageError(
+                f"--weights goes with --backbone {' or '.join(PUBLISHED)}; "
+                f"'{PACKAGED}' is part of the package (for a file of your own: --backbone PATH)"
+            )
+        return packaged_weights()
+    if name in PUBLISHED:
+        return locate_weights(PUBLISHED[name], weights, progress=progress)
+    if Path(name).suffix in {".pt", ".pth", ".safetensors"}:
+        return Path(name)
+    raise UsageError(f"unknown backbone '{name}': {', '.join([PACKAGED, *PUBLISHED])} or a .pt/.safetensors path")
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as exc:
+        raise ArtifactError(f"{path}: not a safetensors file: {exc}") from exc
+
+
+def _read_state_dict(path: Path) -> Tensors:
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.numpy() for name, tensor in state.items()}
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError) as exc:
+        raise ArtifactError(f"{path}: not a torch state dict of tensors: {exc}") from exc
+
+
+def build_network(backbone: Backbone) -> torch.nn.Module:
+    """The float32 network in evaluation mode, as facenet-pytorch defines it.
+
+    Raises `ArtifactError` when the tensors are not those of InceptionResnetV1.
+    """
+    import torch
+    from facenet_pytorch import InceptionResnetV1
+
+    network = InceptionResnetV1(pretrained=None, classify=False).eval()
+    state: dict[str, Any] = {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
+    try:
+        missing, unexpected = network.load_state_dict(state, strict=False)
+    except RuntimeError as exc:
+        raise ArtifactError(f"{backbone.name}: not the weights of {ARCHITECTURE}: {exc}") from exc
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ArtifactError(
+            f"{backbone.name}: not the weights of {ARCHITECTURE}: "
+            f"{len(missing)} tensors missing, {len(unexpected)} unknown, such as '{(missing + unexpected)[0]}'"
+        )
+    return network.requires_grad_(False)
+
+
+def fold_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
+    """Fold every batch-norm into the convolution or linear layer before it; the function stays the same."""
+    import torch
+    from torch.nn.utils import fusion
+
+    for module in network.modules():
+        if hasattr(module, "conv") and hasattr(module, "bn"):
+            module.conv = fusion.fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = torch.nn.Identity()
+    network.last_linear = fusion.fuse_linear_bn_eval(network.last_linear, network.last_bn)
+    network.last_bn = torch.nn.Identity()
+    return network

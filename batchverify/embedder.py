@@ -1,0 +1,172 @@
+"""Pictures in, unit vectors and reasons out: the detector and the backbone behind one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from batchverify.backbones import DIMENSION, PACKAGED, Backbone, build_network, fold_batch_norm, load_backbone
+from batchverify.crops import FACE_SIZE, Face, box_face, fixed_face
+from batchverify.detection import Detections, FaceDetector, choose_face
+from batchverify.errors import UsageError
+from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint, EmbeddingSettings
+from batchverify.records import Reason, Skipped
+
+# Measured on two-core machines: 32 is the fastest CPU batch in bf16, and a small one to pad.
+CPU_BATCH = 32
+GPU_BATCH = 256
+# Pictures whose candidates are in memory at once.
+DETECT_GROUP = 32
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What an `Embedder` makes of N pictures, row by row.
+
+    vectors: (N, 512) float32, unit rows, zero where skipped. boxes: (N, 4) float32, x0 y0 x1 y1 in pixels
+    of the picture. confidence: (N,) float32. faces: (N,) int16, how many were found. skipped: N entries,
+    None where there is a vector.
+    """
+
+    vectors: np.ndarray
+    boxes: np.ndarray
+    confidence: np.ndarray
+    faces: np.ndarray
+    skipped: list[Skipped | None]
+
+    def __len__(self) -> int:
+        return len(self.skipped)
+
+
+def resolve_device(device: str) -> str:
+    """`auto`, `cpu` or `cuda` (`cuda:1`) to a device that is here; a GPU asked for and absent is an error."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: this machine has no CUDA device that torch {torch.__version__} can use")
+    return device
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+class Embedder:
+    """Build once, call many times: `Embedder()(pictures)`.
+
+    The backbone runs folded, channels last, in bfloat16 where the CPU has it (float16 on a GPU, else
+    float32), always in batches of one fixed shape: a vector does not depend on its neighbours.
+    Raises `UsageError` for settings that make no sense, `ArtifactError` for weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone = PACKAGED,
+        *,
+        crop: str = "detect",
+        margin: int = DEFAULT_MARGIN,
+        tta: str = "none",
+        weights: str | Path | None = None,
+        device: str = "auto",
+        batch_size: int | None = None,
+        numbers: str = "auto",
+    ) -> None:
+        self.settings = EmbeddingSettings(crop, margin, tta)
+        self.device = resolve_device(device)
+        self.batch_size = batch_size or (GPU_BATCH if self.device.startswith("cuda") else CPU_BATCH)
+        if isinstance(backbone, str):
+            backbone = load_backbone(backbone, Path(weights) if weights else None)
+        self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
+        self._dtype = _number_class(numbers, self.device)
+        network = fold_batch_norm(build_network(backbone))
+        self._network = network.to(self.device, self._dtype, memory_format=torch.channels_last)
+        self._detector = FaceDetector(device=self.device) if crop == "detect" else None
+
+    @property
+    def compute_path(self) -> str:
+        """Device, number format and batch shape, as they stand in the run record."""
+        return f"{self.device} {str(self._dtype).removeprefix('torch.')} eager, batches of {self.batch_size}"
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> Embedded:
+        """Embed pictures, each (H, W, 3) uint8 RGB, upright, of any size."""
+        return self.embed_faces(self.find_faces(pictures))
+
+    def find_faces(self, pictures: Sequence[np.ndarray]) -> list[Face | Skipped]:
+        """Crop one face from each (H, W, 3) uint8 RGB picture, or say why there is none."""
+        if self._detector is None:
+            return [fixed_face(picture, self.settings.crop) for picture in pictures]
+        faces: list[Face | Skipped] = []
+        for start in range(0, len(pictures), DETECT_GROUP):
+            group = pictures[start : start + DETECT_GROUP]
+            faces += [
+                self._chosen(picture, found)
+                for picture, found in zip(group, self._detector(group), strict=True)
+            ]
+        return faces
+
+    def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
+        """Embed cropped faces; what was skipped before stays skipped, in its place."""
+        count = len(faces)
+        whole = Embedded(
+            np.zeros((count, DIMENSION), np.float32),
+            np.zeros((count, 4), np.float32),
+            np.full(count, np.nan, np.float32),
+            np.zeros(count, np.int16),
+            [face if isinstance(face, Skipped) else None for face in faces],
+        )
+        kept = [(row, face) for row, face in enumerate(faces) if isinstance(face, Face)]
+        for row, face in kept:
+            whole.boxes[row], whole.confidence[row], whole.faces[row] = face.box, face.confidence, face.faces
+        if kept:
+            pixels = np.stack([face.pixels for _, face in kept])
+            whole.vectors[[row for row, _ in kept]] = self.vectors(pixels)
+        return whole
+
+    @torch.inference_mode()
+    def vectors(self, pixels: np.ndarray) -> np.ndarray:
+        """The backbone alone: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows."""
+        rows = [
+            self._batch(pixels[start : start + self.batch_size]) for start in range(0, len(pixels), self.batch_size)
+        ]
+        return np.concatenate(rows) if rows else np.zeros((0, DIMENSION), np.float32)
+
+    def _batch(self, pixels: np.ndarray) -> np.ndarray:
+        """One batch, padded to the fixed shape."""
+        full = np.zeros((self.batch_size, FACE_SIZE, FACE_SIZE, 3), np.uint8)
+        full[: len(pixels)] = pixels
+        inputs = torch.from_numpy(full).to(self.device).permute(0, 3, 1, 2)  # (B, 3, 160, 160), channels last
+        inputs = inputs.float().sub_(127.5).div_(128).to(self._dtype)
+        vectors = self._network(inputs).float()
+        if self.settings.tta == "flip":
+            vectors = vectors + self._network(inputs.flip(3)).float()
+        return torch.nn.functional.normalize(vectors).cpu().numpy()[: len(pixels)]
+
+    def _chosen(self, picture: np.ndarray, found: Detections) -> Face | Skipped:
+        nothing = Skipped(Reason.NO_FACE, "the detector found no face")
+        if not len(found):
+            return nothing
+        height, width = picture.shape[:2]
+        index = choose_face(found, height, width)
+        x0, y0, x1, y1 = (float(value) for value in found.boxes[index])
+        score = float(found.scores[index])
+        return box_face(picture, (x0, y0, x1, y1), self.settings.margin, score, len(found)) or nothing
+
+
+def _number_class(numbers: str, device: str) -> torch.dtype:
+    if numbers == "auto":
+        if device.startswith("cuda"):
+            return torch.float16
+        return torch.bfloat16 if cpu_has_bf16() else torch.float32
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if numbers not in kinds:
+        raise UsageError(f"numbers must be auto, {' or '.join(kinds)}, got '{numbers}'")
+    return kinds[numbers]

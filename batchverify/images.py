@@ -1,0 +1,94 @@
+"""Bytes of one image from a local path or an object store, within rules and limits."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from batchverify.errors import UsageError
+from batchverify.locations import REMOTE_SCHEMES, Location, scheme_of
+from batchverify.records import Limits, Reason, Skipped
+
+
+@dataclass(frozen=True)
+class ImageRoot:
+    """Where the relative paths of a manifest start.
+
+    A root that the user named (`fenced`) is a fence: nothing outside it is read. The manifest's own folder
+    is none: `../pictures/a.jpg` and absolute paths are fine in a local manifest. A manifest in an object
+    store never reads this machine's files.
+    """
+
+    root: Location
+    fenced: bool = False
+
+    def resolve(self, cell: str | None) -> str | Skipped:
+        """A manifest cell as an absolute path or URI, or the reason why it is refused."""
+        if cell is None or not cell.strip():
+            return Skipped(Reason.NOT_FOUND, "the cell is empty")
+        if "\0" in cell:
+            return Skipped(Reason.FORBIDDEN, "the path holds a NUL character")
+        scheme = scheme_of(cell)
+        if scheme and scheme not in ("file", *REMOTE_SCHEMES):
+            return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {cell}")
+        try:
+            location = self._absolute(cell, scheme)
+        except UsageError as exc:
+            return Skipped(Reason.FORBIDDEN, str(exc))
+        if location.is_local and not self.root.is_local:
+            return Skipped(Reason.FORBIDDEN, f"a manifest in an object store names a local file: {cell}")
+        if self.fenced and not self._inside(location):
+            return Skipped(Reason.FORBIDDEN, f"outside the image root {self.root}: {cell}")
+        return str(location)
+
+    def _absolute(self, cell: str, scheme: str) -> Location:
+        if scheme:
+            return Location.parse(cell)
+        if not self.root.is_local:
+            joined = Location("/" + cell) if cell.startswith("/") else self.root.join(cell).normal()
+            return joined
+        return Location(os.path.normpath(os.path.join(self.root.path, cell)))  # noqa: PTH118  lexical on purpose
+
+    def _inside(self, location: Location) -> bool:
+        fence = self.root.path.rstrip("/") + "/"
+        return location.scheme == self.root.scheme and location.path.startswith(fence)
+
+
+def read_image(location: str, limits: Limits) -> bytes | Skipped:
+    """The bytes of one image at an absolute path or URI, or the reason why they are not to be had."""
+    try:
+        if scheme_of(location):
+            return _read_remote(Location.parse(location), limits)
+        return _read_local(location, limits)
+    except (FileNotFoundError, NotADirectoryError):
+        return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
+    except (OSError, pa.ArrowException, UsageError) as exc:
+        return Skipped(Reason.UNREADABLE, f"{location}: {getattr(exc, 'strerror', None) or exc}")
+
+
+def _read_local(path: str, limits: Limits) -> bytes | Skipped:
+    # Without O_NONBLOCK the opening of a named pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            return Skipped(Reason.UNREADABLE, f"{path}: {kind}")
+        if status.st_size > limits.bytes:
+            return _too_large(path, status.st_size, limits)
+        return file.read()
+
+
+def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
+    with location.filesystem.open_input_file(location.path) as file:
+        size = file.size()
+        if size > limits.bytes:
+            return _too_large(str(location), size, limits)
+        return file.read()
+
+
+def _too_large(where: str, size: int, limits: Limits) -> Skipped:
+    return Skipped(Reason.TOO_LARGE, f"{where}: {size / 1e6:.1f} MB, the limit is {limits.bytes / 1e6:g} MB")
