@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -287,6 +288,15 @@ def test_a_reset_connection_is_resumed(site, tmp_path):
     assert len(site.asked) == 2  # where it goes on is chance: a reset throws away what was not read yet
 
 
+def test_nothing_is_left_of_a_longer_file_that_broke_off(site, tmp_path):
+    def longer(answer: Answer) -> None:
+        answer.start(200, ETag='"v0"', Content_Length=9 * HALF)
+        answer.wfile.write(bytes(4 * HALF))
+
+    site.script = [longer]
+    assert site.fetch(tmp_path).read_bytes() == site.body
+
+
 def test_two_processes_at_once(site, tmp_path):
     both = threading.Barrier(2, timeout=10)
     site.script = [lambda answer: (both.wait(), send()(answer))] * 2
@@ -311,8 +321,10 @@ def test_interrupted_by_the_user_leaves_nothing(site, tmp_path):
 def test_offline_says_everything(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/toy.pt"
+    began = time.monotonic()
     with pytest.raises(DownloadError) as caught:
-        fetch_weights(Published("toy-float", url), folder=tmp_path)
+        fetch_weights(Published("toy-float", url), folder=tmp_path, timeout=200)
+    assert time.monotonic() - began < 2, "whoever is offline is told at once, not after the pauses"
     assert str(caught.value) == (
         f"toy-float: download failed: not reachable: [Errno {errno.ECONNREFUSED}] Connection refused. "
         f"Get toy.pt from {url} in another way, then say --weights FILE, "

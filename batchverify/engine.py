@@ -1,0 +1,207 @@
+"""Who runs the chunks: threads of this process. The Ray engine beside it runs the same stages on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_futures
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from batchverify.cache import KeyIndex
+from batchverify.pipeline import Loaded, Loader, LoadPlan, embed_images
+
+# Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """What a worker needs, in any process: paths and options only, nothing large.
+
+    backbone, weights, batch_size, device, numbers: as `Embedder` takes them. head: path or URI of the head.
+    """
+
+    load: LoadPlan
+    backbone: str
+    weights: str | None = None
+    device: str = "auto"
+    batch_size: int | None = None
+    numbers: str = "auto"
+    head: str | None = None
+
+    def embedder(self) -> Any:
+        """Build the embedder; torch is imported here."""
+        from batchverify.embedder import Embedder
+
+        settings = self.load.settings
+        return Embedder(
+            self.backbone,
+            crop=settings.crop,
+            margin=settings.margin,
+            tta=settings.tta,
+            weights=self.weights,
+            device=self.device,
+            batch_size=self.batch_size,
+            numbers=self.numbers,
+        )
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How a machine is cut up: `count` workers with `threads` threads each, `loaders` reading and decoding."""
+
+    count: int
+    threads: int
+    loaders: int
+
+    @classmethod
+    def for_cpus(cls, cpus: int, gpus: int = 0) -> Workers:
+        """One worker a GPU, else up to eight that share the CPUs."""
+        count = gpus or max(1, min(cpus, MOST_WORKERS))
+        return cls(count, max(1, cpus // count), max(1, cpus))
+
+
+class WorkerLostError(Exception):
+    """A worker process died while it had this job; the scheduler finds out which image did it."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A stage at work. handle: the engine's own. images: where the images of a loaded chunk are."""
+
+    handle: Any
+    images: Any = field(default=None, repr=False)
+
+
+class Engine(Protocol):
+    """Runs stages somewhere. Jobs are submitted, waited for, and asked for their results."""
+
+    name: str
+    workers: Workers
+
+    def load(self, references: Sequence[str]) -> Job:
+        """Read, look up and decode images: the result is a `Loaded`."""
+
+    def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
+        """Embed images of a finished load by their places among its images: a list of `Entry`."""
+
+    def share(self, vectors: np.ndarray) -> None:
+        """Make the (N, 512) float16 vectors known to all workers before pairs are scored."""
+
+    def score(self, a: np.ndarray, b: np.ndarray) -> Job:
+        """Score pairs of indices into the shared vectors: (probability, similarity)."""
+
+    def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
+        """The jobs that are done; empty when `timeout` seconds pass first."""
+
+    def result(self, job: Job) -> Any:
+        """The result of a job, waiting for it; `WorkerLostError` when its worker died."""
+
+    def compute_path(self) -> str:
+        """Device, numbers and batch shape; empty when nothing was embedded."""
+
+    def close(self) -> None:
+        """End everything that this engine started."""
+
+
+class LocalEngine:
+    """The stages in threads of this process: no start-up cost; a crash of a decoder ends the run."""
+
+    name = "local"
+
+    def __init__(self, plan: WorkPlan, index: KeyIndex | None, workers: Workers | None = None) -> None:
+        self.plan = plan
+        self.workers = workers or Workers.for_cpus(available_cpus(), _gpus(plan.device))
+        self._loader = Loader(plan.load, index)
+        self._load_pool = ThreadPoolExecutor(self.workers.loaders, "load")
+        self._work_pool = ThreadPoolExecutor(self.workers.count, "work", initializer=self._start_worker)
+        self._vectors = np.zeros((0, 0), np.float16)
+        self._used_embedder = False
+
+    def load(self, references: Sequence[str]) -> Job:
+        """See `Engine`."""
+        return Job(self._load_pool.submit(self._loader, references))
+
+    def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
+        """See `Engine`."""
+        images = [loaded.images[position] for position in positions]
+        if not self._used_embedder:
+            # Built before the workers ask for it, so that they do not build it twice.
+            self._used_embedder = self._embedder is not None
+        return Job(self._work_pool.submit(embed_images, self._embedder, images, keys))
+
+    def share(self, vectors: np.ndarray) -> None:
+        """See `Engine`."""
+        self._vectors = vectors
+
+    def score(self, a: np.ndarray, b: np.ndarray) -> Job:
+        """See `Engine`."""
+        return Job(self._work_pool.submit(self._score, self._head, a, b))
+
+    def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
+        """See `Engine`."""
+        by_future = {job.handle: job for job in jobs}
+        done, _ = wait_futures(by_future, timeout, return_when=FIRST_COMPLETED)
+        return [by_future[future] for future in done]
+
+    def result(self, job: Job) -> Any:
+        """See `Engine`."""
+        future: Future[Any] = job.handle
+        value = future.result()
+        if isinstance(value, tuple) and isinstance(value[0], Loaded):
+            loaded, job.images = value
+            return loaded
+        return value
+
+    def compute_path(self) -> str:
+        """See `Engine`."""
+        return str(self._embedder.compute_path) if self._used_embedder else ""
+
+    def close(self) -> None:
+        """Wait for what runs, drop what waits."""
+        self._load_pool.shutdown(cancel_futures=True)
+        self._work_pool.shutdown(cancel_futures=True)
+
+    def _start_worker(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.workers.threads)
+
+    @cached_property
+    def _embedder(self) -> Any:
+        return self.plan.embedder()
+
+    @cached_property
+    def _head(self) -> Any:
+        from batchverify.head import Head
+
+        return Head.load(str(self.plan.head))
+
+    def _score(self, head: Any, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores: tuple[np.ndarray, np.ndarray] = head(self._vectors[a], self._vectors[b])
+        return scores
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: affinity and the container's quota, not the machine's number."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cpus
+    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+
+
+def _gpus(device: str) -> int:
+    if device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if device in ("auto", "cuda") else 1
+

@@ -1,0 +1,61 @@
+"""The gallery: what became of every unique image of a run, by its index."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from batchverify.backbones import DIMENSION
+from batchverify.records import Reason, Skipped
+
+_REASONS = list(Reason)
+_PENDING = -1
+_OK = 0
+
+
+class Gallery:
+    """Vectors and reasons of N images.
+
+    vectors: (N, 512) float16, rounded as the cache rounds them, zero where there is none.
+    codes: (N,) int8: 0 has a vector, k > 0 the k-th reason, -1 not known yet.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.vectors = np.zeros((count, DIMENSION), np.float16)
+        self.codes = np.full(count, _PENDING, np.int8)
+        self.messages: dict[int, str] = {}
+
+    def put(self, index: int, vector: np.ndarray) -> None:
+        """Store a (512,) float16 vector."""
+        self.vectors[index] = vector
+        self.codes[index] = _OK
+
+    def fail(self, index: int, skipped: Skipped) -> None:
+        """Store why an image has no vector."""
+        self.codes[index] = _REASONS.index(skipped.reason) + 1
+        self.messages[index] = skipped.message
+
+    def known(self, index: int) -> bool:
+        """Whether the fate of an image is known."""
+        return bool(self.codes[index] != _PENDING)
+
+    def copy(self, source: int, index: int) -> None:
+        """Give an image the result of another with the same bytes."""
+        self.vectors[index] = self.vectors[source]
+        self.codes[index] = self.codes[source]
+        if source in self.messages:
+            self.messages[index] = self.messages[source]
+
+    def usable(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Which pairs of (N,) indices have both vectors: (N,) bool."""
+        return (self.codes[a] == _OK) & (self.codes[b] == _OK)
+
+    def reasons(self, indices: np.ndarray) -> pa.Array:
+        """The reason of each image, null where there is a vector: (N,) strings."""
+        names = pa.array([None, *(reason.value for reason in _REASONS)], pa.string())
+        return names.take(pa.array(self.codes[indices].astype(np.int8)))
+
+    def failures(self) -> dict[str, int]:
+        """How many images failed, by reason, those that occur."""
+        counts = {reason.value: int((self.codes == at + 1).sum()) for at, reason in enumerate(_REASONS)}
+        return {name: count for name, count in counts.items() if count}

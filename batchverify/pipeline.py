@@ -1,0 +1,140 @@
+"""What happens to one chunk of images or pairs: the stages, the same under every engine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from batchverify.cache import EmbeddingCache, KeyIndex
+from batchverify.crops import Face, fixed_face
+from batchverify.decoding import decode, decoder_set, too_large_dependence
+from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+from batchverify.images import read_image
+from batchverify.records import Limits, Picture, Reason, Skipped
+from batchverify.segments import Entry
+
+if TYPE_CHECKING:
+    from batchverify.embedder import Embedder
+
+# A chunk of large pictures is cut short once this many bytes of pixels are in memory.
+PIXEL_BUDGET = 256 << 20
+
+Image = Picture | Face
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What loading needs to know. cache: its root, or None without one."""
+
+    settings: EmbeddingSettings
+    fingerprint: EmbeddingFingerprint
+    limits: Limits = field(default_factory=Limits)
+    cache: str | None = None
+    retry_failed: bool = False
+
+
+@dataclass
+class Loaded:
+    """What became of the first `len(keys)` images of a chunk; the rest is to be asked for again.
+
+    keys: content hashes, None where the bytes could not be had. found: cache entries (vector or failure).
+    skipped: fresh failures. missing: positions whose images go to the embedder. A position in none of the
+    three has the key of an earlier one.
+    """
+
+    keys: list[bytes | None] = field(default_factory=list)
+    found: dict[int, Entry] = field(default_factory=dict)
+    skipped: dict[int, Skipped] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+
+
+class Loader:
+    """References in; cache entries, reasons and decoded images out. Build once, call many."""
+
+    def __init__(self, plan: LoadPlan, index: KeyIndex | None) -> None:
+        self.plan = plan
+        self._cache = (
+            EmbeddingCache(plan.cache, plan.fingerprint, index=index) if plan.cache is not None else None
+        )
+        self._valid = {
+            Reason.UNDECODABLE: decoder_set(),
+            Reason.TOO_LARGE: too_large_dependence(plan.limits),
+            Reason.NO_FACE: "",
+        }
+
+    def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
+        """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
+        data = [read_image(reference, self.plan.limits) for reference in references]
+        keys = [_key(each) for each in data]
+        entries = self._look_up([key for key in keys if key is not None])
+        loaded, images, pixels = Loaded(), [], 0
+        for position, (each, key) in enumerate(zip(data, keys, strict=True)):
+            if pixels > PIXEL_BUDGET:
+                break
+            repeated = key is not None and key in loaded.keys
+            loaded.keys.append(key)
+            if key in entries:
+                loaded.found[position] = entries[key]
+            elif not repeated:
+                image = each if isinstance(each, Skipped) else self._image(each)
+                if isinstance(image, Skipped):
+                    loaded.skipped[position] = image
+                else:
+                    loaded.missing.append(position)
+                    images.append(image)
+                    pixels += image.pixels.nbytes
+        return loaded, images
+
+    def _look_up(self, keys: list[bytes]) -> dict[bytes | None, Entry]:
+        if self._cache is None:
+            return {}
+        found = zip(keys, self._cache.get_many(keys), strict=True)
+        return {key: entry for key, entry in found if entry is not None and self._holds(entry)}
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether an entry counts: a failure only under the limit or decoders it depended on."""
+        if entry.skipped is None:
+            return True
+        return not self.plan.retry_failed and self._valid.get(entry.skipped.reason) == entry.skipped.depends
+
+    def _image(self, data: bytes) -> Image | Skipped:
+        picture = decode(data, self.plan.limits, self.plan.settings.working_side)
+        if isinstance(picture, Skipped) or self.plan.settings.crop == "detect":
+            return picture
+        # Without a detector the face is cut here, so that no more than it travels to the embedder.
+        return fixed_face(picture.pixels, self.plan.settings.crop).scaled(picture.scale)
+
+
+def _key(data: bytes | Skipped) -> bytes | None:
+    return None if isinstance(data, Skipped) else hashlib.sha256(data).digest()
+
+
+def embed_images(embedder: Embedder, images: Sequence[Image], keys: Sequence[bytes]) -> list[Entry]:
+    """Detect, crop and embed: one entry an image, its vector rounded as the cache rounds it."""
+    pictures = [image for image in images if isinstance(image, Picture)]
+    found = iter(embedder.find_faces([picture.pixels for picture in pictures]))
+    faces: list[Face | Skipped] = []
+    for image in images:
+        if isinstance(image, Face):
+            faces.append(image)
+            continue
+        face = next(found)
+        faces.append(face.scaled(image.scale) if isinstance(face, Face) else face)
+    embedded = embedder.embed_faces(faces)
+    vectors = embedded.vectors.astype(np.float16)
+    return [
+        Entry(key, None, skipped=skipped)
+        if skipped is not None
+        else Entry(
+            key,
+            vectors[row],
+            tuple(embedded.boxes[row].tolist()),
+            float(embedded.confidence[row]),
+            int(embedded.faces[row]),
+        )
+        for row, (key, skipped) in enumerate(zip(keys, embedded.skipped, strict=True))
+    ]

@@ -1,0 +1,89 @@
+"""One line of progress on a terminal, a plain line every so often elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+TERMINAL_SECONDS = 0.2
+PLAIN_SECONDS = 15.0
+# Shorter jobs print no plain lines: their summary comes soon enough.
+
+
+@dataclass
+class Progress:
+    """Counts of a run, shown as it goes.
+
+    total: unique images. cached, embedded, failed: what became of them so far. rows: pairs written.
+    """
+
+    total: int = 0
+    cached: int = 0
+    embedded: int = 0
+    failed: int = 0
+    rows: int = 0
+    total_rows: int = 0
+    quiet: bool = False
+    stream: TextIO | None = None
+    _started: float = field(default_factory=time.monotonic)
+    _shown: float = field(default_factory=time.monotonic)
+    _width: int = 0
+
+    @property
+    def done(self) -> int:
+        """Images whose fate is known."""
+        return self.cached + self.embedded + self.failed
+
+    def show(self) -> None:
+        """Draw the line when enough time has passed since the last."""
+        stream = self.stream or sys.stderr
+        terminal = stream.isatty()
+        now = time.monotonic()
+        if self.quiet or now - self._shown < (TERMINAL_SECONDS if terminal else PLAIN_SECONDS):
+            return
+        self._shown = now
+        line = self._line(now)
+        if terminal:
+            stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            stream.write(line + "\n")
+        stream.flush()
+
+    def clear(self) -> None:
+        """Take the line off the terminal."""
+        if self._width:
+            stream = self.stream or sys.stderr
+            stream.write("\r" + " " * self._width + "\r")
+            stream.flush()
+            self._width = 0
+
+    def say(self, text: str) -> None:
+        """A line of its own above the progress line."""
+        if not self.quiet:
+            self.clear()
+            (self.stream or sys.stderr).write(text + "\n")
+
+    def _line(self, now: float) -> str:
+        if self.rows:
+            return f"pairs {self.rows:,}/{self.total_rows:,}"
+        rate = self.embedded / max(now - self._started, 1e-9)
+        line = (
+            f"images {self.done:,}/{self.total:,}  cached {self.cached:,}  embedded {self.embedded:,}  "
+            f"failed {self.failed:,}  {rate:.1f} images/s"
+        )
+        if self.embedded and self.done < self.total:
+            line += f"  {duration((self.total - self.done) / rate)} left"
+        return line
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `8 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

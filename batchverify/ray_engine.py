@@ -1,0 +1,184 @@
+"""The stages on Ray: load tasks feed actors that embed and score. The only user of Ray beside `submit`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchverify.cache import KeyIndex
+from batchverify.engine import Job, WorkerLostError, Workers, WorkPlan, available_cpus
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.pipeline import Image, Loaded, Loader, embed_images
+from batchverify.segments import Entry
+
+
+def load_chunk(plan: WorkPlan, index: KeyIndex | None, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
+    """The body of a load task."""
+    from batchverify.decoding import own_process
+
+    own_process()
+    return Loader(plan.load, index)(references)
+
+
+class PairWorker:
+    """The body of an actor: builds the embedder and the head when first asked for them, then keeps them."""
+
+    def __init__(self, plan: WorkPlan, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.plan = plan
+        self._embedder: Any = None
+        self._head: Any = None
+
+    def embed(
+        self, images: list[Image], positions: Sequence[int], keys: Sequence[bytes]
+    ) -> tuple[list[Entry], str]:
+        """The entries of some images, and the compute path."""
+        if self._embedder is None:
+            self._embedder = self.plan.embedder()
+        chosen = [images[position] for position in positions]
+        return embed_images(self._embedder, chosen, keys), self._embedder.compute_path
+
+    def score(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(probability, similarity) of pairs of indices into `vectors`."""
+        if self._head is None:
+            from batchverify.head import Head
+
+            self._head = Head.load(str(self.plan.head))
+        scores: tuple[np.ndarray, np.ndarray] = self._head(vectors[a], vectors[b])
+        return scores
+
+
+class RayEngine:
+    """The stages on a Ray cluster, or on a Ray started here and ended with the engine.
+
+    address: `None` starts one, else `auto` or `HOST:PORT`. A worker that dies costs the job it had
+    (`WorkerLostError`); its actor is started again. Nothing is retried by Ray itself: the scheduler does.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self,
+        plan: WorkPlan,
+        index: KeyIndex | None,
+        *,
+        address: str | None = None,
+        num_cpus: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        import ray
+
+        self._ray = ray
+        self.plan = plan
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            _start(ray, address, num_cpus, verbose)
+        resources = ray.cluster_resources()
+        gpus = 0 if plan.device == "cpu" else int(resources.get("GPU", 0))
+        self.workers = Workers.for_cpus(int(resources.get("CPU", 1)), gpus)
+        # Zero CPUs: the actors hold them all, and the scheduler bounds how many loads are in flight.
+        load = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
+        self._load = load
+        actor = ray.remote(
+            num_cpus=self.workers.threads, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=0
+        )(PairWorker)
+        self._actors = [actor.remote(plan, self.workers.threads) for _ in range(self.workers.count)]
+        self._in_flight: dict[Any, int] = {}
+        self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
+        self._vectors_ref: Any = None
+        self._compute_path = ""
+
+    def load(self, references: Sequence[str]) -> Job:
+        """See `Engine`."""
+        handle, images = self._load.remote(self._plan_ref, self._index_ref, references)
+        return Job(handle, images)
+
+    def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
+        """See `Engine`."""
+        actor = self._idlest()
+        return self._sent(actor, self._actors[actor].embed.remote(loaded.images, positions, keys))
+
+    def share(self, vectors: np.ndarray) -> None:
+        """See `Engine`."""
+        self._vectors_ref = self._ray.put(vectors)
+
+    def score(self, a: np.ndarray, b: np.ndarray) -> Job:
+        """See `Engine`."""
+        actor = self._idlest()
+        return self._sent(actor, self._actors[actor].score.remote(self._vectors_ref, a, b))
+
+    def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
+        """See `Engine`."""
+        by_ref = {job.handle: job for job in jobs}
+        done, _ = self._ray.wait(list(by_ref), num_returns=1, timeout=timeout, fetch_local=False)
+        return [by_ref[ref] for ref in done]
+
+    def result(self, job: Job) -> Any:
+        """See `Engine`."""
+        errors = self._ray.exceptions
+        try:
+            value = self._ray.get(job.handle)
+        except (errors.WorkerCrashedError, errors.RayActorError, errors.OutOfMemoryError) as exc:
+            raise WorkerLostError(str(exc)) from exc
+        except errors.RayTaskError as exc:
+            raise exc.cause if isinstance(exc.cause, BatchverifyError) else exc from None
+        finally:
+            self._in_flight.pop(job.handle, None)
+        if isinstance(value, tuple) and isinstance(value[1], str):
+            value, self._compute_path = value
+        return value
+
+    def compute_path(self) -> str:
+        """See `Engine`."""
+        return self._compute_path
+
+    def close(self) -> None:
+        """End the actors, and Ray itself where it was started here."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+        if self._ours:
+            self._ray.shutdown()
+
+    def _idlest(self) -> int:
+        loads = [0] * len(self._actors)
+        for actor in self._in_flight.values():
+            loads[actor] += 1
+        return loads.index(min(loads))
+
+    def _sent(self, actor: int, ref: Any) -> Job:
+        self._in_flight[ref] = actor
+        return Job(ref)
+
+
+def _start(ray: Any, address: str | None, num_cpus: int | None, verbose: bool) -> None:
+    if address and address.startswith("ray://"):
+        raise UsageError(
+            f"--address {address}: Ray Client breaks long jobs; run the command on the cluster itself "
+            "with `batchverify submit -- score …`, or give the head node's HOST:PORT from inside the cluster"
+        )
+    if not verbose:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": verbose,
+        "configure_logging": True,
+    }
+    if address is None:
+        # The machine is ours: workers at nice 15 would lose against everything else on it.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        options |= {"address": "local", "num_cpus": num_cpus or available_cpus(), "include_dashboard": False}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as exc:
+        raise BatchverifyError(f"Ray could not be started or reached ({address or 'local'}): {exc}") from exc

@@ -1,0 +1,258 @@
+"""Drives chunks through an engine: every unique image once, then the pairs in order."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batchverify.cache import EmbeddingCache
+from batchverify.engine import Engine, Job, WorkerLostError
+from batchverify.gallery import Gallery
+from batchverify.manifest import Block
+from batchverify.pipeline import Loaded
+from batchverify.progress import Progress
+from batchverify.records import CACHED_REASONS, Reason, Skipped
+from batchverify.segments import Entry
+
+log = logging.getLogger(__name__)
+
+IMAGE_CHUNK = 128
+# Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
+QUEUED_PER_WORKER = 1
+PATIENCE_SECONDS = 300.0
+STRIKES = 2
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """Images on their way: indices into the gallery. strikes: workers lost with exactly these images."""
+
+    indices: list[int]
+    strikes: int = 0
+
+    def halves(self) -> list[_Chunk]:
+        """Two smaller suspects, or the same one with a strike more."""
+        if len(self.indices) == 1:
+            return [_Chunk(self.indices, self.strikes + 1)]
+        middle = len(self.indices) // 2
+        return [_Chunk(self.indices[:middle]), _Chunk(self.indices[middle:])]
+
+
+@dataclass(eq=False)
+class _Embedding:
+    """Images of a loaded chunk that wait for, or are with, the embedder. places: among the loaded images."""
+
+    loaded: Job
+    places: list[int]
+    indices: list[int]
+    keys: list[bytes]
+
+
+@dataclass
+class ImageRun:
+    """Embeds the images of a run: what the cache has is taken from it, equal bytes are embedded once.
+
+    A worker that dies costs its chunk: the images are tried again in halves until the one that kills
+    workers is alone; after two strikes it is `crashed`. On Ctrl-C what is with the embedder is finished
+    and committed.
+    """
+
+    engine: Engine
+    references: Sequence[str | Skipped]
+    cache: EmbeddingCache | None
+    progress: Progress
+    gallery: Gallery = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gallery = Gallery(len(self.references))
+        self._owners: dict[bytes, int] = {}
+        self._waiting: dict[bytes, list[int]] = {}
+        self._to_load: deque[_Chunk] = deque()
+        self._to_embed: deque[_Embedding] = deque()
+        self._loading: dict[Job, _Chunk] = {}
+        self._embedding: dict[Job, _Embedding] = {}
+
+    def run(self) -> Gallery:
+        """Embed everything; returns when the fate of every image is known and committed."""
+        self.progress.total = len(self.references)
+        self._plan()
+        try:
+            while self._to_load or self._to_embed or self._loading or self._embedding:
+                self._submit()
+                for job in self._wait():
+                    self._finish(job)
+                self.progress.show()
+        except KeyboardInterrupt:
+            self._drain()
+            raise
+        finally:
+            if self.cache is not None:
+                self.cache.commit()
+        return self.gallery
+
+    def _plan(self) -> None:
+        wanted = []
+        for index, reference in enumerate(self.references):
+            if isinstance(reference, Skipped):
+                self._fail(index, reference)
+            else:
+                wanted.append(index)
+        self._to_load.extend(
+            _Chunk(wanted[start : start + IMAGE_CHUNK]) for start in range(0, len(wanted), IMAGE_CHUNK)
+        )
+
+    def _submit(self) -> None:
+        workers = self.engine.workers
+        while self._to_embed and len(self._embedding) < workers.count * (1 + QUEUED_PER_WORKER):
+            each = self._to_embed.popleft()
+            self._embedding[self.engine.embed(each.loaded, each.places, each.keys)] = each
+        room = workers.loaders + workers.count - len(self._to_embed)
+        while self._to_load and len(self._loading) < min(workers.loaders, room):
+            chunk = self._to_load.popleft()
+            references = [str(self.references[index]) for index in chunk.indices]
+            self._loading[self.engine.load(references)] = chunk
+
+    def _wait(self) -> list[Job]:
+        jobs = [*self._loading, *self._embedding]
+        done = self.engine.wait(jobs, timeout=PATIENCE_SECONDS)
+        if not done:
+            self.progress.say(
+                f"no progress for {PATIENCE_SECONDS:.0f} s: waiting for {len(self._loading)} chunks to load and "
+                f"{len(self._embedding)} to be embedded, the first with {self._first_reference()}"
+            )
+        return done
+
+    def _first_reference(self) -> str:
+        indices = [each.indices[0] for each in (*self._embedding.values(), *self._loading.values())]
+        return str(self.references[indices[0]])
+
+    def _finish(self, job: Job) -> None:
+        if job in self._loading:
+            self._finish_load(job, self._loading.pop(job))
+        else:
+            self._finish_embed(job, self._embedding.pop(job))
+
+    def _finish_load(self, job: Job, chunk: _Chunk) -> None:
+        try:
+            loaded: Loaded = self.engine.result(job)
+        except WorkerLostError as exc:
+            self._strike(chunk, exc)
+            return
+        done = len(loaded.keys)
+        if done < len(chunk.indices):
+            self._to_load.appendleft(_Chunk(chunk.indices[done:]))
+        wanted = self._take(loaded, chunk.indices)
+        if wanted:
+            places = [loaded.missing.index(position) for position in wanted]
+            indices = [chunk.indices[position] for position in wanted]
+            keys = [loaded.keys[position] or b"" for position in wanted]
+            self._to_embed.append(_Embedding(job, places, indices, keys))
+
+    def _take(self, loaded: Loaded, indices: Sequence[int]) -> list[int]:
+        """Settle what a load settled; returns the positions that are to be embedded."""
+        wanted = []
+        for position, key in enumerate(loaded.keys):
+            index = indices[position]
+            if position in loaded.found:
+                self._settle_found(index, loaded.found[position])
+            elif position in loaded.skipped:
+                self._settle_skipped(index, key, loaded.skipped[position])
+            elif key is not None and key in self._owners:
+                self._share_owner(index, key)
+            elif key is not None and position in loaded.missing:
+                self._owners[key] = index
+                wanted.append(position)
+        return wanted
+
+    def _settle_found(self, index: int, entry: Entry) -> None:
+        if entry.skipped is not None:
+            self._fail(index, entry.skipped)
+        elif entry.vector is not None:
+            self.gallery.put(index, entry.vector)
+            self.progress.cached += 1
+
+    def _settle_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
+        self._fail(index, skipped)
+        if key is not None:
+            self._owners.setdefault(key, index)
+            self._remember([Entry(key, None, skipped=skipped)])
+
+    def _share_owner(self, index: int, key: bytes) -> None:
+        """An image with the bytes of an earlier one: it gets the same result, now or later."""
+        if self.gallery.known(self._owners[key]):
+            self._copy(self._owners[key], index)
+        else:
+            self._waiting.setdefault(key, []).append(index)
+
+    def _copy(self, source: int, index: int) -> None:
+        self.gallery.copy(source, index)
+        if self.gallery.codes[index]:
+            self.progress.failed += 1
+        else:
+            self.progress.cached += 1
+
+    def _finish_embed(self, job: Job, each: _Embedding) -> None:
+        try:
+            entries: list[Entry] = self.engine.result(job)
+        except WorkerLostError as exc:
+            for key in each.keys:
+                del self._owners[key]
+            self._strike(_Chunk(each.indices, getattr(each, "strikes", 0)), exc)
+            return
+        for index, entry in zip(each.indices, entries, strict=True):
+            if entry.skipped is not None:
+                self._fail(index, entry.skipped)
+            elif entry.vector is not None:
+                self.gallery.put(index, entry.vector)
+                self.progress.embedded += 1
+            for other in self._waiting.pop(entry.key, []):
+                self._copy(index, other)
+        self._remember(entries)
+
+    def _strike(self, chunk: _Chunk, exc: WorkerLostError) -> None:
+        """A worker died with these images: look closer, or call the last suspect `crashed`."""
+        for suspect in chunk.halves():
+            if suspect.strikes >= STRIKES:
+                self._fail(suspect.indices[0], Skipped(Reason.CRASHED, f"killed its worker {STRIKES} times: {exc}"))
+            else:
+                self._to_load.append(suspect)
+
+    def _fail(self, index: int, skipped: Skipped) -> None:
+        self.gallery.fail(index, skipped)
+        self.progress.failed += 1
+
+    def _remember(self, entries: Sequence[Entry]) -> None:
+        if self.cache is not None:
+            self.cache.append(
+                entry for entry in entries if entry.skipped is None or entry.skipped.reason in CACHED_REASONS
+            )
+
+    def _drain(self) -> None:
+        """After Ctrl-C: take in what the embedder has in hand; a second Ctrl-C goes without."""
+        if self._embedding:
+            self.progress.say("stopping: what is being embedded is finished and kept (Ctrl-C again to drop it)")
+        for job, each in list(self._embedding.items()):
+            self._finish_embed(job, each)
+
+
+def score_pairs(
+    engine: Engine, blocks: Iterator[Block], gallery: Gallery
+) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
+    """Score blocks of pairs on the workers; yields each with (probability, similarity) of its usable pairs, in order."""
+    engine.share(gallery.vectors)
+    window: deque[tuple[Block, Job]] = deque()
+    for block in blocks:
+        usable = gallery.usable(block.a, block.b)
+        window.append((block, engine.score(block.a[usable], block.b[usable])))
+        if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
+            yield _scored(engine, *window.popleft())
+    while window:
+        yield _scored(engine, *window.popleft())
+
+
+def _scored(engine: Engine, block: Block, job: Job) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
+    return block, engine.result(job)
