@@ -46,6 +46,19 @@ class Listed:
     path: Path | None
     fingerprint: str | None
 
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**vars(self), "path": str(self.path) if self.path else None}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        where = str(self.path) if self.path else "not on this machine; fetched when first used"
+        return [
+            f"{self.name}: {self.note}",
+            f"  weights      {where}",
+            f"  fingerprint  {self.fingerprint or '-'}",
+        ]
+
 
 def packaged_weights() -> Path:
     """The 8-bit vggface2 weights that are part of this package."""
@@ -53,12 +66,12 @@ def packaged_weights() -> Path:
 
 
 def fingerprint(tensors: Tensors) -> str:
-    """SHA-256 over the sorted (name, shape, dtype, bytes) of `tensors` and the architecture's name, in hex."""
+    """SHA-256 over the sorted (name, shape, dtype, bytes) of `tensors` and the architecture, in hex."""
     digest = hashlib.sha256(ARCHITECTURE.encode())
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+        array = tensors[name]
         digest.update(f"\0{name}\0{array.shape}\0{array.dtype.str}\0".encode())
-        digest.update(array.data)
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -80,15 +93,19 @@ def quantise(tensors: Tensors) -> Tensors:
 
 
 def dequantise(stored: Tensors) -> Tensors:
-    """The float32 tensors that `quantise` stored: one multiplication each, the same bytes on every machine."""
+    """The float32 tensors that `quantise` stored: one multiplication each, the same bytes on every machine.
+
+    Tensors that are not int8 stay as they are. Raises `KeyError` for an int8 tensor without its scale,
+    `ValueError` for a scale of another length.
+    """
+    scales = {name + SCALE_SUFFIX for name, array in stored.items() if array.dtype == np.int8}
     tensors: Tensors = {}
     for name, array in stored.items():
-        if name.endswith(SCALE_SUFFIX):
-            continue
         if array.dtype == np.int8:
             scale = stored[name + SCALE_SUFFIX]
-            array = array.astype(np.float32) * scale.reshape((-1,) + (1,) * (array.ndim - 1))
-        tensors[name] = array
+            array = array.astype(np.float32) * scale.reshape((len(array),) + (1,) * (array.ndim - 1))
+        if name not in scales:
+            tensors[name] = array
     return tensors
 
 
@@ -109,16 +126,26 @@ def load_backbone(
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Read the embedding tensors, float32, of a `.safetensors` file or a torch state dict (never a pickle)."""
+    """Read the embedding tensors, float32, of a `.safetensors` file or a torch state dict (never a pickle).
+
+    Raises `ArtifactError` for a file that cannot be read or holds weights that are not finite.
+    """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such weights file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
     kept = {
-        name: np.asarray(array)
+        name: array
         for name, array in tensors.items()
         if not name.startswith("logits.") and not name.endswith("num_batches_tracked")
     }
-    return dequantise(kept)
+    try:
+        kept = {name: array.astype(np.float32, copy=False) for name, array in dequantise(kept).items()}
+    except (KeyError, ValueError, TypeError) as exc:
+        raise ArtifactError(f"{path}: 8-bit weights need a scale for every output channel: {exc}") from exc
+    for name, array in kept.items():
+        if not np.isfinite(array).all():
+            raise ArtifactError(f"{path}: tensor '{name}' holds values that are not finite")
+    return kept
 
 
 def list_backbones(weights: Path | None = None) -> list[Listed]:
@@ -153,8 +180,14 @@ def _weights_path(
     if name in PUBLISHED:
         return locate_weights(PUBLISHED[name], weights, progress=progress)
     if Path(name).suffix in {".pt", ".pth", ".safetensors"}:
+        if weights is not None:
+            raise UsageError(
+                f"--weights goes with --backbone {' or '.join(PUBLISHED)}, not with a file: {name}"
+            )
         return Path(name)
-    raise UsageError(f"unknown backbone '{name}': {', '.join([PACKAGED, *PUBLISHED])} or a .pt/.safetensors path")
+    raise UsageError(
+        f"unknown backbone '{name}': {', '.join([PACKAGED, *PUBLISHED])} or a .pt/.safetensors path"
+    )
 
 
 def _read_safetensors(path: Path) -> Tensors:
@@ -165,18 +198,36 @@ def _read_safetensors(path: Path) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError) as exc:
         raise ArtifactError(f"{path}: not a safetensors file: {exc}") from exc
+    except (KeyError, TypeError) as exc:  # bfloat16 and the 8-bit floats, by version
+        raise ArtifactError(f"{path}: a number format that numpy does not know: {exc}; use float32") from exc
 
 
 def _read_state_dict(path: Path) -> Tensors:
     import pickle
+    import struct
 
     import torch
 
+    damaged = (
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        struct.error,
+    )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in state.items()}
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError) as exc:
-        raise ArtifactError(f"{path}: not a torch state dict of tensors: {exc}") from exc
+        return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
+    except (pickle.UnpicklingError, AttributeError) as exc:
+        raise ArtifactError(
+            f"{path}: not a torch state dict (tensors by name, nothing else; a pickle is never run)"
+        ) from exc
+    except damaged as exc:  # what torch raises for cut and overwritten files
+        reason = str(exc).partition("\n")[0] or type(exc).__name__
+        raise ArtifactError(f"{path}: a damaged torch file: {reason}") from exc
 
 
 def build_network(backbone: Backbone) -> torch.nn.Module:
@@ -188,25 +239,26 @@ def build_network(backbone: Backbone) -> torch.nn.Module:
     from facenet_pytorch import InceptionResnetV1
 
     network = InceptionResnetV1(pretrained=None, classify=False).eval()
-    state: dict[str, Any] = {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
-    try:
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as exc:
-        raise ArtifactError(f"{backbone.name}: not the weights of {ARCHITECTURE}: {exc}") from exc
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
+    own = network.state_dict().items()
+    wanted = {name: each.shape for name, each in own if not name.endswith("num_batches_tracked")}
+    given = {name: each.shape for name, each in backbone.tensors.items()}
+    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    if wrong:
         raise ArtifactError(
-            f"{backbone.name}: not the weights of {ARCHITECTURE}: "
-            f"{len(missing)} tensors missing, {len(unexpected)} unknown, such as '{(missing + unexpected)[0]}'"
+            f"{backbone.name}: not the weights of {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown "
+            f"or of another shape, such as '{wrong[0]}'"
         )
+    tensors = {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
+    network.load_state_dict(tensors, strict=False)  # num_batches_tracked alone is missing
     return network.requires_grad_(False)
 
 
-def fold_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
+def fold_batch_norm(network: Any) -> torch.nn.Module:
     """Fold every batch-norm into the convolution or linear layer before it; the function stays the same."""
     import torch
     from torch.nn.utils import fusion
 
+    module: Any
     for module in network.modules():
         if hasattr(module, "conv") and hasattr(module, "bn"):
             module.conv = fusion.fuse_conv_bn_eval(module.conv, module.bn)

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +18,16 @@ from batchverify.locations import Location
 from batchverify.records import Skipped
 from batchverify.segments import (
     DAMAGE,
-    ROW_GROUP,
+    DIMENSION,
     Entry,
     Provenance,
+    failure_schema,
     failure_table,
+    read_rows,
     read_segment,
     short_keys,
-    table_entries,
     table_failures,
+    vector_schema,
     vector_table,
     write_segment,
 )
@@ -53,6 +56,7 @@ class KeyIndex:
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Positions of 32-byte keys in this index, -1 where absent: (K,) int64."""
+        # Fixed width: numpy drops trailing zero bytes when it shows such a string, not when it compares two.
         wanted = np.array([key[:16] for key in keys], dtype="S16")
         if not len(self.keys):
             return np.full(len(wanted), -1, np.int64)
@@ -76,12 +80,16 @@ class EmbeddingCache:
         index: KeyIndex | None = None,
         run_id: str = "",
         compute_path: str = "",
+        commit_rows: int = COMMIT_ROWS,
+        commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
         self.root = Location.parse(str(root))
         self.fingerprint = fingerprint
         self.folder = self.root.join(VERSION, fingerprint.id)
         self.provenance = Provenance(fingerprint.id, run_id, compute_path)
         self.bad_segments: set[str] = set()
+        self._dimension = int(fingerprint.document.get("dimension", DIMENSION))
+        self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
         self._pending: list[Entry] = []
         self._last_commit = time.monotonic()
         self._index = index
@@ -94,26 +102,26 @@ class EmbeddingCache:
     def create(self) -> None:
         """Make the folders and state the fingerprint; stale staging files of killed writers are swept."""
         try:
-            self.root.make_folder()
+            for folder in (self.root, self.folder.parent, self.folder):
+                folder.make_folder()
             for name in ("data", "fail", "tmp"):
                 self.folder.join(name).make_folder()
             self._state_fingerprint()
             self._sweep()
         except OSError as exc:
-            raise ArtifactError(
-                f"{self.root}: the cache cannot be used ({exc}); choose another place with --cache or use --no-cache"
-            ) from exc
+            raise self._unusable(exc) from exc
 
     def refresh(self) -> KeyIndex:
         """List the segments and read their keys."""
         names, keys = [], []
-        for location, _ in self.folder.join("data").files():
-            table = self._read(location, columns=["key"])
+        schema = vector_schema(self._dimension)
+        for location in self._segments("data"):
+            table = self._read(location, schema, ["key"])
             if table is not None:
                 names.append(str(location))
                 keys.append(short_keys(table))
         lengths = [len(each) for each in keys]
-        # Stable: of several rows of one key the earliest segment's stays.
+        # The first of equal keys is kept: of several rows of one key the earliest segment's.
         sorted_keys, first = np.unique(np.concatenate([np.zeros(0, "S16"), *keys]), return_index=True)
         segment = np.repeat(np.arange(len(keys), dtype=np.int32), lengths)[first]
         row = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])[first]
@@ -123,96 +131,108 @@ class EmbeddingCache:
     def get_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """The entries of 32-byte `keys`, None where there is none. A vector beats a failure."""
         try:
-            return self._get_many(keys)
+            return self._get_many(self.index, keys)
         except FileNotFoundError:
             # A compactor replaced a segment after the index was read.
-            self.refresh()
-            return self._get_many(keys)
+            return self._get_many(self.refresh(), keys, gone_is_missing=True)
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Collect entries; they are committed once there are enough or a minute has passed."""
         self._pending.extend(entries)
-        if len(self._pending) >= COMMIT_ROWS or time.monotonic() - self._last_commit > COMMIT_SECONDS:
+        if (
+            len(self._pending) >= self._commit_rows
+            or time.monotonic() - self._last_commit > self._commit_seconds
+        ):
             self.commit()
 
     def commit(self) -> None:
-        """Write what was collected; when this returns it is durable."""
-        pending, self._pending = self._pending, []
+        """Write what was collected; when this returns it is durable. When it raises, nothing is forgotten."""
         self._last_commit = time.monotonic()
-        vectors = [entry for entry in pending if entry.vector is not None]
-        failures = [entry for entry in pending if entry.vector is None]
+        vectors = [entry for entry in self._pending if entry.vector is not None]
+        failures = [entry for entry in self._pending if entry.vector is None]
         staging = self.folder.join("tmp")
         try:
             if vectors:
                 table = vector_table(vectors, self.provenance.run_id)
                 write_segment(self.folder.join("data"), table, self.provenance, staging)
+            self._pending = failures
             if failures:
                 table = failure_table(failures, self.provenance.run_id)
                 write_segment(self.folder.join("fail"), table, self.provenance, staging)
+            self._pending = []
         except OSError as exc:
-            raise ArtifactError(f"{self.folder}: the cache could not be written: {exc}") from exc
+            raise self._unusable(exc) from exc
 
-    def _get_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        index = self.index
-        at = index.find(keys)
+    def _get_many(
+        self, index: KeyIndex, keys: Sequence[bytes], *, gone_is_missing: bool = False
+    ) -> list[Entry | None]:
         entries: list[Entry | None] = [
             Entry(key, None, skipped=index.failures[key]) if key in index.failures else None for key in keys
         ]
+        at = index.find(keys)
         present = np.flatnonzero(at >= 0)
         owners = index.segment[at[present]]
-        for segment in np.unique(owners):
+        for segment in np.unique(owners).tolist():
             wanted = present[owners == segment]
-            rows = index.row[at[wanted]]
-            found = self._read_rows(Location.parse(index.segments[segment]), rows, [keys[i] for i in wanted])
-            for position, entry in zip(wanted, found, strict=True):
-                entries[position] = entry or entries[position]
+            location = Location.parse(index.segments[segment])
+            found = self._read_rows(location, index.row[at[wanted]], gone_is_missing)
+            for position, entry in zip(wanted.tolist(), found, strict=False):
+                # The index knows half of each key.
+                if entry.key == keys[position]:
+                    entries[position] = entry
         return entries
 
-    def _read_rows(self, location: Location, rows: np.ndarray, keys: list[bytes]) -> list[Entry | None]:
-        """The entries at `rows` of a segment; all None when it is damaged."""
-        nothing: list[Entry | None] = [None] * len(keys)
-        groups = np.unique(rows // ROW_GROUP)
-        table = self._read(location, groups=groups.tolist(), gone_is_damage=False)
-        if table is None:
-            return nothing
-        at = np.searchsorted(groups, rows // ROW_GROUP) * ROW_GROUP + rows % ROW_GROUP
-        entries = table_entries(table.take(pa.array(at)))
-        if [entry.key for entry in entries] != keys:
-            self._mark_bad(location, ValueError("a row holds another key than the index says"))
-            return nothing
-        return list(entries)
+    def _read_rows(self, location: Location, rows: np.ndarray, gone_is_missing: bool) -> list[Entry]:
+        """The entries at `rows` of a segment; none when it is damaged."""
+        if str(location) in self.bad_segments:
+            return []
+        try:
+            return read_rows(location, self.fingerprint.id, self._dimension, rows)
+        except FileNotFoundError:
+            if gone_is_missing:
+                return []
+            raise
+        except DAMAGE as exc:
+            self._mark_bad(location, exc)
+            return []
 
     def _read(
-        self,
-        location: Location,
-        *,
-        columns: list[str] | None = None,
-        groups: list[int] | None = None,
-        gone_is_damage: bool = True,
+        self, location: Location, schema: pa.Schema, columns: list[str] | None = None
     ) -> pa.Table | None:
-        """A segment's table; None for one that is damaged, which is said once."""
+        """A segment's table; None for one that is gone or damaged, and damage is said once."""
         if str(location) in self.bad_segments:
             return None
         try:
-            return read_segment(location, self.fingerprint.id, columns=columns, groups=groups)
+            return read_segment(location, self.fingerprint.id, schema, columns=columns)
         except FileNotFoundError:
-            if gone_is_damage:
-                return None
-            raise
+            return None
         except DAMAGE as exc:
             self._mark_bad(location, exc)
             return None
 
     def _read_failures(self) -> dict[bytes, Skipped]:
+        """By key. The latest counts: an earlier one that still held would not have been tried again."""
         failures: dict[bytes, Skipped] = {}
-        for location, _ in self.folder.join("fail").files():
-            table = self._read(location)
+        for location in self._segments("fail"):
+            table = self._read(location, failure_schema())
             failures |= table_failures(table) if table is not None else {}
         return failures
 
+    def _segments(self, folder: str) -> list[Location]:
+        try:
+            return [file for file, _ in self.folder.join(folder).files() if file.suffix == ".parquet"]
+        except OSError as exc:
+            raise self._unusable(exc) from exc
+
     def _mark_bad(self, location: Location, exc: Exception) -> None:
         self.bad_segments.add(str(location))
-        log.warning("%s: damaged cache segment, passed over: %s", location, exc)
+        log.warning("%s: this cache segment is passed over, its images are embedded anew: %s", location, exc)
+
+    def _unusable(self, exc: OSError) -> ArtifactError:
+        return ArtifactError(
+            f"{self.root}: the cache cannot be used ({exc}); "
+            "choose another place with --cache or use --no-cache"
+        )
 
     def _state_fingerprint(self) -> None:
         stated = self.folder.join("fingerprint.json")
@@ -221,11 +241,15 @@ class EmbeddingCache:
             return
         with stated.filesystem.open_input_file(stated.path) as file:
             if file.read().decode(errors="replace") != self.fingerprint.canonical:
-                raise ArtifactError(f"{stated}: not the fingerprint that the folder's name stands for; move it away")
+                raise ArtifactError(
+                    f"{stated}: not the fingerprint that the folder's name stands for; move it away"
+                )
 
     def _sweep(self) -> None:
         if not self.folder.is_local:
             return
         for location, _ in self.folder.join("tmp").files():
-            if time.time() - os.stat(location.path).st_mtime > STALE_SECONDS:  # noqa: PTH116
-                os.unlink(location.path)  # noqa: PTH108
+            # Another process may publish or sweep the file in this very moment, or own it.
+            with suppress(OSError):
+                if time.time() - os.stat(location.path).st_mtime > STALE_SECONDS:  # noqa: PTH116
+                    os.unlink(location.path)  # noqa: PTH108

@@ -14,7 +14,7 @@ EXPECTED_FALSE_ACCEPTS = 10
 
 @dataclass(frozen=True)
 class RateThreshold:
-    """The threshold at which a share `far` of `pairs` different pairs is falsely accepted (scores below it)."""
+    """The threshold below which at most a share `far` of `pairs` different pairs scores (falsely accepted)."""
 
     far: float
     threshold: float

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import warnings
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from batchverify.records import Limits, Picture, Reason, Skipped
 
-# Formats that Pillow decodes by itself; EPS and friends would start other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# Formats that Pillow decodes by itself; EPS and friends would start other programs. JPEG opens MPO, too:
+# a name that Pillow opens under no plug-in of its own makes it fail at every format after it.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# What turns a picture upright, by its EXIF orientation; 1 is upright already.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
+_SHOWN = 160
 
 
 def decoder_set() -> str:
@@ -20,8 +36,13 @@ def decoder_set() -> str:
 
 
 def own_process() -> None:
-    """Switch Pillow's own size guard off in a process that is ours: `Limits.pixels` replaces it."""
+    """Quieten Pillow in a process that is ours.
+
+    Its own size guard goes, since `Limits.pixels` replaces it, and so do its warnings: they name no file,
+    and what matters of them comes back as a reason.
+    """
     Image.MAX_IMAGE_PIXELS = None
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
@@ -29,24 +50,30 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
 
     An image whose longer side exceeds `long_side` pixels is reduced to it; JPEGs are then decoded at a
     smaller scale to begin with (`draft`), never below twice `long_side`. Alpha is laid over white, 16-bit
-    values are scaled, of several frames the first is taken.
+    values are scaled, of several frames the first is taken. Raises `MemoryError`: that is no fault of the
+    image alone.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         original = image.size
         if original[0] * original[1] > limits.pixels:
-            return _too_large(f"{original[0]} x {original[1]} pixels", limits)
-        image.draft("RGB", (2 * long_side, 2 * long_side))
+            return _too_large(original, limits)
+        image.draft("RGB", _draft_size(original, long_side))
         image.load()
-        reduced = _reduce(_rgb(ImageOps.exif_transpose(image)), long_side)
-        return Picture(np.asarray(reduced), max(original) / max(reduced.size))
+        orientation = _orientation(image)
+        reduced = _reduce(_rgb(image), long_side)
+        upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
+        return Picture(np.asarray(upright), max(original) / max(upright.size))
     except Image.DecompressionBombError as exc:
-        return _too_large(str(exc), limits)
+        # Pillow's guard, in a process that is not ours; it says nothing about `limits`.
+        return Skipped(Reason.TOO_LARGE, _text(exc), f"Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        what = "not an image, or damaged at its start" if data else "the file is empty"
+        return _undecodable(f"{what} (read are {', '.join(FORMATS)})")
     except Exception as exc:  # noqa: BLE001  the seam to Pillow: damaged files raise some twenty types
-        message = str(exc).replace(repr(exc.args[-1]), "") if "BytesIO" in str(exc) else str(exc)
-        return Skipped(Reason.UNDECODABLE, message.strip() or type(exc).__name__, decoder_set())
+        return _undecodable(_text(exc))
 
 
 def too_large_dependence(limits: Limits) -> str:
@@ -54,29 +81,54 @@ def too_large_dependence(limits: Limits) -> str:
     return f"{limits.pixels} pixels"
 
 
-def _too_large(what: str, limits: Limits) -> Skipped:
-    message = f"{what}, the limit is {limits.pixels / 1e6:g} megapixels"
+def _too_large(size: tuple[int, int], limits: Limits) -> Skipped:
+    message = f"{size[0]} x {size[1]} pixels, the limit is {limits.pixels / 1e6:g} megapixels"
     return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
+
+
+def _undecodable(message: str) -> Skipped:
+    return Skipped(Reason.UNDECODABLE, message, decoder_set())
+
+
+def _text(exc: Exception) -> str:
+    """One short line, the same in every run: no addresses of objects."""
+    text = " ".join(_OBJECT.sub("the data", str(exc)).split())
+    return text[:_SHOWN] or type(exc).__name__
+
+
+def _draft_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """The smallest size, (width, height), that the draft decoder may go down to."""
+    share = min(2 * long_side / max(size), 1)
+    return max(1, int(size[0] * share)), max(1, int(size[1] * share))
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF orientation, 1 to 8; anything else where there is none or the EXIF block is damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, SyntaxError, LookupError, TypeError, ValueError, struct.error):
+        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB."""
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_high_depth(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_high_depth(image: Image.Image) -> Image.Image:
-    """16-bit and 32-bit greys: values above 255 are taken as 16-bit."""
-    values = np.asarray(image).astype(np.float32)
-    if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-        values = values / 257
+    """Greys of 16 and 32 bits: values above 255 are taken as 16-bit, floats in 0..1 as shares of white."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    peak = values.max(initial=0)
+    if image.mode.startswith("I;16") or peak > 255:
+        values /= np.float32(257)
+    elif image.mode == "F" and peak <= 1:
+        values *= np.float32(255)
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
 
 
@@ -84,5 +136,5 @@ def _reduce(image: Image.Image, long_side: int) -> Image.Image:
     factor = long_side / max(image.size)
     if factor >= 1:
         return image
-    size = tuple(max(1, round(side * factor)) for side in image.size)
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)

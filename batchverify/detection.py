@@ -1,4 +1,4 @@
-"""Face detection: facenet-pytorch's P-, R- and O-networks around batched resampling, and the choice of one face."""
+"""Face detection: facenet-pytorch's three networks around batched resampling, and the choice of one face."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ class FaceDetector:
         boxes = [self._propose(image) for image in images]
         sums = [integral(image) if len(found) else None for image, found in zip(images, boxes, strict=True)]
         refined = self._classify(self.refine, 24, REFINE_BLOCK, sums, boxes)
-        boxes = [_refined(found, *outputs) for found, outputs in zip(boxes, refined, strict=True)]
+        boxes = [
+            _refined(found, *outputs, *image.shape[:2])
+            for image, found, outputs in zip(images, boxes, refined, strict=True)
+        ]
         final = self._classify(self.output, 48, OUTPUT_BLOCK, sums, boxes)
         return [_final(found, *outputs) for found, outputs in zip(boxes, final, strict=True)]
 
@@ -131,7 +134,7 @@ class FaceDetector:
 
 
 def integral(image: np.ndarray) -> np.ndarray:
-    """Summed-area table of an image: (H + 1, W + 1, 3), a zero first row and column, int32 where that holds it."""
+    """Summed-area table of an image: (H + 1, W + 1, 3) int32 or int64, its first row and column zero."""
     height, width = image.shape[:2]
     kind = np.int32 if height * width * 255 < 2**31 else np.int64
     sums = np.zeros((height + 1, width + 1, 3), kind)
@@ -164,7 +167,9 @@ def _bins(low: np.ndarray, high: np.ndarray, size: int) -> tuple[np.ndarray, np.
     return low[:, None] + cell * extent // size, low[:, None] - (-(cell + 1) * extent // size)
 
 
-def _fill(patches: np.ndarray, sums: Sequence[np.ndarray | None], owners: np.ndarray, boxes: np.ndarray) -> None:
+def _fill(
+    patches: np.ndarray, sums: Sequence[np.ndarray | None], owners: np.ndarray, boxes: np.ndarray
+) -> None:
     """Write the candidates of a block, image by image (owners are sorted)."""
     for owner in np.unique(owners):
         table = sums[owner]
@@ -174,7 +179,7 @@ def _fill(patches: np.ndarray, sums: Sequence[np.ndarray | None], owners: np.nda
 
 
 def _cells(shifts: torch.Tensor, scores: torch.Tensor, scale: float) -> torch.Tensor:
-    """Cells above the threshold, after suppression: (K, 9) box, score, shifts. (4, h, w) and (h, w) come in."""
+    """Cells above the threshold, after suppression: (4, h, w), (h, w) to (K, 9) box, score, shifts."""
     shifts, scores = shifts.cpu(), scores.cpu()
     mask = scores >= THRESHOLDS[0]
     corner = mask.nonzero().float().flip(1)  # (K, 2) x y
@@ -204,12 +209,14 @@ def _regress(boxes: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     return boxes + shifts * extent
 
 
-def _refined(boxes: torch.Tensor, shifts: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Second stage's outcome for one image: (K, 4) square boxes."""
+def _refined(
+    boxes: torch.Tensor, shifts: torch.Tensor, scores: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """Second stage's outcome for one image: (K, 4) square boxes, each with a pixel of the image at least."""
     kept = scores > THRESHOLDS[1]
     boxes, shifts, scores = boxes[kept], shifts[kept], scores[kept]
     picked = nms(boxes, scores, 0.7)
-    return _square(_regress(boxes[picked], shifts[picked]))
+    return _clipped(_square(_regress(boxes[picked], shifts[picked])), height, width)
 
 
 def _final(boxes: torch.Tensor, shifts: torch.Tensor, scores: torch.Tensor) -> Detections:

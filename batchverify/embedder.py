@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from batchverify.backbones import DIMENSION, PACKAGED, Backbone, build_network, fold_batch_norm, load_backbone
 from batchverify.crops import FACE_SIZE, Face, box_face, fixed_face
 from batchverify.detection import Detections, FaceDetector, choose_face
-from batchverify.errors import UsageError
+from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
 
@@ -43,11 +44,19 @@ class Embedded:
 
 
 def resolve_device(device: str) -> str:
-    """`auto`, `cpu` or `cuda` (`cuda:1`) to a device that is here; a GPU asked for and absent is an error."""
+    """`auto`, `cpu` or `cuda` (`cuda:1`) to a device that is here.
+
+    Raises `UsageError` for another word and for a GPU that is absent.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: this machine has no CUDA device that torch {torch.__version__} can use")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got '{device}'")
+    number = int(device.partition(":")[2] or 0)
+    if device != "cpu" and number >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {device}: this machine has no such CUDA device that torch {torch.__version__} can use"
+        )
     return device
 
 
@@ -70,7 +79,7 @@ class Embedder:
 
     def __init__(
         self,
-        backbone: str | Backbone = PACKAGED,
+        backbone: str | Path | Backbone = PACKAGED,
         *,
         crop: str = "detect",
         margin: int = DEFAULT_MARGIN,
@@ -80,15 +89,18 @@ class Embedder:
         batch_size: int | None = None,
         numbers: str = "auto",
     ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         self.settings = EmbeddingSettings(crop, margin, tta)
         self.device = resolve_device(device)
         self.batch_size = batch_size or (GPU_BATCH if self.device.startswith("cuda") else CPU_BATCH)
-        if isinstance(backbone, str):
-            backbone = load_backbone(backbone, Path(weights) if weights else None)
+        if not isinstance(backbone, Backbone):
+            backbone = load_backbone(str(backbone), Path(weights) if weights else None)
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
         self._dtype = _number_class(numbers, self.device)
         network = fold_batch_norm(build_network(backbone))
-        self._network = network.to(self.device, self._dtype, memory_format=torch.channels_last)
+        network = network.to(self.device, self._dtype)
+        self._network = network.to(memory_format=torch.channels_last)
         self._detector = FaceDetector(device=self.device) if crop == "detect" else None
 
     @property
@@ -97,7 +109,12 @@ class Embedder:
         return f"{self.device} {str(self._dtype).removeprefix('torch.')} eager, batches of {self.batch_size}"
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Embedded:
-        """Embed pictures, each (H, W, 3) uint8 RGB, upright, of any size."""
+        """Embed pictures, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for other arrays."""
+        for index, picture in enumerate(pictures):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+                raise UsageError(
+                    f"picture {index}: must be (H, W, 3) uint8 RGB, got {picture.shape} {picture.dtype}"
+                )
         return self.embed_faces(self.find_faces(pictures))
 
     def find_faces(self, pictures: Sequence[np.ndarray]) -> list[Face | Skipped]:
@@ -133,9 +150,13 @@ class Embedder:
 
     @torch.inference_mode()
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """The backbone alone: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows."""
+        """The backbone alone: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
+
+        Raises `BatchverifyError` where the number format overflows: never a vector that is no number.
+        """
         rows = [
-            self._batch(pixels[start : start + self.batch_size]) for start in range(0, len(pixels), self.batch_size)
+            self._batch(pixels[start : start + self.batch_size])
+            for start in range(0, len(pixels), self.batch_size)
         ]
         return np.concatenate(rows) if rows else np.zeros((0, DIMENSION), np.float32)
 
@@ -148,7 +169,10 @@ class Embedder:
         vectors = self._network(inputs).float()
         if self.settings.tta == "flip":
             vectors = vectors + self._network(inputs.flip(3)).float()
-        return torch.nn.functional.normalize(vectors).cpu().numpy()[: len(pixels)]
+        rows = torch.nn.functional.normalize(vectors).cpu().numpy()[: len(pixels)]
+        if not np.isfinite(rows).all():
+            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.compute_path})")
+        return rows
 
     def _chosen(self, picture: np.ndarray, found: Detections) -> Face | Skipped:
         nothing = Skipped(Reason.NO_FACE, "the detector found no face")

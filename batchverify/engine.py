@@ -24,7 +24,7 @@ MOST_WORKERS = 8
 class WorkPlan:
     """What a worker needs, in any process: paths and options only, nothing large.
 
-    backbone, weights, batch_size, device, numbers: as `Embedder` takes them. head: path or URI of the head.
+    backbone, weights, batch_size, device, numbers: as `Embedder` takes them.
     """
 
     load: LoadPlan
@@ -33,7 +33,6 @@ class WorkPlan:
     device: str = "auto"
     batch_size: int | None = None
     numbers: str = "auto"
-    head: str | None = None
 
     def embedder(self) -> Any:
         """Build the embedder; torch is imported here."""
@@ -91,8 +90,8 @@ class Engine(Protocol):
     def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
         """Embed images of a finished load by their places among its images: a list of `Entry`."""
 
-    def share(self, vectors: np.ndarray) -> None:
-        """Make the (N, 512) float16 vectors known to all workers before pairs are scored."""
+    def share(self, head: Any, vectors: np.ndarray) -> None:
+        """Make the head and the (N, 512) float16 vectors known to all workers before pairs are scored."""
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Job:
         """Score pairs of indices into the shared vectors: (probability, similarity)."""
@@ -121,6 +120,7 @@ class LocalEngine:
         self._loader = Loader(plan.load, index)
         self._load_pool = ThreadPoolExecutor(self.workers.loaders, "load")
         self._work_pool = ThreadPoolExecutor(self.workers.count, "work", initializer=self._start_worker)
+        self._head: Any = None
         self._vectors = np.zeros((0, 0), np.float16)
         self._used_embedder = False
 
@@ -136,13 +136,13 @@ class LocalEngine:
             self._used_embedder = self._embedder is not None
         return Job(self._work_pool.submit(embed_images, self._embedder, images, keys))
 
-    def share(self, vectors: np.ndarray) -> None:
+    def share(self, head: Any, vectors: np.ndarray) -> None:
         """See `Engine`."""
-        self._vectors = vectors
+        self._head, self._vectors = head, vectors
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Job:
         """See `Engine`."""
-        return Job(self._work_pool.submit(self._score, self._head, a, b))
+        return Job(self._work_pool.submit(self._score, a, b))
 
     def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
         """See `Engine`."""
@@ -177,14 +177,8 @@ class LocalEngine:
     def _embedder(self) -> Any:
         return self.plan.embedder()
 
-    @cached_property
-    def _head(self) -> Any:
-        from batchverify.head import Head
-
-        return Head.load(str(self.plan.head))
-
-    def _score(self, head: Any, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores: tuple[np.ndarray, np.ndarray] = head(self._vectors[a], self._vectors[b])
+    def _score(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores: tuple[np.ndarray, np.ndarray] = self._head(self._vectors[a], self._vectors[b])
         return scores
 
 
@@ -204,4 +198,3 @@ def _gpus(device: str) -> int:
     import torch
 
     return torch.cuda.device_count() if device in ("auto", "cuda") else 1
-

@@ -39,8 +39,11 @@ class EmbeddingSettings:
             raise UsageError(f"crop must be one of {', '.join(CROPS)}, got '{self.crop}'")
         if self.tta not in TTA:
             raise UsageError(f"tta must be one of {', '.join(TTA)}, got '{self.tta}'")
-        if not 0 <= self.margin <= 120:
-            raise UsageError(f"margin must lie between 0 and 120 of 160 pixels, got {self.margin}")
+        # 44.0 would be another document, and so another cache, than 44.
+        if not isinstance(self.margin, int) or not 0 <= self.margin <= 120:
+            raise UsageError(
+                f"margin must be a whole number between 0 and 120 of 160 pixels, got {self.margin!r}"
+            )
 
     @property
     def working_side(self) -> int:
@@ -91,13 +94,17 @@ class EmbeddingFingerprint:
         mine, theirs = _flat(self.document), _flat(other.document)
         names = sorted(mine.keys() | theirs.keys())
         differing = [name for name in names if mine.get(name) != theirs.get(name)]
-        return "; ".join(f"{name} {_short(mine.get(name))} against {_short(theirs.get(name))}" for name in differing)
+        return "; ".join(
+            f"{name} {_short(mine.get(name))} against {_short(theirs.get(name))}" for name in differing
+        )
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in document.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        # An empty mapping is a value like others, lest a difference go unsaid.
+        nested = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
 
 

@@ -45,7 +45,12 @@ class Head:
         """Score N pairs of (N, 512) float16 or float32 embeddings.
 
         Returns (probability, similarity), each (N,) float32: P(different) and the cosine.
+        Raises `UsageError` for arrays of other shapes.
         """
+        if a.shape != b.shape or a.shape[1:] != self.weights.shape:
+            raise UsageError(
+                f"the head takes two arrays (N, {len(self.weights)}), got {a.shape} and {b.shape}"
+            )
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
         for start in range(0, len(a), BLOCK):
             rows = slice(start, start + BLOCK)
@@ -75,7 +80,7 @@ class Head:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def check(self, embedding: EmbeddingFingerprint) -> None:
-        """Refuse embeddings of another fingerprint with an `ArtifactError` that says which settings differ."""
+        """Refuse embeddings of another fingerprint with an `ArtifactError` that says what differs."""
         if self.embedding.id != embedding.id:
             raise ArtifactError(
                 f"the head was trained for other embeddings: {self.embedding.difference(embedding)} "
@@ -135,12 +140,16 @@ class Head:
         try:
             tensors = load(data)
             about = json.loads(_metadata(data))
+            weights, bias = np.array(tensors["weights"], np.float32), float(tensors["bias"].item())
             if about["format"] != FORMAT or about["feature"] not in FEATURES:
-                raise ArtifactError(f"{name}: made by another version of batchverify ({about.get('version')})")
-            calibration = (about["calibration"]["slope"], about["calibration"]["offset"])
-            return cls(about["feature"], tensors["weights"], float(tensors["bias"][0]), calibration, about)
-        except (SafetensorError, KeyError, ValueError, TypeError) as exc:
+                raise ArtifactError(f"{name}: a head of another version of batchverify ({about['version']})")
+            calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
+            _check_about(about, weights)
+        except (SafetensorError, LookupError, ValueError, TypeError) as exc:
             raise ArtifactError(f"{name}: not a head of batchverify: {exc}") from exc
+        if not np.isfinite([*weights, bias, *calibration]).all():
+            raise ArtifactError(f"{name}: the head holds numbers that are not finite")
+        return cls(about["feature"], weights, bias, calibration, about)
 
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
@@ -170,3 +179,13 @@ def _metadata(data: bytes) -> str:
     """The JSON in a safetensors header: 8 bytes of length, then the header."""
     length = int.from_bytes(data[:8], "little")
     return str(json.loads(data[8 : 8 + length])["__metadata__"][METADATA_KEY])
+
+
+def _check_about(about: dict[str, Any], weights: np.ndarray) -> None:
+    """Look up everything that a run will ask of the metadata: a head fails when it is read or not at all."""
+    if weights.shape != (about["embedding"]["dimension"],):
+        raise ValueError(f"its weights are {weights.shape}, its embeddings {about['embedding']['dimension']}")
+    stored = about["thresholds"]
+    rates = [(float(each["far"]), float(each["threshold"])) for each in stored["far"]]
+    if not np.isfinite([float(stored["best_f1"]), int(stored["different_pairs"]), *sum(rates, ())]).all():
+        raise ValueError("its thresholds are not finite")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -12,14 +13,19 @@ from batchverify.errors import UsageError
 from batchverify.locations import REMOTE_SCHEMES, Location, scheme_of
 from batchverify.records import Limits, Reason, Skipped
 
+_DATA_URI = re.compile(r"data:[^/]*(/[^/]*)?[;,]", re.IGNORECASE)
+# Cells come back in messages; a data: URI may hold megabytes.
+_SHOWN = 120
+
 
 @dataclass(frozen=True)
 class ImageRoot:
     """Where the relative paths of a manifest start.
 
-    A root that the user named (`fenced`) is a fence: nothing outside it is read. The manifest's own folder
-    is none: `../pictures/a.jpg` and absolute paths are fine in a local manifest. A manifest in an object
-    store never reads this machine's files.
+    A root that the user named (`fenced`) is a fence: no path outside it is read (symbolic links inside it
+    are followed: whoever owns the folder made them). The manifest's own folder is none:
+    `../pictures/a.jpg` and absolute paths are fine in a local manifest. A manifest in an object store
+    never reads this machine's files. URIs of the root's scheme inherit its options (endpoint, region).
     """
 
     root: Location
@@ -29,32 +35,36 @@ class ImageRoot:
         """A manifest cell as an absolute path or URI, or the reason why it is refused."""
         if cell is None or not cell.strip():
             return Skipped(Reason.NOT_FOUND, "the cell is empty")
-        if "\0" in cell:
-            return Skipped(Reason.FORBIDDEN, "the path holds a NUL character")
-        scheme = scheme_of(cell)
+        scheme = "data" if _DATA_URI.match(cell) else scheme_of(cell)
         if scheme and scheme not in ("file", *REMOTE_SCHEMES):
-            return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {cell}")
+            return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {_short(cell)}")
         try:
             location = self._absolute(cell, scheme)
         except UsageError as exc:
-            return Skipped(Reason.FORBIDDEN, str(exc))
+            return Skipped(Reason.FORBIDDEN, _short(str(exc)))
+        if "\0" in location.path:
+            return Skipped(Reason.FORBIDDEN, "the path holds a NUL character")
         if location.is_local and not self.root.is_local:
-            return Skipped(Reason.FORBIDDEN, f"a manifest in an object store names a local file: {cell}")
+            message = f"a local file, though the image root is in an object store: {_short(cell)}"
+            return Skipped(Reason.FORBIDDEN, message)
         if self.fenced and not self._inside(location):
-            return Skipped(Reason.FORBIDDEN, f"outside the image root {self.root}: {cell}")
+            return Skipped(Reason.FORBIDDEN, f"outside the image root {self.root}: {_short(cell)}")
         return str(location)
 
     def _absolute(self, cell: str, scheme: str) -> Location:
         if scheme:
-            return Location.parse(cell)
+            location = Location.parse(cell)
+            inherits = location.scheme == self.root.scheme and not location.query
+            return replace(location, query=self.root.query) if inherits else location
         if not self.root.is_local:
-            joined = Location("/" + cell) if cell.startswith("/") else self.root.join(cell).normal()
-            return joined
+            return Location(cell) if cell.startswith("/") else self.root.join(cell).normal()
         return Location(os.path.normpath(os.path.join(self.root.path, cell)))  # noqa: PTH118  lexical on purpose
 
     def _inside(self, location: Location) -> bool:
         fence = self.root.path.rstrip("/") + "/"
-        return location.scheme == self.root.scheme and location.path.startswith(fence)
+        # Other options may mean another server: equal bucket names would not be the same bucket.
+        same_store = (location.scheme, location.query) == (self.root.scheme, self.root.query)
+        return same_store and location.path.startswith(fence)
 
 
 def read_image(location: str, limits: Limits) -> bytes | Skipped:
@@ -65,7 +75,7 @@ def read_image(location: str, limits: Limits) -> bytes | Skipped:
         return _read_local(location, limits)
     except (FileNotFoundError, NotADirectoryError):
         return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
-    except (OSError, pa.ArrowException, UsageError) as exc:
+    except (OSError, ValueError, pa.ArrowException, UsageError) as exc:  # ValueError: NUL, lone surrogates
         return Skipped(Reason.UNREADABLE, f"{location}: {getattr(exc, 'strerror', None) or exc}")
 
 
@@ -79,7 +89,8 @@ def _read_local(path: str, limits: Limits) -> bytes | Skipped:
             return Skipped(Reason.UNREADABLE, f"{path}: {kind}")
         if status.st_size > limits.bytes:
             return _too_large(path, status.st_size, limits)
-        return file.read()
+        # Never past the size just judged: the file may grow, and some of /proc never end.
+        return file.read(status.st_size) or b""
 
 
 def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
@@ -88,6 +99,10 @@ def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
         if size > limits.bytes:
             return _too_large(str(location), size, limits)
         return file.read()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _too_large(where: str, size: int, limits: Limits) -> Skipped:

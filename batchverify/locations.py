@@ -1,4 +1,4 @@
-"""Local paths and object-store URIs through one door: parse, join, list, read, write complete or not at all."""
+"""Local paths and object-store URIs through one door: parse, join, list, write complete or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +17,23 @@ from pyarrow import fs
 
 from batchverify.errors import UsageError
 
-REMOTE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
+REMOTE_SCHEMES = ("s3", "gs", "gcs")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")
-_QUERY = re.compile(r"\?[a-z_]+=[^/]*$")
+_BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
+# Keys may hold question marks (`photo.php?id=7.jpg`): only the names of pyarrow's options start options.
+_OPTIONS = (
+    "region|scheme|endpoint_override|allow_delayed_open|allow_bucket_creation|allow_bucket_deletion|"
+    "tls_ca_file_path|tls_ca_dir_path|tls_verify_certificates|smart_defaults|retry_limit_seconds|project_id"
+)
+_QUERY = re.compile(rf"\?(?:{_OPTIONS})=[^?]*$")
+# What a file system takes from the environment when it is made: another value, another file system.
+_ENVIRONMENT = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_REGION",
+)
 
 
 def scheme_of(text: str) -> str:
@@ -29,7 +43,7 @@ def scheme_of(text: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _file_system(scheme: str, bucket: str, query: str) -> fs.FileSystem:
+def _file_system(scheme: str, bucket: str, query: str, environment: tuple[str | None, ...]) -> fs.FileSystem:
     try:
         return fs.FileSystem.from_uri(f"{scheme}://{bucket}{query}")[0]
     except (pa.ArrowException, OSError, ValueError) as exc:
@@ -48,7 +62,8 @@ class Location:
     def parse(cls, text: str | os.PathLike[str]) -> Location:
         """Parse a path or URI; options follow a question mark (`s3://bucket/key?endpoint_override=…`).
 
-        Raises `UsageError` for schemes other than file, s3, gs, gcs, abfs and abfss.
+        Keys are taken as they stand, without percent-decoding; empty, `.` and `..` parts are resolved.
+        Raises `UsageError` for schemes other than file, s3, gs and gcs, and for URIs without a bucket.
         """
         text = os.fspath(text)
         scheme = scheme_of(text)
@@ -56,14 +71,28 @@ class Location:
             return cls(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  lexical, "~" in a name kept
         rest = text[len(scheme) + 3 :]
         if scheme == "file":
-            return cls(os.path.abspath(unquote("/" + rest.split("/", 1)[-1])))  # noqa: PTH100
+            return cls._of_file_uri(text, rest)
         if scheme not in REMOTE_SCHEMES:
-            raise UsageError(f"{text}: scheme '{scheme}' is not supported (local paths, file, {', '.join(REMOTE_SCHEMES)})")
+            known = ", ".join(REMOTE_SCHEMES)
+            raise UsageError(f"{text}: scheme '{scheme}' is not supported (local paths, file, {known})")
         query = _QUERY.search(rest)
-        return cls(rest[: query.start()] if query else rest, scheme, query.group(0) if query else "").normal()
+        path = rest[: query.start()] if query else rest
+        if not _BUCKET.fullmatch(path.split("/", 1)[0]):
+            # The text is not repeated: what stands before the bucket may be a secret.
+            raise UsageError(f"{scheme}://…: a bucket's name must follow; keys belong in the environment")
+        return cls(path, scheme, query.group(0) if query else "").normal()
+
+    @classmethod
+    def _of_file_uri(cls, text: str, rest: str) -> Location:
+        host, slash, path = rest.partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise UsageError(f"{text}: three slashes and an absolute path must follow 'file:'")
+        return cls(os.path.abspath("/" + unquote(path).lstrip("/")))  # noqa: PTH100
 
     def normal(self) -> Location:
         """Without empty, `.` and `..` parts; the bucket is never left."""
+        if self.is_local:
+            return Location(os.path.normpath(self.path))
         bucket, *keys = [part for part in self.path.split("/") if part not in ("", ".")]
         kept: list[str] = []
         for part in keys:
@@ -80,7 +109,8 @@ class Location:
         """The pyarrow file system that holds `path`."""
         if self.is_local:
             return fs.LocalFileSystem()
-        return _file_system(self.scheme, self.path.split("/", 1)[0], self.query)
+        environment = tuple(os.environ.get(name) for name in _ENVIRONMENT)
+        return _file_system(self.scheme, self.path.split("/", 1)[0], self.query, environment)
 
     @property
     def name(self) -> str:
@@ -94,8 +124,9 @@ class Location:
 
     @property
     def parent(self) -> Location:
-        """The folder that holds this."""
-        return Location(str(PurePosixPath(self.path).parent), self.scheme, self.query)
+        """The folder that holds this; of a bucket, and of the local root, itself."""
+        folder, slash, _ = self.path.rpartition("/")
+        return Location(folder or slash or self.path, self.scheme, self.query)
 
     def join(self, *parts: str) -> Location:
         """A file or folder below this one."""
@@ -139,7 +170,7 @@ class Location:
                 os.fsync(file.fileno())
             publish(temporary, Path(self.path))
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 temporary.unlink()
 
 

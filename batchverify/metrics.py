@@ -22,9 +22,9 @@ class Metrics:
 
 
 def best_f1(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
-    """The highest F1 any threshold gives, and the middle of the gap in which that threshold may lie.
+    """The highest F1 any threshold gives, and such a threshold, in the middle of the gap where it may lie.
 
-    labels: (N,) 0 or 1. probabilities: (N,).
+    labels: (N,) 0 or 1. probabilities: (N,), N > 0. `probabilities >= threshold` has exactly this F1.
     """
     order = np.argsort(-probabilities, kind="stable")
     scores, truth = probabilities[order], labels[order]
@@ -33,8 +33,11 @@ def best_f1(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float
     # A threshold can only lie between two distinct scores.
     f1[:-1][scores[:-1] == scores[1:]] = -1
     best = int(np.argmax(f1))
-    below = scores[best + 1] if best + 1 < len(scores) else 0.0
-    return float(f1[best]), float((scores[best] + below) / 2)
+    above = scores[best]
+    below = scores[best + 1] if best + 1 < len(scores) else above.dtype.type(0)
+    middle = (above + below) / 2
+    # Between neighbouring floats there is no middle: it rounds to one of them.
+    return float(f1[best]), float(middle if middle > below else above)
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> Metrics:

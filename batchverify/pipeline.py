@@ -69,7 +69,7 @@ class Loader:
     def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
         """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
         data = [read_image(reference, self.plan.limits) for reference in references]
-        keys = [_key(each) for each in data]
+        keys = [None if isinstance(each, Skipped) else self.key(each) for each in data]
         entries = self._look_up([key for key in keys if key is not None])
         loaded, images, pixels = Loaded(), [], 0
         for position, (each, key) in enumerate(zip(data, keys, strict=True)):
@@ -89,6 +89,11 @@ class Loader:
                     pixels += image.pixels.nbytes
         return loaded, images
 
+    @staticmethod
+    def key(data: bytes) -> bytes:
+        """The cache key of an image: SHA-256 of its encoded bytes."""
+        return hashlib.sha256(data).digest()
+
     def _look_up(self, keys: list[bytes]) -> dict[bytes | None, Entry]:
         if self._cache is None:
             return {}
@@ -107,10 +112,6 @@ class Loader:
             return picture
         # Without a detector the face is cut here, so that no more than it travels to the embedder.
         return fixed_face(picture.pixels, self.plan.settings.crop).scaled(picture.scale)
-
-
-def _key(data: bytes | Skipped) -> bytes | None:
-    return None if isinstance(data, Skipped) else hashlib.sha256(data).digest()
 
 
 def embed_images(embedder: Embedder, images: Sequence[Image], keys: Sequence[bytes]) -> list[Entry]:

@@ -9,19 +9,20 @@ from typing import TextIO
 
 TERMINAL_SECONDS = 0.2
 PLAIN_SECONDS = 15.0
-# Shorter jobs print no plain lines: their summary comes soon enough.
 
 
 @dataclass
 class Progress:
     """Counts of a run, shown as it goes.
 
-    total: unique images. cached, embedded, failed: what became of them so far. rows: pairs written.
+    total: unique images. cached, embedded, repeated (bytes of another image), failed: what became of them so
+    far. rows: pairs written.
     """
 
     total: int = 0
     cached: int = 0
     embedded: int = 0
+    repeated: int = 0
     failed: int = 0
     rows: int = 0
     total_rows: int = 0
@@ -34,7 +35,7 @@ class Progress:
     @property
     def done(self) -> int:
         """Images whose fate is known."""
-        return self.cached + self.embedded + self.failed
+        return self.cached + self.embedded + self.repeated + self.failed
 
     def show(self) -> None:
         """Draw the line when enough time has passed since the last."""

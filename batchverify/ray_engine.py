@@ -16,7 +16,9 @@ from batchverify.pipeline import Image, Loaded, Loader, embed_images
 from batchverify.segments import Entry
 
 
-def load_chunk(plan: WorkPlan, index: KeyIndex | None, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
+def load_chunk(
+    plan: WorkPlan, index: KeyIndex | None, references: Sequence[str]
+) -> tuple[Loaded, list[Image]]:
     """The body of a load task."""
     from batchverify.decoding import own_process
 
@@ -25,7 +27,7 @@ def load_chunk(plan: WorkPlan, index: KeyIndex | None, references: Sequence[str]
 
 
 class PairWorker:
-    """The body of an actor: builds the embedder and the head when first asked for them, then keeps them."""
+    """The body of an actor: builds the embedder when first asked for it, then keeps it."""
 
     def __init__(self, plan: WorkPlan, threads: int) -> None:
         import torch
@@ -33,7 +35,6 @@ class PairWorker:
         torch.set_num_threads(threads)
         self.plan = plan
         self._embedder: Any = None
-        self._head: Any = None
 
     def embed(
         self, images: list[Image], positions: Sequence[int], keys: Sequence[bytes]
@@ -44,13 +45,11 @@ class PairWorker:
         chosen = [images[position] for position in positions]
         return embed_images(self._embedder, chosen, keys), self._embedder.compute_path
 
-    def score(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def score(
+        self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(probability, similarity) of pairs of indices into `vectors`."""
-        if self._head is None:
-            from batchverify.head import Head
-
-            self._head = Head.load(str(self.plan.head))
-        scores: tuple[np.ndarray, np.ndarray] = self._head(vectors[a], vectors[b])
+        scores: tuple[np.ndarray, np.ndarray] = head(vectors[a], vectors[b])
         return scores
 
 
@@ -91,7 +90,7 @@ class RayEngine:
         self._actors = [actor.remote(plan, self.workers.threads) for _ in range(self.workers.count)]
         self._in_flight: dict[Any, int] = {}
         self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
-        self._vectors_ref: Any = None
+        self._shared: tuple[Any, ...] = ()
         self._compute_path = ""
 
     def load(self, references: Sequence[str]) -> Job:
@@ -104,14 +103,14 @@ class RayEngine:
         actor = self._idlest()
         return self._sent(actor, self._actors[actor].embed.remote(loaded.images, positions, keys))
 
-    def share(self, vectors: np.ndarray) -> None:
+    def share(self, head: Any, vectors: np.ndarray) -> None:
         """See `Engine`."""
-        self._vectors_ref = self._ray.put(vectors)
+        self._shared = (self._ray.put(head), self._ray.put(vectors))
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Job:
         """See `Engine`."""
         actor = self._idlest()
-        return self._sent(actor, self._actors[actor].score.remote(self._vectors_ref, a, b))
+        return self._sent(actor, self._actors[actor].score.remote(*self._shared, a, b))
 
     def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
         """See `Engine`."""

@@ -59,7 +59,9 @@ def result_table(
         error_a,
         error_b,
     ]
-    return pa.Table.from_arrays([*block.carried.columns, *columns], schema=output_schema(block.carried.schema))
+    return pa.Table.from_arrays(
+        [*block.carried.columns, *columns], schema=output_schema(block.carried.schema)
+    )
 
 
 class Sink(Protocol):
@@ -119,7 +121,10 @@ class FileSink:
                 os.fsync(file.fileno())
             publish(self._temporary, Path(self._target.path))
             return
-        with self._temporary.open("rb") as file, self._target.filesystem.open_output_stream(self._target.path) as out:
+        with (
+            self._temporary.open("rb") as file,
+            self._target.filesystem.open_output_stream(self._target.path) as out,
+        ):
             while chunk := file.read(16 << 20):
                 out.write(chunk)
         self.abandon()

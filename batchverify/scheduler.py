@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,21 +29,6 @@ STRIKES = 2
 
 
 @dataclass(eq=False)
-class _Chunk:
-    """Images on their way: indices into the gallery. strikes: workers lost with exactly these images."""
-
-    indices: list[int]
-    strikes: int = 0
-
-    def halves(self) -> list[_Chunk]:
-        """Two smaller suspects, or the same one with a strike more."""
-        if len(self.indices) == 1:
-            return [_Chunk(self.indices, self.strikes + 1)]
-        middle = len(self.indices) // 2
-        return [_Chunk(self.indices[:middle]), _Chunk(self.indices[middle:])]
-
-
-@dataclass(eq=False)
 class _Embedding:
     """Images of a loaded chunk that wait for, or are with, the embedder. places: among the loaded images."""
 
@@ -56,9 +42,9 @@ class _Embedding:
 class ImageRun:
     """Embeds the images of a run: what the cache has is taken from it, equal bytes are embedded once.
 
-    A worker that dies costs its chunk: the images are tried again in halves until the one that kills
-    workers is alone; after two strikes it is `crashed`. On Ctrl-C what is with the embedder is finished
-    and committed.
+    A worker that dies makes suspects of the images it had. Suspects run when all else is done, nothing
+    beside them, in halves until the one that kills workers is alone; its second strike makes it `crashed`.
+    On Ctrl-C what is with the embedder is finished and committed.
     """
 
     engine: Engine
@@ -71,9 +57,11 @@ class ImageRun:
         self.gallery = Gallery(len(self.references))
         self._owners: dict[bytes, int] = {}
         self._waiting: dict[bytes, list[int]] = {}
-        self._to_load: deque[_Chunk] = deque()
+        self._strikes: dict[int, int] = {}
+        self._to_load: deque[list[int]] = deque()
+        self._suspects: deque[list[int]] = deque()
         self._to_embed: deque[_Embedding] = deque()
-        self._loading: dict[Job, _Chunk] = {}
+        self._loading: dict[Job, list[int]] = {}
         self._embedding: dict[Job, _Embedding] = {}
 
     def run(self) -> Gallery:
@@ -81,7 +69,7 @@ class ImageRun:
         self.progress.total = len(self.references)
         self._plan()
         try:
-            while self._to_load or self._to_embed or self._loading or self._embedding:
+            while self._busy() or self._suspects:
                 self._submit()
                 for job in self._wait():
                     self._finish(job)
@@ -102,10 +90,15 @@ class ImageRun:
             else:
                 wanted.append(index)
         self._to_load.extend(
-            _Chunk(wanted[start : start + IMAGE_CHUNK]) for start in range(0, len(wanted), IMAGE_CHUNK)
+            wanted[start : start + IMAGE_CHUNK] for start in range(0, len(wanted), IMAGE_CHUNK)
         )
 
+    def _busy(self) -> bool:
+        return bool(self._to_load or self._to_embed or self._loading or self._embedding)
+
     def _submit(self) -> None:
+        if not self._busy():
+            self._to_load.append(self._suspects.popleft())
         workers = self.engine.workers
         while self._to_embed and len(self._embedding) < workers.count * (1 + QUEUED_PER_WORKER):
             each = self._to_embed.popleft()
@@ -113,7 +106,7 @@ class ImageRun:
         room = workers.loaders + workers.count - len(self._to_embed)
         while self._to_load and len(self._loading) < min(workers.loaders, room):
             chunk = self._to_load.popleft()
-            references = [str(self.references[index]) for index in chunk.indices]
+            references = [str(self.references[index]) for index in chunk]
             self._loading[self.engine.load(references)] = chunk
 
     def _wait(self) -> list[Job]:
@@ -127,8 +120,8 @@ class ImageRun:
         return done
 
     def _first_reference(self) -> str:
-        indices = [each.indices[0] for each in (*self._embedding.values(), *self._loading.values())]
-        return str(self.references[indices[0]])
+        first = [*(each.indices for each in self._embedding.values()), *self._loading.values()][0][0]
+        return str(self.references[first])
 
     def _finish(self, job: Job) -> None:
         if job in self._loading:
@@ -136,21 +129,19 @@ class ImageRun:
         else:
             self._finish_embed(job, self._embedding.pop(job))
 
-    def _finish_load(self, job: Job, chunk: _Chunk) -> None:
+    def _finish_load(self, job: Job, chunk: list[int]) -> None:
         try:
             loaded: Loaded = self.engine.result(job)
         except WorkerLostError as exc:
             self._strike(chunk, exc)
             return
-        done = len(loaded.keys)
-        if done < len(chunk.indices):
-            self._to_load.appendleft(_Chunk(chunk.indices[done:]))
-        wanted = self._take(loaded, chunk.indices)
+        if len(loaded.keys) < len(chunk):
+            self._to_load.appendleft(chunk[len(loaded.keys) :])
+        wanted = self._take(loaded, chunk)
         if wanted:
             places = [loaded.missing.index(position) for position in wanted]
-            indices = [chunk.indices[position] for position in wanted]
             keys = [loaded.keys[position] or b"" for position in wanted]
-            self._to_embed.append(_Embedding(job, places, indices, keys))
+            self._to_embed.append(_Embedding(job, places, [chunk[position] for position in wanted], keys))
 
     def _take(self, loaded: Loaded, indices: Sequence[int]) -> list[int]:
         """Settle what a load settled; returns the positions that are to be embedded."""
@@ -193,7 +184,7 @@ class ImageRun:
         if self.gallery.codes[index]:
             self.progress.failed += 1
         else:
-            self.progress.cached += 1
+            self.progress.repeated += 1
 
     def _finish_embed(self, job: Job, each: _Embedding) -> None:
         try:
@@ -201,7 +192,7 @@ class ImageRun:
         except WorkerLostError as exc:
             for key in each.keys:
                 del self._owners[key]
-            self._strike(_Chunk(each.indices, getattr(each, "strikes", 0)), exc)
+            self._strike(each.indices, exc)
             return
         for index, entry in zip(each.indices, entries, strict=True):
             if entry.skipped is not None:
@@ -213,13 +204,19 @@ class ImageRun:
                 self._copy(index, other)
         self._remember(entries)
 
-    def _strike(self, chunk: _Chunk, exc: WorkerLostError) -> None:
-        """A worker died with these images: look closer, or call the last suspect `crashed`."""
-        for suspect in chunk.halves():
-            if suspect.strikes >= STRIKES:
-                self._fail(suspect.indices[0], Skipped(Reason.CRASHED, f"killed its worker {STRIKES} times: {exc}"))
-            else:
-                self._to_load.append(suspect)
+    def _strike(self, indices: list[int], exc: WorkerLostError) -> None:
+        """A worker died with these images: look closer at them, or call the last suspect `crashed`."""
+        if len(indices) > 1:
+            middle = len(indices) // 2
+            self._suspects.extend([indices[:middle], indices[middle:]])
+            return
+        index = indices[0]
+        self._strikes[index] = self._strikes.get(index, 0) + 1
+        if self._strikes[index] < STRIKES:
+            self._suspects.append(indices)
+        else:
+            log.warning("%s: crashed: %s", self.references[index], exc)
+            self._fail(index, Skipped(Reason.CRASHED, f"its worker died {STRIKES} times"))
 
     def _fail(self, index: int, skipped: Skipped) -> None:
         self.gallery.fail(index, skipped)
@@ -234,16 +231,18 @@ class ImageRun:
     def _drain(self) -> None:
         """After Ctrl-C: take in what the embedder has in hand; a second Ctrl-C goes without."""
         if self._embedding:
-            self.progress.say("stopping: what is being embedded is finished and kept (Ctrl-C again to drop it)")
+            self.progress.say(
+                "stopping: what is being embedded is finished and kept (Ctrl-C again to drop it)"
+            )
         for job, each in list(self._embedding.items()):
             self._finish_embed(job, each)
 
 
 def score_pairs(
-    engine: Engine, blocks: Iterator[Block], gallery: Gallery
+    engine: Engine, head: Any, blocks: Iterable[Block], gallery: Gallery
 ) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
-    """Score blocks of pairs on the workers; yields each with (probability, similarity) of its usable pairs, in order."""
-    engine.share(gallery.vectors)
+    """Score blocks of pairs on the workers: each with (probability, similarity) of its usable pairs, in order."""
+    engine.share(head, gallery.vectors)
     window: deque[tuple[Block, Job]] = deque()
     for block in blocks:
         usable = gallery.usable(block.a, block.b)

@@ -87,7 +87,7 @@ def view(person: Person, number: int) -> View:
     return View(
         seed=100 * person.seed + number,
         size=int(r.randint(216, 249)),
-        yaw=0.16 * turn + r.uniform(-0.04, 0.04),
+        yaw=0.19 * turn + r.uniform(-0.04, 0.04),
         pitch=r.uniform(-0.06, 0.06),
         roll=r.uniform(-0.09, 0.09),
         zoom=r.uniform(0.22, 0.245),
@@ -95,7 +95,7 @@ def view(person: Person, number: int) -> View:
         light=(r.choice((-1, 1)) * r.uniform(0.25, 0.6), -r.uniform(0.35, 0.6), 0.8),
         warmth=r.uniform(-0.05, 0.07),
         exposure=r.uniform(0.9, 1.15),
-        smile=(0.1, 0.7, 0.35)[number - 1] + r.uniform(-0.1, 0.1),
+        smile=(0.3, 0.75, 0.45)[number - 1] + r.uniform(-0.1, 0.1),
         teeth=0.7 if number == 2 and person.seed % 3 else 0.0,
         gaze=r.uniform(-0.3, 0.3),
         backdrop=BACKDROPS[(3 * person.seed + 2 * number) % len(BACKDROPS)],

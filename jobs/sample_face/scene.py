@@ -192,7 +192,7 @@ def folds(p: Person, smile: float, a: Field, v: Field) -> Field:
     """Depth of the lines from nose to mouth, under the eyes and on the forehead."""
     run = np.clip((v - p.nose_tip) / (p.mouth_at - p.nose_tip + 0.1), 0, 1)
     line = p.nose_width + 0.07 + (p.mouth_width + 0.08 - p.nose_width) * run**0.8
-    groove = bump(a - line, v - p.mouth_at + 0.17, 0.035, 0.14) * (0.012 + 0.045 * p.age + 0.03 * smile)
+    groove = bump(a - line, v - p.mouth_at + 0.17, 0.045, 0.14) * (0.012 + 0.045 * p.age + 0.03 * smile)
     bag = bump(a - p.eye_gap + 0.03, v - 0.19 - 0.25 * (a - p.eye_gap) ** 2, 0.15, 0.02) * 0.03 * p.age
     brow = sum(hill(v - k - 0.05 * a**2, 0.016) for k in (-0.82, -0.68, -0.55))
     return groove + bag + 0.009 * p.age * brow * step(a, 0.7, 0.4)
@@ -263,7 +263,7 @@ def lit(s: Scene, height: Field, wrap: tuple[float, float, float]) -> Field:
     diffuse = np.clip((key[..., None] + reach) / (1 + reach), 0, None) * shadow(s, height)[..., None] * warm
     fill = np.clip(n @ np.array([-lamp[0], -0.1, 0.7], np.float32), 0, None)
     hollow = 1 - 3 * np.clip(blurred(height, 0.1 / s.pixel) - height, 0, 0.2)
-    return (0.95 * diffuse + (0.3 * fill + 0.16)[..., None]) * hollow[..., None]
+    return (1.05 * diffuse + (0.26 * fill + 0.12)[..., None]) * hollow[..., None]
 
 
 def shine(s: Scene, height: Field) -> Field:

@@ -86,11 +86,11 @@ def brows(s: Scene, tone: Field) -> Field:
     """Eyebrows of short hairs."""
     p, a = s.person, np.abs(s.u)
     t = (a - p.eye_gap) / (p.eye_size * 1.5)
-    arch = 1 - np.where(t > 0.4, 1.2, 0.5) * (t - 0.4) ** 2
+    arch = 1 - np.where(t > 0.35, 1.8, 0.6) * (t - 0.35) ** 2
     above = s.v + p.brow_lift + p.brow_arch * arch + p.brow_tilt * t
-    thick = p.brow_size * np.clip(1 - 0.45 * (t + 0.2), 0.2, 1.2)
+    thick = p.brow_size * np.clip(1 - 0.5 * t, 0.2, 1.2) * (0.55 + 0.45 * step(t, -1.05, -0.5))
     hairs = s.noise(17, (a + 0.5 * s.v) * 55 + 90, above * 20 + 30)
-    shape = np.exp(-0.5 * (above / thick) ** 4) * step(np.abs(t), 1.08, 0.8)
+    shape = np.exp(-0.5 * np.abs(above / thick) ** 3) * step(np.abs(t), 1.1, 0.75)
     alpha = np.clip(shape * (0.8 + 0.4 * hairs), 0, 0.95)[..., None]
     return tone + (linear(p.brow or p.hair) * 0.7 - tone) * alpha
 
@@ -107,7 +107,7 @@ def nostrils(s: Scene, tone: Field) -> Field:
 def below_mouth(s: Scene) -> Field:
     """How far below the line between the lips."""
     t = s.u / s.person.mouth_width
-    return s.v - s.person.mouth_at + (0.055 + 0.1 * s.view.smile) * t**2 - 0.009 * np.cos(s.u * 12)
+    return s.v - s.person.mouth_at + (0.07 + 0.1 * s.view.smile) * t**2 - 0.009 * np.cos(s.u * 12)
 
 
 def lips(s: Scene, tone: Field) -> Field:

@@ -1,0 +1,31 @@
+"""batchverify: the probability that two face images show two people, for whole tables of pairs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from batchverify.version import __version__
+
+if TYPE_CHECKING:
+    from batchverify.embedder import Embedder
+    from batchverify.prediction import predict
+    from batchverify.workflows import embed, score
+
+__all__ = ["Embedder", "__version__", "embed", "predict", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for: `import batchverify` itself needs neither torch nor Ray."""
+    if name == "Embedder":
+        from batchverify.embedder import Embedder
+
+        return Embedder
+    if name == "predict":
+        from batchverify.prediction import predict
+
+        return predict
+    if name in __all__:
+        from batchverify import workflows
+
+        return getattr(workflows, name)
+    raise AttributeError(f"module 'batchverify' has no attribute '{name}'")

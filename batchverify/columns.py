@@ -1,0 +1,179 @@
+"""The columns of a manifest: the names and types that are allowed, labels, numbers that stand in a CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchverify.errors import ManifestError
+
+TRUE_LABEL = "true_label"
+LABEL = "label"
+SCORE_COLUMNS = ("probability", "label", "similarity", "status", "error_a", "error_b")
+_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": None, "None": None, "False": 0, "True": 1, "nan": None}
+_BAD = -1
+# Canonical numbers only: a cell such as 007, 1.50 or +3 would not survive the way there and back.
+_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+_DECIMAL = r"^-?(0|[1-9][0-9]{0,16})\.[0-9]{1,20}$"
+
+
+def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
+    """Refuse a file without the two image columns (a, b), with a name twice or a name of the output."""
+    for wanted, option in ((a, "--column-a"), (b, "--column-b")):
+        if wanted not in names:
+            listed = ", ".join(names) or "no columns"
+            raise ManifestError(f"{file}: no column '{wanted}' ({option}); the file has {listed}")
+        if wanted == LABEL:
+            raise ManifestError(f"{file}: column '{LABEL}' ({option}) holds the truth, not paths")
+    if a == b:
+        raise ManifestError(f"{file}: column '{a}' is named for both sides")
+    for name in names:
+        if names.count(name) > 1:
+            raise ManifestError(f"{file}: column '{name}' stands there {names.count(name)} times")
+        if name in {TRUE_LABEL, *SCORE_COLUMNS} - {LABEL}:
+            raise ManifestError(f"{file}: column '{name}' is a name of the output; rename it in the manifest")
+
+
+def check_same_names(file: str, names: Sequence[str], first: str, expected: Sequence[str]) -> None:
+    """Refuse a file whose columns are not those of the first one; their order may differ."""
+    missing = [f"'{name}' is missing" for name in expected if name not in names]
+    new = [f"'{name}' is new" for name in names if name not in expected]
+    if missing or new:
+        raise ManifestError(f"{file}: columns differ from those of {first}: {', '.join(missing + new)}")
+
+
+def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> pa.DataType:
+    """The type of a column in all files; an all-null column takes the others'. kinds: by file.
+
+    Raises `ManifestError` for a column of paths that holds no strings, and for types that differ.
+    """
+    kept: dict[pa.DataType, str] = {}
+    for file, kind in kinds.items():
+        if paths and not _is_text(kind):
+            raise ManifestError(f"{file}: column '{name}' must hold paths (strings), found {kind}")
+        if not pa.types.is_null(kind):
+            kept.setdefault(kind, file)
+    if len(kept) > 1 and paths:
+        return pa.string()
+    if len(kept) > 1:
+        (kind, file), (other, where) = list(kept.items())[:2]
+        raise ManifestError(f"{where}: column '{name}' holds {other}, in {file} it holds {kind}")
+    kind = next(iter(kept), pa.null())
+    # Parquet writers before pyarrow 19 know no string views.
+    return pa.string() if pa.types.is_string_view(kind) else kind
+
+
+def check_label_type(file: str, kind: pa.DataType) -> None:
+    """Refuse a label column that can hold neither numbers nor strings."""
+    value = _value_type(kind)
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    if not (_is_text(kind) or any(test(value) for test in numbers)):
+        raise ManifestError(f"{file}: column '{LABEL}' must hold 0 or 1, found {kind}")
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = _value_type(kind)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def read_paths(cells: pa.Array, file: str, row: int, name: str) -> pa.Array:
+    """Paths as strings. `row` counts the file's rows before these, from 0.
+
+    Raises `ManifestError` for what is not UTF-8: only the readers of CSV have looked.
+    """
+    if pa.types.is_string(cells.type) and pc.all(pc.string_is_ascii(cells)).as_py():
+        return cells
+    cells = cells.cast(pa.string())
+    try:
+        cells.validate(full=True)
+    except pa.ArrowInvalid as exc:
+        at = re.search(r"index (\d+)", str(exc))
+        where = f"row {row + 1 + int(at.group(1))}: " if at else ""
+        raise ManifestError(f"{file}: {where}column '{name}': not UTF-8") from exc
+    return cells
+
+
+def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:
+    """Labels as nullable int8: 0, 1, blank. `row` counts the file's rows before these, from 0.
+
+    Raises `ManifestError` with the first row that holds anything else.
+    """
+    if pa.types.is_null(cells.type):
+        return cells.cast(pa.int8())
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.cast(cells.type.value_type)
+    encoded = (cells.cast(pa.string()) if _is_text(cells.type) else cells).dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    labels = [_label(value) for value in values]
+    if _BAD in labels:
+        bad = labels.index(_BAD)
+        at = row + 1 + int(pc.index(encoded.indices, pa.scalar(bad, encoded.indices.type)).as_py())
+        raise ManifestError(f"{file}: row {at}: label must be 0 or 1, got {values[bad]!r}")
+    return pa.array(labels, pa.int8()).take(encoded.indices)
+
+
+def _label(value: Any) -> int | None:
+    if isinstance(value, str):
+        return _LABELS.get(value, _BAD)
+    if value != value:  # NaN, as pandas writes a blank among numbers
+        return None
+    return int(value) if value in (0, 1) else _BAD
+
+
+class LosslessTypes:
+    """Finds, batch by batch, which string columns of a CSV are numbers that survive the way back.
+
+    A column becomes int64 or float64 when every non-empty cell is a canonical number; `007` and `1.50`
+    stay strings.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self._candidates = {name: [pa.int64(), pa.float64()] for name in names}
+        self._filled: set[str] = set()
+
+    def see(self, batch: pa.RecordBatch) -> None:
+        """Narrow the candidates down by one more batch of string columns."""
+        for name, kinds in self._candidates.items():
+            if kinds:
+                cells = batch.column(name)
+                cells = cells.filter(pc.not_equal(cells, ""))
+                if len(cells):
+                    self._filled.add(name)
+                    kinds[:] = [kind for kind in kinds if _all_survive(cells, kind)]
+
+    def types(self) -> dict[str, pa.DataType]:
+        """The type of each column seen."""
+        return {
+            name: kinds[0] if kinds and name in self._filled else pa.string()
+            for name, kinds in self._candidates.items()
+        }
+
+
+def _all_survive(cells: pa.Array, kind: pa.DataType) -> bool:
+    if pa.types.is_integer(kind):
+        return _all_match(cells, _INTEGER)
+    if not _all_match(cells, _DECIMAL):
+        return False
+    # Arrow prints whole floats without their ".0".
+    printed = cells.cast(kind).cast(pa.string())
+    return bool(pc.replace_substring_regex(cells, r"\.0$", "").equals(printed))
+
+
+def _all_match(cells: pa.Array, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(cells, pattern)).as_py())
+
+
+def convert(cells: pa.Array, kind: pa.DataType) -> pa.Array:
+    """String cells to the type that `LosslessTypes` found; empty cells of numbers become null."""
+    if pa.types.is_string(kind):
+        return cells
+    return pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells).cast(kind)

@@ -1,0 +1,92 @@
+"""Options of the commands with their defaults, in one place for the Python API and the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from batchverify.errors import UsageError
+from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingSettings
+from batchverify.records import Limits
+
+CACHE_VARIABLE = "BATCHVERIFY_CACHE"
+ENGINES = ("auto", "local", "ray")
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How images are found, embedded and kept; the command line's options of the same names."""
+
+    column_a: str = "image_a"
+    column_b: str = "image_b"
+    image_root: str | None = None
+    backbone: str = "vggface2"
+    weights: str | None = None
+    crop: str = "detect"
+    margin: int = DEFAULT_MARGIN
+    tta: str = "none"
+    cache: str | None = None
+    no_cache: bool = False
+    retry_failed: bool = False
+    device: str = "auto"
+    batch_size: int | None = None
+    engine: str = "auto"
+    address: str | None = None
+    num_cpus: int | None = None
+    limit: int | None = None
+    max_megapixels: float = 100.0
+    max_megabytes: float = 64.0
+    max_failed: float = 1.0
+    quiet: bool = False
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got '{self.engine}'")
+        if self.address is not None and self.engine == "local":
+            raise UsageError("--address names a Ray cluster, --engine local uses none: drop one of them")
+        if self.cache is not None and self.no_cache:
+            raise UsageError("--cache and --no-cache exclude each other")
+        if not 0 <= self.max_failed <= 1:
+            raise UsageError(f"--max-failed is a share between 0 and 1, got {self.max_failed}")
+        for name in ("batch_size", "num_cpus", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+    @property
+    def settings(self) -> EmbeddingSettings:
+        """The options that move a vector."""
+        return EmbeddingSettings(self.crop, self.margin, self.tta)
+
+    @property
+    def limits(self) -> Limits:
+        """The largest image that is read and decoded."""
+        return Limits(round(self.max_megabytes * 1e6), round(self.max_megapixels * 1e6))
+
+    @property
+    def cache_root(self) -> str | None:
+        """Where the cache lies; None with `no_cache`."""
+        return None if self.no_cache else self.cache or default_cache_root()
+
+    def as_record(self) -> dict[str, Any]:
+        """The options as they stand in the run record: those that differ from their defaults."""
+        plain = type(self)()
+        return {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
+
+
+@dataclass(frozen=True)
+class ScoreOptions(EmbedOptions):
+    """Options of `score`: those of embedding, the head and its threshold."""
+
+    head: str | None = None
+    threshold: float | None = None
+    at_far: float | None = None
+
+
+def default_cache_root() -> str:
+    """`$BATCHVERIFY_CACHE`, else the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return os.environ.get(CACHE_VARIABLE) or user_cache_dir("batchverify")

@@ -1,0 +1,160 @@
+"""One pair, in this process: what `predict` says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from batchverify.backbones import load_backbone
+from batchverify.cache import EmbeddingCache
+from batchverify.errors import NothingScoredError
+from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.images import ImageRoot
+from batchverify.locations import Location
+from batchverify.options import ScoreOptions
+from batchverify.pipeline import Loader, LoadPlan, embed_images
+from batchverify.records import CACHED_REASONS, Skipped
+from batchverify.segments import Entry
+
+# One forward pass for both images.
+PAIR_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The verdict on one pair; the numbers are None when a side has no embedding.
+
+    probability: of two different people. label: 0 same, 1 different. similarity: cosine. boxes: x0 y0 x1 y1
+    of the faces in pixels. errors: reason and message of each side, or None.
+    """
+
+    images: tuple[str, str]
+    probability: float | None
+    label: int | None
+    similarity: float | None
+    threshold: float
+    boxes: tuple[Sequence[float] | None, Sequence[float] | None]
+    faces: tuple[int, int]
+    errors: tuple[Skipped | None, Skipped | None]
+
+    @property
+    def verdict(self) -> str:
+        """`same person`, `different people` or `not scored`."""
+        if self.label is None:
+            return "not scored"
+        return "different people" if self.label else "same person"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for `--json`."""
+        errors = [
+            {"reason": each.reason.value, "message": each.message} if each else None for each in self.errors
+        ]
+        return {**vars(self), "verdict": self.verdict, "errors": errors}
+
+    def sentence(self) -> str:
+        """The verdict for people."""
+        if self.probability is None or self.similarity is None:
+            return "Not scored."
+        sentence = (
+            f"{self.verdict.capitalize()}: the probability that the images show two people is "
+            f"{self.probability:.4f} (threshold {self.threshold:.4f}, similarity {self.similarity:.4f})."
+        )
+        for image, count in zip(self.images, self.faces, strict=True):
+            if count > 1:
+                sentence += f"\n{image}: {count} faces found; the largest near the centre was taken."
+        return sentence
+
+    def require(self) -> None:
+        """Raise `NothingScoredError` when there is no probability."""
+        sides = zip(self.images, self.errors, strict=True)
+        failed = [f"{image}: {each.reason.value} ({each.message})" for image, each in sides if each]
+        if failed:
+            raise NothingScoredError("; ".join(failed))
+
+
+def predict(
+    image_a: str | Path, image_b: str | Path, options: ScoreOptions | None = None, **changes: Any
+) -> Prediction:
+    """Verify one pair, without Ray. Images are paths or URIs; options are those of `score`.
+
+    From the same cache entries the numbers are those of `score`; a fresh embedding may move the
+    probability by up to 0.05. Raises `ArtifactError` and `UsageError` as `score` does.
+    """
+    import numpy as np
+
+    from batchverify.head import Head, default_head
+
+    options = replace(options or ScoreOptions(), **changes)
+    backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
+    fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
+    head = Head.load(options.head) if options.head else default_head(fingerprint)
+    head.check(fingerprint)
+    threshold = head.threshold(options.threshold, options.at_far)
+    images = (str(image_a), str(image_b))
+    first, second = _entries(images, options, fingerprint)
+    probability = label = similarity = None
+    if first.vector is not None and second.vector is not None:
+        scores = head(first.vector[None], second.vector[None])
+        probability, similarity = (float(each[0]) for each in scores)
+        label = int(scores[0][0] >= np.float32(threshold))
+    pair = (first, second)
+    boxes = tuple(list(each.box) if each.vector is not None else None for each in pair)
+    return Prediction(
+        images,
+        probability,
+        label,
+        similarity,
+        threshold,
+        (boxes[0], boxes[1]),
+        (first.faces, second.faces),
+        (first.skipped, second.skipped),
+    )
+
+
+def _entries(
+    images: tuple[str, str], options: ScoreOptions, fingerprint: EmbeddingFingerprint
+) -> tuple[Entry, Entry]:
+    """The two images' entries, from the cache where it has them; what is embedded here goes into it."""
+    root = ImageRoot(Location.parse("."))
+    references = [root.resolve(image) for image in images]
+    named = [each for each in references if isinstance(each, str)]
+    plan = LoadPlan(options.settings, fingerprint, options.limits, options.cache_root, options.retry_failed)
+    loaded, pictures = Loader(plan, None)(named)
+    entries = {loaded.keys[at]: entry for at, entry in loaded.found.items()}
+    unread = {at: Entry(b"", None, skipped=each) for at, each in loaded.skipped.items()}
+    entries |= {loaded.keys[at]: entry for at, entry in unread.items()}
+    keys = [loaded.keys[position] or b"" for position in loaded.missing]
+    if pictures:
+        entries |= {entry.key: entry for entry in _embed(options, pictures, keys, fingerprint)}
+    known = iter([unread.get(at) or entries[key] for at, key in enumerate(loaded.keys)])
+    first, second = (
+        Entry(b"", None, skipped=each) if isinstance(each, Skipped) else next(known) for each in references
+    )
+    return first, second
+
+
+def _embed(
+    options: ScoreOptions, pictures: Sequence[Any], keys: Sequence[bytes], fingerprint: EmbeddingFingerprint
+) -> list[Entry]:
+    from batchverify.embedder import Embedder
+
+    embedder = Embedder(
+        options.backbone,
+        crop=options.crop,
+        margin=options.margin,
+        tta=options.tta,
+        weights=options.weights,
+        device=options.device,
+        batch_size=PAIR_BATCH,
+    )
+    entries = embed_images(embedder, pictures, keys)
+    if options.cache_root is not None:
+        cache = EmbeddingCache(options.cache_root, fingerprint, compute_path=embedder.compute_path)
+        cache.create()
+        cache.append(
+            each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS
+        )
+        cache.commit()
+    return entries

@@ -1,0 +1,117 @@
+"""What a run did: counts for the run record, a table for people, the rows for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from batchverify.progress import Progress, duration
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What happened to the images of a manifest.
+
+    unique_images = embedded + cached + repeated (other paths with the same bytes) + failed.
+    failures: images by reason.
+    """
+
+    rows: int
+    unique_images: int
+    embedded: int
+    cached: int
+    repeated: int
+    failed: int
+    failures: Mapping[str, int]
+    seconds: float
+    images_per_second: float
+    engine: str
+    compute_path: str
+    cache: str | None
+
+    @classmethod
+    def counts(cls, progress: Progress, seconds: float) -> dict[str, Any]:
+        """The fields that a run's progress knows."""
+        return {
+            "unique_images": progress.total,
+            "embedded": progress.embedded,
+            "cached": progress.cached,
+            "repeated": progress.repeated,
+            "failed": progress.failed,
+            "images_per_second": round(progress.embedded / seconds, 1) if progress.embedded else 0.0,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the rows, for `--json` and the run record."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The table for people: names and values."""
+        lines = [
+            ("pairs", f"{self.rows:,}"),
+            ("unique images", f"{self.unique_images:,} for {2 * self.rows:,} references"),
+            ("embedded", f"{self.embedded:,}{self._rate()}"),
+            ("from the cache", f"{self.cached:,}"),
+        ]
+        if self.repeated:
+            lines.append(("same bytes twice", f"{self.repeated:,}"))
+        if self.failed:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.failures.items())
+            lines.append(("images failed", f"{self.failed:,} ({reasons})"))
+        lines.append(("time", f"{duration(self.seconds)}, engine {self.engine}"))
+        return lines
+
+    def _rate(self) -> str:
+        return f"  ({self.images_per_second:.1f} images/s, {self.compute_path})" if self.embedded else ""
+
+
+@dataclass(frozen=True)
+class ScoreSummary(EmbedSummary):
+    """What `score` did. scored + failed_rows = rows; different: rows labelled 1."""
+
+    scored: int = 0
+    failed_rows: int = 0
+    different: int = 0
+    threshold: float = 0.5
+    head: str = ""
+    output: str | None = None
+    _table: pa.Table | None = field(default=None, repr=False)
+
+    def to_arrow(self) -> pa.Table:
+        """The output's rows, in the manifest's order."""
+        if self._table is not None:
+            return self._table
+        if self.output is None:
+            raise ValueError("this summary has neither rows nor an output file")
+        from batchverify.locations import Location
+
+        location = Location.parse(self.output)
+        files = (
+            [each.path for each, _ in location.files()] if location.kind() == "folder" else [location.path]
+        )
+        parts = [path for path in files if path.endswith(".parquet")]
+        return pads.dataset(parts, filesystem=location.filesystem, format="parquet").to_table()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The output's rows as a DataFrame."""
+        return self.to_arrow().to_pandas()
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The table for people."""
+        lines = super().lines()
+        share = self.scored / self.rows if self.rows else 0.0
+        verdicts = f"{self.scored - self.different:,} same, {self.different:,} different"
+        lines.insert(1, ("scored", f"{self.scored:,} ({share:.1%}): {verdicts}"))
+        if self.failed_rows:
+            lines.insert(2, ("not scored", f"{self.failed_rows:,}; column `status` says why"))
+        lines.append(("threshold", f"{self.threshold:.4f}"))
+        if self.output:
+            lines.append(("written to", self.output))
+        return lines

@@ -1,0 +1,256 @@
+"""One function per command: the Python API, of which the command line is a client."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from batchverify.backbones import Backbone, load_backbone
+from batchverify.cache import EmbeddingCache, KeyIndex
+from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan
+from batchverify.errors import NothingScoredError
+from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.gallery import Gallery
+from batchverify.images import read_image
+from batchverify.manifest import Columns, Manifest, Scan
+from batchverify.options import EmbedOptions, ScoreOptions
+from batchverify.pipeline import Loader, LoadPlan
+from batchverify.progress import Progress
+from batchverify.records import Skipped
+from batchverify.results import Sink, open_sink, output_schema, result_table
+from batchverify.scheduler import ImageRun, score_pairs
+from batchverify.summary import EmbedSummary, ScoreSummary
+from batchverify.version import __version__
+
+# Below this many images to embed, the 7-9 s that a local Ray takes to start and stop are not earned back.
+RAY_WORTH_IMAGES = 2500
+SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """A manifest and the settings of a run, checked and ready."""
+
+    options: EmbedOptions
+    manifest: Manifest
+    scan: Scan
+    backbone: Backbone
+    fingerprint: EmbeddingFingerprint
+    run_id: str
+    started: float
+
+    @classmethod
+    def open(cls, manifest: Any, options: EmbedOptions) -> Job:
+        """Open and scan the manifest, find the backbone. Raises the errors of bad input."""
+        started = time.monotonic()
+        columns = Columns(options.column_a, options.column_b)
+        opened = Manifest.open(
+            manifest,
+            columns=columns,
+            image_root=options.image_root,
+            **({"limit": options.limit} if options.limit else {}),
+        )
+        backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
+        fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
+        return cls(options, opened, opened.scan(), backbone, fingerprint, uuid.uuid4().hex[:12], started)
+
+    def open_cache(self) -> EmbeddingCache | None:
+        """The run's cache, made where it is not there yet."""
+        root = self.options.cache_root
+        if root is None:
+            return None
+        cache = EmbeddingCache(root, self.fingerprint, run_id=self.run_id)
+        cache.create()
+        cache.refresh()
+        return cache
+
+    def plan(self) -> WorkPlan:
+        """What workers need to know."""
+        options = self.options
+        load = LoadPlan(
+            options.settings, self.fingerprint, options.limits, options.cache_root, options.retry_failed
+        )
+        return WorkPlan(load, options.backbone, options.weights, options.device, options.batch_size)
+
+
+def score(
+    manifest: Any, output: str | Path | None = None, options: ScoreOptions | None = None, **changes: Any
+) -> ScoreSummary:
+    """Score every pair of a manifest: a path, glob, folder, URI, DataFrame or pyarrow Table.
+
+    output: a `.parquet` file, a folder, or None to keep the rows in memory. Options come as a
+    `ScoreOptions`, as keyword arguments of its fields, or both. Every row comes back, in order.
+
+    Raises `ManifestError`, `ArtifactError` and `UsageError` for bad input before anything is embedded,
+    `NothingScoredError` after writing when no row, or too few rows, could be scored.
+    """
+    options = replace(options or ScoreOptions(), **changes)
+    job = Job.open(manifest, options)
+    head = _find_head(job, options)
+    threshold = head.threshold(options.threshold, options.at_far)
+    progress = Progress(total_rows=job.scan.rows, quiet=options.quiet)
+    sink = open_sink(str(output) if output is not None else None, output_schema(job.scan.carried))
+    try:
+        with _engine(job, progress) as (engine, cache):
+            gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
+            counts = _write_scores(job, engine, head, gallery, sink, threshold, progress)
+            done = _summary(job, engine, gallery, progress)
+        summary = ScoreSummary(
+            **done,
+            **counts,
+            threshold=threshold,
+            head=head.digest,
+            output=str(output) if output is not None else None,
+        )
+        sink.finish(_record(job, summary))
+    except BaseException:
+        sink.abandon()
+        raise
+    summary = replace(summary, _table=getattr(sink, "table", None))
+    _check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
+    return summary
+
+
+def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) -> EmbedSummary:
+    """Embed every unique image of a manifest into the cache, and no more.
+
+    Raises as `score` does.
+    """
+    options = replace(options or EmbedOptions(), **changes)
+    job = Job.open(manifest, options)
+    summary, gallery = _embed(job)
+    _check_failed(summary.failed, len(gallery.codes), options.max_failed, summary)
+    return summary
+
+
+def embed_gallery(manifest: Any, options: EmbedOptions) -> tuple[Job, Gallery]:
+    """The embeddings of a manifest's unique images, for training and analysis."""
+    job = Job.open(manifest, options)
+    return job, _embed(job)[1]
+
+
+def _embed(job: Job) -> tuple[EmbedSummary, Gallery]:
+    progress = Progress(quiet=job.options.quiet)
+    with _engine(job, progress) as (engine, cache):
+        gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
+        done = _summary(job, engine, gallery, progress)
+    return EmbedSummary(**done), gallery
+
+
+def _find_head(job: Job, options: ScoreOptions) -> Any:
+    from batchverify.head import Head, default_head
+
+    if options.head is None:
+        return default_head(job.fingerprint)
+    head = Head.load(options.head)
+    head.check(job.fingerprint)
+    return head
+
+
+def _write_scores(
+    job: Job, engine: Engine, head: Any, gallery: Gallery, sink: Sink, threshold: float, progress: Progress
+) -> dict[str, int]:
+    scored = different = 0
+    for block, scores in score_pairs(engine, head, job.manifest.blocks(job.scan), gallery):
+        table = result_table(block, gallery, scores, threshold)
+        sink.write(table)
+        scored += len(scores[0])
+        different += table.column("label").to_numpy(zero_copy_only=False).tolist().count(1)
+        progress.rows += table.num_rows
+        progress.show()
+    return {"scored": scored, "different": different, "failed_rows": job.scan.rows - scored}
+
+
+@contextmanager
+def _engine(job: Job, progress: Progress) -> Iterator[tuple[Engine, EmbeddingCache | None]]:
+    """The engine that the options ask for and the run's cache; ended, cleared and committed afterwards."""
+    cache = job.open_cache()
+    index = cache.index if cache is not None else None
+    engine = _build_engine(job, index)
+    try:
+        yield engine, cache
+    finally:
+        progress.clear()
+        engine.close()
+
+
+def _build_engine(job: Job, index: KeyIndex | None) -> Engine:
+    options = job.options
+    kind = options.engine if options.engine != "auto" else _choose_engine(job, index)
+    if kind == "ray":
+        from batchverify.ray_engine import RayEngine
+
+        return RayEngine(
+            job.plan(), index, address=options.address, num_cpus=options.num_cpus, verbose=options.verbose
+        )
+    workers = Workers.for_cpus(options.num_cpus) if options.num_cpus else None
+    return LocalEngine(job.plan(), index, workers)
+
+
+def _choose_engine(job: Job, index: KeyIndex | None) -> str:
+    """Ray where a cluster is named or enough images are not in the cache, by a sample of them."""
+    import os
+
+    if job.options.address or os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+        return "ray"
+    references = [each for each in job.scan.images.references if isinstance(each, str)]
+    if len(references) <= RAY_WORTH_IMAGES:
+        return "local"
+    missing = _missing_share(job.plan().load, index, references[:: max(1, len(references) // SAMPLE)])
+    return "ray" if missing * len(references) > RAY_WORTH_IMAGES else "local"
+
+
+def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]) -> float:
+    if index is None:
+        return 1.0
+    with ThreadPoolExecutor(16) as pool:
+        data = [each for each in pool.map(lambda name: read_image(name, plan.limits), sample)]
+    keys = [Loader.key(each) for each in data if not isinstance(each, Skipped)]
+    return float((index.find(keys) < 0).sum()) / len(sample)
+
+
+def _summary(job: Job, engine: Engine, gallery: Gallery, progress: Progress) -> dict[str, Any]:
+    seconds = time.monotonic() - job.started
+    return {
+        **EmbedSummary.counts(progress, seconds),
+        "rows": job.scan.rows,
+        "failures": gallery.failures(),
+        "seconds": round(seconds, 2),
+        "engine": engine.name,
+        "compute_path": engine.compute_path(),
+        "cache": job.options.cache_root,
+    }
+
+
+def _record(job: Job, summary: ScoreSummary) -> dict[str, Any]:
+    """The run record of design: who made this file, from what, with which settings."""
+    return {
+        "version": __version__,
+        "run_id": job.run_id,
+        "options": job.options.as_record(),
+        "manifest": job.manifest.names,
+        "manifest_fingerprint": job.manifest.fingerprint,
+        "image_root": job.options.image_root,
+        "backbone_fingerprint": job.backbone.fingerprint,
+        "embedding": dict(job.fingerprint.document),
+        "embedding_fingerprint": job.fingerprint.id,
+        **summary.to_json(),
+    }
+
+
+def _check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -> None:
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.failures.items())
+    if total and failed == total:
+        raise NothingScoredError(
+            f"nothing could be scored: all {total:,} failed ({reasons}); is --image-root right?"
+        )
+    if failed > most * total:
+        raise NothingScoredError(
+            f"{failed:,} of {total:,} failed, more than --max-failed {most:g} allows ({reasons})"
+        )

@@ -1,0 +1,91 @@
+"""Settings and their fingerprint: stable, complete, and said in a sentence where two differ."""
+
+import json
+import pickle
+import random
+import subprocess
+import sys
+
+import pytest
+
+from batchverify.errors import UsageError
+from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+
+BACKBONE = "b" * 64
+
+
+def of(backbone: str = BACKBONE, **settings: object) -> EmbeddingFingerprint:
+    return EmbeddingFingerprint.of(backbone, EmbeddingSettings(**settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "dd13a79fd063c0939b2eaece27e3259f"),
+        ({"crop": "center"}, "ed321d7015f24e5dd1e7d38cf195e88d"),
+        ({"crop": "none", "tta": "flip"}, "841c8805c3add8891421e00d25f74ab9"),
+    ],
+)
+def test_ids_are_pinned(settings: dict, expected: str) -> None:
+    # Another id makes every cache and every head of the users useless: change it only together with PIPELINE
+    # or with a setting that moves vectors.
+    assert of(**settings).id == expected
+
+
+def test_the_canonical_form_knows_no_order_and_survives_json() -> None:
+    names = list(of().document)
+    random.Random(1).shuffle(names)
+    shuffled = EmbeddingFingerprint({name: of().document[name] for name in names})
+    assert list(shuffled.document) != list(of().document)
+    assert shuffled.canonical == of().canonical
+    assert EmbeddingFingerprint(json.loads(of().canonical)).id == of().id
+    assert pickle.loads(pickle.dumps(of())) == of()
+
+
+def test_another_process_computes_the_same_id() -> None:
+    code = (
+        "from batchverify.fingerprint import *; import sys;"
+        f"print(EmbeddingFingerprint.of({BACKBONE!r}, EmbeddingSettings()).id, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [of().id, "False"]
+
+
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_the_margin_counts_with_a_detector_alone(crop: str) -> None:
+    assert of(crop=crop, margin=14).id == of(crop=crop).id
+    assert of(margin=14).id != of().id
+
+
+def test_every_setting_that_moves_vectors_makes_another_id() -> None:
+    different = [of(), of("c" * 64), of(crop="center"), of(crop="none"), of(margin=0), of(tta="flip")]
+    assert len({each.id for each in different}) == len(different)
+
+
+def test_difference_is_a_sentence_in_both_directions() -> None:
+    assert of().difference(of(margin=14, tta="flip")) == "crop.margin 44 against 14; tta none against flip"
+    assert of(margin=14).difference(of()) == "crop.margin 14 against 44"
+    assert of().difference(of("c" * 64)) == "backbone bbbbbbbbbbbb… against cccccccccccc…"
+    assert "crop.margin 44 against nothing; crop.mode detect against none" in of().difference(of(crop="none"))
+    assert of().difference(of()) == ""
+
+
+@pytest.mark.parametrize("document", [{}, {"crop": {}}, {"crop": None, "a": 1}, {"crop": [1]}])
+def test_different_documents_never_differ_in_silence(document: dict) -> None:
+    assert EmbeddingFingerprint(document).difference(EmbeddingFingerprint({"crop": {"mode": "none"}}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop": "face"}, "crop must be one of detect, center, none, got 'face'"),
+        ({"tta": "ten"}, "tta must be one of none, flip, got 'ten'"),
+        ({"margin": -1}, "margin must be a whole number between 0 and 120 of 160 pixels, got -1"),
+        ({"margin": 121}, "margin must be a whole number between 0 and 120 of 160 pixels, got 121"),
+        ({"margin": 44.0}, "margin must be a whole number between 0 and 120 of 160 pixels, got 44.0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        EmbeddingSettings(**settings)
+    assert str(caught.value) == message

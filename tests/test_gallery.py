@@ -1,0 +1,61 @@
+"""The gallery of vectors and reasons."""
+
+import numpy as np
+
+from batchverify.gallery import Gallery
+from batchverify.records import Reason, Skipped
+
+
+def filled() -> Gallery:
+    """Images 0 and 3 have vectors, 1 and 2 failed, 4 is pending."""
+    gallery = Gallery(5)
+    gallery.put(0, np.full(512, 0.5, np.float16))
+    gallery.fail(1, Skipped(Reason.NO_FACE, "no face here"))
+    gallery.fail(2, Skipped(Reason.NOT_FOUND, "no such file"))
+    gallery.put(3, np.full(512, -0.25, np.float16))
+    return gallery
+
+
+def test_what_is_known():
+    gallery = filled()
+    assert [gallery.known(index) for index in range(5)] == [True, True, True, True, False]
+    assert gallery.vectors[[0, 3], 7].tolist() == [0.5, -0.25]
+    assert not gallery.vectors[[1, 2, 4]].any()
+
+
+def test_pairs_with_two_vectors_are_usable():
+    a, b = np.array([0, 0, 1, 2, 3, 4]), np.array([3, 1, 3, 1, 3, 0])
+    assert filled().usable(a, b).tolist() == [True, False, False, False, True, False]
+
+
+def test_reasons_are_those_of_the_records():
+    gallery = filled()
+    assert gallery.reasons(np.array([0, 1, 2, 3, 1])).to_pylist() == [
+        None,
+        "no_face",
+        "not_found",
+        None,
+        "no_face",
+    ]
+    for index, reason in enumerate(Reason):
+        every = Gallery(len(Reason))
+        every.fail(index, Skipped(reason))
+        assert every.reasons(np.array([index])).to_pylist() == [reason.value]
+
+
+def test_failures_are_counted_by_reason():
+    gallery = filled()
+    gallery.fail(4, Skipped(Reason.NO_FACE))
+    assert gallery.failures() == {"not_found": 1, "no_face": 2}
+    assert Gallery(3).failures() == {}
+
+
+def test_a_copy_brings_vector_reason_and_message():
+    gallery = filled()
+    gallery.copy(0, 4)
+    assert gallery.usable(np.array([4]), np.array([4])).all()
+    assert np.array_equal(gallery.vectors[4], gallery.vectors[0])
+    gallery.copy(1, 4)
+    assert gallery.reasons(np.array([4])).to_pylist() == ["no_face"]
+    assert gallery.messages[4] == "no face here"
+    assert not gallery.vectors[4].any()

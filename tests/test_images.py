@@ -1,0 +1,233 @@
+"""Which cells are read, from where, and what the file system can throw at a reader."""
+
+import os
+import socket
+import threading
+
+import pytest
+
+from batchverify.images import ImageRoot, read_image
+from batchverify.locations import Location
+from batchverify.records import Limits, Reason, Skipped
+
+OPEN = ImageRoot(Location("/data/set"))
+FENCED = ImageRoot(Location("/data/set"), fenced=True)
+REMOTE = ImageRoot(Location.parse("s3://bucket/set?endpoint_override=127.0.0.1:9&scheme=http"))
+REMOTE_FENCED = ImageRoot(REMOTE.root, fenced=True)
+
+
+def refused(root: ImageRoot, cell: str | None) -> Skipped:
+    result = root.resolve(cell)
+    assert isinstance(result, Skipped), result
+    return result
+
+
+@pytest.mark.parametrize(
+    ("cell", "path"),
+    [
+        ("a.jpg", "/data/set/a.jpg"),
+        ("./x//b/../a.jpg", "/data/set/x/a.jpg"),
+        ("../other/a.jpg", "/data/other/a.jpg"),
+        ("../../../../a.jpg", "/a.jpg"),
+        ("/abs/a.jpg", "/abs/a.jpg"),
+        ("file:///abs/a%20b.jpg", "/abs/a b.jpg"),
+        ("FILE://localhost/abs/a.jpg", "/abs/a.jpg"),
+        ("~/a.jpg", "/data/set/~/a.jpg"),
+        (" a .jpg", "/data/set/ a .jpg"),
+        ("a?b#c%20.jpg", "/data/set/a?b#c%20.jpg"),
+        (r"C:\faces\a.jpg", r"/data/set/C:\faces\a.jpg"),
+        ("12:30.jpg", "/data/set/12:30.jpg"),
+        ("data:1/a.jpg", "/data/set/data:1/a.jpg"),
+        ("s3://other/k/a b?c.jpg", "s3://other/k/a b?c.jpg"),
+    ],
+)
+def test_cells_of_a_local_manifest(cell, path):
+    assert OPEN.resolve(cell) == path
+
+
+@pytest.mark.parametrize("cell", [None, "", "   ", "\t\n"])
+def test_empty_cells_are_not_found(cell):
+    assert refused(OPEN, cell) == Skipped(Reason.NOT_FOUND, "the cell is empty")
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"),
+    [
+        ("http://example.org/a.jpg", "'http'"),
+        ("HTTPS://example.org/a.jpg", "'https'"),
+        ("ftp://example.org/a.jpg", "'ftp'"),
+        ("s3a://bucket/a.jpg", "'s3a'"),
+        ("data:image/jpeg;base64,/9j/4AAQSkZJ", "'data'"),
+        ("DATA:,hello", "'data'"),
+        ("a\0.jpg", "NUL"),
+        ("file:///a%00.jpg", "NUL"),
+        ("file://host/share/a.jpg", "three slashes"),
+        ("file://a.jpg", "three slashes"),
+        ("s3://", "bucket"),
+        ("s3:///a.jpg", "bucket"),
+        ("gs://../a.jpg", "bucket"),
+    ],
+)
+def test_cells_that_no_root_allows(cell, word):
+    skipped = refused(OPEN, cell)
+    assert skipped.reason is Reason.FORBIDDEN
+    assert word in skipped.message
+
+
+def test_secrets_in_a_uri_are_not_repeated():
+    skipped = refused(OPEN, "s3://AKIAKEY:se/cret@bucket/a.jpg")
+    assert skipped.reason is Reason.FORBIDDEN
+    assert "cret" not in skipped.message
+    assert "AKIA" not in skipped.message
+
+
+def test_long_cells_make_short_messages():
+    for cell in (
+        "data:image/png;base64," + "A" * 10**6,
+        "ftp://" + "a" * 10**6,
+        "/" + "a" * 10**6,
+        "file://" + "a" * 10**6,
+    ):
+        assert len(refused(FENCED, cell).message) < 250
+
+
+@pytest.mark.parametrize(
+    "cell", ["a.jpg", "x/../a.jpg", "/data/set/a.jpg", "../set/a.jpg", "file:///data/set/a.jpg"]
+)
+def test_what_lies_inside_a_fence(cell):
+    assert FENCED.resolve(cell) == "/data/set/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "../a.jpg",
+        "x/../../a.jpg",
+        "/data/settings/a.jpg",
+        "/data/a.jpg",
+        "//data/set/a.jpg",
+        "file:///data/a.jpg",
+        "file:///data/set/%2e%2e/a.jpg",
+        "s3://data/set/a.jpg",
+        ".",
+    ],
+)
+def test_what_a_fence_keeps_out(cell):
+    skipped = refused(FENCED, cell)
+    assert skipped.reason is Reason.FORBIDDEN
+    assert "/data/set" in skipped.message
+    assert cell in skipped.message
+
+
+def test_the_whole_machine_as_a_fence():
+    root = ImageRoot(Location("/"), fenced=True)
+    assert root.resolve("../a.jpg") == "/a.jpg"
+    assert refused(root, "s3://bucket/a.jpg").reason is Reason.FORBIDDEN
+
+
+OPTIONS = "?endpoint_override=127.0.0.1:9&scheme=http"
+
+
+@pytest.mark.parametrize("root", [REMOTE, REMOTE_FENCED], ids=["open", "fenced"])
+@pytest.mark.parametrize(
+    "cell", ["a.jpg", "x/../a.jpg", "s3://bucket/set/a.jpg", "s3://bucket/set/a.jpg" + OPTIONS]
+)
+def test_cells_of_a_manifest_in_an_object_store(root, cell):
+    assert root.resolve(cell) == "s3://bucket/set/a.jpg" + OPTIONS
+
+
+def test_keys_with_marks_survive_the_way_to_the_reader():
+    cell = "photo.php?id=7&size=2#x %20.jpg"
+    resolved = REMOTE.resolve(cell)
+    assert Location.parse(resolved) == Location(f"bucket/set/{cell}", "s3", OPTIONS)
+
+
+@pytest.mark.parametrize("root", [REMOTE, REMOTE_FENCED], ids=["open", "fenced"])
+@pytest.mark.parametrize("cell", ["/etc/passwd", "file:///etc/passwd", "FILE://localhost/etc/passwd"])
+def test_a_manifest_in_an_object_store_reads_no_local_file(root, cell):
+    skipped = refused(root, cell)
+    assert skipped.reason is Reason.FORBIDDEN
+    assert "local file" in skipped.message
+
+
+def test_a_manifest_in_an_object_store_never_leaves_its_bucket_by_dots():
+    assert REMOTE.resolve("../../../../etc/passwd") == "s3://bucket/etc/passwd" + OPTIONS
+    assert refused(REMOTE_FENCED, "../../../../etc/passwd").reason is Reason.FORBIDDEN
+
+
+def test_a_fence_keeps_out_other_buckets_and_other_servers():
+    assert REMOTE.resolve("s3://other/a.jpg") == "s3://other/a.jpg" + OPTIONS
+    assert REMOTE.resolve("gs://other/a.jpg") == "gs://other/a.jpg"
+    for cell in (
+        "s3://other/set/a.jpg",
+        "gs://bucket/set/a.jpg",
+        "s3://bucket/set/a.jpg?endpoint_override=10.0.0.1:80",
+    ):
+        assert refused(REMOTE_FENCED, cell).reason is Reason.FORBIDDEN
+
+
+def reason(path, limits: Limits | None = None) -> Reason:
+    result = read_image(str(path), limits or Limits())
+    assert isinstance(result, Skipped), result
+    assert str(path) in result.message
+    return result.reason
+
+
+def test_bytes_come_back_as_they_are(tmp_path):
+    (tmp_path / "ä b#?.jpg").write_bytes(b"\0\xff" * 1000)
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "ä b#?.jpg")
+    assert read_image(str(tmp_path / "ä b#?.jpg"), Limits()) == b"\0\xff" * 1000
+    assert read_image(str(tmp_path / "link.jpg"), Limits()) == b"\0\xff" * 1000
+    assert read_image(str(tmp_path / "empty.jpg"), Limits()) == b""
+
+
+def test_the_limit_itself_is_allowed(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x" * 2000)
+    assert read_image(str(path), Limits(bytes=2000)) == b"x" * 2000
+    assert reason(path, Limits(bytes=1999)) is Reason.TOO_LARGE
+
+
+def test_missing_files_are_not_found(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    for path in ("b.jpg", "no/folder/b.jpg", "a.jpg/b.jpg", "dangling.jpg"):
+        assert reason(tmp_path / path) is Reason.NOT_FOUND
+
+
+def test_what_is_no_file_is_unreadable(tmp_path):
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    for path in (tmp_path, "/dev/zero", tmp_path / "s", tmp_path / "loop.jpg", tmp_path / ("n" * 300)):
+        assert reason(path) is Reason.UNREADABLE
+    listener.close()
+
+
+def test_a_named_pipe_does_not_hang_the_reader(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found: list[Reason] = []
+    reader = threading.Thread(target=lambda: found.append(reason(tmp_path / "pipe.jpg")), daemon=True)
+    reader.start()
+    reader.join(10)
+    assert found == [Reason.UNREADABLE]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_without_permission_are_unreadable(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "a.jpg").chmod(0)
+    assert reason(tmp_path / "a.jpg") is Reason.UNREADABLE
+
+
+def test_names_that_no_file_can_have():
+    assert read_image("/tmp/a\0b", Limits()).reason is Reason.UNREADABLE
+    assert read_image("/tmp/\ud800.jpg", Limits()).reason is Reason.UNREADABLE
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/kmsg"), reason="no /proc/kmsg here")  # noqa: PTH110
+def test_pseudo_files_that_wait_for_more_do_not_hang_the_reader():
+    # A regular file of size 0, whose reader waits for the kernel's next message.
+    result = read_image("/proc/kmsg", Limits())
+    assert result == b"" or result.reason is Reason.UNREADABLE

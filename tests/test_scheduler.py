@@ -1,0 +1,188 @@
+"""The scheduler with both engines: once per image, in order, whatever dies on the way."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import POISON, ToyPlan, colour, draw, toy_plan
+
+from batchverify import scheduler
+from batchverify.cache import EmbeddingCache
+from batchverify.engine import Engine, Job, LocalEngine, Workers
+from batchverify.gallery import Gallery
+from batchverify.progress import Progress
+from batchverify.records import Reason, Skipped
+from batchverify.scheduler import ImageRun
+
+
+def open_cache(plan: ToyPlan) -> EmbeddingCache:
+    cache = EmbeddingCache(plan.load.cache, plan.load.fingerprint)
+    cache.create()
+    cache.refresh()
+    return cache
+
+
+def run(engine: Engine, plan: ToyPlan, references: list) -> tuple[Gallery, Progress]:
+    progress = Progress(quiet=True)
+    cache = open_cache(plan) if plan.load.cache else None
+    return ImageRun(engine, references, cache, progress).run(), progress
+
+
+def local(plan: ToyPlan) -> LocalEngine:
+    index = open_cache(plan).index if plan.load.cache else None
+    return LocalEngine(plan, index, Workers(2, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    import ray
+
+    os.environ["RAY_worker_niceness"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def on_ray(plan: ToyPlan):
+    from batchverify.ray_engine import RayEngine
+
+    return RayEngine(plan, open_cache(plan).index if plan.load.cache else None)
+
+
+def mixed_references(folder: Path) -> list:
+    """300 pictures, 20 of them under two paths far apart, and one of every failure that loading finds."""
+    references: list = [draw(folder / f"{number}.png", colour(number)) for number in range(300)]
+    references += [draw(folder / f"again-{number}.png", colour(number)) for number in range(20)]
+    (folder / "text.png").write_text("no picture")
+    (folder / "text-again.png").write_text("no picture")
+    refused = Skipped(Reason.FORBIDDEN, "refused")
+    bad = [str(folder / "absent.png"), str(folder), str(folder / "text.png"), refused, str(folder / "text-again.png")]
+    return references[:150] + bad + references[150:]
+
+
+def check_mixed(gallery: Gallery, progress: Progress, references: list) -> None:
+    reasons = gallery.reasons(np.arange(150, 155)).to_pylist()
+    assert reasons == ["not_found", "unreadable", "undecodable", "forbidden", "undecodable"]
+    assert (progress.failed, progress.done, progress.total) == (5, 325, 325)
+    good = [index for index in range(325) if not 150 <= index < 155]
+    assert (gallery.codes[good] == 0).all()
+    assert np.array_equal(gallery.vectors[:20], gallery.vectors[-20:])
+    assert len({row.tobytes() for row in gallery.vectors[good]}) == 300
+
+
+def test_every_image_once_and_equal_bytes_once(tmp_path):
+    plan, references = toy_plan(tmp_path), mixed_references(tmp_path / "pictures")
+    engine = local(plan)
+    gallery, progress = run(engine, plan, references)
+    engine.close()
+    check_mixed(gallery, progress, references)
+    assert plan.count() == progress.embedded == 300
+    assert progress.repeated == 20
+
+
+def test_a_second_run_embeds_nothing_and_gives_the_same_bits(tmp_path):
+    plan, references = toy_plan(tmp_path), mixed_references(tmp_path / "pictures")
+    first, _ = run(local(plan), plan, references)
+    again, progress = run(local(plan), plan, references)
+    assert plan.count() == 300
+    assert (progress.embedded, progress.cached, progress.failed) == (0, 320, 5)
+    assert np.array_equal(first.vectors, again.vectors)
+    assert first.messages == again.messages
+
+
+def test_without_a_cache_everything_is_embedded_again(tmp_path):
+    plan = toy_plan(tmp_path, cache=False)
+    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(5)]
+    run(local(plan), plan, references)
+    run(local(plan), plan, references)
+    assert plan.count() == 10
+    assert not (tmp_path / "cache").exists()
+
+
+def test_large_pictures_are_loaded_in_smaller_bites(tmp_path, monkeypatch):
+    monkeypatch.setattr("batchverify.pipeline.PIXEL_BUDGET", 200_000)  # two faces of 160 x 160
+    plan = toy_plan(tmp_path)
+    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(50)]
+    gallery, _ = run(local(plan), plan, references)
+    assert (gallery.codes == 0).all()
+    assert plan.count() == 50
+
+
+class Impatient(LocalEngine):
+    """Presses Ctrl-C after the first chunk."""
+
+    def wait(self, jobs, timeout):
+        if self.plan.count():
+            raise KeyboardInterrupt
+        return super().wait(jobs, timeout)
+
+
+def test_ctrl_c_keeps_what_was_embedded(tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "IMAGE_CHUNK", 10)
+    plan = toy_plan(tmp_path)
+    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(200)]
+    with pytest.raises(KeyboardInterrupt):
+        run(Impatient(plan, open_cache(plan).index, Workers(1, 1, 1)), plan, references)
+    kept = plan.count()
+    assert 10 <= kept < 200
+    assert len(open_cache(plan).index.keys) == kept
+    _, progress = run(local(plan), plan, references)
+    assert (progress.cached, progress.embedded) == (kept, 200 - kept)
+
+
+@pytest.mark.ray
+def test_ray_does_what_threads_do(tmp_path, ray_session):
+    references = mixed_references(tmp_path / "pictures")
+    threads, cluster = toy_plan(tmp_path / "threads"), toy_plan(tmp_path / "ray")
+    for plan in (threads, cluster):
+        Path(plan.log).parent.mkdir()
+    expected, _ = run(local(threads), threads, references)
+    engine = on_ray(cluster)
+    gallery, progress = run(engine, cluster, references)
+    engine.close()
+    check_mixed(gallery, progress, references)
+    assert cluster.count() == 300
+    assert np.array_equal(gallery.vectors, expected.vectors)
+
+
+@pytest.mark.ray
+def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tmp_path, ray_session, monkeypatch):
+    monkeypatch.setattr(scheduler, "IMAGE_CHUNK", 16)
+    plan = toy_plan(tmp_path)
+    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(64)]
+    references[11] = draw(tmp_path / "pictures" / "poison.png", POISON)
+    references[40] = draw(tmp_path / "pictures" / "poison-again.png", POISON)
+    engine = on_ray(plan)
+    gallery, progress = run(engine, plan, references)
+    engine.close()
+    assert gallery.failures() == {"crashed": 2}
+    assert gallery.reasons(np.array([11, 40])).to_pylist() == ["crashed", "crashed"]
+    assert (progress.embedded, progress.failed) == (62, 2)
+    # What crashed is not cached: another run tries it again.
+    assert len(open_cache(plan).index.keys) == 62
+    assert not open_cache(plan).index.failures
+
+
+class Sleepy(LocalEngine):
+    """Takes its time to look at a chunk."""
+
+    def load(self, references):
+        def later():
+            time.sleep(0.5)
+            return self._loader(references)
+
+        return Job(self._load_pool.submit(later))
+
+
+def test_patience_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
+    plan = toy_plan(tmp_path)
+    slow = draw(tmp_path / "slow.png", colour(1))
+    gallery = ImageRun(Sleepy(plan, None, Workers(1, 1, 2)), [slow], None, Progress()).run()
+    assert gallery.codes.tolist() == [0]
+    said = capsys.readouterr().err
+    assert "waiting for 1 chunks to load" in said
+    assert slow in said
