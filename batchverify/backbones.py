@@ -208,26 +208,17 @@ def _read_state_dict(path: Path) -> Tensors:
 
     import torch
 
-    damaged = (
-        RuntimeError,
-        OSError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AssertionError,
-        struct.error,
-    )
+    # What torch raises, by chance, for other, cut and overwritten files.
+    damaged = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
-    except (pickle.UnpicklingError, AttributeError) as exc:
+    except OSError as exc:
+        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
+    except (*damaged, AttributeError, AssertionError, struct.error) as exc:
         raise ArtifactError(
-            f"{path}: not a torch state dict (tensors by name, nothing else; a pickle is never run)"
+            f"{path}: not a torch state dict (tensors by name and nothing else; no pickle is run), or damaged"
         ) from exc
-    except damaged as exc:  # what torch raises for cut and overwritten files
-        reason = str(exc).partition("\n")[0] or type(exc).__name__
-        raise ArtifactError(f"{path}: a damaged torch file: {reason}") from exc
 
 
 def build_network(backbone: Backbone) -> torch.nn.Module:

@@ -35,6 +35,7 @@ from batchverify.segments import (
 QUARANTINE = "quarantine"
 # Half precision moves a norm by less than 0.001.
 NORM_TOLERANCE = 0.01
+FOLDER = fs.FileType.Directory
 _ID = re.compile(r"^[0-9a-f]{32}$")
 
 
@@ -123,11 +124,11 @@ def _folders(root: Location) -> tuple[list[_Folder], list[str]]:
     """The fingerprints' folders below a root, and the paths of what has no place in a cache."""
     foreign: list[str] = []
     folders = []
-    for child, _, is_folder in _listed(root):
-        if not (is_folder and child.name == VERSION):
+    for child, info in _listed(root):
+        if not (info.type == FOLDER and child.name == VERSION):
             foreign.append(str(child))
-    for child, _, is_folder in _listed(root.join(VERSION)):
-        if is_folder and _ID.match(child.name):
+    for child, info in _listed(root.join(VERSION)):
+        if info.type == FOLDER and _ID.match(child.name):
             folders.append(_folder(child))
         else:
             foreign.append(str(child))
@@ -136,28 +137,28 @@ def _folders(root: Location) -> tuple[list[_Folder], list[str]]:
 
 def _folder(location: Location) -> _Folder:
     folder = _Folder(location, [], [], [])
-    for child, _, is_folder in _listed(location):
-        known = ("data", "fail", "tmp", QUARANTINE) if is_folder else ("fingerprint.json",)
+    for child, info in _listed(location):
+        known = ("data", "fail", "tmp", QUARANTINE) if info.type == FOLDER else ("fingerprint.json",)
         if child.name not in known:
             folder.foreign.append(str(child))
     for name, segments in (("data", folder.data), ("fail", folder.fail)):
-        for child, size, is_folder in _listed(location.join(name)):
-            parsed = None if is_folder else SegmentName.parse(child.name)
+        for child, info in _listed(location.join(name)):
+            parsed = SegmentName.parse(child.name) if info.type == fs.FileType.File else None
             if parsed is None:
                 folder.foreign.append(str(child))
             else:
-                segments.append(_Segment(child, size, parsed))
+                segments.append(_Segment(child, info.size, parsed))
     return folder
 
 
-def _listed(location: Location) -> list[tuple[Location, int, bool]]:
-    """(path, bytes, whether it is a folder) of what lies in a folder, sorted; nothing when it is absent."""
+def _listed(location: Location) -> list[tuple[Location, fs.FileInfo]]:
+    """What lies in a folder, sorted; nothing when it is absent."""
     try:
         found = location.filesystem.get_file_info(fs.FileSelector(location.path, allow_not_found=True))
     except OSError as exc:
         raise ArtifactError(f"{location}: the cache cannot be listed: {exc}") from exc
-    children = [(info.base_name, info.size or 0, info.type == fs.FileType.Directory) for info in found]
-    return [(location.join(name), size, is_folder) for name, size, is_folder in sorted(children)]
+    by_name = {info.base_name: info for info in found}
+    return [(location.join(name), by_name[name]) for name in sorted(by_name)]
 
 
 def _info(folder: _Folder) -> FingerprintInfo:

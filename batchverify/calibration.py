@@ -14,7 +14,7 @@ EXPECTED_FALSE_ACCEPTS = 10
 
 @dataclass(frozen=True)
 class RateThreshold:
-    """The threshold below which at most a share `far` of `pairs` different pairs scores (falsely accepted)."""
+    """The threshold below which at most a share `far` of `pairs` different pairs scores: false accepts."""
 
     far: float
     threshold: float

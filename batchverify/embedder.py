@@ -73,7 +73,8 @@ class Embedder:
     """Build once, call many times: `Embedder()(pictures)`.
 
     The backbone runs folded, channels last, in bfloat16 where the CPU has it (float16 on a GPU, else
-    float32), always in batches of one fixed shape: a vector does not depend on its neighbours.
+    float32), always in batches of one fixed shape: a vector does not depend on its neighbours. In float32
+    with batches below 32 its last bit depends on torch's number of threads.
     Raises `UsageError` for settings that make no sense, `ArtifactError` for weights that do not fit.
     """
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.backbones import DIMENSION
+from batchverify.errors import BatchverifyError
 from batchverify.records import Reason, Skipped
 
 _REASONS = list(Reason)
@@ -38,6 +39,12 @@ class Gallery:
     def known(self, index: int) -> bool:
         """Whether the fate of an image is known."""
         return bool(self.codes[index] != _PENDING)
+
+    def require_complete(self) -> None:
+        """Raise `BatchverifyError` when an image was lost sight of: no row may pass for scored or failed."""
+        lost = int((self.codes == _PENDING).sum())
+        if lost:
+            raise BatchverifyError(f"{lost} images were lost sight of; please report this")
 
     def copy(self, source: int, index: int) -> None:
         """Give an image the result of another with the same bytes."""

@@ -141,11 +141,17 @@ class Location:
         return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(info.type, "absent")
 
     def files(self, *, recursive: bool = False) -> list[tuple[Location, int]]:
-        """The files in this folder with their sizes in bytes, sorted by path; none when it is absent."""
+        """The files in this folder with their sizes in bytes, sorted by path; none when it is absent.
+
+        Raises `UsageError` where a name is not UTF-8: neither a manifest nor a message could hold it.
+        """
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
-        located = [(Location(info.path, self.scheme, self.query), info.size) for info in found]
-        return sorted(located, key=lambda pair: pair[0].path)
+        infos = self.filesystem.get_file_info(selector)
+        try:
+            found = [(info.path, info.size) for info in infos if info.type == fs.FileType.File]
+        except UnicodeDecodeError as exc:
+            raise UsageError(f"{self}: a name in this folder is not UTF-8: {exc.object!r}") from exc
+        return [(Location(path, self.scheme, self.query), size) for path, size in sorted(found)]
 
     def make_folder(self) -> None:
         """Make this folder, private to the user where it is local; object stores need none."""

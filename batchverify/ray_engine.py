@@ -57,7 +57,7 @@ class RayEngine:
     """The stages on a Ray cluster, or on a Ray started here and ended with the engine.
 
     address: `None` starts one, else `auto` or `HOST:PORT`. A worker that dies costs the job it had
-    (`WorkerLostError`); its actor is started again. Nothing is retried by Ray itself: the scheduler does.
+    (`WorkerLostError`); its actor is replaced. Nothing is retried by Ray itself: the scheduler does.
     """
 
     name = "ray"
@@ -84,11 +84,12 @@ class RayEngine:
         # Zero CPUs: the actors hold them all, and the scheduler bounds how many loads are in flight.
         load = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
         self._load = load
-        actor = ray.remote(
-            num_cpus=self.workers.threads, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=0
+        # An actor that died is replaced, not restarted: calls to one that is restarting fail like its own death.
+        self._actor_class = ray.remote(
+            num_cpus=self.workers.threads, num_gpus=1 if gpus else 0, max_restarts=0, max_task_retries=0
         )(PairWorker)
-        self._actors = [actor.remote(plan, self.workers.threads) for _ in range(self.workers.count)]
-        self._in_flight: dict[Any, int] = {}
+        self._actors = [self._new_actor() for _ in range(self.workers.count)]
+        self._in_flight: dict[Any, Any] = {}
         self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
         self._shared: tuple[Any, ...] = ()
         self._compute_path = ""
@@ -101,7 +102,7 @@ class RayEngine:
     def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
         """See `Engine`."""
         actor = self._idlest()
-        return self._sent(actor, self._actors[actor].embed.remote(loaded.images, positions, keys))
+        return self._sent(actor, actor.embed.remote(loaded.images, positions, keys))
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
         """See `Engine`."""
@@ -110,7 +111,7 @@ class RayEngine:
     def score(self, a: np.ndarray, b: np.ndarray) -> Job:
         """See `Engine`."""
         actor = self._idlest()
-        return self._sent(actor, self._actors[actor].score.remote(*self._shared, a, b))
+        return self._sent(actor, actor.score.remote(*self._shared, a, b))
 
     def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
         """See `Engine`."""
@@ -121,14 +122,16 @@ class RayEngine:
     def result(self, job: Job) -> Any:
         """See `Engine`."""
         errors = self._ray.exceptions
+        actor = self._in_flight.pop(job.handle, None)
         try:
             value = self._ray.get(job.handle)
         except (errors.WorkerCrashedError, errors.RayActorError, errors.OutOfMemoryError) as exc:
+            self._replace(actor)
+            raise WorkerLostError(str(exc)) from exc
+        except errors.ObjectLostError as exc:
             raise WorkerLostError(str(exc)) from exc
         except errors.RayTaskError as exc:
             raise exc.cause if isinstance(exc.cause, BatchverifyError) else exc from None
-        finally:
-            self._in_flight.pop(job.handle, None)
         if isinstance(value, tuple) and isinstance(value[1], str):
             value, self._compute_path = value
         return value
@@ -145,13 +148,20 @@ class RayEngine:
         if self._ours:
             self._ray.shutdown()
 
-    def _idlest(self) -> int:
-        loads = [0] * len(self._actors)
-        for actor in self._in_flight.values():
-            loads[actor] += 1
-        return loads.index(min(loads))
+    def _new_actor(self) -> Any:
+        return self._actor_class.remote(self.plan, self.workers.threads)
 
-    def _sent(self, actor: int, ref: Any) -> Job:
+    def _replace(self, actor: Any) -> None:
+        """A fresh actor in the place of one that died, unless that has happened already."""
+        if actor in self._actors:
+            self._ray.kill(actor)
+            self._actors[self._actors.index(actor)] = self._new_actor()
+
+    def _idlest(self) -> Any:
+        busy = list(self._in_flight.values())
+        return min(self._actors, key=busy.count)
+
+    def _sent(self, actor: Any, ref: Any) -> Job:
         self._in_flight[ref] = actor
         return Job(ref)
 

@@ -80,6 +80,7 @@ class ImageRun:
         finally:
             if self.cache is not None:
                 self.cache.commit()
+        self.gallery.require_complete()
         return self.gallery
 
     def _plan(self) -> None:
@@ -192,7 +193,7 @@ class ImageRun:
         except WorkerLostError as exc:
             for key in each.keys:
                 del self._owners[key]
-            self._strike(each.indices, exc)
+            self._strike(each.indices, exc, each.keys)
             return
         for index, entry in zip(each.indices, entries, strict=True):
             if entry.skipped is not None:
@@ -204,7 +205,7 @@ class ImageRun:
                 self._copy(index, other)
         self._remember(entries)
 
-    def _strike(self, indices: list[int], exc: WorkerLostError) -> None:
+    def _strike(self, indices: list[int], exc: WorkerLostError, keys: Sequence[bytes] = ()) -> None:
         """A worker died with these images: look closer at them, or call the last suspect `crashed`."""
         if len(indices) > 1:
             middle = len(indices) // 2
@@ -214,9 +215,12 @@ class ImageRun:
         self._strikes[index] = self._strikes.get(index, 0) + 1
         if self._strikes[index] < STRIKES:
             self._suspects.append(indices)
-        else:
-            log.warning("%s: crashed: %s", self.references[index], exc)
-            self._fail(index, Skipped(Reason.CRASHED, f"its worker died {STRIKES} times"))
+            return
+        log.warning("%s: crashed: %s", self.references[index], str(exc).splitlines()[0])
+        self._fail(index, Skipped(Reason.CRASHED, f"its worker died {STRIKES} times"))
+        for key in keys:
+            for other in self._waiting.pop(key, []):
+                self._copy(index, other)
 
     def _fail(self, index: int, skipped: Skipped) -> None:
         self.gallery.fail(index, skipped)

@@ -144,11 +144,20 @@ class TableFile:
             raise ManifestError(
                 f"{self.location}: row {rows + 1}: longer than {BLOCK_BYTES >> 20} MB; is a quote left open?"
             ) from exc
-        if last is not None and last.column(last.num_columns - 1)[-1].as_py().endswith(("\n", "\r")):
+        breaks = last is not None and last.column(last.num_columns - 1)[-1].as_py().endswith(("\n", "\r"))
+        if last is not None and breaks and not self._ends_with_quote():
             raise ManifestError(
                 f"{self.location}: row {rows}: column '{last.schema.names[-1]}' runs to the end of the file; "
                 "is a quote left open?"
             )
+
+    def _ends_with_quote(self) -> bool:
+        """Whether the last character but line breaks is a quote; reads everything, for the rare doubt."""
+        end = b""
+        with self._open() as source:
+            while chunk := source.read(BLOCK_BYTES):
+                end = chunk.rstrip(b"\r\n") or end
+        return end.endswith(b'"')
 
     def _check_signature(self) -> None:
         if _plain_name(self.location).endswith(PARQUET):

@@ -80,7 +80,8 @@ def fit_weights(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> tuple[np.nd
     """Weights (512,) float32 and bias of P(different) = sigmoid(terms · weights + bias).
 
     The logit is slope · (sum of all terms, standardised) + terms · u with a ridge on u alone, solved in
-    float64 by L-BFGS on one thread, so that the same pairs give the same bytes.
+    float64 by L-BFGS on one thread, so that the same pairs give the same bytes. Raises `UsageError` for
+    pairs that are all alike.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -117,6 +118,8 @@ def _fit_weights(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> tuple[np.n
     )
     optimiser.step(loss)
     weights, bias = weights_and_bias()
+    if not weights.isfinite().all():
+        raise UsageError("the training pairs cannot be told apart: their embeddings are all alike")
     return weights.detach().numpy().astype(np.float32), float(bias.detach())
 
 

@@ -64,7 +64,7 @@ PEOPLE = {
     ),
     "hari": Person(
         seed=8, skin=(182, 128, 92), hair=(18, 14, 14), iris=(48, 28, 16), lips=(140, 80, 70), cloth=(230, 230, 235),
-        swept=True, part=0.3, hairline=-0.9, volume=0.18, collar="v", sideburn=0.25,
+        swept=True, part=0.3, hairline=-0.92, temple=0.12, arch=3.2, volume=0.15, collar="v", sideburn=0.25,
         moustache=1.0, beard=0.25, brow_size=0.065, brow_lift=0.25, nose_high=0.36, nose_width=0.2, jaw=2.7, age=0.3, blush=0.15,
     ),
 }

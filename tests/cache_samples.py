@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -64,11 +65,13 @@ def segments(root: object, folder: str = "*") -> list[Path]:
     return sorted(Path(str(root)).glob(f"v1/*/{folder}/*.parquet"))
 
 
-def flip(path: Path, offset: int) -> None:
+def flip(path: Path, offset: int, bit: int = 4) -> None:
     """Turn one bit of a file over; a negative offset counts from its end."""
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 0x10
-    path.write_bytes(data)
+    with path.open("r+b") as file:
+        at = file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
+        [value] = file.read(1)
+        file.seek(at)
+        file.write(bytes([value ^ 1 << bit]))
 
 
 def values(entries: Sequence[Entry | None]) -> list[object]:

@@ -13,7 +13,9 @@ def test_no_more_are_falsely_accepted_than_the_rate_says(count, levels):
     scores = (np.ceil(rng.random(count) * levels) / levels).astype(np.float32)
     found = rate_thresholds(scores)
     # A rate needs 10 expected false accepts.
-    assert [each.far for each in found] == [r for r in (0.1, 0.01, 0.001, 0.0001) if round(count * r, 9) >= 10]
+    assert [each.far for each in found] == [
+        r for r in (0.1, 0.01, 0.001, 0.0001) if round(count * r, 9) >= 10
+    ]
     for each in found:
         accepted = sum(score < each.threshold for score in scores.tolist())
         assert accepted <= each.far * count + 1e-9

@@ -29,7 +29,9 @@ def test_chi_square_of_opposite_values_and_zeros_is_finite():
 
 def test_cosine_is_the_dot_product():
     a, b = unit_rows(4), unit_rows(4)
-    slow = [sum(x * y for x, y in zip(*rows, strict=True)) for rows in zip(a.tolist(), b.tolist(), strict=True)]
+    slow = [
+        sum(x * y for x, y in zip(*rows, strict=True)) for rows in zip(a.tolist(), b.tolist(), strict=True)
+    ]
     np.testing.assert_allclose(cosine(a, b).numpy(), slow, atol=1e-6)
     np.testing.assert_allclose(cosine(a, a).numpy(), 1, atol=1e-6)
 

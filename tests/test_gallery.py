@@ -1,7 +1,9 @@
 """The gallery of vectors and reasons."""
 
 import numpy as np
+import pytest
 
+from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
 from batchverify.records import Reason, Skipped
 
@@ -59,3 +61,11 @@ def test_a_copy_brings_vector_reason_and_message():
     assert gallery.reasons(np.array([4])).to_pylist() == ["no_face"]
     assert gallery.messages[4] == "no face here"
     assert not gallery.vectors[4].any()
+
+
+def test_an_image_lost_sight_of_is_an_error():
+    gallery = filled()
+    with pytest.raises(BatchverifyError, match="1 images were lost sight of"):
+        gallery.require_complete()
+    gallery.fail(4, Skipped(Reason.CRASHED))
+    gallery.require_complete()

@@ -132,6 +132,12 @@ def test_kinds_and_files_of_a_folder(tmp_path):
     assert folder.join("nothing").files() == []
 
 
+def test_names_that_are_not_utf8_are_said(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.csv")).touch()
+    with pytest.raises(UsageError, match=r"a name in this folder is not UTF-8: .*xff\.csv"):
+        Location.parse(tmp_path).files()
+
+
 def test_folders_are_private_to_the_user(tmp_path):
     folder = Location.parse(tmp_path / "a" / "b")
     folder.make_folder()
@@ -240,7 +246,6 @@ def test_plain_uris_follow_the_endpoint_of_the_environment(bucket, server, monke
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         elsewhere = Location.parse(plain).filesystem
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server}")
         assert Location.parse(plain).filesystem is not elsewhere

@@ -41,7 +41,14 @@ def ray_session() -> Iterator[None]:
     import ray
 
     os.environ["RAY_worker_niceness"] = "0"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
+    )
     yield
     ray.shutdown()
 
@@ -150,19 +157,19 @@ def test_ray_does_what_threads_do(tmp_path, ray_session):
 
 @pytest.mark.ray
 def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tmp_path, ray_session, monkeypatch):
-    monkeypatch.setattr(scheduler, "IMAGE_CHUNK", 16)
+    monkeypatch.setattr(scheduler, "IMAGE_CHUNK", 4)
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(64)]
-    references[11] = draw(tmp_path / "pictures" / "poison.png", POISON)
-    references[40] = draw(tmp_path / "pictures" / "poison-again.png", POISON)
+    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(12)]
+    references[2] = draw(tmp_path / "pictures" / "poison.png", POISON)
+    references[9] = draw(tmp_path / "pictures" / "poison-again.png", POISON)
     engine = on_ray(plan)
     gallery, progress = run(engine, plan, references)
     engine.close()
     assert gallery.failures() == {"crashed": 2}
-    assert gallery.reasons(np.array([11, 40])).to_pylist() == ["crashed", "crashed"]
-    assert (progress.embedded, progress.failed) == (62, 2)
+    assert gallery.reasons(np.array([2, 9])).to_pylist() == ["crashed", "crashed"]
+    assert (progress.embedded, progress.failed) == (10, 2)
     # What crashed is not cached: another run tries it again.
-    assert len(open_cache(plan).index.keys) == 62
+    assert len(open_cache(plan).index.keys) == 10
     assert not open_cache(plan).index.failures
 
 

@@ -157,15 +157,15 @@ def test_no_flipped_bit_in_a_footer_gives_other_values(tmp_path: Path) -> None:
     whole, columns = read(location), ["key", "embedding", "box", "confidence", "faces"]
     size = int.from_bytes(path.read_bytes()[-8:-4], "little") + 8
     refused = 0
-    # Every place, every bit, once by hand: this found the row counts of row groups, which Arrow does not check.
-    for offset in range(-size, 0, 7):
-        flip(path, offset)
+    # Bit 3 is one that turns a row group's row count over, which Arrow itself does not notice.
+    for offset in range(-size, 0):
+        flip(path, offset, bit=3)
         try:
             assert read(location).select(columns).equals(whole.select(columns)), offset
         except DAMAGE:
             refused += 1
-        flip(path, offset)
-    assert refused > size / 7 / 4
+        flip(path, offset, bit=3)
+    assert refused > size / 4
 
 
 @pytest.mark.parametrize("keep", [0, 3, 8, 1000, -1, -400])

@@ -11,8 +11,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from batchverify import tables
+from batchverify.checking import look_up
 from batchverify.errors import ManifestError, UsageError
 from batchverify.locations import Location
+from batchverify.manifest import Manifest
+from batchverify.records import Limits, Reason
 from batchverify.tables import TableFile, find_files, table_of
 
 HEADER = b"image_a,image_b\n"
@@ -50,6 +53,7 @@ READABLE = {
     ),
     "words.csv": (b"image_a,image_b\nNA,null\n", [{"image_a": "NA", "image_b": "null"}]),
     "unicode.csv": ("image_a,image_b\nä é,日\n".encode(), [{"image_a": "ä é", "image_b": "日"}]),
+    "last_break.csv": (b'image_a,image_b\nx,"y\n"\n', [{"image_a": "x", "image_b": "y\n"}]),
     "header_only.csv": (HEADER, []),
 }
 
@@ -250,6 +254,22 @@ def test_find_files_in_an_object_store(bucket, source, expected):
     assert [each.path for each in found] == [f"faces/{key}" for key in expected]
     file = TableFile(find_files(bucket("faces/m/a.csv"))[0])
     assert [batch.to_pylist() for batch in file.batches(file.schema())] == [[PAIR]]
+
+
+def test_a_manifest_in_an_object_store_is_read_and_checked(bucket):
+    manifest = Manifest.open(bucket("faces/m"))
+    scan = manifest.scan()
+    assert scan.images.references == [bucket("faces/m/x"), bucket("faces/m/y")]
+    assert scan.file_rows == (1, 1)
+    assert [(block.first, block.a.tolist(), block.b.tolist()) for block in manifest.blocks(scan)] == [
+        (0, [0], [1]),
+        (1, [0], [1]),
+    ]
+    found = look_up([bucket("faces/m/x"), bucket("faces/m/a.csv"), bucket("nobucket/x")], Limits())
+    assert {position: skipped.reason for position, skipped in found.items()} == {
+        0: Reason.NOT_FOUND,
+        2: Reason.NOT_FOUND,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""The cache in an object store: a real S3 API on this machine's loopback."""
+
+import logging
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from cache_samples import FINGERPRINT, entry, failure, key, new_cache, values
+from moto.server import ThreadedMotoServer
+
+from batchverify.cache import EmbeddingCache
+from batchverify.cache_care import cache_info, verify_cache
+from batchverify.errors import ArtifactError
+from batchverify.locations import Location
+
+BUCKET = "faces"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """HOST:PORT of an S3 server that lives in this process."""
+    patch = pytest.MonkeyPatch()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        patch.setenv(name, "testing")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        patch.delenv(name, raising=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"{host}:{port}"
+    server.stop()
+    patch.undo()
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[boto3.client]:
+    """A client of the server with an empty bucket."""
+    client = boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    yield client
+    for name in names(client):
+        client.delete_object(Bucket=BUCKET, Key=name)
+    client.delete_bucket(Bucket=BUCKET)
+
+
+@pytest.fixture
+def root(address: str, store: boto3.client) -> str:
+    """The URI of a cache in the bucket."""
+    return f"s3://{BUCKET}/team/cache?endpoint_override={address}&scheme=http&region=us-east-1"
+
+
+def names(store: boto3.client) -> list[str]:
+    return [each["Key"] for each in store.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+def test_round_trip_and_commit(root: str, store: boto3.client) -> None:
+    cache = new_cache(root)
+    written = [entry(number) for number in range(300)]
+    cache.append([*written, failure(-1)])
+    cache.commit()
+    cache.append([entry(300)])
+    cache.commit()
+    reader = EmbeddingCache(root, FINGERPRINT)
+    got = reader.get_many([key(300), key(7), key(-2), key(299)])
+    assert values(got) == values([entry(300), written[7], None, written[299]])
+    [failed] = reader.get_many([key(-1)])
+    assert failed is not None and failed.skipped == failure(-1).skipped
+    folder = f"team/cache/v1/{FINGERPRINT.id}"
+    assert [name.rsplit("/", 1)[0] for name in names(store)] == [f"{folder}/data"] * 2 + [
+        f"{folder}/fail",
+        folder,
+    ]
+
+
+def test_an_index_serves_another_reader_and_new_writers_find_the_fingerprint(root: str) -> None:
+    for number in (1, 2):
+        cache = new_cache(root)
+        cache.append([entry(number)])
+        cache.commit()
+    reader = EmbeddingCache(root, FINGERPRINT, index=EmbeddingCache(root, FINGERPRINT).index)
+    assert values(reader.get_many([key(1), key(2)])) == values([entry(1), entry(2)])
+
+
+def test_an_absent_cache_is_empty_and_not_made(root: str, store: boto3.client) -> None:
+    assert EmbeddingCache(root, FINGERPRINT).get_many([key(1)]) == [None]
+    assert cache_info(root) == [] and verify_cache(root).ok and names(store) == []
+
+
+def test_damage_is_passed_over_and_a_vanished_segment_is_missing(
+    root: str, store: boto3.client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2, 3):
+        cache = new_cache(root)
+        cache.append([entry(number)])
+        cache.commit()
+    first, second = names(store)[:2]
+    store.put_object(Bucket=BUCKET, Key=first, Body=b"PAR1" * 30)
+    reader = EmbeddingCache(root, FINGERPRINT)
+    with caplog.at_level(logging.WARNING):
+        reader.refresh()
+        store.delete_object(Bucket=BUCKET, Key=second)
+        got = reader.get_many([key(1), key(2), key(3)])
+    assert values(got) == values([None, None, entry(3)])
+    assert len([record for record in caplog.records if "passed over" in record.getMessage()]) == 1
+    report = verify_cache(root)
+    assert [Location.parse(problem.path).path for problem in report.problems] == [f"{BUCKET}/{first}"]
+
+
+def test_info_counts_what_lies_in_the_bucket(root: str, store: boto3.client) -> None:
+    cache = new_cache(root)
+    cache.append([entry(1), failure(2)])
+    cache.commit()
+    store.put_object(Bucket=BUCKET, Key="team/cache/notes.txt", Body=b"x")
+    [info] = cache_info(root)
+    assert (info.vectors, info.keys, info.failures, info.segments) == (1, 1, {"no_face": 1}, 2)
+    assert [Location.parse(path).name for path in verify_cache(root).foreign] == ["notes.txt"]
+
+
+def test_a_bucket_that_does_not_exist_is_said(root: str) -> None:
+    with pytest.raises(ArtifactError, match="--no-cache"):
+        new_cache(root.replace(BUCKET, "nobody"))

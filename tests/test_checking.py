@@ -1,0 +1,194 @@
+"""What `check` finds in manifests of real files."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchverify.checking import check_manifest, look_up
+from batchverify.errors import ManifestError
+from batchverify.manifest import Manifest
+from batchverify.records import Limits, Reason
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six images, of 10 bytes each."""
+    for name in "abcdef":
+        (tmp_path / f"{name}.jpg").write_bytes(b"0123456789")
+    return tmp_path
+
+
+def manifest(folder: Path, *rows: str, header: str = "image_a,image_b,label", name: str = "m.csv") -> Path:
+    path = folder / name
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_good_manifest(folder):
+    path = manifest(
+        folder, "a.jpg,b.jpg,0,7", "c.jpg,./a.jpg,1,8", "d.jpg,a.jpg,,9", header="image_a,image_b,label,n"
+    )
+    report = check_manifest(Manifest.open(path), images_per_second=2.0)
+    assert report.ok
+    assert report.files == (str(path),)
+    assert report.rows == 3
+    assert report.types == {"image_a": "string", "image_b": "string", "label": "int8", "n": "int64"}
+    assert report.labels == {"0": 1, "1": 1, "blank": 1}
+    assert (report.unique_images, report.looked_up, report.unique_share) == (4, 4, 4 / 6)
+    assert report.seconds == 2.0
+    lines = report.lines()
+    assert "unique images        4 for 6 references (66.7%)" in lines
+    assert "time to embed        about 2 s, an estimate at 2 images/s" in lines
+    assert "labels               1 same (0), 1 different (1), 1 blank" in lines
+    assert lines[-1] == "no fault found"
+
+
+def test_doubtful_pairs_are_counted_and_named(folder):
+    path = manifest(
+        folder,
+        "a.jpg,b.jpg,0",
+        "b.jpg,a.jpg,1",  # mirrored, contradicts row 1
+        "a.jpg,b.jpg,0",  # repeats row 1
+        "c.jpg,c.jpg,0",  # self
+        "d.jpg,e.jpg,",
+        "e.jpg,d.jpg,",  # mirrored, blank labels contradict nothing
+        "d.jpg,f.jpg,1",
+        "d.jpg,f.jpg,1",  # repeats row 7
+    )
+    report = check_manifest(Manifest.open(path))
+    assert not report.ok
+    assert report.duplicates.count == 2
+    assert report.duplicates.examples == (f"{path}: row 3: repeats row 1", f"{path}: row 8: repeats row 7")
+    assert report.mirrored.count == 2
+    assert report.mirrored.examples == (
+        f"{path}: row 2: turns round row 1",
+        f"{path}: row 6: turns round row 5",
+    )
+    assert report.selves.count == 1
+    assert report.selves.examples == (f"{path}: row 4: one image on both sides",)
+    assert report.contradicting.count == 1
+    assert report.contradicting.examples == (f"{path}: row 2: contradicts row 1",)
+    assert (report.missing.count, report.refused.count) == (0, 0)
+    assert f"    {path}: row 2: contradicts row 1" in report.lines()
+    assert report.lines()[-1] == "the manifest has faults"
+
+
+def test_doubtful_pairs_that_are_no_fault(folder):
+    report = check_manifest(
+        Manifest.open(manifest(folder, "a.jpg,b.jpg,1", "b.jpg,a.jpg,1", "a.jpg,a.jpg,0"))
+    )
+    assert report.ok
+    assert (report.mirrored.count, report.selves.count) == (1, 1)
+
+
+def test_rows_of_several_files_are_named_by_file(folder):
+    first = manifest(folder, "a.jpg,b.jpg,1", "a.jpg,c.jpg,1", name="1.csv")
+    second = manifest(folder, "d.jpg,gone.jpg,1", "c.jpg,a.jpg,0", name="2.csv")
+    report = check_manifest(Manifest.open(folder))
+    assert report.contradicting.examples == (f"{second}: row 2: contradicts row 2 of {first}",)
+    assert report.missing.examples == (f"{second}: row 1: column 'image_b': no such file: {folder}/gone.jpg",)
+
+
+def test_refused_cells_are_no_images_and_no_pairs(folder):
+    path = manifest(folder, ",,0", ",,1", "a.jpg,http://x/y.jpg,1", "a.jpg,b.jpg,1")
+    report = check_manifest(Manifest.open(path))
+    assert not report.ok
+    assert report.refused.count == 3
+    assert report.refused.examples == (
+        f"{path}: row 1: column 'image_a': the cell is empty",
+        f"{path}: row 2: column 'image_a': the cell is empty",
+        f"{path}: row 3: column 'image_b': scheme 'http' is not read: http://x/y.jpg",
+    )
+    assert report.unique_images == 2
+    found = (report.duplicates, report.mirrored, report.selves, report.contradicting, report.missing)
+    assert [each.count for each in found] == [0] * 5
+
+
+def test_a_manifest_of_refused_cells_only(folder):
+    report = check_manifest(Manifest.open(manifest(folder, ",,0")))
+    assert (report.unique_images, report.looked_up, report.refused.count, report.ok) == (0, 0, 1, False)
+
+
+def test_missing_files_by_reason(folder):
+    (folder / "folder.jpg").mkdir()
+    (folder / "dangling.jpg").symlink_to("nowhere")
+    (folder / "good.jpg").symlink_to("a.jpg")
+    (folder / "large.jpg").write_bytes(bytes(101))
+    os.mkfifo(folder / "pipe.jpg")
+    names = ["gone", "folder", "dangling", "large", "pipe", "good", "a.jpg/b", "x" * 300]
+    path = manifest(folder, *(f"a.jpg,{name}.jpg" for name in names), header="image_a,image_b")
+    report = check_manifest(Manifest.open(path), limits=Limits(bytes=100))
+    assert report.missing_reasons == {"not_found": 3, "unreadable": 3, "too_large": 1}
+    assert report.missing.count == 7
+    said = [example.removeprefix(f"{path}: ") for example in report.missing.examples]
+    assert said[0] == f"row 1: column 'image_b': no such file: {folder}/gone.jpg"
+    assert said[1] == f"row 2: column 'image_b': {folder}/folder.jpg: a folder"
+    assert said[3] == f"row 4: column 'image_b': {folder}/large.jpg: 0.0 MB, the limit is 0.0001 MB"
+    assert said[4] == f"row 5: column 'image_b': {folder}/pipe.jpg: not a regular file"
+    assert report.labels is None
+
+
+def test_a_sample_is_looked_up_unless_every_image_is_asked_for(folder):
+    rows = [f"a.jpg,{number}.jpg" for number in range(300)]
+    path = manifest(folder, *rows, header="image_a,image_b")
+    opened = Manifest.open(path)
+    some, again, other = (check_manifest(opened, sample=20, seed=seed) for seed in (0, 0, 1))
+    assert some.looked_up == other.looked_up == 20
+    assert some == again
+    assert some.missing.examples != other.missing.examples
+    assert 19 <= some.missing.count <= 20 and len(some.missing.examples) == 10
+    every = check_manifest(opened, sample=20, every=True)
+    assert (every.looked_up, every.missing.count) == (301, 300)
+    assert every.missing.examples[9] == f"{path}: row 10: column 'image_b': no such file: {folder}/9.jpg"
+    assert "300  (301 of 301 images looked for, 300 not_found)" in "\n".join(every.lines())
+
+
+def test_limit_and_other_columns_are_the_manifests(folder):
+    path = manifest(folder, "a.jpg,b.jpg,0", "gone.jpg,b.jpg,0")
+    report = check_manifest(Manifest.open(path, limit=1))
+    assert (report.rows, report.ok) == (1, True)
+
+
+def test_to_json_is_plain(folder):
+    report = check_manifest(Manifest.open(manifest(folder, "a.jpg,b.jpg,0", "a.jpg,gone.jpg,1")))
+    plain = json.loads(json.dumps(report.to_json()))
+    assert plain["ok"] is False
+    assert plain["missing"]["count"] == 1
+    assert plain["labels"] == {"0": 1, "1": 1, "blank": 0}
+    assert plain["unique_share"] == 0.75
+
+
+def test_what_is_no_manifest_is_an_error(folder):
+    with pytest.raises(ManifestError, match="row 1: label must be 0 or 1, got 'yes'"):
+        check_manifest(Manifest.open(manifest(folder, "a.jpg,b.jpg,yes")))
+
+
+def test_look_up_keeps_positions_across_chunks_and_stores(folder):
+    names = [f"{folder}/a.jpg" if number % 3 else f"{folder}/{number}" for number in range(3000)]
+    found = look_up(names, Limits())
+    assert list(found) == list(range(0, 3000, 3))
+    assert {skipped.reason for skipped in found.values()} == {Reason.NOT_FOUND}
+    assert found[2997].message == f"no such file: {folder}/2997"
+    assert look_up([], Limits()) == {}
+
+
+def test_counts_on_a_large_table_agree_with_pandas(folder):
+    random = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "image_a": random.integers(0, 300, 20_000).astype(str),
+            "image_b": random.integers(0, 300, 20_000).astype(str),
+            "label": random.integers(0, 2, 20_000),
+        }
+    )
+    report = check_manifest(Manifest.open(table, image_root=folder), sample=1)
+    frame = table.to_pandas()
+    assert report.duplicates.count == frame.duplicated(["image_a", "image_b"]).sum()
+    assert report.selves.count == (frame.image_a == frame.image_b).sum()
+    frame["key"] = [tuple(sorted(pair)) for pair in zip(frame.image_a, frame.image_b, strict=True)]
+    assert report.contradicting.count == (frame.groupby("key").label.nunique() == 2).sum()
+    assert report.mirrored.count == (frame.groupby("key").image_a.nunique() == 2).sum()

@@ -1,0 +1,114 @@
+"""Crops: facenet-pytorch's extract_face pixel by pixel, the fixed crops, and boxes that hold nothing."""
+
+import math
+
+import numpy as np
+import pytest
+from facenet_pytorch import extract_face
+from PIL import Image
+
+from batchverify.crops import Face, box_face, center_face, fixed_face, whole_face
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def reference(pixels: np.ndarray, box: tuple[float, ...], margin: int) -> np.ndarray:
+    face = extract_face(Image.fromarray(pixels), np.array(box), image_size=160, margin=margin)
+    return face.permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+@pytest.mark.parametrize("margin", [0, 14, 44, 120])
+@pytest.mark.parametrize("size", [(250, 250), (91, 333), (37, 20)])
+def test_box_faces_equal_facenet_pytorchs(size, margin):
+    pixels = noise(*size)
+    height, width = size
+    dice = np.random.default_rng(margin)
+    beyond = 0
+    for _ in range(40):
+        x, y = dice.uniform(0, width), dice.uniform(0, height)
+        side = dice.uniform(4, max(size))
+        box = (x - side / 2, y - side * 0.6, x + side / 2, y + side * 0.6)
+        beyond += box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height
+        face = box_face(pixels, box, margin, 0.9, 3)
+        assert face is not None
+        assert face.pixels.shape == (160, 160, 3)
+        assert face.pixels.dtype == np.uint8
+        assert np.array_equal(face.pixels, reference(pixels, box, margin))
+        assert (face.box, face.confidence, face.faces) == (box, 0.9, 3)
+    assert beyond > 5
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (-60.0, 10.0, -20.0, 50.0),
+        (10.0, -60.0, 50.0, -20.0),
+        (130.0, 10.0, 170.0, 50.0),
+        (10.0, 130.0, 50.0, 170.0),
+        (50.0, 50.0, 50.0, 50.0),
+        (60.0, 60.0, 40.0, 40.0),
+        (30.2, 30.2, 30.8, 60.0),
+        (-9.0, -9.0, 0.5, 0.5),
+    ],
+)
+def test_boxes_without_a_pixel_are_no_faces(box):
+    assert box_face(noise(100, 100), box, 0, 0.9, 1) is None
+
+
+def test_the_margin_counts_in_pixels_of_the_face():
+    # 44 of 160: a box of 116 pixels grows to 160, 22 on each side.
+    pixels = noise(300, 300)
+    face = box_face(pixels, (100.0, 100.0, 216.0, 216.0), 44, 0.9, 1)
+    assert np.array_equal(face.pixels, pixels[78:238, 78:238])
+
+
+def test_the_center_crop_is_the_measured_one_on_lfw_pictures():
+    pixels = noise(250, 250)
+    face = center_face(pixels)
+    wanted = Image.fromarray(pixels).crop((60, 48, 190, 205)).resize((160, 160), Image.Resampling.BILINEAR)
+    assert np.array_equal(face.pixels, np.asarray(wanted))
+    assert face.box == (60, 48, 190, 205)
+    assert math.isnan(face.confidence)
+    assert face.faces == 0
+
+
+def test_the_whole_picture_is_stretched():
+    pixels = noise(80, 120)
+    face = whole_face(pixels)
+    wanted = Image.fromarray(pixels).resize((160, 160), Image.Resampling.BILINEAR)
+    assert np.array_equal(face.pixels, np.asarray(wanted))
+    assert face.box == (0, 0, 120, 80)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 3), (5, 1), (1, 4000)])
+def test_tiny_and_thin_pictures_have_fixed_crops(size):
+    for crop in ("center", "none"):
+        face = fixed_face(noise(*size), crop)
+        assert face.pixels.shape == (160, 160, 3)
+        x0, y0, x1, y1 = face.box
+        assert 0 <= x0 < x1 <= size[1]
+        assert 0 <= y0 < y1 <= size[0]
+
+
+def test_fixed_crops_by_name():
+    pixels = noise(50, 50)
+    assert np.array_equal(fixed_face(pixels, "center").pixels, center_face(pixels).pixels)
+    assert np.array_equal(fixed_face(pixels, "none").pixels, whole_face(pixels).pixels)
+    assert not np.array_equal(center_face(pixels).pixels, whole_face(pixels).pixels)
+
+
+def test_pictures_that_are_views_or_read_only():
+    pixels = noise(120, 90)
+    flipped = pixels[::-1, ::2]
+    frozen = flipped.copy()
+    frozen.setflags(write=False)
+    box = (5.0, 20.0, 40.0, 80.0)
+    assert np.array_equal(box_face(flipped, box, 14, 1.0, 1).pixels, box_face(frozen, box, 14, 1.0, 1).pixels)
+
+
+def test_scaled_faces_have_boxes_of_the_original():
+    face = Face(np.zeros((160, 160, 3), np.uint8), (1.0, 2.0, 3.0, 4.0), 0.5, 2).scaled(2.5)
+    assert face.box == (2.5, 5.0, 7.5, 10.0)
+    assert (face.confidence, face.faces) == (0.5, 2)

@@ -1,0 +1,253 @@
+"""Detection: facenet-pytorch's boxes on real faces, its parts on random numbers, no neighbours' influence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from facenet_pytorch import MTCNN
+from facenet_pytorch.models.utils.detect_face import imresample, nms_numpy, pad
+from PIL import Image
+
+from batchverify.detection import (
+    Detections,
+    FaceDetector,
+    area_patches,
+    choose_face,
+    integral,
+    smallest_face,
+    suppress_contained,
+)
+
+# Sizes to which real pictures are stretched, (width, height); None keeps them.
+SIZES = (
+    None,
+    None,
+    None,
+    None,
+    (333, 187),
+    (97, 241),
+    (640, 480),
+    (61, 60),
+    (1200, 301),
+    (777, 1031),
+    (48, 44),
+)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector()
+
+
+@pytest.fixture(scope="module")
+def faces(shared: Path) -> list[np.ndarray]:
+    """Real pictures of many sizes and shapes; the last is a collage of six."""
+    paths = sorted((shared / "data/lfw/lfw-deepfunneled").glob("*/*.jpg"))[::130][: len(SIZES)]
+    originals = [Image.open(path).convert("RGB") for path in paths]
+    assert len(originals) == len(SIZES)
+    pictures = [
+        image if size is None else image.resize(size) for image, size in zip(originals, SIZES, strict=True)
+    ]
+    collage = Image.new("RGB", (760, 510), "grey")
+    for i in range(6):
+        collage.paste(originals[i], (255 * (i % 3), 255 * (i // 3)))
+    return [np.asarray(image) for image in [*pictures, collage]]
+
+
+def reference(pixels: np.ndarray, min_face: int) -> tuple[np.ndarray, np.ndarray]:
+    """facenet-pytorch's boxes and scores, best score first."""
+    mtcnn = MTCNN(keep_all=True, select_largest=False, min_face_size=min_face)
+    boxes, scores = mtcnn.detect(Image.fromarray(pixels))
+    if boxes is None:
+        return np.zeros((0, 4)), np.zeros(0)
+    return boxes.astype(np.float64), scores.astype(np.float64)
+
+
+def equal(one: Detections, other: Detections) -> bool:
+    return np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
+
+
+@pytest.mark.weights
+def test_boxes_and_scores_are_facenet_pytorchs(detector, faces):
+    found = detector(faces)
+    for pixels, ours in zip(faces, found, strict=True):
+        boxes, scores = reference(pixels, smallest_face(*pixels.shape[:2]))
+        assert len(ours) == len(boxes), pixels.shape
+        np.testing.assert_allclose(ours.boxes, boxes, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(ours.scores, scores, rtol=0, atol=1e-5)
+    assert sum(len(ours) > 0 for ours in found) >= 9
+    assert len(found[-1]) >= 6
+
+
+@pytest.mark.weights
+def test_another_smallest_face_is_facenet_pytorchs(faces):
+    for min_face in (35, 120):
+        ours = FaceDetector(min_face=min_face)([faces[-1]])[0]
+        boxes, scores = reference(faces[-1], min_face)
+        np.testing.assert_allclose(ours.boxes, boxes, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(ours.scores, scores, rtol=0, atol=1e-5)
+        assert len(ours) >= 6
+
+
+@pytest.mark.weights
+def test_an_images_faces_do_not_depend_on_its_neighbours(detector, faces):
+    together = detector(faces)
+    backwards = detector(faces[::-1])[::-1]
+    beside_nothing = detector([np.zeros((1, 1, 3), np.uint8), faces[0], np.zeros((90, 90, 3), np.uint8)])
+    for pixels, first, second in zip(faces, together, backwards, strict=True):
+        assert equal(first, second)
+        assert equal(first, detector([pixels])[0])
+    assert [len(found) > 0 for found in beside_nothing] == [False, True, False]
+    assert equal(beside_nothing[1], together[0])
+
+
+@pytest.mark.weights
+def test_pictures_that_are_views_give_the_same_faces(detector, faces):
+    mirrored = faces[0][:, ::-1]
+    assert equal(detector([mirrored])[0], detector([np.ascontiguousarray(mirrored)])[0])
+
+
+@pytest.mark.weights
+def test_the_chosen_face_is_the_middle_one(detector, faces):
+    collage = faces[-1]
+    found = detector([collage])[0]
+    chosen = found.boxes[choose_face(found, *collage.shape[:2])]
+    assert 255 < (chosen[0] + chosen[2]) / 2 < 505
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (5, 5), (11, 300), (300, 11), (12, 12), (19, 500), (20, 20), (21, 900), (60, 60)]
+)
+def test_pictures_without_a_face(detector, size):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for pixels in (noise, np.zeros_like(noise), np.full_like(noise, 255)):
+        found = detector([pixels])[0]
+        assert len(found) == 0
+        assert found.boxes.shape == (0, 4)
+        assert found.scores.shape == (0,)
+
+
+def test_no_pictures_no_results(detector):
+    assert detector([]) == []
+
+
+@pytest.mark.parametrize("size", [24, 48])
+def test_patches_are_interpolations_by_area(size):
+    dice = np.random.default_rng(size)
+    for height, width in ((250, 250), (70, 410), (13, 17)):
+        pixels = dice.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        low = dice.uniform(-0.5, 1, (60, 2)) * (width, height)
+        boxes = np.concatenate([low, low + dice.uniform(1, max(height, width), (60, 1))], axis=1).astype(
+            np.float32
+        )
+        y, ey, x, ex = pad(torch.from_numpy(boxes), width, height)
+        inside = (ey > y - 1) & (ex > x - 1)
+        patches = area_patches(integral(pixels), boxes[inside], size)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        regions = zip(*(edge[inside].tolist() for edge in (y, ey, x, ex)), strict=True)
+        wanted = [imresample(image[:, :, a - 1 : b, c - 1 : d], (size, size)) for a, b, c, d in regions]
+        assert len(wanted) > 20
+        np.testing.assert_allclose(patches, torch.cat(wanted).permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-3)
+        assert patches.dtype == np.float32
+
+
+def test_integrals_hold_the_sums_of_rectangles():
+    pixels = np.full((30, 40, 3), 255, np.uint8)
+    pixels[3, 4] = (1, 2, 3)
+    sums = integral(pixels)
+    assert sums.shape == (31, 41, 3)
+    assert (sums[0] == 0).all()
+    assert (sums[:, 0] == 0).all()
+    assert np.array_equal(sums[20, 30], pixels[:20, :30].sum(axis=(0, 1)))
+    large = np.full((2200, 4000, 3), 255, np.uint8)  # its sum does not fit 32 bits
+    assert (integral(large)[-1, -1] == 2200 * 4000 * 255).all()
+
+
+class OneBox:
+    """Answers like the second or third network: the same shift and a high score for every candidate."""
+
+    def __init__(self, shift: tuple[float, float, float, float]) -> None:
+        self.shift = torch.tensor(shift)
+
+    def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.shift.expand(len(inputs), 4), torch.tensor([0.01, 0.99]).expand(len(inputs), 2)
+
+
+class OneCell:
+    """Answers like the first network: a face in the first cell of every level."""
+
+    def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        height, width = (inputs.shape[2] - 10) // 2, (inputs.shape[3] - 10) // 2
+        scores = torch.zeros(1, 2, height, width)
+        scores[0, 1, 0, 0] = 1
+        return torch.zeros(1, 4, height, width), scores
+
+
+@pytest.mark.parametrize("shift", [(-3.0, 0.0, -3.0, 0.0), (0.0, 9.0, 0.0, 9.0), (9.0, 9.0, 9.0, 9.0)])
+def test_candidates_that_the_second_network_moves_out_of_the_image_are_dropped(shift):
+    detector = FaceDetector()
+    detector.proposal, detector.refine, detector.output = (
+        OneCell(),
+        OneBox((0, 0, 0, 0)),
+        OneBox((0, 0, 0, 0)),
+    )
+    pixels = np.zeros((60, 60, 3), np.uint8)
+    assert len(detector([pixels])[0]) > 0
+    detector.refine = OneBox(shift)
+    assert len(detector([pixels])[0]) == 0
+
+
+def random_boxes(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    dice = np.random.default_rng(seed)
+    low = dice.uniform(-20, 200, (count, 2))
+    boxes = np.concatenate([low, low + dice.uniform(5, 120, (count, 2))], axis=1).astype(np.float32)
+    return boxes, dice.uniform(0.7, 1, count).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 60])
+def test_suppression_is_facenet_pytorchs(count):
+    suppressed = 0
+    for seed in range(30):
+        boxes, scores = random_boxes(seed, count)
+        kept = suppress_contained(boxes, scores)
+        assert kept.tolist() == nms_numpy(boxes, scores, 0.7, "Min").tolist()
+        suppressed += count - len(kept)
+    assert (suppressed > 0) == (count > 1)
+
+
+def test_suppression_of_nothing():
+    assert suppress_contained(np.zeros((0, 4), np.float32), np.zeros(0, np.float32)).shape == (0,)
+
+
+def test_the_choice_is_facenet_pytorchs():
+    mtcnn = MTCNN(selection_method="center_weighted_size")
+    other_than_largest = 0
+    for seed in range(40):
+        boxes, scores = random_boxes(seed, 6)
+        found = Detections(boxes, scores)
+        image = Image.new("RGB", (260, 190))
+        box, _, _ = mtcnn.select_boxes(
+            boxes, scores, np.zeros((6, 5, 2)), image, method="center_weighted_size"
+        )
+        index = choose_face(found, image.height, image.width)
+        assert np.array_equal(boxes[index], box[0])
+        extent = boxes[:, 2:] - boxes[:, :2]
+        other_than_largest += index != np.argmax(extent.prod(axis=1))
+    assert other_than_largest > 10
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "wanted"),
+    [
+        (1, 1, 20),
+        (250, 250, 20),
+        (480, 9000, 20),
+        (491, 491, 20),
+        (493, 9000, 21),
+        (2048, 1536, 64),
+        (4000, 3000, 125),
+    ],
+)
+def test_the_smallest_face_follows_the_shorter_side(height, width, wanted):
+    assert smallest_face(height, width) == wanted == smallest_face(width, height)

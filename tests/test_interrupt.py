@@ -1,0 +1,90 @@
+"""Ctrl-C on a real terminal: what was embedded is kept, nothing else is left, the same command finishes."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+IMAGES = 600
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("noise")
+    generator = np.random.default_rng(0)
+    for number in range(IMAGES):
+        small = generator.integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(small).resize((160, 160)).save(folder / f"{number}.jpg")
+    lines = [f"{number}.jpg,{(number + 1) % IMAGES}.jpg" for number in range(IMAGES)]
+    (folder / "pairs.csv").write_text("image_a,image_b\n" + "\n".join(lines) + "\n")
+    return folder / "pairs.csv"
+
+
+def command(manifest: Path, output: Path, cache: Path, engine: str) -> list[str]:
+    options = ["--crop", "none", "--cache", str(cache), "--engine", engine, "--num-cpus", "2", "--json"]
+    return [sys.executable, "-m", "batchverify.cli", "score", str(manifest), "-o", str(output), *options]
+
+
+def press_ctrl_c_when_embedding(arguments: list[str]) -> tuple[int, str]:
+    """Run on a terminal of its own; Ctrl-C goes to the whole group once something is embedded."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        arguments, stdin=slave, stderr=slave, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    os.close(slave)
+    seen, pressed = "", False
+    while True:
+        try:
+            data = os.read(master, 4096)
+        except OSError:  # the terminal's other end is closed: the command has ended
+            break
+        if not data:
+            break
+        seen += data.decode(errors="replace")
+        if not pressed and re.search(r"embedded [1-9]", seen):
+            os.killpg(process.pid, signal.SIGINT)
+            pressed = True
+    os.close(master)
+    return process.wait(timeout=60), seen
+
+
+def processes_with(text: str) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in line and str(os.getpid()) != folder.name:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_ctrl_c_then_the_same_command(manifest, tmp_path, engine):
+    output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
+    arguments = command(manifest, output, cache, engine)
+    code, seen = press_ctrl_c_when_embedding(arguments)
+    assert code == 130, seen
+    assert "interrupted" in seen
+    assert "Traceback" not in seen
+    assert list(output.parent.iterdir()) == []
+    kept = sum(pq.read_metadata(path).num_rows for path in cache.rglob("data/*.parquet"))
+    assert 0 < kept < IMAGES
+    assert [path for path in cache.rglob("tmp/*")] == []
+    time.sleep(1)
+    assert processes_with(str(output)) == []
+    again = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
+    summary = json.loads(again.stdout)
+    assert (summary["cached"], summary["embedded"]) == (kept, IMAGES - kept)
+    assert pq.read_table(output).num_rows == IMAGES

@@ -1,0 +1,82 @@
+"""The house's rules: imports go strictly down, heavy libraries stay where they belong, files stay short."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
+# From the top down: a module imports from lines below its own alone.
+TABLE = """
+__init__ cli
+workflows
+prediction ray_engine scheduler checking cache_care
+engine training results
+pipeline
+cache embedder gallery head manifest
+backbones crops decoding detection images segments tables columns options summary
+fingerprint locations downloads datasets features metrics calibration pairs progress cache_report
+errors records version
+"""
+LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
+HEAVY = {
+    "click": {"cli"},
+    "ray": {"ray_engine"},
+    "torch": {"backbones", "detection", "embedder", "engine", "features", "head", "ray_engine", "training"},
+    "facenet_pytorch": {"backbones", "detection"},
+    "sklearn": {"metrics"},
+    "pandas": {"summary"},
+}
+# Imported for annotations: a stage names the type of the object that it is handed.
+TYPES_ALONE = {("pipeline", "embedder")}
+MODULES = sorted(PACKAGE.glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, `batchverify.x` for its own package's."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            own = node.module == "batchverify"
+            names |= {f"{node.module}.{each.name}" for each in node.names} if own else {str(node.module)}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_go_strictly_down(path):
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top == "batchverify" and (path.stem, rest) not in TYPES_ALONE:
+            assert LEVELS[rest] < LEVELS[path.stem], f"{path.stem} imports {rest}"
+        assert path.stem in HEAVY.get(top, {path.stem}), f"{path.stem} imports {top}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_files_and_functions_are_short_and_say_what_they_are_for(path):
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    assert ast.get_docstring(tree)
+    assert len(path.read_text(encoding="utf8").splitlines()) <= 300
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{path.stem}: {node.name}"
+
+
+@pytest.mark.parametrize("start", ["import batchverify", "batchverify --help"])
+def test_a_start_loads_nothing_heavy(start):
+    if start == "batchverify --help":
+        start = "from batchverify.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    seen = "import sys; sys.stderr.write(' '.join({'torch', 'ray', 'pandas', 'pyarrow'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{start}\n{seen}"],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("Usage:") == ("help" in start)
