@@ -16,7 +16,7 @@ class Progress:
     """Counts of a run, shown as it goes.
 
     total: unique images. cached, embedded, repeated (bytes of another image), failed: what became of them so
-    far. rows: pairs written.
+    far. image_seconds: how long that took. rows: pairs written.
     """
 
     total: int = 0
@@ -24,6 +24,7 @@ class Progress:
     embedded: int = 0
     repeated: int = 0
     failed: int = 0
+    image_seconds: float = 0.0
     rows: int = 0
     total_rows: int = 0
     quiet: bool = False

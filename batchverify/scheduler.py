@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class ImageRun:
 
     def run(self) -> Gallery:
         """Embed everything; returns when the fate of every image is known and committed."""
+        started = time.monotonic()
         self.progress.total = len(self.references)
         self._plan()
         try:
@@ -80,6 +82,7 @@ class ImageRun:
         finally:
             if self.cache is not None:
                 self.cache.commit()
+            self.progress.image_seconds = time.monotonic() - started
         self.gallery.require_complete()
         return self.gallery
 

@@ -37,15 +37,16 @@ class EmbedSummary:
     cache: str | None
 
     @classmethod
-    def counts(cls, progress: Progress, seconds: float) -> dict[str, Any]:
+    def counts(cls, progress: Progress) -> dict[str, Any]:
         """The fields that a run's progress knows."""
+        rate = progress.embedded / progress.image_seconds if progress.embedded else 0.0
         return {
             "unique_images": progress.total,
             "embedded": progress.embedded,
             "cached": progress.cached,
             "repeated": progress.repeated,
             "failed": progress.failed,
-            "images_per_second": round(progress.embedded / seconds, 1) if progress.embedded else 0.0,
+            "images_per_second": round(rate, 1),
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow.compute as pc
 
 from batchverify.backbones import Backbone, load_backbone
 from batchverify.cache import EmbeddingCache, KeyIndex
@@ -51,10 +54,7 @@ class Job:
         started = time.monotonic()
         columns = Columns(options.column_a, options.column_b)
         opened = Manifest.open(
-            manifest,
-            columns=columns,
-            image_root=options.image_root,
-            **({"limit": options.limit} if options.limit else {}),
+            manifest, columns=columns, image_root=options.image_root, limit=options.limit
         )
         backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
         fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
@@ -161,7 +161,7 @@ def _write_scores(
         table = result_table(block, gallery, scores, threshold)
         sink.write(table)
         scored += len(scores[0])
-        different += table.column("label").to_numpy(zero_copy_only=False).tolist().count(1)
+        different += pc.sum(table.column("label")).as_py() or 0
         progress.rows += table.num_rows
         progress.show()
     return {"scored": scored, "different": different, "failed_rows": job.scan.rows - scored}
@@ -195,8 +195,6 @@ def _build_engine(job: Job, index: KeyIndex | None) -> Engine:
 
 def _choose_engine(job: Job, index: KeyIndex | None) -> str:
     """Ray where a cluster is named or enough images are not in the cache, by a sample of them."""
-    import os
-
     if job.options.address or os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
         return "ray"
     references = [each for each in job.scan.images.references if isinstance(each, str)]
@@ -218,7 +216,7 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
 def _summary(job: Job, engine: Engine, gallery: Gallery, progress: Progress) -> dict[str, Any]:
     seconds = time.monotonic() - job.started
     return {
-        **EmbedSummary.counts(progress, seconds),
+        **EmbedSummary.counts(progress),
         "rows": job.scan.rows,
         "failures": gallery.failures(),
         "seconds": round(seconds, 2),

@@ -1,0 +1,214 @@
+"""`score` from end to end on the sample faces with the packaged weights: every row, once, in order."""
+
+import json
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+from moto.server import ThreadedMotoServer
+
+import batchverify
+from batchverify.errors import ManifestError, NothingScoredError, UsageError
+from batchverify.results import FolderSink, read_record
+from batchverify.locations import Location
+
+SAMPLES = REPOSITORY / "sample_manifests"
+FACES = SAMPLES / "faces.csv"
+SCORES = ["probability", "label", "similarity", "status", "error_a", "error_b"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def scored(cache) -> batchverify.workflows.ScoreSummary:
+    return batchverify.score(FACES, cache=cache, quiet=True)
+
+
+def same_scores(one: pa.Table, other: pa.Table) -> bool:
+    return one.select(SCORES).equals(other.select(SCORES))
+
+
+def test_every_row_comes_back_in_order_with_its_columns(scored):
+    manifest, table = pd.read_csv(FACES), scored.to_pandas()
+    assert table.columns.tolist() == ["image_a", "image_b", "true_label", "person_a", "person_b", *SCORES]
+    for name in ("image_a", "image_b", "person_a", "person_b"):
+        assert table[name].tolist() == manifest[name].tolist()
+    assert table["true_label"].tolist() == manifest["label"].tolist()
+    assert set(table["status"]) == {"ok"}
+    assert (scored.embedded, scored.unique_images, scored.scored) == (24, 24, len(manifest))
+
+
+def test_the_drawn_people_are_told_apart(scored):
+    table = scored.to_pandas()
+    assert (table["label"] == table["true_label"]).mean() >= 0.95
+    assert ((table["probability"] >= scored.threshold) == table["label"]).all()
+
+
+def test_a_rerun_embeds_nothing_and_is_equal_bit_for_bit(scored, cache, tmp_path):
+    again = batchverify.score(FACES, tmp_path / "out.parquet", cache=cache, quiet=True)
+    assert (again.embedded, again.cached) == (0, 24)
+    assert same_scores(again.to_arrow(), scored.to_arrow())
+
+
+def test_parquet_tsv_folder_glob_and_frame_say_the_same(scored, cache, tmp_path):
+    frame = pd.read_csv(FACES)
+    frame.to_csv(tmp_path / "pairs.tsv", sep="\t", index=False)
+    half = len(frame) // 2
+    frame[:half].to_csv(tmp_path / "part-1.csv", index=False)
+    frame[half:].to_csv(tmp_path / "part-2.csv", index=False)
+    options = {"cache": cache, "quiet": True, "image_root": str(SAMPLES)}
+    for source in (SAMPLES / "faces.parquet", tmp_path / "pairs.tsv", str(tmp_path / "part-*.csv"), frame):
+        assert same_scores(batchverify.score(source, **options).to_arrow(), scored.to_arrow())
+
+
+def test_pairs_may_be_mirrored_shuffled_and_doubled(scored, cache):
+    frame = pd.read_csv(FACES)
+    mirrored = frame.rename(columns={"image_a": "image_b", "image_b": "image_a"})[frame.columns]
+    both = pd.concat([frame, mirrored]).sample(frac=1, random_state=1)
+    summary = batchverify.score(both, cache=cache, quiet=True, image_root=str(SAMPLES))
+    assert (summary.rows, summary.embedded) == (2 * len(frame), 0)
+    expected = scored.to_pandas().iloc[both.index]
+    for name in ("probability", "similarity"):
+        assert np.array_equal(summary.to_pandas()[name].to_numpy(), expected[name].to_numpy())
+
+
+def test_broken_pairs_have_their_reason_on_the_right_side(cache):
+    manifest = pd.read_csv(SAMPLES / "broken.csv")
+    table = batchverify.score(SAMPLES / "broken.csv", cache=cache, quiet=True).to_pandas()
+    assert table["case"].tolist() == manifest["case"].tolist()
+    seen = set()
+    for row in table.to_dict("records"):
+        for side in ("a", "b"):
+            reason = row[f"error_{side}"]
+            said = isinstance(reason, str)
+            assert said == (f"on side {side}" in row["case"] or "both sides" in row["case"]), row
+            if said:
+                assert reason in row["case"], row
+                seen.add(reason)
+        assert (row["status"] == "ok") == (not pd.isna(row["probability"])) == ("good" in row["case"])
+    assert seen == {"not_found", "forbidden", "unreadable", "undecodable", "too_large", "no_face"}
+
+
+def test_the_footer_tells_the_run(scored, cache, tmp_path):
+    output = tmp_path / "out.parquet"
+    summary = batchverify.score(FACES, output, cache=cache, quiet=True, at_far=0.1)
+    record = read_record(str(output))
+    assert record["threshold"] == summary.threshold != scored.threshold
+    assert record["options"] == {"at_far": 0.1, "cache": cache, "quiet": True}
+    assert record["version"] == batchverify.__version__
+    assert record["rows"] == record["scored"] == scored.rows
+    assert {"manifest_fingerprint", "backbone_fingerprint", "embedding", "head", "seconds"} <= record.keys()
+
+
+def test_a_folder_holds_parts_and_success_last(scored, cache, tmp_path):
+    folder = tmp_path / "scores"
+    summary = batchverify.score(FACES, folder, cache=cache, quiet=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["_SUCCESS", "part-00000.parquet"]
+    assert json.loads((folder / "_SUCCESS").read_text())["rows"] == scored.rows
+    assert same_scores(summary.to_arrow(), scored.to_arrow())
+
+
+def test_parts_are_cut_at_their_size_and_old_ones_removed(tmp_path):
+    schema = pa.schema([("number", pa.int64())])
+    for rows in (25, 12):
+        sink = FolderSink(Location.parse(tmp_path), schema, part_rows=10)
+        sink.write(pa.table({"number": range(7)}))
+        sink.write(pa.table({"number": range(7, rows)}))
+        sink.finish({})
+        parts = sorted(tmp_path.glob("part-*.parquet"))
+        assert [pq.read_metadata(path).num_rows for path in parts] == [10] * (rows // 10) + [rows % 10]
+        assert pa.concat_tables(map(pq.read_table, parts))["number"].to_pylist() == list(range(rows))
+
+
+def test_nothing_is_left_when_a_run_fails(tmp_path):
+    (tmp_path / "m.csv").write_text("image_a,image_b,label\na.jpg,b.jpg,7\n")
+    with pytest.raises(ManifestError, match=r"m\.csv: row 1: label must be 0 or 1, got '7'"):
+        batchverify.score(tmp_path / "m.csv", tmp_path / "out" / "o.parquet")
+    with pytest.raises(UsageError, match="is a folder"):
+        batchverify.score(FACES, make_folder(tmp_path / "x.parquet"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "x.parquet"]
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_nothing_scored_is_an_error_after_writing(tmp_path):
+    with pytest.raises(NothingScoredError, match="not_found 24"):
+        batchverify.score(FACES, tmp_path / "o.parquet", image_root=str(tmp_path), no_cache=True, quiet=True)
+    assert pq.read_table(tmp_path / "o.parquet")["status"].to_pylist() == ["not_found"] * len(pd.read_csv(FACES))
+
+
+def test_limit_and_other_columns(cache):
+    frame = pd.read_csv(FACES).rename(columns={"image_a": "left", "image_b": "right"})
+    summary = batchverify.score(
+        frame, column_a="left", column_b="right", limit=5, cache=cache, quiet=True, image_root=str(SAMPLES)
+    )
+    assert summary.to_pandas()["left"].tolist() == frame["left"].tolist()[:5]
+
+
+def test_without_a_cache_the_bits_are_the_same(scored):
+    summary = batchverify.score(FACES, no_cache=True, quiet=True)
+    assert summary.embedded == 24
+    assert same_scores(summary.to_arrow(), scored.to_arrow())
+
+
+@pytest.mark.ray
+def test_engines_agree_on_one_cache_and_on_fresh_ones(scored, cache, tmp_path):
+    fresh = batchverify.score(FACES, cache=str(tmp_path), engine="ray", num_cpus=2, quiet=True)
+    assert (fresh.engine, fresh.embedded) == ("ray", 24)
+    assert same_scores(fresh.to_arrow(), scored.to_arrow())
+    shared = batchverify.score(FACES, cache=cache, engine="ray", num_cpus=2, quiet=True)
+    assert shared.embedded == 0
+    assert same_scores(shared.to_arrow(), scored.to_arrow())
+
+
+def test_predict_is_what_score_says_from_the_same_cache(scored, cache, tmp_path):
+    row = scored.to_pandas().iloc[30]
+    images = [SAMPLES / row["image_a"], SAMPLES / row["image_b"]]
+    prediction = batchverify.predict(*images, cache=cache)
+    assert np.float32(prediction.probability) == row["probability"]
+    assert np.float32(prediction.similarity) == row["similarity"]
+    assert prediction.label == row["label"]
+    fresh = batchverify.predict(*images, no_cache=True)
+    assert fresh.probability == pytest.approx(prediction.probability, abs=0.05)
+    assert fresh.boxes[0] == pytest.approx(prediction.boxes[0], abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket of a real S3 server on this machine, with the sample manifest and its faces."""
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
+    client.create_bucket(Bucket="pairs")
+    client.upload_file(str(FACES), "pairs", "in/faces.csv")
+    for path in (SAMPLES / "faces").iterdir():
+        client.upload_file(str(path), "pairs", f"in/faces/{path.name}")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def test_everything_on_s3(scored, bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    options = {"cache": "s3://pairs/cache", "quiet": True}
+    first = batchverify.score("s3://pairs/in/faces.csv", "s3://pairs/out/scores.parquet", **options)
+    assert (first.embedded, first.failed) == (24, 0)
+    assert same_scores(first.to_arrow(), scored.to_arrow())
+    again = batchverify.score("s3://pairs/in/*.csv", "s3://pairs/parts", **options)
+    assert (again.embedded, again.cached) == (0, 24)
+    assert same_scores(again.to_arrow(), scored.to_arrow())
