@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -261,6 +262,8 @@ def _set_aside(location: Location) -> str:
 
 
 def _sentence(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno is not None:
+        return f"cannot be read: {os.strerror(exc.errno)}"
     return " ".join(str(exc).split())
 
 

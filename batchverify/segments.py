@@ -164,10 +164,11 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
         raise ValueError(f"holds {min(counts)} rows, not what its name states")
     for field in schema:
         at = found.get_field_index(field.name)
-        if at < 0 or found.field(at).type != field.type:
-            raise ValueError(
-                f"column {field.name} is {found.field(at).type if at >= 0 else 'missing'}, not {field.type}"
-            )
+        if at < 0:
+            raise ValueError(f"column {field.name} is missing")
+        # Old releases read a column of the other nullability as other values.
+        if (found.field(at).type, found.field(at).nullable) != (field.type, field.nullable):
+            raise ValueError(f"column is '{found.field(at)}', not '{field}'")
     return footer
 
 

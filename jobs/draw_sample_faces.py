@@ -18,56 +18,81 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 from sample_face import Person, View, draw
+from sample_face.scene import noise
 
-Row = tuple[str, str, "int | None"]
+Row = list[str | int | None]  # the cells of one manifest row
+HEADER = ["image_a", "image_b", "label", "person_a", "person_b"]
+VIEWS = (1, 2, 3)
 
+# fmt: off
 PEOPLE = {
     "ada": Person(
-        seed=1, skin=(236, 196, 174), hair=(120, 52, 24), iris=(70, 120, 80), lips=(196, 96, 92), cloth=(60, 110, 100),
-        length=2.3, curl=0.35, part=0.2, volume=0.16, neck=0.5,
-        width=0.96, jaw=2.0, taper=0.2, eye_open=0.105, eye_size=0.22, freckles=0.7, nose_width=0.14,
-        brow_arch=0.1, lip_upper=0.07, lip_lower=0.1, makeup=0.3,
+        seed=1, skin=(236, 196, 174), hair=(120, 52, 24), iris=(70, 120, 80), lips=(196, 96, 92),
+        cloth=(60, 110, 100), width=0.92, chin=1.463, jaw=1.946, taper=0.066, neck=0.5, cheek=0.038,
+        eye_gap=0.447, eye_size=0.24, eye_open=0.12, eye_tilt=-0.08, fold=0.61, socket=0.139, ridge=0.015,
+        makeup=0.31, brow_lift=0.23, brow_arch=0.122, brow_tilt=0.025, nose_width=0.25, nose_tip=0.504,
+        nose_high=0.344, mouth_at=0.84, mouth_width=0.34, lip_upper=0.03, lip_lower=0.079, age=0.02,
+        freckles=0.97, blush=0.11, hairline=-1.045, volume=0.16, length=2.3, curl=0.35, part=0.2,
     ),
     "bola": Person(
-        seed=2, skin=(104, 66, 46), hair=(16, 13, 12), iris=(44, 26, 16), lips=(120, 70, 62), cloth=(190, 180, 150),
-        hairline=-0.98, volume=0.04, curl=1.0, neck=0.66,
-        width=1.02, jaw=3.0, taper=0.08, nose_width=0.23, lip_upper=0.09, lip_lower=0.13,
-        beard=0.75, moustache=0.7, brow_size=0.055, eye_open=0.08, blush=0.1,
+        seed=2, skin=(104, 66, 46), hair=(16, 13, 12), iris=(44, 26, 16), lips=(120, 70, 62),
+        cloth=(190, 180, 150), width=0.963, chin=1.5, jaw=3.0, taper=0.05, neck=0.66, cheek=0.077,
+        eye_gap=0.47, eye_size=0.196, eye_open=0.093, eye_tilt=0.088, fold=0.65, socket=0.163, ridge=0.09,
+        brow_size=0.055, brow_lift=0.264, brow_arch=0.072, brow_tilt=0.025, nose_width=0.25,
+        nose_tip=0.576, nose_high=0.285, mouth_at=0.931, mouth_width=0.388, lip_upper=0.077,
+        lip_lower=0.057, blush=0.11, beard=0.67, moustache=0.82, hairline=-0.921, volume=0.04, curl=1.0,
     ),
     "chen": Person(
-        seed=3, skin=(238, 206, 178), hair=(20, 18, 20), iris=(40, 24, 18), lips=(200, 110, 104), cloth=(40, 50, 90),
-        hairline=-0.42, fringe=0.5, length=1.35, volume=0.14, neck=0.5,
-        width=1.03, jaw=2.1, chin=1.34, eye_open=0.065, eye_tilt=0.08, fold=0.2, nose_high=0.24, brow_lift=0.27,
-        brow_size=0.035, makeup=0.2,
+        seed=3, skin=(238, 206, 178), hair=(20, 18, 20), iris=(40, 24, 18), lips=(200, 110, 104),
+        cloth=(40, 50, 90), width=1.02, chin=1.328, jaw=1.947, neck=0.5, cheek=0.034, eye_gap=0.428,
+        eye_size=0.231, eye_open=0.069, eye_tilt=0.132, fold=0.25, socket=0.085, ridge=0.006, makeup=0.08,
+        brow_size=0.035, brow_lift=0.262, brow_arch=0.05, brow_tilt=-0.02, nose_width=0.174,
+        nose_tip=0.601, nose_high=0.245, mouth_at=0.948, mouth_width=0.47, lip_upper=0.1, lip_lower=0.118,
+        age=0.03, blush=0.07, hairline=-0.42, volume=0.14, length=1.35, fringe=0.5,
     ),
     "dan": Person(
-        seed=4, skin=(226, 180, 158), hair=(214, 210, 204), iris=(90, 120, 150), lips=(180, 110, 100), cloth=(70, 70, 80),
-        bald=True, sideburn=0.2, volume=0.06, glasses=(30, 30, 34), collar="v",
-        age=1.0, beard=0.9, moustache=0.9, nose_width=0.21, nose_high=0.36, nose_tip=0.64, brow_size=0.055,
+        seed=4, skin=(226, 180, 158), hair=(214, 210, 204), iris=(90, 120, 150), lips=(180, 110, 100),
+        cloth=(70, 70, 80), chin=1.431, jaw=3.0, cheek=0.066, eye_gap=0.409, eye_open=0.08, fold=1.0,
+        socket=0.178, brow_size=0.055, brow_lift=0.252, brow_tilt=-0.019, nose_width=0.204, nose_tip=0.518,
+        nose_high=0.374, mouth_at=0.925, mouth_width=0.412, lip_upper=0.061, lip_lower=0.064, age=1.0,
+        blush=0.29, beard=0.9, moustache=0.94, sideburn=0.2, volume=0.06, bald=True, glasses=(30, 30, 34),
+        collar="v",
     ),
     "esra": Person(
-        seed=5, skin=(218, 170, 136), hair=(40, 26, 20), iris=(80, 50, 26), lips=(170, 70, 70), cloth=(50, 40, 60),
-        scarf=(70, 40, 110), neck=0.52,
-        width=0.95, age=0.4, brow_size=0.045, brow_arch=0.1, eye_open=0.1, eye_size=0.23, nose_high=0.34, makeup=0.5,
+        seed=5, skin=(218, 170, 136), hair=(40, 26, 20), iris=(80, 50, 26), lips=(170, 70, 70),
+        cloth=(50, 40, 60), width=0.943, chin=1.436, jaw=2.409, taper=0.115, neck=0.52, cheek=0.02,
+        eye_gap=0.42, eye_size=0.18, eye_open=0.102, eye_tilt=-0.08, fold=0.33, socket=0.196, ridge=0.025,
+        makeup=1.0, brow_lift=0.23, brow_arch=0.071, brow_tilt=0.003, nose_width=0.13, nose_tip=0.48,
+        nose_high=0.34, mouth_at=1.03, mouth_width=0.363, lip_upper=0.059, lip_lower=0.14, age=0.37,
+        blush=0.0, scarf=(70, 40, 110),
     ),
     "fay": Person(
-        seed=6, skin=(142, 92, 66), hair=(30, 20, 16), iris=(50, 28, 16), lips=(150, 60, 64), cloth=(200, 150, 40),
-        curl=1.0, volume=0.7, neck=0.5,
-        nose_width=0.21, lip_upper=0.1, lip_lower=0.13, eye_open=0.11, eye_size=0.22, jaw=2.0, taper=0.18,
-        brow_arch=0.09, blush=0.15, makeup=0.5,
+        seed=6, skin=(142, 92, 66), hair=(30, 20, 16), iris=(50, 28, 16), lips=(150, 60, 64),
+        cloth=(200, 150, 40), width=0.934, chin=1.422, jaw=2.32, taper=0.079, neck=0.5, cheek=0.047,
+        eye_gap=0.39, eye_size=0.225, eye_open=0.107, eye_tilt=-0.077, socket=0.157, makeup=1.0,
+        brow_size=0.032, brow_lift=0.23, brow_arch=0.053, brow_tilt=-0.022, nose_width=0.25, nose_tip=0.48,
+        nose_high=0.38, mouth_at=1.03, mouth_width=0.458, lip_upper=0.1, lip_lower=0.121, age=0.01,
+        freckles=0.05, blush=0.29, hairline=-0.954, volume=0.7, curl=1.0,
     ),
     "gus": Person(
-        seed=7, skin=(246, 208, 188), hair=(214, 176, 110), iris=(90, 140, 190), lips=(214, 120, 112), cloth=(200, 60, 50),
-        brow=(150, 116, 74), hairline=-0.6, fringe=0.4, volume=0.14, neck=0.46,
-        crown=1.5, chin=1.2, width=1.04, eye_open=0.12, eye_size=0.24, eye_gap=0.45, nose_tip=0.46, nose_high=0.24, nose_width=0.14,
-        mouth_at=0.82, mouth_width=0.3, brow_size=0.03, brow_lift=0.3, blush=0.6, ridge=0.0, socket=0.1,
+        seed=7, skin=(246, 208, 188), hair=(214, 176, 110), iris=(90, 140, 190), lips=(214, 120, 112),
+        cloth=(200, 60, 50), brow=(150, 116, 74), width=1.06, crown=1.5, chin=1.22, jaw=3.0, taper=0.05,
+        neck=0.46, cheek=0.02, eye_gap=0.439, eye_size=0.252, eye_open=0.13, eye_tilt=0.022, fold=1.0,
+        socket=0.086, ridge=0.005, brow_size=0.024, brow_lift=0.309, brow_arch=0.085, brow_tilt=-0.006,
+        nose_width=0.12, nose_tip=0.424, nose_high=0.234, mouth_at=0.811, mouth_width=0.24, lip_upper=0.03,
+        lip_lower=0.059, freckles=0.23, blush=0.15, hairline=-0.55, volume=0.14, fringe=0.4,
     ),
     "hari": Person(
-        seed=8, skin=(182, 128, 92), hair=(18, 14, 14), iris=(48, 28, 16), lips=(140, 80, 70), cloth=(230, 230, 235),
-        swept=True, part=0.3, hairline=-0.92, temple=0.12, arch=3.2, volume=0.15, collar="v", sideburn=0.25,
-        moustache=1.0, beard=0.25, brow_size=0.065, brow_lift=0.25, nose_high=0.36, nose_width=0.2, jaw=2.7, age=0.3, blush=0.15,
+        seed=8, skin=(182, 128, 92), hair=(18, 14, 14), iris=(48, 28, 16), lips=(140, 80, 70),
+        cloth=(230, 230, 235), width=0.924, chin=1.472, jaw=3.0, taper=0.058, cheek=0.029, eye_gap=0.415,
+        eye_size=0.202, eye_open=0.065, eye_tilt=-0.019, fold=0.65, socket=0.154, ridge=0.0,
+        brow_size=0.069, brow_lift=0.23, brow_tilt=-0.011, nose_width=0.159, nose_tip=0.582,
+        nose_high=0.369, mouth_at=0.898, mouth_width=0.431, lip_upper=0.1, lip_lower=0.105, age=0.24,
+        blush=0.17, beard=0.1, moustache=0.97, hairline=-1.05, arch=3.2, temple=0.12, sideburn=0.25,
+        volume=0.15, part=0.3, swept=True, collar="v",
     ),
 }
+# fmt: on
 
 BACKDROPS = (
     ((120, 130, 140), (70, 78, 88)),
@@ -100,3 +125,108 @@ def view(person: Person, number: int) -> View:
         gaze=r.uniform(-0.3, 0.3),
         backdrop=BACKDROPS[(3 * person.seed + 2 * number) % len(BACKDROPS)],
     )
+
+
+def faces(folder: Path) -> None:
+    """Writes the 24 pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, person in PEOPLE.items():
+        for number in VIEWS:
+            draw(person, view(person, number)).save(folder / f"{name}_{number}.jpg", quality=90)
+
+
+def pairs() -> list[Row]:
+    """All 24 pairs of one person, and one pair for every two people, in a shuffled order."""
+    r = np.random.RandomState(3)
+    rows: list[Row] = []
+    for name in PEOPLE:
+        rows += [[face(name, a), face(name, b), 0, name, name] for a, b in combinations(VIEWS, 2)]
+    for one, other in combinations(PEOPLE, 2):
+        one, other = (one, other) if r.randint(2) else (other, one)
+        rows.append([face(one, r.choice(VIEWS)), face(other, r.choice(VIEWS)), 1, one, other])
+    return [rows[k] for k in r.permutation(len(rows))]
+
+
+def face(name: str, number: int) -> str:
+    """A picture's path as manifests write it."""
+    return f"faces/{name}_{number}.jpg"
+
+
+def write_csv(path: Path, header: list[str], rows: list[Row]) -> None:
+    """One manifest; `None` becomes an empty cell."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def write_parquet(path: Path, rows: list[Row]) -> None:
+    """The same manifest as Parquet, with an int8 label."""
+    kinds = [pa.string(), pa.string(), pa.int8(), pa.string(), pa.string()]
+    columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
+    pq.write_table(pa.table(columns, names=HEADER), path)
+
+
+# What goes wrong. `crashed`, the seventh reason, is missing: it is given to an image that kills or hangs its
+# worker twice, and no file that could be kept here does that.
+BROKEN = {
+    "not_found": [("broken/missing.jpg", "no such file"), ("", "empty cell")],
+    "forbidden": [("https://example.com/face.jpg", "a scheme that is not read")],
+    "unreadable": [("broken", "a folder")],
+    "undecodable": [
+        ("broken/text.jpg", "text, not an image"),
+        ("broken/truncated.jpg", "the first half of a JPEG"),
+        ("broken/empty.jpg", "a file of zero bytes"),
+    ],
+    "too_large": [("broken/too_large.png", "10,001 x 10,001 pixels")],
+    "no_face": [("broken/landscape.jpg", "hills and a lake")],
+}
+
+
+def broken_rows() -> list[Row]:
+    """Every bad image once on either side, a good row after each reason, and a row that is bad on both sides."""
+    good, rows = pairs(), []
+    for k, (reason, images) in enumerate(BROKEN.items()):
+        for image, why in images:
+            rows.append([image, good[k][1], None, f"{reason} on side a: {why}"])
+            rows.append([good[k][0], image, good[k][2], f"{reason} on side b: {why}"])
+        rows.append([*good[k][:3], "good"])
+    rows.append(["broken/missing.jpg", "broken/landscape.jpg", None, "not_found on side a, no_face on side b"])
+    return [[*good[len(BROKEN)][:3], "good"], *rows]
+
+
+def broken_files(folder: Path, whole: Path) -> None:
+    """The files behind `BROKEN`; `whole` is the JPEG that is cut in half."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "text.jpg").write_text("This is a line of text with the name of a picture.\n")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "truncated.jpg").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    Image.new("1", (10_001, 10_001)).save(folder / "too_large.png", optimize=True)
+    landscape(240).save(folder / "landscape.jpg", quality=88)
+
+
+def landscape(size: int) -> Image.Image:
+    """Hills behind a lake, and nobody there."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    picture = np.array((120, 165, 215), np.float32) + (y * 1.6)[..., None] * np.array((90, 50, 10), np.float32)
+    for k, (top, colour) in enumerate(((0.42, (120, 140, 165)), (0.5, (86, 118, 104)), (0.58, (60, 92, 56)))):
+        ridge = top + 0.09 * noise(k, x * (3 + 3 * k) + 9, 0 * y) + 0.02 * noise(k + 9, x * 25 + 9, 0 * y)
+        shade = np.array(colour, np.float32) * (1 + 0.12 * noise(k + 5, x * 30 + 9, y * 30 + 9))[..., None]
+        picture = np.where((y > ridge)[..., None], shade, picture)
+    ripple = 1 + 0.08 * noise(20, x * 6 + 9, y * 60 + 9)
+    picture = np.where((y > 0.74)[..., None], np.array((96, 132, 160), np.float32) * ripple[..., None], picture)
+    return Image.fromarray(np.uint8(np.clip(picture, 0, 255))).filter(ImageFilter.GaussianBlur(0.7))
+
+
+def main() -> None:
+    """Writes the whole folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent.parent / "sample_manifests")
+    out = parser.parse_args().out
+    faces(out / "faces")
+    write_csv(out / "faces.csv", HEADER, pairs())
+    write_parquet(out / "faces.parquet", pairs())
+    broken_files(out / "broken", out / face("ada", 1))
+    write_csv(out / "broken.csv", ["image_a", "image_b", "label", "case"], broken_rows())
+
+
+if __name__ == "__main__":
+    main()
