@@ -229,7 +229,9 @@ def build_network(backbone: Backbone) -> torch.nn.Module:
     import torch
     from facenet_pytorch import InceptionResnetV1
 
-    network = InceptionResnetV1(pretrained=None, classify=False).eval()
+    # Without memory of its own: a second of random numbers that the weights would overwrite.
+    with torch.device("meta"):
+        network = InceptionResnetV1(pretrained=None, classify=False).eval()
     own = network.state_dict().items()
     wanted = {name: each.shape for name, each in own if not name.endswith("num_batches_tracked")}
     given = {name: each.shape for name, each in backbone.tensors.items()}
@@ -239,8 +241,9 @@ def build_network(backbone: Backbone) -> torch.nn.Module:
             f"{backbone.name}: not the weights of {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown "
             f"or of another shape, such as '{wrong[0]}'"
         )
-    tensors = {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
-    network.load_state_dict(tensors, strict=False)  # num_batches_tracked alone is missing
+    tensors = {name: torch.zeros((), dtype=torch.int64) for name, _ in own if name not in wanted}
+    tensors |= {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
+    network.load_state_dict(tensors, assign=True)
     return network.requires_grad_(False)
 
 

@@ -1,25 +1,36 @@
-"""The command line: options in, a workflow called, its errors as one line. The only file that imports click."""
+"""The command line: options in, a workflow called, its errors as one line."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from batchverify.cli_options import (
+    backbone_options,
+    cache_options,
+    cache_root,
+    device_option,
+    json_option,
+    manifest_options,
+    output_folder,
+    run_options,
+    seed_option,
+    talk_options,
+    threshold_options,
+    together,
+)
 from batchverify.errors import BatchverifyError
-from batchverify.options import ENGINES, EmbedOptions, ScoreOptions
-from batchverify.fingerprint import CROPS, TTA
+from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.version import __version__
 
 INTERRUPTED = 130
-Command = TypeVar("Command", bound=Callable[..., Any])
-_DEFAULTS = {each.name: each.default for each in fields(ScoreOptions)}
 
 
 class Group(click.Group):
@@ -39,106 +50,6 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("batchverify: interrupted; what was embedded is kept in the cache", err=True)
             ctx.exit(INTERRUPTED)
-
-
-def option(name: str, help_text: str, **kwargs: Any) -> Callable[[Command], Command]:
-    """A click option whose default is that of `ScoreOptions`."""
-    field = name.lstrip("-").replace("-", "_")
-    return click.option(name, default=_DEFAULTS[field], show_default=True, help=help_text, **kwargs)
-
-
-def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order in which they are to be listed."""
-
-    def decorate(command: Command) -> Command:
-        for each in reversed(options):
-            command = each(command)
-        return command
-
-    return decorate
-
-
-manifest_options = together(
-    option(
-        "--image-root",
-        "Folder or URI that relative image paths start from; nothing outside it is read. "
-        "Default: the manifest's folder.",
-        metavar="DIR",
-    ),
-    option("--column-a", "Column with the first image of a pair.", metavar="NAME"),
-    option("--column-b", "Column with the second image of a pair.", metavar="NAME"),
-    option("--limit", "Read only the first N rows.", type=int, metavar="N"),
-)
-backbone_options = together(
-    option(
-        "--backbone",
-        "vggface2 (in the package), vggface2-float, casia-webface, or a file of weights.",
-        metavar="NAME|PATH",
-    ),
-    option("--weights", "File or folder with the published weights of a float backbone.", metavar="PATH"),
-    option(
-        "--crop",
-        "How the face is cut: found by MTCNN, at a fixed place, or the whole picture.",
-        type=click.Choice(CROPS),
-    ),
-    option("--margin", "Pixels of 160 around the detected box.", type=int),
-    option(
-        "--tta",
-        "flip: average the vectors of the crop and its mirror image (twice the work).",
-        type=click.Choice(TTA),
-    ),
-)
-device_option = option("--device", "auto, cpu, cuda or cuda:N; a GPU asked for and absent is an error.")
-cache_options = together(
-    option(
-        "--cache",
-        "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
-        metavar="URI",
-    ),
-    option("--no-cache", "Neither read nor write a cache.", is_flag=True),
-)
-run_options = together(
-    cache_options,
-    option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),
-    device_option,
-    option(
-        "--batch-size", "Faces per forward pass. Default: 32 on a CPU, 256 on a GPU.", type=int, metavar="N"
-    ),
-    option(
-        "--engine",
-        "Threads of this process, or Ray; auto takes Ray for a cluster and for many new images.",
-        type=click.Choice(ENGINES),
-    ),
-    option("--address", "Ray cluster to run on: auto or HOST:PORT.", metavar="ADDR"),
-    option("--num-cpus", "CPUs to use. Default: all that this process may use.", type=int, metavar="N"),
-    option("--max-megapixels", "Larger images are not decoded.", type=float, metavar="X"),
-    option("--max-megabytes", "Larger files are not read.", type=float, metavar="X"),
-    option(
-        "--max-failed",
-        "Exit with 3 when a larger share of the rows could not be scored.",
-        type=float,
-        metavar="SHARE",
-    ),
-)
-head_option = option(
-    "--head", "Head file of `train`. Default: the one shipped for these settings.", metavar="PATH"
-)
-threshold_options = together(
-    head_option,
-    option(
-        "--threshold",
-        "Label 1 (different) at or above this probability. Default: the head's, of best F1 on its dev set.",
-        type=float,
-        metavar="X",
-    ),
-    option("--at-far", "Take the head's threshold at this false accept rate.", type=float, metavar="X"),
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout.")
-talk_options = together(
-    json_option,
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no summary."),
-    click.option("-v", "--verbose", is_flag=True, help="More about what happens, Ray's own messages too."),
-)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -166,7 +77,10 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
     _set_up(options["verbose"])
     from batchverify.workflows import score as run
 
-    _report(run(manifest, output, ScoreOptions(**options)), as_json, options["quiet"])
+    # A live Ray prints to stdout when a worker dies; stdout is for the summary alone.
+    with redirect_stdout(sys.stderr):
+        summary = run(manifest, output, ScoreOptions(**options))
+    _report(summary, as_json, options["quiet"])
 
 
 @main.command()
@@ -177,7 +91,9 @@ def embed(manifest: str, as_json: bool, **options: Any) -> None:
     _set_up(options["verbose"])
     from batchverify.workflows import embed as run
 
-    _report(run(manifest, EmbedOptions(**options)), as_json, options["quiet"])
+    with redirect_stdout(sys.stderr):
+        summary = run(manifest, EmbedOptions(**options))
+    _report(summary, as_json, options["quiet"])
 
 
 @main.command()
@@ -219,17 +135,6 @@ def prepare() -> None:
     """Make manifests from a data set's own files."""
 
 
-output_folder = click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder for the manifests.",
-)
-seed_option = click.option("--seed", default=0, show_default=True, help="Of the random draws.")
-
-
 @prepare.command()
 @click.argument("root", type=click.Path(path_type=Path))
 @together(output_folder, seed_option, json_option)
@@ -263,13 +168,6 @@ def folders(root: Path, output: Path, seed: int, pairs: Sequence[str], as_json: 
 @main.group()
 def cache() -> None:
     """Look after the embedding cache."""
-
-
-cache_root = option(
-    "--cache",
-    "Folder or URI of the cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
-    metavar="URI",
-)
 
 
 @cache.command()
@@ -329,6 +227,9 @@ def _set_up(verbose: bool) -> None:
     from batchverify.decoding import own_process
 
     own_process()
+
+
+
 
 
 def _report(summary: Any, as_json: bool, quiet: bool) -> None:

@@ -21,7 +21,7 @@ from batchverify.records import Reason, Skipped
 CPU_BATCH = 32
 GPU_BATCH = 256
 # Pictures whose candidates are in memory at once.
-DETECT_GROUP = 32
+DETECT_GROUP = 16
 
 
 @dataclass(frozen=True)

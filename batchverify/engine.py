@@ -102,6 +102,9 @@ class Engine(Protocol):
     def result(self, job: Job) -> Any:
         """The result of a job, waiting for it; `WorkerLostError` when its worker died."""
 
+    def withdraw(self, job: Job) -> bool:
+        """Take back a job that has not begun; False where it has, or where that cannot be told."""
+
     def compute_path(self) -> str:
         """Device, numbers and batch shape; empty when nothing was embedded."""
 
@@ -159,6 +162,10 @@ class LocalEngine:
             return loaded
         return value
 
+    def withdraw(self, job: Job) -> bool:
+        """See `Engine`."""
+        return bool(job.handle.cancel())
+
     def compute_path(self) -> str:
         """See `Engine`."""
         return str(self._embedder.compute_path) if self._used_embedder else ""
@@ -197,4 +204,5 @@ def _gpus(device: str) -> int:
         return 0
     import torch
 
-    return torch.cuda.device_count() if device in ("auto", "cuda") else 1
+    # One GPU a process: all of them are Ray's to share out.
+    return min(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1

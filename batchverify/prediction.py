@@ -138,18 +138,26 @@ def _entries(
 def _embed(
     options: ScoreOptions, pictures: Sequence[Any], keys: Sequence[bytes], fingerprint: EmbeddingFingerprint
 ) -> list[Entry]:
+    import torch
+
     from batchverify.embedder import Embedder
 
-    embedder = Embedder(
-        options.backbone,
-        crop=options.crop,
-        margin=options.margin,
-        tta=options.tta,
-        weights=options.weights,
-        device=options.device,
-        batch_size=PAIR_BATCH,
-    )
-    entries = embed_images(embedder, pictures, keys)
+    threads = torch.get_num_threads()
+    # For two images more threads wait for each other longer than they work.
+    torch.set_num_threads(1)
+    try:
+        embedder = Embedder(
+            options.backbone,
+            crop=options.crop,
+            margin=options.margin,
+            tta=options.tta,
+            weights=options.weights,
+            device=options.device,
+            batch_size=PAIR_BATCH,
+        )
+        entries = embed_images(embedder, pictures, keys)
+    finally:
+        torch.set_num_threads(threads)
     if options.cache_root is not None:
         cache = EmbeddingCache(options.cache_root, fingerprint, compute_path=embedder.compute_path)
         cache.create()

@@ -136,6 +136,10 @@ class RayEngine:
             value, self._compute_path = value
         return value
 
+    def withdraw(self, job: Job) -> bool:
+        """See `Engine`: an actor does not tell what it has begun."""
+        return False
+
     def compute_path(self) -> str:
         """See `Engine`."""
         return self._compute_path

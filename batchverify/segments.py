@@ -167,8 +167,10 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
         if at < 0:
             raise ValueError(f"column {field.name} is missing")
         # Old releases read a column of the other nullability as other values.
-        if (found.field(at).type, found.field(at).nullable) != (field.type, field.nullable):
-            raise ValueError(f"column is '{found.field(at)}', not '{field}'")
+        other = found.field(at)
+        if (other.type, other.nullable) != (field.type, field.nullable):
+            kinds = [f"{each.type}{'' if each.nullable else ' not null'}" for each in (other, field)]
+            raise ValueError(f"column {field.name} is {kinds[0]}, not {kinds[1]}")
     return footer
 
 

@@ -182,14 +182,15 @@ BROKEN = {
 
 
 def broken_rows() -> list[Row]:
-    """Every bad image once on either side, a good row after each reason, and a row that is bad on both sides."""
+    """Every bad image once on either side, a good row after each reason, and one row bad on both sides."""
     good, rows = pairs(), []
     for k, (reason, images) in enumerate(BROKEN.items()):
         for image, why in images:
             rows.append([image, good[k][1], None, f"{reason} on side a: {why}"])
             rows.append([good[k][0], image, good[k][2], f"{reason} on side b: {why}"])
         rows.append([*good[k][:3], "good"])
-    rows.append(["broken/missing.jpg", "broken/landscape.jpg", None, "not_found on side a, no_face on side b"])
+    both = "not_found on side a, no_face on side b"
+    rows.append(["broken/missing.jpg", "broken/landscape.jpg", None, both])
     return [[*good[len(BROKEN)][:3], "good"], *rows]
 
 
@@ -206,13 +207,13 @@ def broken_files(folder: Path, whole: Path) -> None:
 def landscape(size: int) -> Image.Image:
     """Hills behind a lake, and nobody there."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    picture = np.array((120, 165, 215), np.float32) + (y * 1.6)[..., None] * np.array((90, 50, 10), np.float32)
+    picture = np.stack([120 + 144 * y, 165 + 80 * y, 215 + 16 * y], -1)
     for k, (top, colour) in enumerate(((0.42, (120, 140, 165)), (0.5, (86, 118, 104)), (0.58, (60, 92, 56)))):
         ridge = top + 0.09 * noise(k, x * (3 + 3 * k) + 9, 0 * y) + 0.02 * noise(k + 9, x * 25 + 9, 0 * y)
         shade = np.array(colour, np.float32) * (1 + 0.12 * noise(k + 5, x * 30 + 9, y * 30 + 9))[..., None]
         picture = np.where((y > ridge)[..., None], shade, picture)
-    ripple = 1 + 0.08 * noise(20, x * 6 + 9, y * 60 + 9)
-    picture = np.where((y > 0.74)[..., None], np.array((96, 132, 160), np.float32) * ripple[..., None], picture)
+    lake = (1 + 0.08 * noise(20, x * 6 + 9, y * 60 + 9))[..., None] * np.array((96, 132, 160), np.float32)
+    picture = np.where((y > 0.74)[..., None], lake, picture)
     return Image.fromarray(np.uint8(np.clip(picture, 0, 255))).filter(ImageFilter.GaussianBlur(0.7))
 
 

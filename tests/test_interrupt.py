@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-IMAGES = 600
+IMAGES = 1200
 
 
 @pytest.fixture(scope="module")

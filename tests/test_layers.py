@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 # From the top down: a module imports from lines below its own alone.
 TABLE = """
 __init__ cli
-workflows
+workflows cli_options
 prediction ray_engine scheduler checking cache_care
 engine training results
 pipeline
@@ -22,9 +22,19 @@ errors records version
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
-    "click": {"cli"},
+    "click": {"cli", "cli_options"},
     "ray": {"ray_engine"},
-    "torch": {"backbones", "detection", "embedder", "engine", "features", "head", "ray_engine", "training"},
+    "torch": {
+        "backbones",
+        "detection",
+        "embedder",
+        "engine",
+        "features",
+        "head",
+        "prediction",
+        "ray_engine",
+        "training",
+    },
     "facenet_pytorch": {"backbones", "detection"},
     "sklearn": {"metrics"},
     "pandas": {"summary"},

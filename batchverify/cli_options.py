@@ -1,0 +1,130 @@
+"""The command line's options, each with the default that `options.ScoreOptions` gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from batchverify.fingerprint import CROPS, TTA
+from batchverify.options import ENGINES, ScoreOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_DEFAULTS = {each.name: each.default for each in fields(ScoreOptions)}
+
+
+def option(name: str, help_text: str, **kwargs: Any) -> Callable[[Command], Command]:
+    """A click option whose default is that of `ScoreOptions`."""
+    field = name.lstrip("-").replace("-", "_")
+    return click.option(name, default=_DEFAULTS[field], show_default=True, help=help_text, **kwargs)
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order in which they are to be listed."""
+
+    def decorate(command: Command) -> Command:
+        for each in reversed(options):
+            command = each(command)
+        return command
+
+    return decorate
+
+
+manifest_options = together(
+    option(
+        "--image-root",
+        "Folder or URI that relative image paths start from; nothing outside it is read. "
+        "Default: the manifest's folder.",
+        metavar="DIR",
+    ),
+    option("--column-a", "Column with the first image of a pair.", metavar="NAME"),
+    option("--column-b", "Column with the second image of a pair.", metavar="NAME"),
+    option("--limit", "Read only the first N rows.", type=int, metavar="N"),
+)
+backbone_options = together(
+    option(
+        "--backbone",
+        "vggface2 (in the package), vggface2-float, casia-webface, or a file of weights.",
+        metavar="NAME|PATH",
+    ),
+    option("--weights", "File or folder with the published weights of a float backbone.", metavar="PATH"),
+    option(
+        "--crop",
+        "How the face is cut: found by MTCNN, at a fixed place, or the whole picture.",
+        type=click.Choice(CROPS),
+    ),
+    option("--margin", "Pixels of 160 around the detected box.", type=int),
+    option(
+        "--tta",
+        "flip: average the vectors of the crop and its mirror image (twice the work).",
+        type=click.Choice(TTA),
+    ),
+)
+device_option = option("--device", "auto, cpu, cuda or cuda:N; a GPU asked for and absent is an error.")
+cache_options = together(
+    option(
+        "--cache",
+        "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
+        metavar="URI",
+    ),
+    option("--no-cache", "Neither read nor write a cache.", is_flag=True),
+)
+run_options = together(
+    cache_options,
+    option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),
+    device_option,
+    option(
+        "--batch-size", "Faces per forward pass. Default: 32 on a CPU, 256 on a GPU.", type=int, metavar="N"
+    ),
+    option(
+        "--engine",
+        "Threads of this process, or Ray; auto takes Ray for a cluster and for many new images.",
+        type=click.Choice(ENGINES),
+    ),
+    option("--address", "Ray cluster to run on: auto or HOST:PORT.", metavar="ADDR"),
+    option("--num-cpus", "CPUs to use. Default: all that this process may use.", type=int, metavar="N"),
+    option("--max-megapixels", "Larger images are not decoded.", type=float, metavar="X"),
+    option("--max-megabytes", "Larger files are not read.", type=float, metavar="X"),
+    option(
+        "--max-failed",
+        "Exit with 3 when a larger share of the rows could not be scored.",
+        type=float,
+        metavar="SHARE",
+    ),
+)
+head_option = option(
+    "--head", "Head file of `train`. Default: the one shipped for these settings.", metavar="PATH"
+)
+threshold_options = together(
+    head_option,
+    option(
+        "--threshold",
+        "Label 1 (different) at or above this probability. Default: the head's, of best F1 on its dev set.",
+        type=float,
+        metavar="X",
+    ),
+    option("--at-far", "Take the head's threshold at this false accept rate.", type=float, metavar="X"),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout.")
+talk_options = together(
+    json_option,
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no summary."),
+    click.option("-v", "--verbose", is_flag=True, help="More about what happens, Ray's own messages too."),
+)
+output_folder = click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for the manifests.",
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Of the random draws.")
+cache_root = option(
+    "--cache",
+    "Folder or URI of the cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
+    metavar="URI",
+)
