@@ -229,9 +229,6 @@ def _set_up(verbose: bool) -> None:
     own_process()
 
 
-
-
-
 def _report(summary: Any, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.to_json()))

@@ -82,8 +82,7 @@ class RayEngine:
         gpus = 0 if plan.device == "cpu" else int(resources.get("GPU", 0))
         self.workers = Workers.for_cpus(int(resources.get("CPU", 1)), gpus)
         # Zero CPUs: the actors hold them all, and the scheduler bounds how many loads are in flight.
-        load = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
-        self._load = load
+        self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
         # An actor that died is replaced, not restarted: calls to one that is restarting fail like its own death.
         self._actor_class = ray.remote(
             num_cpus=self.workers.threads, num_gpus=1 if gpus else 0, max_restarts=0, max_task_retries=0
@@ -96,7 +95,7 @@ class RayEngine:
 
     def load(self, references: Sequence[str]) -> Job:
         """See `Engine`."""
-        handle, images = self._load.remote(self._plan_ref, self._index_ref, references)
+        handle, images = self._load_task.remote(self._plan_ref, self._index_ref, references)
         return Job(handle, images)
 
     def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:

@@ -53,9 +53,7 @@ class Job:
         """Open and scan the manifest, find the backbone. Raises the errors of bad input."""
         started = time.monotonic()
         columns = Columns(options.column_a, options.column_b)
-        opened = Manifest.open(
-            manifest, columns=columns, image_root=options.image_root, limit=options.limit
-        )
+        opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
         backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
         fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
         return cls(options, opened, opened.scan(), backbone, fingerprint, uuid.uuid4().hex[:12], started)
@@ -155,7 +153,7 @@ def _find_head(job: Job, options: ScoreOptions) -> Any:
 
 def _write_scores(
     job: Job, engine: Engine, head: Any, gallery: Gallery, sink: Sink, threshold: float, progress: Progress
-) -> dict[str, int]:
+) -> dict[str, Any]:
     scored = different = 0
     for block, scores in score_pairs(engine, head, job.manifest.blocks(job.scan), gallery):
         table = result_table(block, gallery, scores, threshold)
@@ -208,7 +206,7 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
     if index is None:
         return 1.0
     with ThreadPoolExecutor(16) as pool:
-        data = [each for each in pool.map(lambda name: read_image(name, plan.limits), sample)]
+        data = list(pool.map(lambda name: read_image(name, plan.limits), sample))
     keys = [Loader.key(each) for each in data if not isinstance(each, Skipped)]
     return float((index.find(keys) < 0).sum()) / len(sample)
 

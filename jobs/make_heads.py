@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from batchverify.backbones import packaged_weights
 from batchverify.head import Head, default_head_name
@@ -10,7 +11,12 @@ from batchverify.training import LabelledPairs, fit_head
 from batchverify.workflows import embed_gallery
 
 BACKBONES = ("vggface2", "vggface2-float")
-SETTINGS = ({"crop": "detect"}, {"crop": "detect", "tta": "flip"}, {"crop": "center"}, {"crop": "none"})
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"crop": "detect"},
+    {"crop": "detect", "tta": "flip"},
+    {"crop": "center"},
+    {"crop": "none"},
+)
 
 
 def make_head(folder: Path, options: EmbedOptions) -> Head:

@@ -35,8 +35,16 @@ def bad_manifest(folder: Path, name: str, content: bytes) -> str:
 BAD = [
     ("none.csv", None, "none.csv: no such file or folder"),
     ("empty.csv", b"", "empty.csv: the file is empty"),
-    ("columns.csv", b"left,right\na,b\n", "columns.csv: no column 'image_a' (--column-a); the file has left, right"),
-    ("label.csv", b"image_a,image_b,label\na,b,1\na,b,yes\n", "label.csv: row 2: label must be 0 or 1, got 'yes'"),
+    (
+        "columns.csv",
+        b"left,right\na,b\n",
+        "columns.csv: no column 'image_a' (--column-a); the file has left, right",
+    ),
+    (
+        "label.csv",
+        b"image_a,image_b,label\na,b,1\na,b,yes\n",
+        "label.csv: row 2: label must be 0 or 1, got 'yes'",
+    ),
     ("uneven.csv", b"image_a,image_b\na,b\na\n", "uneven.csv: row 2: 2 columns expected, found 1"),
     ("not.parquet", b"image_a,image_b\na,b\n", "not.parquet: not a Parquet file"),
     ("bytes.csv", b"image_a,image_b\n\xff\xfe,b\n", "bytes.csv: row 1: column 1: not UTF-8"),

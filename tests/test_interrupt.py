@@ -81,7 +81,7 @@ def test_ctrl_c_then_the_same_command(manifest, tmp_path, engine):
     assert list(output.parent.iterdir()) == []
     kept = sum(pq.read_metadata(path).num_rows for path in cache.rglob("data/*.parquet"))
     assert 0 < kept < IMAGES
-    assert [path for path in cache.rglob("tmp/*")] == []
+    assert list(cache.rglob("tmp/*")) == []
     time.sleep(1)
     assert processes_with(str(output)) == []
     again = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)

@@ -22,7 +22,9 @@ def folder(shared, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(folder):
-    return batchverify.score(folder / "test.csv", folder / "test.parquet", cache=str(folder / "cache"), quiet=True)
+    return batchverify.score(
+        folder / "test.csv", folder / "test.parquet", cache=str(folder / "cache"), quiet=True
+    )
 
 
 def scores(summary) -> pd.DataFrame:
@@ -41,7 +43,9 @@ def test_accuracy_on_view_1(folder, first):
 
 
 def test_the_same_command_again_embeds_nothing_and_gives_the_same_bytes(folder, first):
-    again = batchverify.score(folder / "test.csv", folder / "again.parquet", cache=str(folder / "cache"), quiet=True)
+    again = batchverify.score(
+        folder / "test.csv", folder / "again.parquet", cache=str(folder / "cache"), quiet=True
+    )
     assert (again.embedded, again.cached) == (0, 1549)
     columns = ["probability", "label", "similarity", "status"]
     assert again.to_arrow().select(columns).equals(first.to_arrow().select(columns))
@@ -57,4 +61,3 @@ def test_shuffled_doubled_and_mirrored(folder, first):
     expected = scores(first).iloc[both.index]
     for column in ("probability", "similarity"):
         assert np.array_equal(scores(summary)[column].to_numpy(), expected[column].to_numpy())
-

@@ -1,6 +1,5 @@
 """The scheduler with both engines: once per image, in order, whatever dies on the way."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,6 @@ def local(plan: ToyPlan) -> LocalEngine:
 def ray_session() -> Iterator[None]:
     import ray
 
-    os.environ["RAY_worker_niceness"] = "0"
     ray.init(
         address="local",
         num_cpus=2,
@@ -66,7 +64,13 @@ def mixed_references(folder: Path) -> list:
     (folder / "text.png").write_text("no picture")
     (folder / "text-again.png").write_text("no picture")
     refused = Skipped(Reason.FORBIDDEN, "refused")
-    bad = [str(folder / "absent.png"), str(folder), str(folder / "text.png"), refused, str(folder / "text-again.png")]
+    bad = [
+        str(folder / "absent.png"),
+        str(folder),
+        str(folder / "text.png"),
+        refused,
+        str(folder / "text-again.png"),
+    ]
     return references[:150] + bad + references[150:]
 
 
@@ -156,7 +160,9 @@ def test_ray_does_what_threads_do(tmp_path, ray_session):
 
 
 @pytest.mark.ray
-def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tmp_path, ray_session, monkeypatch):
+def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
+    tmp_path, ray_session, monkeypatch
+):
     monkeypatch.setattr(scheduler, "IMAGE_CHUNK", 4)
     plan = toy_plan(tmp_path)
     references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(12)]

@@ -14,8 +14,8 @@ from moto.server import ThreadedMotoServer
 
 import batchverify
 from batchverify.errors import ManifestError, NothingScoredError, UsageError
-from batchverify.results import FolderSink, read_record
 from batchverify.locations import Location
+from batchverify.results import FolderSink, read_record
 
 SAMPLES = REPOSITORY / "sample_manifests"
 FACES = SAMPLES / "faces.csv"
@@ -145,7 +145,8 @@ def make_folder(path: Path) -> Path:
 def test_nothing_scored_is_an_error_after_writing(tmp_path):
     with pytest.raises(NothingScoredError, match="not_found 24"):
         batchverify.score(FACES, tmp_path / "o.parquet", image_root=str(tmp_path), no_cache=True, quiet=True)
-    assert pq.read_table(tmp_path / "o.parquet")["status"].to_pylist() == ["not_found"] * len(pd.read_csv(FACES))
+    rows = len(pd.read_csv(FACES))
+    assert pq.read_table(tmp_path / "o.parquet")["status"].to_pylist() == ["not_found"] * rows
 
 
 def test_limit_and_other_columns(cache):

@@ -20,7 +20,7 @@ POISON = (255, 0, 0)
 
 
 class ToyEmbedder:
-    """Vectors from the mean colour; every face embedded is a line of `log`; a pure red one kills the process."""
+    """Vectors from the mean colour; each face embedded is a line of `log`; a red one kills the process."""
 
     compute_path = "toy"
 
