@@ -46,8 +46,8 @@ BAD = [
         "label.csv: row 2: label must be 0 or 1, got 'yes'",
     ),
     ("uneven.csv", b"image_a,image_b\na,b\na\n", "uneven.csv: row 2: 2 columns expected, found 1"),
-    ("not.parquet", b"image_a,image_b\na,b\n", "not.parquet: not a Parquet file"),
-    ("bytes.csv", b"image_a,image_b\n\xff\xfe,b\n", "bytes.csv: row 1: column 1: not UTF-8"),
+    ("not.parquet", b"image_a,image_b\na,b\n", "not.parquet: not a readable Parquet file"),
+    ("bytes.csv", b"image_a,image_b\n\xff\xfe,b\n", "bytes.csv: row 1: column 'image_a': not UTF-8"),
 ]
 
 
@@ -68,7 +68,7 @@ WRONG = [
     (["--backbone", "resnet"], "unknown backbone 'resnet': vggface2, vggface2-float, casia-webface"),
     (["--margin", "20"], "no head is shipped for these settings"),
     (["--head", "absent.safetensors"], "absent.safetensors: the head cannot be read"),
-    (["--device", "cuda"], "--device cuda: this machine has no CUDA device"),
+    (["--device", "cuda"], "--device cuda: this machine has no such CUDA device"),
     (["--engine", "local", "--address", "auto"], "--engine local uses none"),
     (["--engine", "ray", "--address", "ray://head:10001"], "Ray Client breaks long jobs"),
     (["--weights", "x.pt"], "--weights goes with --backbone"),

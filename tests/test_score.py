@@ -16,6 +16,7 @@ import batchverify
 from batchverify.errors import ManifestError, NothingScoredError, UsageError
 from batchverify.locations import Location
 from batchverify.results import FolderSink, read_record
+from batchverify.summary import ScoreSummary
 
 SAMPLES = REPOSITORY / "sample_manifests"
 FACES = SAMPLES / "faces.csv"
@@ -28,7 +29,7 @@ def cache(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def scored(cache) -> batchverify.workflows.ScoreSummary:
+def scored(cache) -> ScoreSummary:
     return batchverify.score(FACES, cache=cache, quiet=True)
 
 
