@@ -23,6 +23,7 @@ from batchverify.segments import Entry
 log = logging.getLogger(__name__)
 
 IMAGE_CHUNK = 128
+SMALLEST_CHUNK = 32
 # Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
 QUEUED_PER_WORKER = 1
 PATIENCE_SECONDS = 300.0

@@ -5,6 +5,7 @@ import os
 import pickle
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -142,14 +143,15 @@ def test_a_minute_is_enough_too(tmp_path: Path) -> None:
     assert all(open_cache(tmp_path).get_many([key(1), key(2)]))
 
 
-def test_what_could_not_be_committed_is_committed_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["data", "fail"])
+def test_what_could_not_be_committed_is_committed_later(tmp_path: Path, lost: str) -> None:
     cache = new_cache(tmp_path)
-    data, aside = Path(cache.folder.path) / "data", tmp_path / "aside"
-    data.rename(aside)
+    folder, aside = Path(cache.folder.path) / lost, tmp_path / "aside"
+    folder.rename(aside)
     cache.append([entry(1), failure(2)])
     with pytest.raises(ArtifactError, match=r"cache cannot be used.*--cache or use --no-cache"):
         cache.commit()
-    aside.rename(data)
+    aside.rename(folder)
     cache.commit()
     assert all(open_cache(tmp_path).get_many([key(1), key(2)]))
     assert len(segments(tmp_path)) == 2
@@ -206,14 +208,19 @@ def test_staging_files_are_swept_after_a_day(tmp_path: Path) -> None:
         (staging / name).write_text("half a segment")
         moment = time.time() - hours * 3600
         os.utime(staging / name, (moment, moment))
-    (staging / "gone").symlink_to(staging / "nowhere")
     (staging / "folder").mkdir()
     new_cache(tmp_path)
-    assert sorted(path.name for path in staging.iterdir() if path.name != "gone") == [
-        "folder",
-        "new",
-        "young",
-    ]
+    assert sorted(path.name for path in staging.iterdir()) == ["folder", "new", "young"]
+
+
+def test_runs_that_start_together_may_sweep_the_same_files(tmp_path: Path) -> None:
+    staging = Path(new_cache(tmp_path).folder.path) / "tmp"
+    for number in range(300):
+        (staging / str(number)).touch()
+        os.utime(staging / str(number), (0, 0))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(new_cache, [tmp_path] * 4))
+    assert list(staging.iterdir()) == []
 
 
 def test_files_that_are_no_segments_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
