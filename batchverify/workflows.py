@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from batchverify.backbones import Backbone, load_backbone
 from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan
-from batchverify.errors import NothingScoredError
+from batchverify.errors import NothingScoredError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.gallery import Gallery
 from batchverify.images import read_image
+from batchverify.locations import Location
 from batchverify.manifest import Columns, Manifest, Scan
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.pipeline import Loader, LoadPlan
@@ -71,10 +72,14 @@ class Job:
     def plan(self) -> WorkPlan:
         """What workers need to know."""
         options = self.options
-        load = LoadPlan(
-            options.settings, self.fingerprint, options.limits, options.cache_root, options.retry_failed
-        )
-        return WorkPlan(load, options.backbone, options.weights, options.device, options.batch_size)
+        root = options.cache_root
+        # Workers may run in another folder: every path is made absolute.
+        cache = str(Location.parse(root)) if root is not None else None
+        load = LoadPlan(options.settings, self.fingerprint, options.limits, cache, options.retry_failed)
+        is_file = bool(Path(options.backbone).suffix)
+        backbone = str(Path(options.backbone).resolve()) if is_file else options.backbone
+        weights = str(Path(options.weights).resolve()) if options.weights else None
+        return WorkPlan(load, backbone, weights, options.device, options.batch_size)
 
 
 def score(
@@ -93,6 +98,8 @@ def score(
     head = _find_head(job, options)
     threshold = head.threshold(options.threshold, options.at_far)
     progress = Progress(total_rows=job.scan.rows, quiet=options.quiet)
+    if output is not None and str(Location.parse(output)) in job.manifest.names:
+        raise UsageError(f"{output}: the output would overwrite the manifest")
     sink = open_sink(str(output) if output is not None else None, output_schema(job.scan.carried))
     try:
         with _engine(job, progress) as (engine, cache):

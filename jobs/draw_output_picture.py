@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import batchverify
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_manifests"
 COLUMNS = (
     ("image_a", 20),
@@ -28,7 +29,7 @@ def face(path: Path) -> Image.Image:
         return Image.new("RGB", (FACE, FACE), (226, 228, 232))
 
 
-def draw_row(canvas: Image.Image, row: dict, top: int, font: ImageFont.FreeTypeFont) -> None:
+def draw_row(canvas: Image.Image, row: dict, top: int, font: Font) -> None:
     """One pair: two faces, then the columns of the output."""
     pen = ImageDraw.Draw(canvas)
     middle = top + FACE // 2 - 10

@@ -1,4 +1,4 @@
-"""Ctrl-C on a real terminal: what was embedded is kept, nothing else is left, the same command finishes."""
+"""Real processes: Ctrl-C on a terminal, then the same command; two runs at once on one cache."""
 
 import json
 import os
@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from batchverify.cache_care import verify_cache
 
 IMAGES = 1200
 
@@ -88,3 +90,23 @@ def test_ctrl_c_then_the_same_command(manifest, tmp_path, engine):
     summary = json.loads(again.stdout)
     assert (summary["cached"], summary["embedded"]) == (kept, IMAGES - kept)
     assert pq.read_table(output).num_rows == IMAGES
+
+
+def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
+    outputs = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    arguments = [
+        [*command(manifest, path, tmp_path / "cache", "local"), "--limit", "300"] for path in outputs
+    ]
+    runs = [
+        subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for each in arguments
+    ]
+    summaries = [json.loads(run.communicate(timeout=120)[0]) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert [summary["scored"] for summary in summaries] == [300, 300]
+    one, two = (pq.read_table(path) for path in outputs)
+    assert one.equals(two)
+    after = subprocess.run(arguments[0], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(after.stdout)["embedded"] == 0
+    assert pq.read_table(outputs[0]).equals(two)
+    assert verify_cache(str(tmp_path / "cache")).ok
