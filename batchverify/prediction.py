@@ -9,6 +9,7 @@ from typing import Any
 
 from batchverify.backbones import load_backbone
 from batchverify.cache import EmbeddingCache
+from batchverify.engine import WorkPlan
 from batchverify.errors import NothingScoredError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.images import ImageRoot
@@ -127,7 +128,7 @@ def _entries(
     entries |= {loaded.keys[at]: entry for at, entry in unread.items()}
     keys = [loaded.keys[position] or b"" for position in loaded.missing]
     if pictures:
-        entries |= {entry.key: entry for entry in _embed(options, pictures, keys, fingerprint)}
+        entries |= {entry.key: entry for entry in _embed(options, plan, pictures, keys)}
     known = iter([unread.get(at) or entries[key] for at, key in enumerate(loaded.keys)])
     first, second = (
         Entry(b"", None, skipped=each) if isinstance(each, Skipped) else next(known) for each in references
@@ -136,30 +137,20 @@ def _entries(
 
 
 def _embed(
-    options: ScoreOptions, pictures: Sequence[Any], keys: Sequence[bytes], fingerprint: EmbeddingFingerprint
+    options: ScoreOptions, plan: LoadPlan, pictures: Sequence[Any], keys: Sequence[bytes]
 ) -> list[Entry]:
     import torch
-
-    from batchverify.embedder import Embedder
 
     threads = torch.get_num_threads()
     # For two images more threads wait for each other longer than they work.
     torch.set_num_threads(1)
     try:
-        embedder = Embedder(
-            options.backbone,
-            crop=options.crop,
-            margin=options.margin,
-            tta=options.tta,
-            weights=options.weights,
-            device=options.device,
-            batch_size=PAIR_BATCH,
-        )
+        embedder = WorkPlan(plan, options.backbone, options.weights, options.device, PAIR_BATCH).embedder()
         entries = embed_images(embedder, pictures, keys)
     finally:
         torch.set_num_threads(threads)
     if options.cache_root is not None:
-        cache = EmbeddingCache(options.cache_root, fingerprint, compute_path=embedder.compute_path)
+        cache = EmbeddingCache(options.cache_root, plan.fingerprint, compute_path=embedder.compute_path)
         cache.create()
         cache.append(
             each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS

@@ -65,7 +65,10 @@ def result_table(
 
 
 class Sink(Protocol):
-    """Where result tables go, in order; nothing is visible before `finish`, nothing remains after `abandon`."""
+    """Where result tables go, in order; nothing is visible before `finish`, nothing remains after `abandon`.
+
+    `abandon` after `finish` changes nothing.
+    """
 
     def write(self, table: pa.Table) -> None:
         """Take the next rows."""
@@ -173,6 +176,7 @@ class FolderSink:
         """Remove the part in the making; finished parts stay, without `_SUCCESS`."""
         if self._sink is not None:
             self._sink.abandon()
+            self._sink = None
 
     def _open_part(self) -> None:
         part = self._folder.join(f"part-{len(self._parts):05d}.parquet")

@@ -106,17 +106,11 @@ def score(
             gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
             counts = _write_scores(job, engine, head, gallery, sink, threshold, progress)
             done = _summary(job, engine, gallery, progress)
-        summary = ScoreSummary(
-            **done,
-            **counts,
-            threshold=threshold,
-            head=head.digest,
-            output=str(output) if output is not None else None,
-        )
+        name = str(output) if output is not None else None
+        summary = ScoreSummary(**done, **counts, threshold=threshold, head=head.digest, output=name)
         sink.finish(_record(job, summary))
-    except BaseException:
+    finally:
         sink.abandon()
-        raise
     summary = replace(summary, _table=getattr(sink, "table", None))
     _check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
     return summary
