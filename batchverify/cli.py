@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import click
 
 from batchverify.cli_options import (
     backbone_options,
-    cache_options,
-    cache_root,
+    cache_option,
     device_option,
     json_option,
     manifest_options,
+    no_cache_option,
     output_folder,
     run_options,
     seed_option,
@@ -26,7 +27,7 @@ from batchverify.cli_options import (
     threshold_options,
     together,
 )
-from batchverify.errors import BatchverifyError
+from batchverify.errors import BatchverifyError, NothingScoredError
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.version import __version__
 
@@ -67,7 +68,15 @@ def main() -> None:
 @click.option(
     "-o", "--output", required=True, metavar="OUT", help="A .parquet file, or a folder for part files."
 )
-@together(manifest_options, backbone_options, threshold_options, run_options, talk_options)
+@together(
+    manifest_options,
+    backbone_options,
+    threshold_options,
+    cache_option,
+    no_cache_option,
+    run_options,
+    talk_options,
+)
 def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
     """Score every pair of MANIFEST: a CSV, TSV or Parquet file, a folder, a glob or a URI.
 
@@ -77,29 +86,26 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
     _set_up(options["verbose"])
     from batchverify.workflows import score as run
 
-    # A live Ray prints to stdout when a worker dies; stdout is for the summary alone.
-    with redirect_stdout(sys.stderr):
-        summary = run(manifest, output, ScoreOptions(**options))
-    _report(summary, as_json, options["quiet"])
+    with _reporting(as_json, options["quiet"]) as report:
+        report(run(manifest, output, ScoreOptions(**options)))
 
 
 @main.command()
 @click.argument("manifest")
-@together(manifest_options, backbone_options, run_options, talk_options)
+@together(manifest_options, backbone_options, cache_option, run_options, talk_options)
 def embed(manifest: str, as_json: bool, **options: Any) -> None:
     """Embed the images of MANIFEST into the cache, and no more."""
     _set_up(options["verbose"])
     from batchverify.workflows import embed as run
 
-    with redirect_stdout(sys.stderr):
-        summary = run(manifest, EmbedOptions(**options))
-    _report(summary, as_json, options["quiet"])
+    with _reporting(as_json, options["quiet"]) as report:
+        report(run(manifest, EmbedOptions(**options)))
 
 
 @main.command()
 @click.option("-i1", "--image-a", required=True, metavar="A", help="The first image.")
 @click.option("-i2", "--image-b", required=True, metavar="B", help="The second image.")
-@together(backbone_options, threshold_options, cache_options, device_option, json_option)
+@together(backbone_options, threshold_options, cache_option, no_cache_option, device_option, json_option)
 def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
     """Say whether two images show the same person, with the probability that they do not."""
     _set_up(False)
@@ -171,7 +177,7 @@ def cache() -> None:
 
 
 @cache.command()
-@together(cache_root, json_option)
+@together(cache_option, json_option)
 def info(cache: str | None, as_json: bool) -> None:
     """What the cache holds, by fingerprint."""
     from batchverify.cache_care import cache_info
@@ -189,7 +195,7 @@ def info(cache: str | None, as_json: bool) -> None:
 
 @cache.command()
 @together(
-    cache_root,
+    cache_option,
     click.option("--quarantine", is_flag=True, help="Move damaged files into a folder `quarantine`."),
     json_option,
 )
@@ -220,20 +226,35 @@ def backbones(weights: str | None, as_json: bool) -> None:
 
 
 def _set_up(verbose: bool) -> None:
-    """Logging to stderr; Pillow's own size guard off, since ours replaces it."""
+    """What a process of ours does before work: logging, SIGTERM like Ctrl-C, our size limits for Pillow's."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from batchverify.decoding import own_process
 
     own_process()
 
 
-def _report(summary: Any, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(summary.to_json()))
-    elif not quiet:
-        _table(summary.lines())
+@contextmanager
+def _reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
+    """Hands out what takes the summary; it is shown at the end, also when too few rows were scored.
+
+    A live Ray prints to stdout when a worker dies, and stdout is for the summary alone.
+    """
+    summaries: list[Any] = []
+    try:
+        with redirect_stdout(sys.stderr):
+            yield summaries.append
+    except NothingScoredError as exc:
+        summaries.append(exc.summary)
+        raise
+    finally:
+        for summary in summaries:
+            if as_json:
+                click.echo(json.dumps(summary.to_json()))
+            elif not quiet:
+                _table(summary.lines())
 
 
 def _report_prepared(prepared: Any, as_json: bool) -> None:

@@ -64,16 +64,13 @@ backbone_options = together(
     ),
 )
 device_option = option("--device", "auto, cpu, cuda or cuda:N; a GPU asked for and absent is an error.")
-cache_options = together(
-    option(
-        "--cache",
-        "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
-        metavar="URI",
-    ),
-    option("--no-cache", "Neither read nor write a cache.", is_flag=True),
+cache_option = option(
+    "--cache",
+    "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
+    metavar="URI",
 )
+no_cache_option = option("--no-cache", "Neither read nor write a cache.", is_flag=True)
 run_options = together(
-    cache_options,
     option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),
     device_option,
     option(
@@ -95,9 +92,7 @@ run_options = together(
         metavar="SHARE",
     ),
 )
-head_option = option(
-    "--head", "Head file of `train`. Default: the one shipped for these settings.", metavar="PATH"
-)
+head_option = option("--head", "Head file. Default: the one shipped for these settings.", metavar="PATH")
 threshold_options = together(
     head_option,
     option(
@@ -123,8 +118,3 @@ output_folder = click.option(
     help="Folder for the manifests.",
 )
 seed_option = click.option("--seed", default=0, show_default=True, help="Of the random draws.")
-cache_root = option(
-    "--cache",
-    "Folder or URI of the cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
-    metavar="URI",
-)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from batchverify.cache import KeyIndex
+from batchverify.errors import BatchverifyError
 from batchverify.pipeline import Loaded, Loader, LoadPlan, embed_images
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
@@ -63,7 +64,7 @@ class Workers:
     def for_cpus(cls, cpus: int, gpus: int = 0) -> Workers:
         """One worker a GPU, else up to eight that share the CPUs."""
         count = gpus or max(1, min(cpus, MOST_WORKERS))
-        return cls(count, max(1, cpus // count), max(1, cpus))
+        return cls(count, max(1, cpus // count), max(1, min(cpus, 2 * count)))
 
 
 class WorkerLostError(Exception):
@@ -105,6 +106,9 @@ class Engine(Protocol):
     def withdraw(self, job: Job) -> bool:
         """Take back a job that has not begun; False where it has, or where that cannot be told."""
 
+    def kill(self, job: Job, image: str) -> None:
+        """End a job that hangs, with its worker: its result is then `WorkerLostError`. `image` is for messages."""
+
     def compute_path(self) -> str:
         """Device, numbers and batch shape; empty when nothing was embedded."""
 
@@ -119,7 +123,7 @@ class LocalEngine:
 
     def __init__(self, plan: WorkPlan, index: KeyIndex | None, workers: Workers | None = None) -> None:
         self.plan = plan
-        self.workers = workers or Workers.for_cpus(available_cpus(), _gpus(plan.device))
+        self.workers = workers or Workers.for_cpus(available_cpus(), visible_gpus(plan.device))
         self._loader = Loader(plan.load, index)
         self._load_pool = ThreadPoolExecutor(self.workers.loaders, "load")
         self._work_pool = ThreadPoolExecutor(self.workers.count, "work", initializer=self._start_worker)
@@ -166,6 +170,12 @@ class LocalEngine:
         """See `Engine`."""
         return bool(job.handle.cancel())
 
+    def kill(self, job: Job, image: str) -> None:
+        """See `Engine`; a thread cannot be ended, so the run is."""
+        raise BatchverifyError(
+            f"no progress at {image} or an image near it; --engine ray survives images that hang their worker"
+        )
+
     def compute_path(self) -> str:
         """See `Engine`."""
         return str(self._embedder.compute_path) if self._used_embedder else ""
@@ -199,7 +209,7 @@ def available_cpus() -> int:
     return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
 
 
-def _gpus(device: str) -> int:
+def visible_gpus(device: str) -> int:
     if device == "cpu":
         return 0
     import torch

@@ -10,6 +10,10 @@
 Errors of other libraries become one of these at one seam per library, with `raise … from exc`.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class BatchverifyError(Exception):
     """Root of the tree; the command line shows its message as one line and exits with `exit_code`."""
@@ -36,6 +40,10 @@ class DownloadError(ArtifactError):
 
 
 class NothingScoredError(BatchverifyError):
-    """No row could be scored, or more rows failed than `--max-failed` allows."""
+    """No row could be scored, or more rows failed than `--max-failed` allows; `summary` is the run's."""
 
     exit_code = 3
+
+    def __init__(self, message: str, summary: Any = None) -> None:
+        super().__init__(message)
+        self.summary = summary

@@ -163,6 +163,15 @@ def default_head(embedding: EmbeddingFingerprint) -> Head:
     return Head.load(path)
 
 
+def find_head(path: str | None, embedding: EmbeddingFingerprint) -> Head:
+    """The head at `path`, refused for other embeddings, or without one the shipped head."""
+    if path is None:
+        return default_head(embedding)
+    head = Head.load(path)
+    head.check(embedding)
+    return head
+
+
 def default_head_name(embedding: EmbeddingFingerprint) -> str:
     """The shipped head's file name."""
     return f"head-{embedding.id}.safetensors"

@@ -18,6 +18,7 @@ from pyarrow import fs
 from batchverify.errors import UsageError
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
 # Keys may hold question marks (`photo.php?id=7.jpg`): only the names of pyarrow's options start options.
@@ -66,6 +67,8 @@ class Location:
         Raises `UsageError` for schemes other than file, s3, gs and gcs, and for URIs without a bucket.
         """
         text = os.fspath(text)
+        if not text:
+            raise UsageError("a path is empty (an unset shell variable?)")
         scheme = scheme_of(text)
         if scheme == "":
             return cls(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  lexical, "~" in a name kept
@@ -106,8 +109,10 @@ class Location:
 
     @property
     def filesystem(self) -> Any:
-        """The pyarrow file system that holds `path`."""
+        """The pyarrow file system that holds `path`; `UsageError` for a path that is not UTF-8."""
         if self.is_local:
+            if _SURROGATE.search(self.path):
+                raise UsageError(f"{self.path!a}: the path is not UTF-8")
             return fs.LocalFileSystem()
         environment = tuple(os.environ.get(name) for name in _ENVIRONMENT)
         return _file_system(self.scheme, self.path.split("/", 1)[0], self.query, environment)

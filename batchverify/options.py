@@ -12,6 +12,8 @@ from batchverify.records import Limits
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
 ENGINES = ("auto", "local", "ray")
+PATHS = ("image_root", "backbone", "weights", "cache", "head")
+LARGEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,21 @@ class EmbedOptions:
     verbose: bool = False
 
     def __post_init__(self) -> None:
+        for name in PATHS:
+            value = getattr(self, name, None)
+            if value is not None:
+                object.__setattr__(self, name, os.fspath(value))
+                if not getattr(self, name):
+                    raise UsageError(f"--{name.replace('_', '-')} is empty")
+        for name in ("max_megapixels", "max_megabytes"):
+            if not 0 < getattr(self, name) < LARGEST:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}"
+                )
+        if self.address is not None and self.num_cpus is not None:
+            raise UsageError(
+                "--num-cpus is for a Ray started here; a cluster at --address has its own number"
+            )
         if self.engine not in ENGINES:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got '{self.engine}'")
         if self.address is not None and self.engine == "local":

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # A chunk of large pictures is cut short once this many bytes of pixels are in memory.
 PIXEL_BUDGET = 256 << 20
+# Files read before the next are decoded: bounds the encoded bytes in memory, and nothing is read twice.
+BITE = 16
 
 Image = Picture | Face
 
@@ -68,14 +70,21 @@ class Loader:
 
     def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
         """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
+        loaded, images = Loaded(), []
+        for start in range(0, len(references), BITE):
+            images += self._bite(loaded, references[start : start + BITE])
+            if sum(image.pixels.nbytes for image in images) > PIXEL_BUDGET:
+                break
+        return loaded, images
+
+    def _bite(self, loaded: Loaded, references: Sequence[str]) -> list[Image]:
+        """Settle a few more images of a chunk in `loaded`; returns those that go to the embedder."""
         data = [read_image(reference, self.plan.limits) for reference in references]
         keys = [None if isinstance(each, Skipped) else self.key(each) for each in data]
         entries = self._look_up([key for key in keys if key is not None])
-        loaded, images, pixels = Loaded(), [], 0
-        for position, (each, key) in enumerate(zip(data, keys, strict=True)):
-            if pixels > PIXEL_BUDGET:
-                break
-            repeated = key is not None and key in loaded.keys
+        images: list[Image] = []
+        for each, key in zip(data, keys, strict=True):
+            position, repeated = len(loaded.keys), key is not None and key in loaded.keys
             loaded.keys.append(key)
             if key in entries:
                 loaded.found[position] = entries[key]
@@ -86,8 +95,7 @@ class Loader:
                 else:
                     loaded.missing.append(position)
                     images.append(image)
-                    pixels += image.pixels.nbytes
-        return loaded, images
+        return images
 
     @staticmethod
     def key(data: bytes) -> bytes:

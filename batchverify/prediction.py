@@ -85,13 +85,12 @@ def predict(
     """
     import numpy as np
 
-    from batchverify.head import Head, default_head
+    from batchverify.head import find_head
 
     options = replace(options or ScoreOptions(), **changes)
     backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
     fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
-    head = Head.load(options.head) if options.head else default_head(fingerprint)
-    head.check(fingerprint)
+    head = find_head(options.head, fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
     images = (str(image_a), str(image_b))
     first, second = _entries(images, options, fingerprint)
@@ -141,6 +140,10 @@ def _embed(
 ) -> list[Entry]:
     import torch
 
+    cache = EmbeddingCache(options.cache_root, plan.fingerprint) if options.cache_root is not None else None
+    if cache is not None:
+        # Before the work: a cache that cannot be written is said at once.
+        cache.create()
     threads = torch.get_num_threads()
     # For two images more threads wait for each other longer than they work.
     torch.set_num_threads(1)
@@ -149,9 +152,7 @@ def _embed(
         entries = embed_images(embedder, pictures, keys)
     finally:
         torch.set_num_threads(threads)
-    if options.cache_root is not None:
-        cache = EmbeddingCache(options.cache_root, plan.fingerprint, compute_path=embedder.compute_path)
-        cache.create()
+    if cache is not None:
         cache.append(
             each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from shutil import get_terminal_size
 from typing import TextIO
 
 TERMINAL_SECONDS = 0.2
@@ -29,7 +30,7 @@ class Progress:
     total_rows: int = 0
     quiet: bool = False
     stream: TextIO | None = None
-    _started: float = field(default_factory=time.monotonic)
+    _first: tuple[float, int] | None = None
     _shown: float = field(default_factory=time.monotonic)
     _width: int = 0
 
@@ -47,6 +48,8 @@ class Progress:
             return
         self._shown = now
         line = self._line(now)
+        if terminal:
+            line = line[: get_terminal_size().columns - 1]
         if terminal:
             stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
@@ -71,12 +74,16 @@ class Progress:
     def _line(self, now: float) -> str:
         if self.rows:
             return f"pairs {self.rows:,}/{self.total_rows:,}"
-        rate = self.embedded / max(now - self._started, 1e-9)
+        if self._first is None and self.embedded:
+            self._first = (now, self.embedded)
+        since, before = self._first or (now, 0)
+        # From the first embedded chunk on: what start-up took says nothing about the time left.
+        rate = (self.embedded - before) / max(now - since, 1e-9)
         line = (
             f"images {self.done:,}/{self.total:,}  cached {self.cached:,}  embedded {self.embedded:,}  "
             f"failed {self.failed:,}  {rate:.1f} images/s"
         )
-        if self.embedded and self.done < self.total:
+        if rate and self.done < self.total:
             line += f"  {duration((self.total - self.done) / rate)} left"
         return line
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache import KeyIndex
-from batchverify.engine import Job, WorkerLostError, Workers, WorkPlan, available_cpus
+from batchverify.engine import MOST_WORKERS, Job, WorkerLostError, Workers, WorkPlan, available_cpus
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.pipeline import Image, Loaded, Loader, embed_images
 from batchverify.segments import Entry
@@ -75,23 +75,32 @@ class RayEngine:
 
         self._ray = ray
         self.plan = plan
+        self._actors: list[Any] = []
+        self._in_flight: dict[Any, Any] = {}
+        self._shared: tuple[Any, ...] = ()
+        self._compute_path = ""
         self._ours = not ray.is_initialized()
         if self._ours:
             _start(ray, address, num_cpus, verbose)
-        resources = ray.cluster_resources()
-        gpus = 0 if plan.device == "cpu" else int(resources.get("GPU", 0))
-        self.workers = Workers.for_cpus(int(resources.get("CPU", 1)), gpus)
+        try:
+            self._build(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, index: KeyIndex | None) -> None:
+        ray = self._ray
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.workers = cluster_workers(nodes, use_gpus=self.plan.device != "cpu")
+        gpus = 1 if self.plan.device != "cpu" and any(node.get("GPU") for node in nodes) else 0
         # Zero CPUs: the actors hold them all, and the scheduler bounds how many loads are in flight.
         self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
         # An actor that died is replaced, not restarted: calls to one that is restarting fail like its own death.
         self._actor_class = ray.remote(
-            num_cpus=self.workers.threads, num_gpus=1 if gpus else 0, max_restarts=0, max_task_retries=0
+            num_cpus=self.workers.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(PairWorker)
         self._actors = [self._new_actor() for _ in range(self.workers.count)]
-        self._in_flight: dict[Any, Any] = {}
-        self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
-        self._shared: tuple[Any, ...] = ()
-        self._compute_path = ""
+        self._plan_ref, self._index_ref = ray.put(self.plan), ray.put(index)
 
     def load(self, references: Sequence[str]) -> Job:
         """See `Engine`."""
@@ -127,7 +136,7 @@ class RayEngine:
         except (errors.WorkerCrashedError, errors.RayActorError, errors.OutOfMemoryError) as exc:
             self._replace(actor)
             raise WorkerLostError(str(exc)) from exc
-        except errors.ObjectLostError as exc:
+        except (errors.ObjectLostError, errors.TaskCancelledError) as exc:
             raise WorkerLostError(str(exc)) from exc
         except errors.RayTaskError as exc:
             raise exc.cause if isinstance(exc.cause, BatchverifyError) else exc from None
@@ -138,6 +147,13 @@ class RayEngine:
     def withdraw(self, job: Job) -> bool:
         """See `Engine`: an actor does not tell what it has begun."""
         return False
+
+    def kill(self, job: Job, image: str) -> None:
+        """See `Engine`."""
+        if job.handle in self._in_flight:
+            self._ray.kill(self._in_flight[job.handle])
+        else:
+            self._ray.cancel(job.handle, force=True)
 
     def compute_path(self) -> str:
         """See `Engine`."""
@@ -169,11 +185,29 @@ class RayEngine:
         return Job(ref)
 
 
+def cluster_workers(nodes: Sequence[dict[str, float]], *, use_gpus: bool) -> Workers:
+    """Workers that fit the nodes' resources: with GPUs one each, else as many as CPUs allow, all alike.
+
+    A worker has as many threads as the smallest node would give it, so that every worker finds a place.
+    """
+    gpus = [int(node.get("GPU", 0)) if use_gpus else 0 for node in nodes]
+    usable = [
+        (int(node.get("CPU", 0)), count)
+        for node, count in zip(nodes, gpus, strict=True)
+        if node.get("CPU", 0) >= max(1, count) and (count or not any(gpus))
+    ]
+    if not usable:
+        raise BatchverifyError("the Ray cluster has no node with a free CPU to run workers on")
+    threads = min(Workers.for_cpus(cpus, count).threads for cpus, count in usable)
+    total = sum(count or min(cpus // threads, MOST_WORKERS) for cpus, count in usable)
+    return Workers(total, threads, min(sum(cpus for cpus, _ in usable), 2 * total))
+
+
 def _start(ray: Any, address: str | None, num_cpus: int | None, verbose: bool) -> None:
     if address and address.startswith("ray://"):
         raise UsageError(
-            f"--address {address}: Ray Client breaks long jobs; run the command on the cluster itself "
-            "with `batchverify submit -- score …`, or give the head node's HOST:PORT from inside the cluster"
+            f"--address {address}: Ray Client breaks long jobs; run the command on the cluster itself, as a "
+            "Ray job, or give the head node's HOST:PORT"
         )
     if not verbose:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

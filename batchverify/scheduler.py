@@ -13,6 +13,7 @@ import numpy as np
 
 from batchverify.cache import EmbeddingCache
 from batchverify.engine import Engine, Job, WorkerLostError
+from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
 from batchverify.manifest import Block
 from batchverify.pipeline import Loaded
@@ -24,10 +25,14 @@ log = logging.getLogger(__name__)
 
 IMAGE_CHUNK = 128
 SMALLEST_CHUNK = 32
+SMALLEST_CHUNK = 32
 # Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
 QUEUED_PER_WORKER = 1
+# Silence for this long is reported; the second time in a row the workers at work are taken for hung.
 PATIENCE_SECONDS = 300.0
+SILENCES = 2
 STRIKES = 2
+PAIR_TRIES = 5
 
 
 @dataclass(eq=False)
@@ -44,8 +49,9 @@ class _Embedding:
 class ImageRun:
     """Embeds the images of a run: what the cache has is taken from it, equal bytes are embedded once.
 
-    A worker that dies makes suspects of the images it had. Suspects run when all else is done, nothing
-    beside them, in halves until the one that kills workers is alone; its second strike makes it `crashed`.
+    A worker that dies, or hangs and is killed, makes suspects of the images it had. Suspects run when all
+    else is done, nothing beside them, in halves until the one that kills or hangs workers is alone; its
+    second strike makes it `crashed`.
     On Ctrl-C what is with the embedder is finished and committed.
     """
 
@@ -60,6 +66,7 @@ class ImageRun:
         self._owners: dict[bytes, int] = {}
         self._waiting: dict[bytes, list[int]] = {}
         self._strikes: dict[int, int] = {}
+        self._silences = 0
         self._to_load: deque[list[int]] = deque()
         self._suspects: deque[list[int]] = deque()
         self._to_embed: deque[_Embedding] = deque()
@@ -94,9 +101,10 @@ class ImageRun:
                 self._fail(index, reference)
             else:
                 wanted.append(index)
-        self._to_load.extend(
-            wanted[start : start + IMAGE_CHUNK] for start in range(0, len(wanted), IMAGE_CHUNK)
-        )
+        # A small run is cut so that every worker has a share, yet no chunk below a forward pass.
+        share = -(-len(wanted) // (2 * self.engine.workers.count))
+        size = min(IMAGE_CHUNK, max(SMALLEST_CHUNK, share))
+        self._to_load.extend(wanted[start : start + size] for start in range(0, len(wanted), size))
 
     def _busy(self) -> bool:
         return bool(self._to_load or self._to_embed or self._loading or self._embedding)
@@ -115,13 +123,17 @@ class ImageRun:
             self._loading[self.engine.load(references)] = chunk
 
     def _wait(self) -> list[Job]:
-        jobs = [*self._loading, *self._embedding]
-        done = self.engine.wait(jobs, timeout=PATIENCE_SECONDS)
+        done = self.engine.wait([*self._loading, *self._embedding], timeout=PATIENCE_SECONDS)
+        self._silences = 0 if done else self._silences + 1
         if not done:
             self.progress.say(
-                f"no progress for {PATIENCE_SECONDS:.0f} s: waiting for {len(self._loading)} chunks to load and "
+                f"no progress for {PATIENCE_SECONDS:g} s: waiting for {len(self._loading)} chunks to load and "
                 f"{len(self._embedding)} to be embedded, the first with {self._first_reference()}"
             )
+        if self._silences >= SILENCES:
+            self._silences = 0
+            for job in (*self._loading, *self._embedding):
+                self.engine.kill(job, self._first_reference())
         return done
 
     def _first_reference(self) -> str:
@@ -132,7 +144,9 @@ class ImageRun:
         if job in self._loading:
             self._finish_load(job, self._loading.pop(job))
         else:
-            self._finish_embed(job, self._embedding.pop(job))
+            # Taken off the list last: Ctrl-C in between must find it there.
+            self._finish_embed(job, self._embedding[job])
+            del self._embedding[job]
 
     def _finish_load(self, job: Job, chunk: list[int]) -> None:
         try:
@@ -197,7 +211,8 @@ class ImageRun:
         except WorkerLostError as exc:
             for key in each.keys:
                 del self._owners[key]
-            self._strike(each.indices, exc, each.keys)
+                self._suspects.extend([other] for other in self._waiting.pop(key, []))
+            self._strike(each.indices, exc)
             return
         for index, entry in zip(each.indices, entries, strict=True):
             if entry.skipped is not None:
@@ -209,7 +224,7 @@ class ImageRun:
                 self._copy(index, other)
         self._remember(entries)
 
-    def _strike(self, indices: list[int], exc: WorkerLostError, keys: Sequence[bytes] = ()) -> None:
+    def _strike(self, indices: list[int], exc: WorkerLostError) -> None:
         """A worker died with these images: look closer at them, or call the last suspect `crashed`."""
         if len(indices) > 1:
             middle = len(indices) // 2
@@ -221,10 +236,7 @@ class ImageRun:
             self._suspects.append(indices)
             return
         log.warning("%s: crashed: %s", self.references[index], str(exc).splitlines()[0])
-        self._fail(index, Skipped(Reason.CRASHED, f"its worker died {STRIKES} times"))
-        for key in keys:
-            for other in self._waiting.pop(key, []):
-                self._copy(index, other)
+        self._fail(index, Skipped(Reason.CRASHED, f"its worker died or hung {STRIKES} times"))
 
     def _fail(self, index: int, skipped: Skipped) -> None:
         self.gallery.fail(index, skipped)
@@ -238,12 +250,13 @@ class ImageRun:
 
     def _drain(self) -> None:
         """After Ctrl-C: take in what the embedder has in hand; a second Ctrl-C goes without."""
-        if self._embedding:
+        begun = [job for job in self._embedding if not self.engine.withdraw(job)]
+        if begun:
             self.progress.say(
                 "stopping: what is being embedded is finished and kept (Ctrl-C again to drop it)"
             )
-        for job, each in list(self._embedding.items()):
-            self._finish_embed(job, each)
+        for job in begun:
+            self._finish_embed(job, self._embedding[job])
 
 
 def score_pairs(
@@ -253,13 +266,26 @@ def score_pairs(
     engine.share(head, gallery.vectors)
     window: deque[tuple[Block, Job]] = deque()
     for block in blocks:
-        usable = gallery.usable(block.a, block.b)
-        window.append((block, engine.score(block.a[usable], block.b[usable])))
+        window.append((block, _score_block(engine, gallery, block)))
         if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
-            yield _scored(engine, *window.popleft())
+            yield _scored(engine, gallery, *window.popleft())
     while window:
-        yield _scored(engine, *window.popleft())
+        yield _scored(engine, gallery, *window.popleft())
 
 
-def _scored(engine: Engine, block: Block, job: Job) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
-    return block, engine.result(job)
+def _score_block(engine: Engine, gallery: Gallery, block: Block) -> Job:
+    usable = gallery.usable(block.a, block.b)
+    return engine.score(block.a[usable], block.b[usable])
+
+
+def _scored(
+    engine: Engine, gallery: Gallery, block: Block, job: Job
+) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
+    """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
+    for _ in range(PAIR_TRIES):
+        try:
+            return block, engine.result(job)
+        except WorkerLostError as exc:
+            log.warning("rows from %d: scored again: %s", block.first + 1, str(exc).splitlines()[0])
+            job = _score_block(engine, gallery, block)
+    raise BatchverifyError(f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored")

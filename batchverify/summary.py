@@ -92,13 +92,12 @@ class ScoreSummary(EmbedSummary):
         if self.output is None:
             raise ValueError("this summary has neither rows nor an output file")
         from batchverify.locations import Location
+        from batchverify.sinks import part_files
 
         location = Location.parse(self.output)
-        files = (
-            [each.path for each, _ in location.files()] if location.kind() == "folder" else [location.path]
-        )
-        parts = [path for path in files if path.endswith(".parquet")]
-        return pads.dataset(parts, filesystem=location.filesystem, format="parquet").to_table()
+        parts = part_files(location) if location.kind() == "folder" else [location]
+        paths = [part.path for part in parts]
+        return pads.dataset(paths, filesystem=location.filesystem, format="parquet").to_table()
 
     def to_pandas(self) -> pd.DataFrame:
         """The output's rows as a DataFrame."""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from batchverify.backbones import Backbone, load_backbone
 from batchverify.cache import EmbeddingCache, KeyIndex
-from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan
+from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan, available_cpus, visible_gpus
 from batchverify.errors import NothingScoredError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.gallery import Gallery
@@ -27,8 +27,9 @@ from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.pipeline import Loader, LoadPlan
 from batchverify.progress import Progress
 from batchverify.records import Skipped
-from batchverify.results import Sink, open_sink, output_schema, result_table
+from batchverify.results import output_schema, result_table
 from batchverify.scheduler import ImageRun, score_pairs
+from batchverify.sinks import Sink, open_sink
 from batchverify.summary import EmbedSummary, ScoreSummary
 from batchverify.version import __version__
 
@@ -55,6 +56,7 @@ class Job:
         started = time.monotonic()
         columns = Columns(options.column_a, options.column_b)
         opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
+        opened.fingerprint  # noqa: B018  read now: the files may be gone when the run record is written
         backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
         fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
         return cls(options, opened, opened.scan(), backbone, fingerprint, uuid.uuid4().hex[:12], started)
@@ -95,18 +97,19 @@ def score(
     """
     options = replace(options or ScoreOptions(), **changes)
     job = Job.open(manifest, options)
-    head = _find_head(job, options)
+    from batchverify.head import find_head
+
+    head = find_head(options.head, job.fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
     progress = Progress(total_rows=job.scan.rows, quiet=options.quiet)
-    if output is not None and str(Location.parse(output)) in job.manifest.names:
-        raise UsageError(f"{output}: the output would overwrite the manifest")
-    sink = open_sink(str(output) if output is not None else None, output_schema(job.scan.carried))
+    schema = output_schema(job.scan.carried)
+    sink = open_sink(output, schema, job.manifest.names)
     try:
         with _engine(job, progress) as (engine, cache):
             gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
             counts = _write_scores(job, engine, head, gallery, sink, threshold, progress)
             done = _summary(job, engine, gallery, progress)
-        name = str(output) if output is not None else None
+        name = os.fspath(output) if output is not None else None
         summary = ScoreSummary(**done, **counts, threshold=threshold, head=head.digest, output=name)
         sink.finish(_record(job, summary))
     finally:
@@ -122,6 +125,8 @@ def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) ->
     Raises as `score` does.
     """
     options = replace(options or EmbedOptions(), **changes)
+    if options.no_cache:
+        raise UsageError("embed fills the cache; with --no-cache it has nothing to do")
     job = Job.open(manifest, options)
     summary, gallery = _embed(job)
     _check_failed(summary.failed, len(gallery.codes), options.max_failed, summary)
@@ -140,16 +145,6 @@ def _embed(job: Job) -> tuple[EmbedSummary, Gallery]:
         gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
         done = _summary(job, engine, gallery, progress)
     return EmbedSummary(**done), gallery
-
-
-def _find_head(job: Job, options: ScoreOptions) -> Any:
-    from batchverify.head import Head, default_head
-
-    if options.head is None:
-        return default_head(job.fingerprint)
-    head = Head.load(options.head)
-    head.check(job.fingerprint)
-    return head
 
 
 def _write_scores(
@@ -181,20 +176,26 @@ def _engine(job: Job, progress: Progress) -> Iterator[tuple[Engine, EmbeddingCac
 
 def _build_engine(job: Job, index: KeyIndex | None) -> Engine:
     options = job.options
-    kind = options.engine if options.engine != "auto" else _choose_engine(job, index)
+    address = options.address or cluster_address()
+    kind = options.engine if options.engine != "auto" else _choose_engine(job, index, address)
     if kind == "ray":
         from batchverify.ray_engine import RayEngine
 
         return RayEngine(
-            job.plan(), index, address=options.address, num_cpus=options.num_cpus, verbose=options.verbose
+            job.plan(), index, address=address, num_cpus=options.num_cpus, verbose=options.verbose
         )
-    workers = Workers.for_cpus(options.num_cpus) if options.num_cpus else None
-    return LocalEngine(job.plan(), index, workers)
+    cpus = options.num_cpus or available_cpus()
+    return LocalEngine(job.plan(), index, Workers.for_cpus(cpus, visible_gpus(options.device)))
 
 
-def _choose_engine(job: Job, index: KeyIndex | None) -> str:
+def cluster_address() -> str | None:
+    """The cluster that the environment names: `$RAY_ADDRESS`, or the one that runs this process as its job."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
+
+
+def _choose_engine(job: Job, index: KeyIndex | None, address: str | None) -> str:
     """Ray where a cluster is named or enough images are not in the cache, by a sample of them."""
-    if job.options.address or os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+    if address is not None:
         return "ray"
     references = [each for each in job.scan.images.references if isinstance(each, str)]
     if len(references) <= RAY_WORTH_IMAGES:
@@ -242,12 +243,11 @@ def _record(job: Job, summary: ScoreSummary) -> dict[str, Any]:
 
 
 def _check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -> None:
+    """Raise `NothingScoredError`, which carries the summary, when all or too many failed."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.failures.items())
     if total and failed == total:
-        raise NothingScoredError(
-            f"nothing could be scored: all {total:,} failed ({reasons}); is --image-root right?"
-        )
+        message = f"nothing could be scored: all {total:,} failed ({reasons}); is --image-root right?"
+        raise NothingScoredError(message, summary)
     if failed > most * total:
-        raise NothingScoredError(
-            f"{failed:,} of {total:,} failed, more than --max-failed {most:g} allows ({reasons})"
-        )
+        message = f"{failed:,} of {total:,} failed, more than --max-failed {most:g} allows ({reasons})"
+        raise NothingScoredError(message, summary)

@@ -34,7 +34,7 @@ def bad_manifest(folder: Path, name: str, content: bytes) -> str:
 
 BAD = [
     ("none.csv", None, "none.csv: no such file or folder"),
-    ("empty.csv", b"", "empty.csv: the file is empty"),
+    ("empty.csv", b"", "empty.csv: the file has no rows"),
     (
         "columns.csv",
         b"left,right\na,b\n",
@@ -72,6 +72,8 @@ WRONG = [
     (["--engine", "local", "--address", "auto"], "--engine local uses none"),
     (["--engine", "ray", "--address", "ray://head:10001"], "Ray Client breaks long jobs"),
     (["--weights", "x.pt"], "--weights goes with --backbone"),
+    (["--cache", "m\udcff"], "not UTF-8"),
+    (["--image-root", ""], "--image-root is empty"),
     (["--cache", __file__], "the cache cannot be used"),
 ]
 
@@ -111,6 +113,10 @@ def test_a_wrong_image_root_must_not_look_like_success(tmp_path):
     assert result.exit_code == 3
     assert "nothing could be scored" in result.stderr
     assert "not_found" in result.stderr
+    again = run(
+        "score", str(SAMPLES / "faces.csv"), "-o", str(output), "--image-root", str(tmp_path), "--json"
+    )
+    assert (again.exit_code, json.loads(again.stdout)["failures"]) == (3, {"not_found": 24})
     assert set(pq.read_table(output)["status"].to_pylist()) == {"not_found"}
 
 

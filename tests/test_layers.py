@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 TABLE = """
 __init__ cli
 workflows cli_options
-prediction ray_engine scheduler checking cache_care
-engine training results
+prediction ray_engine scheduler checking cache_care summary
+engine training sinks
+results
 pipeline
 cache embedder gallery head manifest
-backbones crops decoding detection images segments tables columns options summary
+backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets features metrics calibration pairs progress cache_report
 errors records version
 """

@@ -37,11 +37,17 @@ def command(manifest: Path, output: Path, cache: Path, engine: str) -> list[str]
     return [sys.executable, "-m", "batchverify.cli", "score", str(manifest), "-o", str(output), *options]
 
 
-def press_ctrl_c_when_embedding(arguments: list[str]) -> tuple[int, str]:
+def press_ctrl_c_when_embedding(arguments: list[str], marker: str) -> tuple[int, str]:
     """Run on a terminal of its own; Ctrl-C goes to the whole group once something is embedded."""
     master, slave = pty.openpty()
+    environment = {**os.environ, "MARKER": marker}
     process = subprocess.Popen(
-        arguments, stdin=slave, stderr=slave, stdout=subprocess.DEVNULL, start_new_session=True
+        arguments,
+        env=environment,
+        stdin=slave,
+        stderr=slave,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     os.close(slave)
     seen, pressed = "", False
@@ -55,28 +61,29 @@ def press_ctrl_c_when_embedding(arguments: list[str]) -> tuple[int, str]:
         seen += data.decode(errors="replace")
         if not pressed and re.search(r"embedded [1-9]", seen):
             os.killpg(process.pid, signal.SIGINT)
+            assert processes_with(marker)
             pressed = True
     os.close(master)
     return process.wait(timeout=60), seen
 
 
-def processes_with(text: str) -> list[str]:
+def processes_with(marker: str) -> list[str]:
+    """Command lines of all processes that inherited an environment with `marker`."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if marker.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue
-        if text in line and str(os.getpid()) != folder.name:
-            found.append(line)
     return found
 
 
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_ctrl_c_then_the_same_command(manifest, tmp_path, engine):
     output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
-    arguments = command(manifest, output, cache, engine)
-    code, seen = press_ctrl_c_when_embedding(arguments)
+    arguments, marker = command(manifest, output, cache, engine), f"marker of {tmp_path}"
+    code, seen = press_ctrl_c_when_embedding(arguments, marker)
     assert code == 130, seen
     assert "interrupted" in seen
     assert "Traceback" not in seen
@@ -84,8 +91,10 @@ def test_ctrl_c_then_the_same_command(manifest, tmp_path, engine):
     kept = sum(pq.read_metadata(path).num_rows for path in cache.rglob("data/*.parquet"))
     assert 0 < kept < IMAGES
     assert list(cache.rglob("tmp/*")) == []
-    time.sleep(1)
-    assert processes_with(str(output)) == []
+    deadline = time.monotonic() + 10
+    while processes_with(marker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_with(marker) == []
     again = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
     summary = json.loads(again.stdout)
     assert (summary["cached"], summary["embedded"]) == (kept, IMAGES - kept)

@@ -5,16 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from toys import POISON, ToyPlan, colour, draw, toy_plan
+from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify import scheduler
 from batchverify.cache import EmbeddingCache
-from batchverify.engine import Engine, Job, LocalEngine, Workers
+from batchverify.engine import Engine, Job, LocalEngine, WorkerLostError, Workers
+from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
+from batchverify.manifest import Block
+from batchverify.pipeline import Loaded
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
-from batchverify.scheduler import ImageRun
+from batchverify.scheduler import ImageRun, score_pairs
 
 
 def open_cache(plan: ToyPlan) -> EmbeddingCache:
@@ -179,6 +183,100 @@ def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
     assert not open_cache(plan).index.failures
 
 
+@pytest.mark.ray
+def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path, ray_session, monkeypatch):
+    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 6)
+    plan = toy_plan(tmp_path)
+    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(1)]
+    references.append(draw(tmp_path / "pictures" / "sleep.png", SLEEP))
+    engine = on_ray(plan)
+    gallery, progress = run(engine, plan, references)
+    engine.close()
+    assert gallery.reasons(np.arange(2)).to_pylist() == [None, "crashed"]
+    assert (progress.embedded, progress.failed) == (1, 1)
+
+
+def test_threads_that_hang_end_the_run_with_the_image_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
+    plan = toy_plan(tmp_path)
+    slow = draw(tmp_path / "slow.png", colour(1))
+    with pytest.raises(BatchverifyError, match=f"no progress at {slow}"):
+        ImageRun(Sleepy(plan, None, Workers(1, 1, 2)), [slow], None, Progress(quiet=True)).run()
+
+
+class Forgetful(LocalEngine):
+    """Loses the worker of its first job of one kind; `first` runs just before."""
+
+    def __init__(self, plan, lost, first=lambda: None):
+        super().__init__(plan, open_cache(plan).index, Workers(1, 1, 1))
+        self._lost, self._first = lost, first
+
+    def result(self, job):
+        value = super().result(job)
+        kind = "embed" if isinstance(value, list) else "load" if isinstance(value, Loaded) else "score"
+        if kind == self._lost:
+            self._lost = ""
+            self._first()
+            raise WorkerLostError("the node is gone")
+        return value
+
+
+@pytest.mark.parametrize("lost", ["load", "embed"])
+def test_pictures_of_equal_bytes_survive_their_worker(tmp_path, lost):
+    plan = toy_plan(tmp_path)
+    references = [draw(tmp_path / f"{name}.png", colour(7)) for name in "abc"]
+    gallery, progress = run(Forgetful(plan, lost), plan, references)
+    assert gallery.codes.tolist() == [0, 0, 0]
+    assert (plan.count(), progress.done) == (2 if lost == "embed" else 1, 3)
+
+
+def test_a_picture_that_vanishes_with_its_worker_takes_no_other_along(tmp_path):
+    plan = toy_plan(tmp_path)
+    references = [draw(tmp_path / f"{name}.png", colour(7)) for name in "ab"]
+    engine = Forgetful(plan, "embed", first=Path(references[0]).unlink)
+    gallery, _ = run(engine, plan, references)
+    assert gallery.reasons(np.arange(2)).to_pylist() == ["not_found", None]
+
+
+def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
+    plan, gallery = toy_plan(tmp_path), Gallery(4)
+    for index in range(4):
+        gallery.put(index, np.full(512, index + 1, np.float16))
+    carried = pa.record_batch({"row": [0, 1, 2]})
+    block = Block(0, carried, np.array([0, 1, 2]), np.array([1, 2, 3]))
+
+    def head(a, b):
+        return (a + b)[:, 0].astype(np.float32), a[:, 0].astype(np.float32)
+
+    for lost in ("score", ""):
+        ((_, scores),) = score_pairs(Forgetful(plan, lost), head, iter([block]), gallery)
+        assert scores[0].tolist() == [3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "use_gpus", "expected"),
+    [
+        ([{"CPU": 2}], False, Workers(2, 1, 2)),
+        ([{"CPU": 4}] * 16, False, Workers(64, 1, 64)),
+        ([{"CPU": 64}], False, Workers(8, 8, 16)),
+        ([{"CPU": 64}, {"CPU": 4}], False, Workers(12, 1, 24)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 8}], True, Workers(2, 8, 4)),
+        ([{"CPU": 16, "GPU": 2}, {}], False, Workers(8, 2, 16)),
+    ],
+)
+def test_every_worker_finds_a_place_in_the_cluster(nodes, use_gpus, expected):
+    from batchverify.ray_engine import cluster_workers
+
+    assert cluster_workers(nodes, use_gpus=use_gpus) == expected
+
+
+def test_a_cluster_without_cpus_is_an_error():
+    from batchverify.ray_engine import cluster_workers
+
+    with pytest.raises(BatchverifyError, match="no node with a free CPU"):
+        cluster_workers([{"CPU": 0}, {}], use_gpus=False)
+
+
 class Sleepy(LocalEngine):
     """Takes its time to look at a chunk."""
 
@@ -191,7 +289,7 @@ class Sleepy(LocalEngine):
 
 
 def test_patience_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.3)
     plan = toy_plan(tmp_path)
     slow = draw(tmp_path / "slow.png", colour(1))
     gallery = ImageRun(Sleepy(plan, None, Workers(1, 1, 2)), [slow], None, Progress()).run()
