@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +93,10 @@ class EmbeddingCache:
         self._pending: list[Entry] = []
         self._last_commit = time.monotonic()
         self._index = index
+
+    def state_compute_path(self, compute_path: str) -> None:
+        """Device, numbers and batch shape behind what is appended from now on; they stand in its segments."""
+        self.provenance = replace(self.provenance, compute_path=compute_path)
 
     @property
     def index(self) -> KeyIndex:

@@ -16,6 +16,7 @@ from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.options import ScoreOptions
 from batchverify.pipeline import Loader, LoadPlan, embed_images
+from batchverify.progress import show_download
 from batchverify.records import CACHED_REASONS, Skipped
 from batchverify.segments import Entry
 
@@ -88,7 +89,8 @@ def predict(
     from batchverify.head import find_head
 
     options = replace(options or ScoreOptions(), **changes)
-    backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
+    weights = Path(options.weights) if options.weights else None
+    backbone = load_backbone(options.backbone, weights, progress=None if options.quiet else show_download)
     fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
     head = find_head(options.head, fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
@@ -153,6 +155,7 @@ def _embed(
     finally:
         torch.set_num_threads(threads)
     if cache is not None:
+        cache.state_compute_path(embedder.compute_path)
         cache.append(
             each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS
         )

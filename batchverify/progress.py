@@ -88,6 +88,16 @@ class Progress:
         return line
 
 
+def show_download(done: int, total: int | None) -> None:
+    """A line on stderr while weights are fetched: drawn again on a terminal, at the end elsewhere."""
+    finished = done == total
+    if not (sys.stderr.isatty() or finished):
+        return
+    share = f"{done / total:4.0%} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
+    sys.stderr.write(f"\rfetching weights: {share}" + ("\n" if finished else ""))
+    sys.stderr.flush()
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: `8 s`, `3 min 5 s`, `2 h 10 min`."""
     whole = round(seconds)

@@ -222,6 +222,8 @@ class ImageRun:
                 self.progress.embedded += 1
             for other in self._waiting.pop(entry.key, []):
                 self._copy(index, other)
+        if self.cache is not None:
+            self.cache.state_compute_path(self.engine.compute_path())
         self._remember(entries)
 
     def _strike(self, indices: list[int], exc: WorkerLostError) -> None:

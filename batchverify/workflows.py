@@ -25,7 +25,7 @@ from batchverify.locations import Location
 from batchverify.manifest import Columns, Manifest, Scan
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.pipeline import Loader, LoadPlan
-from batchverify.progress import Progress
+from batchverify.progress import Progress, show_download
 from batchverify.records import Skipped
 from batchverify.results import output_schema, result_table
 from batchverify.scheduler import ImageRun, score_pairs
@@ -57,7 +57,9 @@ class Job:
         columns = Columns(options.column_a, options.column_b)
         opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
         opened.fingerprint  # noqa: B018  read now: the files may be gone when the run record is written
-        backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
+        weights = Path(options.weights) if options.weights else None
+        download = None if options.quiet else show_download
+        backbone = load_backbone(options.backbone, weights, progress=download)
         fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
         return cls(options, opened, opened.scan(), backbone, fingerprint, uuid.uuid4().hex[:12], started)
 
@@ -95,10 +97,10 @@ def score(
     Raises `ManifestError`, `ArtifactError` and `UsageError` for bad input before anything is embedded,
     `NothingScoredError` after writing when no row, or too few rows, could be scored.
     """
-    options = replace(options or ScoreOptions(), **changes)
-    job = Job.open(manifest, options)
     from batchverify.head import find_head
 
+    options = replace(options or ScoreOptions(), **changes)
+    job = Job.open(manifest, options)
     head = find_head(options.head, job.fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
     progress = Progress(total_rows=job.scan.rows, quiet=options.quiet)

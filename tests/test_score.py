@@ -295,3 +295,9 @@ def test_the_environment_names_the_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(UsageError, match="Ray Client breaks long jobs"):
         batchverify.score(FACES, no_cache=True, quiet=True)
+
+
+def test_the_cache_says_how_its_vectors_were_computed(scored, cache):
+    (segment,) = Path(cache).rglob("data/*.parquet")
+    footer = json.loads(pq.read_schema(segment).metadata[b"batchverify"])
+    assert footer["compute_path"] == scored.compute_path != ""

@@ -1,0 +1,71 @@
+"""The progress line: one line on a terminal, plain lines elsewhere, honest about time."""
+
+import io
+
+import pytest
+
+from batchverify import progress
+from batchverify.progress import Progress, duration, show_download
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
+    monkeypatch.setenv("COLUMNS", "60")
+
+
+def test_a_terminal_gets_one_line_that_fits_and_goes():
+    stream = Terminal()
+    shown = Progress(total=123_456_789, cached=1_000_000, embedded=2_000_000, failed=3_000, stream=stream)
+    shown.show()
+    shown.show()
+    lines = stream.getvalue().split("\r")[1:]
+    assert len(lines) == 2
+    assert all(len(line) < 60 for line in lines)
+    assert "\n" not in stream.getvalue()
+    shown.clear()
+    assert stream.getvalue().endswith("\r" + " " * len(lines[0]) + "\r")
+
+
+def test_elsewhere_lines_are_plain():
+    stream = io.StringIO()
+    Progress(total=10, cached=4, failed=1, stream=stream).show()
+    assert stream.getvalue() == "images 5/10  cached 4  embedded 0  failed 1  0.0 images/s\n"
+
+
+def test_the_rate_counts_from_the_first_embedded_chunk(monkeypatch):
+    now = iter([1e9, 1e9 + 10])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    stream = io.StringIO()
+    shown = Progress(total=1100, stream=stream)
+    shown.embedded = 100
+    shown.show()
+    shown.embedded = 300
+    shown.show()
+    assert "20.0 images/s  40 s left" in stream.getvalue().splitlines()[-1]
+
+
+def test_quiet_is_quiet():
+    stream = Terminal()
+    shown = Progress(total=1, quiet=True, stream=stream)
+    shown.show()
+    shown.say("something")
+    assert stream.getvalue() == ""
+
+
+def test_durations_are_for_people():
+    assert [duration(each) for each in (0.4, 59.4, 185, 7_805)] == ["0 s", "59 s", "3 min 5 s", "2 h 10 min"]
+
+
+def test_a_download_is_told_once_where_there_is_no_terminal(capsys):
+    for done in (0, 50_000_000, 100_000_000):
+        show_download(done, 100_000_000)
+    assert capsys.readouterr().err == "\rfetching weights: 100% of 100 MB\n"
