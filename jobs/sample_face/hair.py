@@ -56,7 +56,9 @@ def coloured(s: Scene, grain: Field, height: Field) -> Field:
 
 
 def back_hair(s: Scene) -> None:
-    """What is seen of long hair behind the neck."""
+    """What is seen of long hair, or of a headscarf, behind the neck."""
+    if s.person.scarf:
+        s.paint(linear(s.person.scarf) * 0.15, s.edge(wrapped(s)))
     if not s.person.length:
         return
     grain, inside = strands(s), silhouette(s)
@@ -86,13 +88,18 @@ def front_hair(s: Scene) -> None:
     s.paint(coloured(s, grain, 0.8 * np.clip(outer, 0, 1) ** 0.5 + 0.05 * grain), alpha)
 
 
-def scarf(s: Scene) -> None:
-    """A headscarf, around the face and over the shoulders."""
+def wrapped(s: Scene) -> Field:
+    """Positive inside the outer line of a headscarf, 1 at its middle."""
     p = s.person
-    opening = 1 - np.abs(s.u / (0.9 * p.width)) ** 2.3 - np.abs((s.v - 0.18) / (p.chin - 0.29)) ** 2.4
     wide = 1.17 * p.width + 0.5 * step(s.y, 0.9, 2.1)
     over = np.where(s.y < 0, np.abs(s.y / (p.crown + 0.12)) ** 2.2, 0)
-    whole = 1 - np.abs(s.x / wide) ** 2.4 - over
+    return 1 - np.abs(s.x / wide) ** 2.4 - over
+
+
+def scarf(s: Scene) -> None:
+    """A headscarf, around the face and over the shoulders."""
+    p, whole = s.person, wrapped(s)
+    opening = 1 - np.abs(s.u / (0.9 * p.width)) ** 2.3 - np.abs((s.v - 0.18) / (p.chin - 0.29)) ** 2.4
     turns = 3 * s.noise(52, s.x * 2 + 8, s.y * 2 + 8) + 2 * s.x
     drape = np.sin(14 * np.hypot(s.x, s.y - 0.3) + turns)
     alpha = s.edge(np.minimum(whole * 0.5, -opening * 0.4), 3)
