@@ -227,4 +227,7 @@ def _start(ray: Any, address: str | None, num_cpus: int | None, verbose: bool) -
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as exc:
-        raise BatchverifyError(f"Ray could not be started or reached ({address or 'local'}): {exc}") from exc
+        hint = "; a cluster with token authentication wants RAY_AUTH_MODE=token set here" if address else ""
+        raise BatchverifyError(
+            f"Ray could not be started or reached ({address or 'local'}): {exc}{hint}"
+        ) from exc

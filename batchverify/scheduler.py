@@ -284,10 +284,14 @@ def _scored(
     engine: Engine, gallery: Gallery, block: Block, job: Job
 ) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
     """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
+    reason = ""
     for _ in range(PAIR_TRIES):
         try:
             return block, engine.result(job)
         except WorkerLostError as exc:
-            log.warning("rows from %d: scored again: %s", block.first + 1, str(exc).splitlines()[0])
+            reason = str(exc).splitlines()[0]
+            log.warning("rows from %d are scored again: %s", block.first + 1, reason)
             job = _score_block(engine, gallery, block)
-    raise BatchverifyError(f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored")
+    raise BatchverifyError(
+        f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored; the last: {reason}"
+    )

@@ -253,6 +253,21 @@ def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
         assert scores[0].tolist() == [3, 5, 7]
 
 
+def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
+    gallery = Gallery(2)
+    gallery.put(0, np.ones(512, np.float16))
+    gallery.put(1, np.ones(512, np.float16))
+    block = Block(0, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
+
+    def head(a, b):
+        raise WorkerLostError("no node left")
+
+    with pytest.raises(
+        BatchverifyError, match="rows from 1: 5 workers died while they were scored; the last: no node"
+    ):
+        list(score_pairs(local(toy_plan(tmp_path)), head, iter([block]), gallery))
+
+
 @pytest.mark.parametrize(
     ("nodes", "use_gpus", "expected"),
     [
