@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from batchverify.cli_options import (
     threshold_options,
     together,
 )
-from batchverify.errors import BatchverifyError, NothingScoredError
+from batchverify.errors import BatchverifyError, HungError, NothingScoredError
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.version import __version__
 
@@ -47,6 +48,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except BatchverifyError as exc:
             click.echo(f"batchverify: {exc}", err=True)
+            if isinstance(exc, HungError):
+                os._exit(exc.exit_code)
             ctx.exit(exc.exit_code)
         except KeyboardInterrupt:
             click.echo("batchverify: interrupted; what was embedded is kept in the cache", err=True)
@@ -287,9 +290,7 @@ def _split_counts(pairs: Sequence[str]) -> dict[str, int] | None:
     for each in pairs:
         split, _, count = each.partition("=")
         if split not in ("train", "dev", "test") or not count.isdigit():
-            raise click.BadParameter(
-                f"SPLIT=N with train, dev or test expected, got '{each}'", param_hint="--pairs"
-            )
+            raise click.BadParameter(f"train=N, dev=N or test=N expected, got '{each}'", param_hint="--pairs")
         counts[split] = int(count)
     return counts or None
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from batchverify.cache import KeyIndex
-from batchverify.errors import BatchverifyError
+from batchverify.errors import HungError
 from batchverify.pipeline import Loaded, Loader, LoadPlan, embed_images
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
@@ -128,6 +128,7 @@ class LocalEngine:
         self._load_pool = ThreadPoolExecutor(self.workers.loaders, "load")
         self._work_pool = ThreadPoolExecutor(self.workers.count, "work", initializer=self._start_worker)
         self._head: Any = None
+        self._hung = False
         self._vectors = np.zeros((0, 0), np.float16)
         self._used_embedder = False
 
@@ -172,7 +173,8 @@ class LocalEngine:
 
     def kill(self, job: Job, image: str) -> None:
         """See `Engine`; a thread cannot be ended, so the run is."""
-        raise BatchverifyError(
+        self._hung = True
+        raise HungError(
             f"no progress at {image} or an image near it; --engine ray survives images that hang their worker"
         )
 
@@ -181,9 +183,9 @@ class LocalEngine:
         return str(self._embedder.compute_path) if self._used_embedder else ""
 
     def close(self) -> None:
-        """Wait for what runs, drop what waits."""
-        self._load_pool.shutdown(cancel_futures=True)
-        self._work_pool.shutdown(cancel_futures=True)
+        """Wait for what runs, unless it hangs; drop what waits."""
+        self._load_pool.shutdown(wait=not self._hung, cancel_futures=True)
+        self._work_pool.shutdown(wait=not self._hung, cancel_futures=True)
 
     def _start_worker(self) -> None:
         import torch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +16,11 @@ from batchverify.engine import MOST_WORKERS, Job, WorkerLostError, Workers, Work
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.pipeline import Image, Loaded, Loader, embed_images
 from batchverify.segments import Entry
+
+log = logging.getLogger(__name__)
+
+# Silence for this long while no worker has a place is reported.
+PLACING_SECONDS = 60.0
 
 
 def load_chunk(
@@ -35,6 +42,10 @@ class PairWorker:
         torch.set_num_threads(threads)
         self.plan = plan
         self._embedder: Any = None
+
+    def ready(self) -> bool:
+        """Answers once the actor has its place in the cluster."""
+        return True
 
     def embed(
         self, images: list[Image], positions: Sequence[int], keys: Sequence[bytes]
@@ -76,6 +87,8 @@ class RayEngine:
         self._ray = ray
         self.plan = plan
         self._actors: list[Any] = []
+        # Actors without a place yet, by their answer to `ready`: no job is given to them, so none is blamed.
+        self._pending: dict[Any, Any] = {}
         self._in_flight: dict[Any, Any] = {}
         self._shared: tuple[Any, ...] = ()
         self._compute_path = ""
@@ -99,7 +112,8 @@ class RayEngine:
         self._actor_class = ray.remote(
             num_cpus=self.workers.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(PairWorker)
-        self._actors = [self._new_actor() for _ in range(self.workers.count)]
+        for _ in range(self.workers.count):
+            self._new_actor()
         self._plan_ref, self._index_ref = ray.put(self.plan), ray.put(index)
 
     def load(self, references: Sequence[str]) -> Job:
@@ -133,7 +147,14 @@ class RayEngine:
         actor = self._in_flight.pop(job.handle, None)
         try:
             value = self._ray.get(job.handle)
-        except (errors.WorkerCrashedError, errors.RayActorError, errors.OutOfMemoryError) as exc:
+        except (errors.TaskUnschedulableError, errors.ActorUnschedulableError) as exc:
+            raise BatchverifyError(f"the cluster has no place for a job: {str(exc).splitlines()[0]}") from exc
+        except (
+            errors.WorkerCrashedError,
+            errors.RayActorError,
+            errors.OutOfMemoryError,
+            errors.NodeDiedError,
+        ) as exc:
             self._replace(actor)
             raise WorkerLostError(str(exc)) from exc
         except (errors.ObjectLostError, errors.TaskCancelledError) as exc:
@@ -161,24 +182,50 @@ class RayEngine:
 
     def close(self) -> None:
         """End the actors, and Ray itself where it was started here."""
-        for actor in self._actors:
+        for actor in (*self._actors, *self._pending.values()):
             self._ray.kill(actor)
-        self._actors = []
+        self._actors, self._pending = [], {}
         if self._ours:
             self._ray.shutdown()
 
-    def _new_actor(self) -> Any:
-        return self._actor_class.remote(self.plan, self.workers.threads)
+    def _new_actor(self) -> None:
+        actor = self._actor_class.remote(self.plan, self.workers.threads)
+        self._pending[actor.ready.remote()] = actor
 
     def _replace(self, actor: Any) -> None:
         """A fresh actor in the place of one that died, unless that has happened already."""
         if actor in self._actors:
             self._ray.kill(actor)
-            self._actors[self._actors.index(actor)] = self._new_actor()
+            self._actors.remove(actor)
+            self._new_actor()
 
     def _idlest(self) -> Any:
+        """The ready actor with the fewest jobs; waits, and says so, while there is none."""
+        self._admit(timeout=0)
+        while not self._actors:
+            if not self._admit(timeout=PLACING_SECONDS):
+                log.warning(
+                    "waiting for the cluster to place workers of %d CPUs each; are others holding it?",
+                    self.workers.threads,
+                )
         busy = list(self._in_flight.values())
         return min(self._actors, key=busy.count)
+
+    def _admit(self, timeout: float) -> bool:
+        """Take in the actors that have answered; whether there were any."""
+        if not self._pending:
+            return False
+        answered, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        for ref in answered:
+            actor = self._pending.pop(ref)
+            try:
+                self._ray.get(ref)
+            except self._ray.exceptions.RayError as exc:
+                raise BatchverifyError(
+                    f"a Ray worker could not be started: {str(exc).splitlines()[0]}"
+                ) from exc
+            self._actors.append(actor)
+        return bool(answered)
 
     def _sent(self, actor: Any, ref: Any) -> Job:
         self._in_flight[ref] = actor
@@ -188,19 +235,24 @@ class RayEngine:
 def cluster_workers(nodes: Sequence[dict[str, float]], *, use_gpus: bool) -> Workers:
     """Workers that fit the nodes' resources: with GPUs one each, else as many as CPUs allow, all alike.
 
-    A worker has as many threads as the smallest node would give it, so that every worker finds a place.
+    Every worker finds a place on some node.
     """
-    gpus = [int(node.get("GPU", 0)) if use_gpus else 0 for node in nodes]
-    usable = [
-        (int(node.get("CPU", 0)), count)
-        for node, count in zip(nodes, gpus, strict=True)
-        if node.get("CPU", 0) >= max(1, count) and (count or not any(gpus))
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [
+        min(int(node.get("GPU", 0)), cpu) if use_gpus else 0 for node, cpu in zip(nodes, cpus, strict=True)
     ]
+    usable = [pair for pair in zip(cpus, gpus, strict=True) if pair[0] and (pair[1] or not any(gpus))]
     if not usable:
         raise BatchverifyError("the Ray cluster has no node with a free CPU to run workers on")
-    threads = min(Workers.for_cpus(cpus, count).threads for cpus, count in usable)
-    total = sum(count or min(cpus // threads, MOST_WORKERS) for cpus, count in usable)
-    return Workers(total, threads, min(sum(cpus for cpus, _ in usable), 2 * total))
+
+    def places(threads: int) -> int:
+        return sum(min(gpu or MOST_WORKERS, cpu // threads) for cpu, gpu in usable)
+
+    kinds = {Workers.for_cpus(cpu, gpu).threads for cpu, gpu in usable}
+    # The number of threads that puts most CPUs to work; a node too small for it takes no part.
+    threads = min(kinds) if any(gpus) else max(sorted(kinds), key=lambda each: each * places(each))
+    total = places(threads)
+    return Workers(total, threads, min(sum(cpu for cpu, _ in usable), 2 * total))
 
 
 def _start(ray: Any, address: str | None, num_cpus: int | None, verbose: bool) -> None:
@@ -224,8 +276,13 @@ def _start(ray: Any, address: str | None, num_cpus: int | None, verbose: bool) -
         options |= {"address": "local", "num_cpus": num_cpus or available_cpus(), "include_dashboard": False}
     else:
         options["address"] = address
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+        if on_main_thread:
+            # Ray puts its own in place, which ends the process without the end that we give a run.
+            signal.signal(signal.SIGTERM, handler)
     except (ConnectionError, RuntimeError, ValueError) as exc:
         hint = "; a cluster with token authentication wants RAY_AUTH_MODE=token set here" if address else ""
         raise BatchverifyError(

@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 IMAGE_CHUNK = 128
 SMALLEST_CHUNK = 32
-SMALLEST_CHUNK = 32
 # Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
 QUEUED_PER_WORKER = 1
 # Silence for this long is reported; the second time in a row the workers at work are taken for hung.

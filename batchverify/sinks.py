@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
@@ -83,22 +83,32 @@ class FileSink:
 
     def write(self, table: pa.Table) -> None:
         """Take the next rows as a row group of their own."""
-        with self._seam():
+        with _writing(self._target):
             self._open_writer().write_table(table)
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Close, make durable and give the file its name."""
-        with self._seam():
+        with _writing(self._target):
             writer = self._open_writer()
             writer.add_key_value_metadata({RECORD_KEY: record_text(record)})
             writer.close()
-            if self._upload is None:
-                with self._temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                publish(self._temporary, Path(self._target.path))
-            else:
-                self._send(self._upload)
+            self._publish()
         self.abandon()
+
+    def _publish(self) -> None:
+        if self._upload is None:
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            publish(self._temporary, Path(self._target.path))
+            return
+        try:
+            self._send(self._upload)
+        except OSError as exc:
+            # The work is not lost with the upload (a store may refuse to move more than 5 GB, say).
+            kept = self._temporary.rename(
+                self._temporary.with_name(f"{uuid.uuid4().hex[:8]}-{self._target.name}")
+            )
+            raise OSError(f"{exc}; the finished file is kept at {kept}") from exc
 
     def abandon(self) -> None:
         """Close and remove the temporary files."""
@@ -128,14 +138,6 @@ class FileSink:
             raise OSError(f"{sent:,} bytes arrived of {self._temporary.stat().st_size:,}")
         upload.filesystem.move(upload.path, self._target.path)
 
-    @contextmanager
-    def _seam(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            self.abandon()
-            raise BatchverifyError(f"{self._target}: could not be written: {exc}") from exc
-
 
 class FolderSink:
     """A folder of `part-NNNNN.parquet` files with a million rows each; `_SUCCESS`, last, says that all are there.
@@ -154,13 +156,13 @@ class FolderSink:
         for part in self._old:
             if not _is_ours(part):
                 raise UsageError(f"{part}: not written by batchverify; give a folder of its own with -o")
-        _remove(folder.join(SUCCESS))
         self._open_part()
 
     def write(self, table: pa.Table) -> None:
         """Take the next rows, cut at the parts' borders."""
         while table.num_rows:
-            sink = self._sink or self._open_part()
+            with _writing(self._folder):
+                sink = self._sink or self._open_part()
             rows = min(table.num_rows, self._part_rows - self._rows)
             sink.write(table.slice(0, rows))
             self._rows += rows
@@ -171,10 +173,11 @@ class FolderSink:
     def finish(self, record: Mapping[str, Any]) -> None:
         """Close the last part, remove parts of an earlier run, write `_SUCCESS` with the run record."""
         self._close_part()
-        for each in self._old:
-            if each not in self._parts:
-                _remove(each)
-        self._folder.join(SUCCESS).write_bytes(record_text(record).encode())
+        with _writing(self._folder):
+            for each in self._old:
+                if each not in self._parts:
+                    _remove(each)
+            self._folder.join(SUCCESS).write_bytes(record_text(record).encode())
 
     def abandon(self) -> None:
         """Remove the part in the making; finished parts stay, without `_SUCCESS`."""
@@ -190,14 +193,18 @@ class FolderSink:
 
     def _close_part(self) -> None:
         if self._sink is not None:
+            if len(self._parts) == 1:
+                # Only now: until then the folder of an earlier run is whole.
+                with _writing(self._folder):
+                    _remove(self._folder.join(SUCCESS))
             self._sink.finish({"rows": self._rows, "part": len(self._parts) - 1, "record": SUCCESS})
         self._sink = None
 
 
 def open_sink(
-    output: str | os.PathLike[str] | None, schema: pa.Schema, manifest: list[str]
+    output: str | os.PathLike[str] | None, schema: pa.Schema, manifest: Sequence[Location] = ()
 ) -> FileSink | FolderSink | MemorySink:
-    """The sink that an output's name asks for; `manifest` names the files that it must not touch.
+    """The sink that an output's name asks for; `manifest`: files that it must not touch.
 
     Raises `UsageError` where it cannot be written, or would overwrite the manifest.
     """
@@ -205,13 +212,13 @@ def open_sink(
         return MemorySink(schema)
     target = Location.parse(output)
     _spare_manifest(target, manifest)
-    kind = target.kind()
     single = target.suffix == ".parquet"
-    if single and kind == "folder":
-        raise UsageError(f"{output}: is a folder; a name that ends in .parquet means one file")
-    if not single and kind == "file":
-        raise UsageError(f"{output}: is a file; give a name that ends in .parquet, or a folder")
     try:
+        kind = target.kind()
+        if single and kind == "folder":
+            raise UsageError(f"{output}: is a folder; a name that ends in .parquet means one file")
+        if not single and kind == "file":
+            raise UsageError(f"{output}: is a file; give a name that ends in .parquet, or a folder")
         if not single:
             return FolderSink(target, schema)
         if target.is_local:
@@ -226,14 +233,25 @@ def part_files(folder: Location) -> list[Location]:
     return [each for each, _ in folder.files() if _PART.match(each.name)]
 
 
-def _spare_manifest(target: Location, manifest: list[str]) -> None:
-    real = os.path.realpath(target.path) if target.is_local else str(target)
-    for name in manifest:
-        source = Location.parse(name)
-        path = os.path.realpath(source.path) if source.is_local else str(source)
-        folder = os.path.dirname(path) if source.is_local else str(source.parent)  # noqa: PTH120
-        if real in (path, folder):
-            raise UsageError(f"{target}: the output would overwrite the manifest {name}")
+def _spare_manifest(target: Location, manifest: Sequence[Location]) -> None:
+    """Refuse an output that is a manifest file, or a folder whose part files are the manifest."""
+    for source in manifest:
+        parts = [source.parent] if _PART.match(source.name) else []
+        if _real(target) in [_real(each) for each in (source, *parts)]:
+            raise UsageError(f"{target}: the output would overwrite the manifest {source}")
+
+
+def _real(location: Location) -> str:
+    return os.path.realpath(location.path) if location.is_local else str(location)
+
+
+@contextmanager
+def _writing(target: Location) -> Iterator[None]:
+    """Errors of writing as ours; before any work `open_sink` turns them into `UsageError`."""
+    try:
+        yield
+    except (OSError, UsageError) as exc:
+        raise BatchverifyError(f"{target}: could not be written: {exc}") from exc
 
 
 def _is_ours(part: Location) -> bool:

@@ -105,7 +105,7 @@ def score(
     threshold = head.threshold(options.threshold, options.at_far)
     progress = Progress(total_rows=job.scan.rows, quiet=options.quiet)
     schema = output_schema(job.scan.carried)
-    sink = open_sink(output, schema, job.manifest.names)
+    sink = open_sink(output, schema, [Location.parse(name) for name in job.manifest.names])
     try:
         with _engine(job, progress) as (engine, cache):
             gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
@@ -250,6 +250,6 @@ def _check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -
     if total and failed == total:
         message = f"nothing could be scored: all {total:,} failed ({reasons}); is --image-root right?"
         raise NothingScoredError(message, summary)
-    if failed > most * total:
+    if total and failed / total > most:
         message = f"{failed:,} of {total:,} failed, more than --max-failed {most:g} allows ({reasons})"
         raise NothingScoredError(message, summary)

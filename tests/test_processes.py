@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ def command(manifest: Path, output: Path, cache: Path, engine: str) -> list[str]
     return [sys.executable, "-m", "batchverify.cli", "score", str(manifest), "-o", str(output), *options]
 
 
-def press_ctrl_c_when_embedding(arguments: list[str], marker: str) -> tuple[int, str]:
-    """Run on a terminal of its own; Ctrl-C goes to the whole group once something is embedded."""
+def stop_when_embedding(arguments: list[str], marker: str, stop: Callable[[int], None]) -> tuple[int, str]:
+    """Run on a terminal of its own; stopped once something is embedded."""
     master, slave = pty.openpty()
     environment = {**os.environ, "MARKER": marker}
     process = subprocess.Popen(
@@ -60,7 +61,7 @@ def press_ctrl_c_when_embedding(arguments: list[str], marker: str) -> tuple[int,
             break
         seen += data.decode(errors="replace")
         if not pressed and re.search(r"embedded [1-9]", seen):
-            os.killpg(process.pid, signal.SIGINT)
+            stop(process.pid)
             assert processes_with(marker)
             pressed = True
     os.close(master)
@@ -79,11 +80,28 @@ def processes_with(marker: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
-def test_ctrl_c_then_the_same_command(manifest, tmp_path, engine):
+def terminate(process: int) -> None:
+    """What `kill`, Kubernetes and `ray job stop` send: to the command alone."""
+    os.kill(process, signal.SIGTERM)
+
+
+def press_ctrl_c(process: int) -> None:
+    """What a terminal sends: to the whole group."""
+    os.killpg(process, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("engine", "stop"),
+    [
+        ("local", press_ctrl_c),
+        pytest.param("ray", press_ctrl_c, marks=pytest.mark.ray),
+        pytest.param("ray", terminate, marks=pytest.mark.ray),
+    ],
+)
+def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
     output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
     arguments, marker = command(manifest, output, cache, engine), f"marker of {tmp_path}"
-    code, seen = press_ctrl_c_when_embedding(arguments, marker)
+    code, seen = stop_when_embedding(arguments, marker, stop)
     assert code == 130, seen
     assert "interrupted" in seen
     assert "Traceback" not in seen
@@ -119,3 +137,23 @@ def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
     assert json.loads(after.stdout)["embedded"] == 0
     assert pq.read_table(outputs[0]).equals(two)
     assert verify_cache(str(tmp_path / "cache")).ok
+
+
+HANGING = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from batchverify import images, pipeline, scheduler
+from batchverify.cli import main
+scheduler.PATIENCE_SECONDS = 0.3
+pipeline.read_image = lambda *_: time.sleep(3600)
+main({arguments!r})
+"""
+
+
+def test_threads_that_hang_do_not_keep_the_command_alive(manifest, tmp_path):
+    arguments = command(manifest, tmp_path / "out.parquet", tmp_path / "cache", "local")[3:]
+    script = HANGING.format(tests=str(Path(__file__).parent), arguments=arguments)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "batchverify: no progress at" in ended.stderr
+    assert list(tmp_path.glob("*out.parquet*")) == []

@@ -1,5 +1,6 @@
 """The scheduler with both engines: once per image, in order, whatever dies on the way."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -274,7 +275,9 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
         ([{"CPU": 2}], False, Workers(2, 1, 2)),
         ([{"CPU": 4}] * 16, False, Workers(64, 1, 64)),
         ([{"CPU": 64}], False, Workers(8, 8, 16)),
-        ([{"CPU": 64}, {"CPU": 4}], False, Workers(12, 1, 24)),
+        ([{"CPU": 64}, {"CPU": 4}], False, Workers(8, 8, 16)),
+        ([{"CPU": 4}, {"CPU": 2}], False, Workers(6, 1, 6)),
+        ([{"CPU": 4, "GPU": 8}], True, Workers(4, 1, 4)),
         ([{"CPU": 16, "GPU": 2}, {"CPU": 8}], True, Workers(2, 8, 4)),
         ([{"CPU": 16, "GPU": 2}, {}], False, Workers(8, 2, 16)),
     ],
@@ -312,3 +315,31 @@ def test_patience_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "waiting for 1 chunks to load" in said
     assert slow in said
+
+
+@pytest.mark.ray
+def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(
+    tmp_path, ray_session, monkeypatch, caplog
+):
+    import ray
+
+    from batchverify import ray_engine
+
+    monkeypatch.setattr(ray_engine, "PLACING_SECONDS", 1)
+
+    @ray.remote(num_cpus=2)
+    class Other:
+        def ready(self):
+            return True
+
+    other = Other.remote()
+    ray.get(other.ready.remote())
+    plan = toy_plan(tmp_path)
+    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(2)]
+    engine = on_ray(plan)
+    leaving = threading.Timer(4, ray.kill, [other])
+    leaving.start()
+    gallery, _ = run(engine, plan, references)
+    engine.close()
+    assert gallery.codes.tolist() == [0, 0]
+    assert "waiting for the cluster to place workers" in caplog.text

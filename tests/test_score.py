@@ -255,6 +255,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "o.parquet").mkdir()  # the name is taken by a folder when the file is to get it
     with pytest.raises(BatchverifyError, match=r"o\.parquet: could not be written"):
         sink.finish({})
+    sink.abandon()
     assert [path.name for path in tmp_path.iterdir()] == ["o.parquet"]
 
 
@@ -301,3 +302,37 @@ def test_the_cache_says_how_its_vectors_were_computed(scored, cache):
     (segment,) = Path(cache).rglob("data/*.parquet")
     footer = json.loads(pq.read_schema(segment).metadata[b"batchverify"])
     assert footer["compute_path"] == scored.compute_path != ""
+
+
+def test_a_run_that_fails_leaves_an_earlier_output_whole(cache, tmp_path):
+    batchverify.score(FACES, tmp_path, cache=cache, quiet=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError):
+        batchverify.score(FACES, tmp_path, cache=str(FACES), quiet=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_csv_may_share_its_folder_with_the_parts(cache, tmp_path):
+    pd.read_csv(FACES).to_csv(tmp_path / "pairs.csv", index=False)
+    summary = batchverify.score(tmp_path / "pairs.csv", tmp_path, cache=cache, quiet=True, image_root=SAMPLES)
+    assert summary.to_arrow().num_rows == summary.rows
+    assert (tmp_path / "pairs.csv").exists()
+
+
+def test_an_output_that_cannot_be_reached_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with pytest.raises(UsageError, match=r"s3://nowhere/o\.parquet: cannot be written"):
+        batchverify.score(FACES, "s3://nowhere/o.parquet", no_cache=True)
+
+
+def test_an_output_folder_that_goes_away_is_an_error_of_the_job(tmp_path):
+    schema = pa.schema([("number", pa.int64())])
+    sink = FolderSink(Location.parse(tmp_path / "o"), schema, part_rows=2)
+    sink.write(pa.table({"number": [1, 2]}))
+    (tmp_path / "o" / "part-00000.parquet").unlink()
+    (tmp_path / "o").rmdir()
+    with pytest.raises(BatchverifyError, match="could not be written") as caught:
+        sink.write(pa.table({"number": [3]}))
+    assert caught.value.exit_code == 1
