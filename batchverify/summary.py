@@ -36,8 +36,8 @@ class EmbedSummary:
     compute_path: str
     cache: str | None
 
-    @classmethod
-    def counts(cls, progress: Progress) -> dict[str, Any]:
+    @staticmethod
+    def counts(progress: Progress) -> dict[str, Any]:
         """The fields that a run's progress knows."""
         rate = progress.embedded / progress.image_seconds if progress.embedded else 0.0
         return {

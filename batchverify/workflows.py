@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from batchverify.backbones import Backbone, load_backbone
+from batchverify.backbones import load_backbone
 from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan, available_cpus, visible_gpus
 from batchverify.errors import NothingScoredError, UsageError
@@ -45,7 +45,8 @@ class Job:
     options: EmbedOptions
     manifest: Manifest
     scan: Scan
-    backbone: Backbone
+    manifest_fingerprint: str
+    backbone_fingerprint: str
     fingerprint: EmbeddingFingerprint
     run_id: str
     started: float
@@ -56,12 +57,15 @@ class Job:
         started = time.monotonic()
         columns = Columns(options.column_a, options.column_b)
         opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
-        opened.fingerprint  # noqa: B018  read now: the files may be gone when the run record is written
+        # Read now: the files may be gone when the run record is written.
+        hashed = opened.fingerprint
         weights = Path(options.weights) if options.weights else None
         download = None if options.quiet else show_download
-        backbone = load_backbone(options.backbone, weights, progress=download)
-        fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
-        return cls(options, opened, opened.scan(), backbone, fingerprint, uuid.uuid4().hex[:12], started)
+        # The fingerprint alone is kept: the workers read the weights themselves.
+        backbone = load_backbone(options.backbone, weights, progress=download).fingerprint
+        fingerprint = EmbeddingFingerprint.of(backbone, options.settings)
+        run_id = uuid.uuid4().hex[:12]
+        return cls(options, opened, opened.scan(), hashed, backbone, fingerprint, run_id, started)
 
     def open_cache(self) -> EmbeddingCache | None:
         """The run's cache, made where it is not there yet."""
@@ -235,9 +239,9 @@ def _record(job: Job, summary: ScoreSummary) -> dict[str, Any]:
         "run_id": job.run_id,
         "options": job.options.as_record(),
         "manifest": job.manifest.names,
-        "manifest_fingerprint": job.manifest.fingerprint,
+        "manifest_fingerprint": job.manifest_fingerprint,
         "image_root": job.options.image_root,
-        "backbone_fingerprint": job.backbone.fingerprint,
+        "backbone_fingerprint": job.backbone_fingerprint,
         "embedding": dict(job.fingerprint.document),
         "embedding_fingerprint": job.fingerprint.id,
         **summary.to_json(),

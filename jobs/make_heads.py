@@ -28,7 +28,7 @@ def make_head(folder: Path, options: EmbedOptions) -> Head:
     (train, images, pairs), (_, dev_images, dev_pairs) = sets
     about = {
         "data": "LFW View 1, train.csv and dev.csv of `batchverify prepare lfw`",
-        "training": {"manifest_fingerprint": train.manifest.fingerprint, "left_out": pairs.left_out},
+        "training": {"manifest_fingerprint": train.manifest_fingerprint, "left_out": pairs.left_out},
     }
     dev, strangers = dev_pairs.vectors(dev_images), dev_pairs.strangers(dev_images)
     return fit_head(pairs.vectors(images), dev, strangers, train.fingerprint, about)
