@@ -1,6 +1,7 @@
 """The error tree. Bad images are not errors: they are `records.Skipped` values.
 
     BatchverifyError            exit code 1: the job failed
+    ├── TrainingError           training came to nothing: the message says what that means
     ├── HungError               a thread hangs and cannot be ended: the process must be
     ├── UsageError              exit code 2: an option or argument that makes no sense
     │   ├── ManifestError       a manifest that cannot be read as one
@@ -20,6 +21,10 @@ class BatchverifyError(Exception):
     """Root of the tree; the command line shows its message as one line and exits with `exit_code`."""
 
     exit_code = 1
+
+
+class TrainingError(BatchverifyError):
+    """Training that came to nothing; the message says what that means and what to look at."""
 
 
 class HungError(BatchverifyError):

@@ -12,7 +12,10 @@ from batchverify.records import Limits
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
 ENGINES = ("auto", "local", "ray")
-PATHS = ("image_root", "backbone", "weights", "cache", "head")
+ALGORITHMS = ("distance", "logistic", "weighted-chi2", "network")
+MONITORS = ("loss", "f1", "auc")
+CALIBRATIONS = ("platt", "temperature", "none")
+PATHS = ("image_root", "backbone", "weights", "cache", "head", "test", "tensorboard")
 LARGEST = 1e9
 
 
@@ -100,6 +103,72 @@ class ScoreOptions(EmbedOptions):
     head: str | None = None
     threshold: float | None = None
     at_far: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainOptions(EmbedOptions):
+    """Options of `train`: those of embedding, the head's kind and how it is fitted.
+
+    algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble. widths: of a network's hidden layers.
+    shrinkage: of linear heads, in pairs. folds: None for 5 where dev is small, 0 for dev alone. tune: trials
+    of a search before training, 0 for none. augment: changed views of the training images.
+    """
+
+    test: str | None = None
+    algorithms: tuple[str, ...] = ("distance",)
+    features: str | None = None
+    widths: tuple[int, ...] = (640, 64)
+    dropout: float = 0.5
+    weight_decay: float = 0.1
+    epochs: int = 20
+    patience: int = 8
+    max_lr: float | None = None
+    batch_pairs: int | None = None
+    monitor: str = "loss"
+    snapshots: int = 1
+    shrinkage: float = 2000.0
+    folds: int | None = None
+    calibration: str = "platt"
+    seed: int = 0
+    repeats: int = 1
+    tune: int = 0
+    augment: int = 0
+    strict_identities: bool = False
+    tensorboard: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.algorithms:
+            raise UsageError("--algorithm: give at least one")
+        if not self.widths or min(self.widths) < 1:
+            raise UsageError(f"--widths are the numbers of neurons, got {self.widths}")
+        for name, choices in (("monitor", MONITORS), ("calibration", CALIBRATIONS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"--{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"--dropout is a share from 0 to below 1, got {self.dropout}")
+        for name in ("weight_decay", "shrinkage"):
+            if not 0 <= getattr(self, name) < LARGEST:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
+                )
+        if self.max_lr is not None and not 0 < self.max_lr < LARGEST:
+            raise UsageError(f"--max-lr must be positive, got {self.max_lr}")
+        lowest = {
+            "epochs": 1,
+            "patience": 1,
+            "snapshots": 1,
+            "repeats": 1,
+            "batch_pairs": 1,
+            "tune": 0,
+            "augment": 0,
+        }
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if self.folds is not None and (self.folds < 0 or self.folds == 1):
+            raise UsageError(f"--folds must be 0 (none) or at least 2, got {self.folds}")
 
 
 def default_cache_root() -> str:

@@ -1,177 +1,206 @@
-"""Fit a head on pairs of embeddings: logistic regression on chi-square terms, shrunk to equal weights."""
+"""Fit a head to labelled pairs: its members, out-of-fold scores, calibration, thresholds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from batchverify.calibration import rate_thresholds
-from batchverify.errors import ManifestError, UsageError
-from batchverify.features import FEATURES
+from batchverify.calibration import METHODS, f1_threshold, rate_thresholds, sigmoid
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.gallery import Gallery
 from batchverify.head import Head
-from batchverify.manifest import TRUE_LABEL, Block
-from batchverify.metrics import best_f1, measure
+from batchverify.labelled import LabelledPairs
+from batchverify.leakage import check_apart
+from batchverify.member import Member
+from batchverify.metrics import Metrics, calibration_error, equal_error, measure
+from batchverify.network import NetworkFit, NetworkSettings
+from batchverify.options import TrainOptions
+from batchverify.recipe import Fit, Recipe, Report, recipes, silent
 from batchverify.version import __version__
 
-FEATURE = "chi2"
-# Strength of the pull towards equal weights, chosen by out-of-fold AUC on the training pairs: 2,048 pairs do
-# not support weights that differ much (AUC .99965 at 1, .99957 at 0.003).
-SHRINKAGE = 1.0
-# Images whose pairs make the table of false accept rates: 224,115 pairs at most support the lowest rate twice
-# over, and as float16 vectors they take 460 MB.
-MOST_STRANGERS = 670
-
-
-def fit_head(
-    train: tuple[np.ndarray, np.ndarray, np.ndarray],
-    dev: tuple[np.ndarray, np.ndarray, np.ndarray],
-    strangers: tuple[np.ndarray, np.ndarray],
-    embedding: EmbeddingFingerprint,
-    about: dict[str, Any],
-) -> Head:
-    """Fit on `train`, choose thresholds on `dev`.
-
-    train, dev: (a, b, labels) with (N, 512) float embeddings and (N,) 0 or 1.
-    strangers: (a, b), different pairs of dev images for the table of false accept rates. Deterministic.
-    Raises `UsageError` for pairs that nothing can be learned from.
-    """
-    check_pairs("training", *train)
-    check_pairs("dev", *dev)
-    head = Head(FEATURE, *fit_weights(*train))
-    probabilities = head(dev[0], dev[1])[0]
-    threshold = best_f1(dev[2], probabilities)[1]
-    apart = head(*strangers)[0]
-    return replace(
-        head,
-        about={
-            **about,
-            "version": __version__,
-            "embedding": dict(embedding.document),
-            "training": {**about.get("training", {}), "pairs": len(train[2]), "shrinkage": SHRINKAGE},
-            "dev": asdict(measure(dev[2], probabilities, threshold)),
-            "thresholds": {
-                "best_f1": threshold,
-                "different_pairs": len(apart),
-                "far": [each.to_json() for each in rate_thresholds(apart)],
-            },
-        },
-    )
-
-
-def check_pairs(name: str, a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> None:
-    """`UsageError` for pairs (N, F), (N, F), (N,) without both labels or with vectors that are not finite."""
-    same, different = int((labels == 0).sum()), int((labels == 1).sum())
-    if min(same, different) < 1 or same + different != len(labels):
-        raise UsageError(
-            f"the {name} pairs need label 0 and label 1: "
-            f"of {len(labels):,} pairs {same:,} are same and {different:,} different"
-        )
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise UsageError(f"the {name} pairs hold embeddings that are not finite: `cache verify` finds them")
-
-
-def fit_weights(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights (512,) float32 and bias of P(different) = sigmoid(terms · weights + bias).
-
-    The logit is slope · (sum of all terms, standardised) + terms · u with a ridge on u alone, solved in
-    float64 by L-BFGS on one thread, so that the same pairs give the same bytes. Raises `UsageError` for
-    pairs that are all alike.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _fit_weights(a, b, labels)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _fit_weights(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    terms = FEATURES[FEATURE](torch.from_numpy(a).double(), torch.from_numpy(b).double())  # (N, F)
-    truth = torch.from_numpy(np.asarray(labels)).double()
-    total = terms.sum(dim=1)
-    middle, spread = total.mean(), total.std()
-    scale = terms.std(dim=0).mean()
-    slope = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    extra = torch.zeros(terms.shape[1], dtype=torch.float64, requires_grad=True)
-
-    def weights_and_bias() -> tuple[torch.Tensor, torch.Tensor]:
-        weights = slope[1] / spread + extra / scale
-        return weights, slope[0] - slope[1] * middle / spread - (extra / scale * terms.mean(dim=0)).sum()
-
-    def loss() -> torch.Tensor:
-        optimiser.zero_grad()
-        weights, bias = weights_and_bias()
-        logits = terms @ weights + bias
-        fit = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth)
-        value = fit + SHRINKAGE * extra.square().sum() + 1e-5 * slope[1].square()
-        value.backward()
-        return value
-
-    optimiser = torch.optim.LBFGS(
-        [slope, extra], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
-    )
-    optimiser.step(loss)
-    weights, bias = weights_and_bias()
-    if not weights.isfinite().all():
-        raise UsageError("the training pairs cannot be told apart: their embeddings are all alike")
-    return weights.detach().numpy().astype(np.float32), float(bias.detach())
+FEWEST_PAIRS = 20
+FOLDS = 5
+# With so many dev pairs their scores alone carry calibration and thresholds.
+ENOUGH_DEV_PAIRS = 5000
 
 
 @dataclass(frozen=True)
-class LabelledPairs:
-    """The labelled pairs of a manifest that could be embedded.
+class Fitted:
+    """A head and what its fit told. networks: by recipe. held_out: pairs behind calibration and thresholds."""
 
-    a, b: (N,) int64 indices of images. labels: (N,) int8. left_out: how many other pairs there were.
-    persons: person by image index, where the manifest says so.
+    head: Head
+    held_out: int
+    networks: dict[str, NetworkFit] = field(default_factory=dict)
+
+
+def fit_head(
+    train: LabelledPairs,
+    dev: LabelledPairs,
+    embedding: EmbeddingFingerprint,
+    options: TrainOptions,
+    about: dict[str, Any] | None = None,
+    report: Report = silent,
+) -> Fitted:
+    """Fit on `train`; dev stops networks; calibration and thresholds come from pairs that no fit has seen.
+
+    Those are dev's and, unless `options.folds` says otherwise, the training pairs scored out of fold. The
+    same pairs, options and seed give the same bytes on the same machine. Raises `UsageError` for pairs that
+    nothing can be learned from, `TrainingError` where a network cannot learn.
     """
+    train.check(FEWEST_PAIRS)
+    dev.check()
+    check_apart(train, dev)
+    wanted = recipes(options)
+    folds = _folds(options, dev)
+    fits, scores = [], []
+    with _one_thread():
+        for recipe in wanted:
+            fit = recipe.fit(train, dev, options, report)
+            fits.append(fit)
+            scores.append(
+                np.concatenate([_out_of_fold(recipe, fit, train, dev, options, folds), fit.scores(dev)])
+            )
+        labels = np.concatenate([train.labels, dev.labels]) if folds else dev.labels
+        members, logits = _aligned(fits, scores, labels)
+        slope, offset = METHODS[options.calibration](logits, labels)
+        head = Head(members, (slope, offset), {"embedding": dict(embedding.document)})
+        tables = _tables(head, dev, logits, labels)
+    networks = {
+        str(recipe): fit.network for recipe, fit in zip(wanted, fits, strict=True) if fit.network is not None
+    }
+    training = {"pairs": len(train), "folds": folds, "options": _fit_options(options, wanted)}
+    extra = about or {}
+    whole = {**extra, "version": __version__, "embedding": dict(embedding.document), **tables}
+    whole["training"] = {**extra.get("training", {}), **training}
+    return Fitted(replace(head, about=whole), len(labels), networks)
 
-    a: np.ndarray
-    b: np.ndarray
-    labels: np.ndarray
-    left_out: int
-    persons: dict[int, str]
 
-    @classmethod
-    def collect(cls, blocks: Iterable[Block], gallery: Gallery) -> LabelledPairs:
-        """Gather the labelled, embedded pairs of a manifest, read to its end; blank persons are nobody."""
-        parts, rows = [], 0
-        persons: dict[int, str] = {}
-        for block in blocks:
-            if TRUE_LABEL not in block.carried.schema.names:
-                raise ManifestError("the manifest has no column 'label': nothing to learn from")
-            labels = block.carried.column(TRUE_LABEL).fill_null(-1).to_numpy(zero_copy_only=False)
-            kept = gallery.usable(block.a, block.b) & (labels >= 0)
-            parts.append((block.a[kept], block.b[kept], labels[kept]))
-            rows += len(labels)
-            for name, indices in (("person_a", block.a), ("person_b", block.b)):
-                if name in block.carried.schema.names:
-                    people = zip(indices.tolist(), block.carried.column(name).to_pylist(), strict=True)
-                    persons.update((index, str(person)) for index, person in people if person)
-        a, b, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return cls(a, b, labels, rows - len(labels), persons)
+def evaluate(head: Head, pairs: LabelledPairs) -> Metrics:
+    """The head's metrics on labelled pairs, at its own threshold."""
+    return measure(pairs.labels, probabilities(head, pairs), head.threshold())
 
-    def vectors(self, gallery: Gallery) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(a, b, labels) with (N, 512) float16 embeddings."""
-        return gallery.vectors[self.a], gallery.vectors[self.b], self.labels
 
-    def strangers(self, gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (a, b) of all pairs of images of two people; the labelled ones alone without persons.
+def probabilities(head: Head, pairs: LabelledPairs) -> np.ndarray:
+    """(N,) float32: P(different) of labelled pairs, a block of embeddings at a time."""
+    size = 1 << 14
+    starts = range(0, len(pairs), size)
+    rows = [(pairs.a[start : start + size], pairs.b[start : start + size]) for start in starts]
+    found = [head(pairs.vectors[a], pairs.vectors[b])[0] for a, b in rows]
+    return np.concatenate(found) if found else np.zeros(0, np.float32)
 
-        Of more than `MOST_STRANGERS` images a fixed draw is taken: pairs grow with the square of the images.
-        """
-        if not self.persons:
-            apart = self.labels == 1
-            return gallery.vectors[self.a[apart]], gallery.vectors[self.b[apart]]
-        images = np.array(sorted(index for index in self.persons if gallery.codes[index] == 0), np.int64)
-        if len(images) > MOST_STRANGERS:
-            images = np.sort(np.random.default_rng(0).choice(images, MOST_STRANGERS, replace=False))
-        names = np.array([self.persons[index] for index in images])
-        first, second = np.triu_indices(len(images), 1)
-        apart = names[first] != names[second]
-        return gallery.vectors[images[first[apart]]], gallery.vectors[images[second[apart]]]
+
+def _out_of_fold(
+    recipe: Recipe, whole: Fit, train: LabelledPairs, dev: LabelledPairs, options: TrainOptions, folds: int
+) -> np.ndarray:
+    """(N,) scores of the training pairs, each by a fit that has not seen its first image's person."""
+    scores = np.zeros(len(train) if folds else 0)
+    checked = whole.network.max_lr if whole.network is not None else None
+    for inside, outside in _splits(train, folds, options.seed):
+        fit = recipe.fit(train.subset(inside), dev, options, checked_lr=checked)
+        scores[outside] = fit.scores(train.subset(outside))
+    return scores
+
+
+def _splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inside, outside): indices of the pairs that a fold is fitted to, and of those it scores.
+
+    A fold's fit sees the labels in their proportion in the whole set: leaving out people takes more
+    different pairs than same ones.
+    """
+    if not folds:
+        return
+    rng = np.random.default_rng(seed)
+    groups, members = np.unique(train.groups(), return_inverse=True)
+    fold = rng.permutation(np.arange(len(groups)) % folds)[members]
+    first, second = fold[train.a], fold[train.b]
+    share = (train.labels == 1).mean()
+    for number in range(folds):
+        inside = np.flatnonzero((first != number) & (second != number))
+        different = train.labels[inside] == 1
+        counts = np.array([(~different).sum() / (1 - share), different.sum() / share])
+        total = counts.min()
+        keep = np.concatenate(
+            [
+                rng.permutation(inside[~different])[: round(total * (1 - share))],
+                rng.permutation(inside[different])[: round(total * share)],
+            ]
+        )
+        yield np.sort(keep), np.flatnonzero(first == number)
+
+
+def _folds(options: TrainOptions, dev: LabelledPairs) -> int:
+    if options.folds is not None:
+        return options.folds
+    return 0 if len(dev) >= ENOUGH_DEV_PAIRS else FOLDS
+
+
+def _aligned(
+    fits: Sequence[Fit], scores: Sequence[np.ndarray], labels: np.ndarray
+) -> tuple[tuple[Member, ...], np.ndarray]:
+    """Members on one scale, each recipe first calibrated by itself, and the (N,) mean of their held-out scores.
+
+    The head takes the plain mean of its members: a recipe weighs by its number of them.
+    """
+    if len(fits) == 1:
+        return fits[0].members, scores[0]
+    scales = [METHODS["platt"](each, labels) for each in scores]
+    members = [
+        part.rescaled(*scale) for each, scale in zip(fits, scales, strict=True) for part in each.members
+    ]
+    logits = [slope * each + offset for each, (slope, offset) in zip(scores, scales, strict=True)]
+    return tuple(members), np.average(logits, axis=0, weights=[len(each.members) for each in fits])
+
+
+def _tables(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Thresholds, calibration before and after, dev metrics: what the artifact's metadata tells."""
+    slope, offset = head.calibration
+    before, after = sigmoid(logits), sigmoid(slope * logits + offset)
+    threshold = f1_threshold(after)
+    rate, equal = equal_error(labels, after)
+    apart = head(*dev.strangers())[0]
+    return {
+        "calibration": {
+            "held_out_pairs": len(labels),
+            "before": {"brier": _brier(labels, before), "ece": calibration_error(labels, before)},
+            "after": {"brier": _brier(labels, after), "ece": calibration_error(labels, after)},
+        },
+        "thresholds": {
+            "best_f1": threshold,
+            "held_out_pairs": len(labels),
+            "equal_error": {"threshold": equal, "rate": rate},
+            "different_pairs": len(apart),
+            "far": [each.to_json() for each in rate_thresholds(apart)],
+        },
+        "held_out": asdict(measure(labels, after, threshold)),
+        "dev": asdict(measure(dev.labels, probabilities(head, dev), threshold)),
+    }
+
+
+def _brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    return float(np.square(probabilities - labels).mean())
+
+
+def _fit_options(options: TrainOptions, wanted: Sequence[Recipe]) -> dict[str, Any]:
+    """The options that decide a fit, as the metadata tells them."""
+    names = ["seed", "calibration", "augment"]
+    if any(each.algorithm == "network" for each in wanted):
+        names += [name for name in NetworkSettings.__dataclass_fields__ if name != "seed"]
+    if any(each.algorithm != "network" for each in wanted):
+        names += ["shrinkage"]
+    return {"recipes": [str(each) for each in wanted], **{name: getattr(options, name) for name in names}}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the machine's number of CPUs: the same pairs give the same bytes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)

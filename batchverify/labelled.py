@@ -1,0 +1,165 @@
+"""Labelled pairs of embedded images: what heads are fitted to and measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from batchverify.errors import ManifestError, UsageError
+from batchverify.gallery import Gallery
+from batchverify.manifest import TRUE_LABEL, Block, Manifest, Scan
+
+# Images whose pairs make the table of false accept rates: 224,115 pairs at most support the lowest rate twice
+# over.
+MOST_STRANGERS = 670
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row whose pair has no two embeddings: file, row from 1, and the reason of each side or None."""
+
+    file: str
+    row: int
+    error_a: str | None
+    error_b: str | None
+
+    def __str__(self) -> str:
+        sides = {"image_a": self.error_a, "image_b": self.error_b}
+        why = ", ".join(f"{side} {reason}" for side, reason in sides.items() if reason)
+        return f"{self.file}: row {self.row}: {why}"
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """N labelled pairs among M images.
+
+    vectors: (M, 512) float16 unit rows. a, b: (N,) int32 indices of images. labels: (N,) int8, 0 or 1.
+    name: for messages. references: path by image. persons: person by image, where the manifest says so.
+    left_out: the rows that could not be embedded.
+    """
+
+    vectors: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    labels: np.ndarray
+    name: str = "pairs"
+    references: tuple[str, ...] = ()
+    persons: dict[int, str] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def collect(cls, manifest: Manifest, scan: Scan, gallery: Gallery, name: str) -> LabelledPairs:
+        """Gather a manifest's pairs; blank persons are nobody.
+
+        Raises `ManifestError` for a manifest without labels or with a blank one.
+        """
+        if not manifest.has_label:
+            raise ManifestError(
+                f"{manifest.names[0]}: the manifest has no column 'label': nothing to learn from"
+            )
+        parts: list[tuple[np.ndarray, ...]] = []
+        left_out: list[LeftOut] = []
+        persons: dict[int, str] = {}
+        for block in manifest.blocks(scan):
+            labels = _labels(manifest, scan, block)
+            kept = gallery.usable(block.a, block.b)
+            left_out += _left_out(manifest, scan, gallery, block, kept)
+            indices = (block.a[kept].astype(np.int32), block.b[kept].astype(np.int32))
+            parts.append((*indices, labels[kept]))
+            for column, images in (("person_a", block.a), ("person_b", block.b)):
+                if column in block.carried.schema.names:
+                    people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
+                    persons.update((image, str(person)) for image, person in people if person)
+        a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+        references = tuple(str(each) for each in scan.images.references)
+        return cls(gallery.vectors, a, b, all_labels, name, references, persons, tuple(left_out))
+
+    def check(self, fewest: int = 1) -> None:
+        """`UsageError` for pairs that nothing can be learned from.
+
+        That is without both labels, fewer than `fewest`, or with vectors that are not finite.
+        """
+        same, different = int((self.labels == 0).sum()), int((self.labels == 1).sum())
+        if min(same, different) < 1 or same + different != len(self):
+            raise UsageError(
+                f"the {self.name} pairs need label 0 and label 1: "
+                f"of {len(self):,} pairs {same:,} are same and {different:,} different"
+            )
+        if len(self) < fewest:
+            raise UsageError(f"the {self.name} pairs are {len(self)}: fewer than {fewest} teach nothing")
+        if not np.isfinite(self.vectors.sum(axis=1, dtype=np.float32)).all():
+            raise UsageError(
+                f"the {self.name} pairs hold embeddings that are not finite: `cache verify` finds them"
+            )
+
+    def subset(self, chosen: np.ndarray) -> LabelledPairs:
+        """Some of the pairs, by a mask or by indices, among the same images."""
+        return replace(self, a=self.a[chosen], b=self.b[chosen], labels=self.labels[chosen])
+
+    def draw(self, most: int, seed: int) -> LabelledPairs:
+        """At most so many pairs of each label, drawn with a seed."""
+        rng = np.random.default_rng(seed)
+        kept = [rng.permutation(np.flatnonzero(self.labels == label))[:most] for label in (0, 1)]
+        return self.subset(np.sort(np.concatenate(kept)))
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(a, b, labels) in order, a few at a time: (B, 512) float32 twice, (B,) float32."""
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(a, b, labels) of some pairs, by their indices."""
+        sides = (torch.from_numpy(self.vectors[side[rows]]).float() for side in (self.a, self.b))
+        a, b = sides
+        return a, b, torch.from_numpy(self.labels[rows]).float()
+
+    def groups(self) -> np.ndarray:
+        """(M,) int64: equal for images of one person; an image of nobody known is a group of its own."""
+        names: dict[str, int] = {}
+        groups = np.arange(len(self.vectors), dtype=np.int64) + len(self.persons)
+        for image, person in self.persons.items():
+            groups[image] = names.setdefault(person, len(names))
+        return groups
+
+    def strangers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 512) float16 embeddings of all pairs of images of two people; the labelled ones without persons.
+
+        Of more than `MOST_STRANGERS` images a fixed draw is taken: pairs grow with the square of the images.
+        """
+        if not self.persons:
+            apart = self.labels == 1
+            return self.vectors[self.a[apart]], self.vectors[self.b[apart]]
+        # An image that failed has no vector: its row is zero.
+        images = np.array(sorted(index for index in self.persons if self.vectors[index].any()), np.int64)
+        if len(images) > MOST_STRANGERS:
+            images = np.sort(np.random.default_rng(0).choice(images, MOST_STRANGERS, replace=False))
+        groups = self.groups()[images]
+        first, second = np.triu_indices(len(images), 1)
+        apart = groups[first] != groups[second]
+        return self.vectors[images[first[apart]]], self.vectors[images[second[apart]]]
+
+
+def _labels(manifest: Manifest, scan: Scan, block: Block) -> Any:
+    cells = block.carried.column(block.carried.schema.get_field_index(TRUE_LABEL))
+    if cells.null_count:
+        row = int(np.flatnonzero(cells.is_null().to_numpy(zero_copy_only=False))[0])
+        file, number = manifest.place(scan, block.first + row)
+        raise ManifestError(f"{file}: row {number}: the label is blank; training needs 0 or 1 in every row")
+    return cells.to_numpy(zero_copy_only=False)
+
+
+def _left_out(
+    manifest: Manifest, scan: Scan, gallery: Gallery, block: Block, kept: np.ndarray
+) -> list[LeftOut]:
+    rows = np.flatnonzero(~kept)
+    a, b = (gallery.reasons(side[rows]).to_pylist() for side in (block.a, block.b))
+    places = (manifest.place(scan, block.first + int(row)) for row in rows)
+    return [LeftOut(*place, *reasons) for place, *reasons in zip(places, a, b, strict=True)]

@@ -1,0 +1,165 @@
+"""Linear heads, fitted exactly: logistic regression, the weighted chi-square, a distance with its slope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from batchverify.errors import UsageError
+from batchverify.features import Features
+from batchverify.labelled import LabelledPairs
+from batchverify.member import Member
+from batchverify.newton import minimise
+
+# Rows of terms that are kept between passes; of more pairs they are computed anew in every pass.
+KEPT_NUMBERS = 20_000_000
+# Pull of the slopes towards zero, in the same units as the losses' sum: pairs that are separated perfectly
+# have a finite slope.
+SLOPE_PULL = 0.02
+
+# A loss of (logits, labels): its values, first and second derivatives by the logit, each (B,).
+Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+Rows = tuple[torch.Tensor, torch.Tensor]
+
+
+def log_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Binary cross-entropy: logistic regression."""
+    p = torch.sigmoid(logits)
+    return torch.nn.functional.softplus(logits) - labels * logits, p - labels, p * (1 - p)
+
+
+def squared_hinge(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The linear support vector machine's, with which DeepFace learns the weights of its chi-square."""
+    sign = 2 * labels - 1
+    short = (1 - sign * logits).clamp(min=0)
+    return short.square(), -2 * sign * short, 2.0 * (short > 0)
+
+
+def fit_linear(
+    pairs: LabelledPairs, features: Features, *, algorithm: str, shrinkage: float, loss: Loss = log_loss
+) -> Member:
+    """Weights and bias of score = terms · weights + bias, the minimum of the loss, in float64.
+
+    The score is one slope for the sum of each feature's terms, plus terms · u with `shrinkage` · |u|²: few
+    pairs leave the weights equal, many let them differ (`shrinkage` is the number of pairs that weigh as
+    much as it). Memory does not grow with the pairs. Raises `UsageError` for pairs that are all alike.
+    """
+    columns = _Columns.of(pairs, features)
+    pull = torch.full((columns.count,), 2 * shrinkage, dtype=torch.float64)
+    pull[0] = 1e-6
+    pull[1 : 1 + len(columns.sum_mean)] = SLOPE_PULL
+
+    def value(place: np.ndarray) -> float:
+        at = torch.from_numpy(place)
+        total = 0.5 * (pull * at.square()).sum()
+        for terms, labels in columns.rows():
+            total += loss(terms @ at, labels)[0].sum()
+        return float(total)
+
+    def derivatives(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = torch.from_numpy(place)
+        gradient, hessian = pull * at, torch.diag(pull)
+        for terms, labels in columns.rows():
+            _, first, second = loss(terms @ at, labels)
+            gradient += terms.T @ first
+            hessian += (terms * second[:, None]).T @ terms
+        return gradient.numpy(), hessian.numpy()
+
+    weights, bias = columns.weights(torch.from_numpy(minimise(value, derivatives, np.zeros(columns.count))))
+    layer = (weights.numpy().astype(np.float32)[None], np.array([bias], np.float32))
+    return Member(algorithm, str(features), (layer,))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The design matrix, a block of rows at a time: 1, each feature's sum, each term; centred and scaled.
+
+    sum_mean, sum_scale: (P,) by feature. mean, scale: (W,) by term, the same scale within a feature; of a
+    feature that is a number by itself there is the sum alone.
+    """
+
+    pairs: LabelledPairs
+    features: Features
+    widths: list[int]
+    sum_mean: torch.Tensor
+    sum_scale: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+    kept: list[Rows]
+
+    @classmethod
+    def of(cls, pairs: LabelledPairs, features: Features) -> _Columns:
+        widths = features.widths(pairs.vectors.shape[1])
+        count, totals, squares = 0, torch.zeros(0), torch.zeros(0)
+        for terms, _ in _terms(pairs, features):
+            both = torch.cat([terms, _sums(terms, widths)], dim=1)
+            count += len(both)
+            totals = both.sum(dim=0) + (totals if len(totals) else 0)
+            squares = both.square().sum(dim=0) + (squares if len(squares) else 0)
+        mean = totals / count
+        spread = (squares / count - mean.square()).clamp(min=0).sqrt()
+        terms_spread = torch.cat(
+            [part.mean().expand(len(part)) for part in spread[: sum(widths)].split(widths)]
+        )
+        sum_scale, sum_mean = spread[sum(widths) :], mean[sum(widths) :]
+        if not (sum_scale > 1e-9 * sum_mean.abs().clamp(min=1e-9)).all():
+            raise UsageError(f"the {pairs.name} pairs cannot be told apart: their embeddings are all alike")
+        columns = cls(
+            pairs,
+            features,
+            widths,
+            sum_mean,
+            sum_scale,
+            mean[: sum(widths)],
+            terms_spread.clamp(min=1e-12),
+            [],
+        )
+        if count * columns.count <= KEPT_NUMBERS:
+            columns.kept.extend(columns.rows())
+        return columns
+
+    @property
+    def count(self) -> int:
+        """Columns of the design matrix."""
+        return 1 + len(self.widths) + sum(width for width in self.widths if width > 1)
+
+    def rows(self) -> Iterator[Rows]:
+        """Blocks of (columns (B, D), labels (B,)), float64."""
+        if self.kept:
+            yield from self.kept
+            return
+        several = torch.cat([torch.full((width,), width > 1) for width in self.widths])
+        for terms, labels in _terms(self.pairs, self.features):
+            sums = (_sums(terms, self.widths) - self.sum_mean) / self.sum_scale
+            centred = ((terms - self.mean) / self.scale)[:, several]
+            yield torch.cat([torch.ones(len(terms), 1, dtype=torch.float64), sums, centred], dim=1), labels
+
+    def weights(self, place: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """What the coefficients of the columns are for the terms themselves: weights (W,) and bias."""
+        parts = len(self.widths)
+        slopes = place[1 : 1 + parts] / self.sum_scale
+        own = iter(place[1 + parts :].split([width for width in self.widths if width > 1]))
+        each = [
+            slope.expand(width) + (next(own) / scale if width > 1 else 0)
+            for slope, width, scale in zip(slopes, self.widths, self.scale.split(self.widths), strict=True)
+        ]
+        weights = torch.cat(each)
+        return weights, float(place[0] - (weights * self.mean).sum())
+
+
+def _terms(pairs: LabelledPairs, features: Features) -> Iterator[Rows]:
+    """(terms (B, W), labels (B,)), float64, in order; both orders of a pair where they differ."""
+    for a, b, labels in pairs.blocks():
+        left, right = a.double(), b.double()
+        yield features(left, right), labels.double()
+        if not features.symmetric:
+            yield features(right, left), labels.double()
+
+
+def _sums(terms: torch.Tensor, widths: list[int]) -> torch.Tensor:
+    return torch.stack([part.sum(dim=1) for part in terms.split(widths, dim=1)], dim=1)

@@ -1,0 +1,285 @@
+"""Network heads: layers that widen and narrow to one neuron, with the checks that come before training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+from batchverify.errors import TrainingError
+from batchverify.features import Features
+from batchverify.labelled import LabelledPairs
+from batchverify.member import Layer, Member
+from batchverify.metrics import best_f1, roc_auc
+
+OVERFIT_PAIRS = 100
+OVERFIT_STEPS = 300
+OVERFIT_ACCURACY = 0.99
+OVERFIT_RATE = 3e-3
+RANGE_STEPS = 100
+RANGE = (1e-6, 1.0)
+# Pairs that the means and spreads of the features are taken from.
+SCALED_PAIRS = 16_384
+EVALUATED = 8192
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Shape and training of a network head; `options.TrainOptions` has the defaults.
+
+    widths: of the hidden layers. max_lr: None for the learning-rate range test's pick. batch_pairs: None
+    for one that suits the number of pairs. monitor: `loss`, `f1` or `auc`, on dev. snapshots: the best so
+    many epochs become an ensemble.
+    """
+
+    widths: tuple[int, ...]
+    dropout: float
+    weight_decay: float
+    epochs: int
+    patience: int
+    max_lr: float | None
+    batch_pairs: int | None
+    monitor: str
+    snapshots: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training pairs and what dev said after it; losses are binary cross-entropies."""
+
+    epoch: int
+    loss: float
+    dev_loss: float
+    dev_f1: float
+    dev_auc: float
+    lr: float
+    seconds: float
+
+    def merit(self, monitor: str) -> float:
+        """How good the epoch is by `loss`, `f1` or `auc`: higher is better."""
+        return {"loss": -self.dev_loss, "f1": self.dev_f1, "auc": self.dev_auc}[monitor]
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """A learning-rate range test (Smith 2018): the loss of a step at each rate, and the rate it picks."""
+
+    rates: list[float]
+    losses: list[float]
+    pick: float
+
+
+@dataclass(frozen=True)
+class NetworkFit:
+    """What training made: one member a snapshot, best first, and how it went."""
+
+    members: tuple[Member, ...]
+    epochs: list[Epoch]
+    best_epoch: int
+    range_test: RangeTest | None
+    max_lr: float
+
+
+class _Network(nn.Module):
+    """Standardised features, then dropout, ReLU and linear layers down to one number."""
+
+    def __init__(
+        self, features: Features, mean: torch.Tensor, scale: torch.Tensor, settings: NetworkSettings
+    ) -> None:
+        super().__init__()
+        self.features, self.mean, self.scale = features, mean, scale
+        layers: list[nn.Module] = []
+        inputs = len(mean)
+        for width in settings.widths:
+            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(settings.dropout)]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Logits (B,) of pairs of (B, F) embeddings."""
+        with torch.no_grad():
+            values = (self.features(a, b) - self.mean) / self.scale
+        return self.layers(values).squeeze(1)
+
+    def snapshot(self) -> tuple[Layer, ...]:
+        """The layers as arrays, with the standardisation folded into the first."""
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        found = [(each.weight.detach().clone(), each.bias.detach().clone()) for each in linear]
+        weight, bias = found[0]
+        weight = weight / self.scale
+        found[0] = (weight, bias - weight @ self.mean)
+        return tuple((weight.numpy(), bias.numpy()) for weight, bias in found)
+
+
+def fit_network(
+    train: LabelledPairs,
+    dev: LabelledPairs,
+    features: Features,
+    settings: NetworkSettings,
+    report: Callable[[Epoch], None] = lambda epoch: None,
+    *,
+    checked: bool = False,
+) -> NetworkFit:
+    """Train with AdamW and one cycle of the learning rate (Smith 2018, arXiv 1803.09820).
+
+    First the overfit check, unless `checked`, and the range test, unless a rate is given; then epochs until
+    the best by `settings.monitor` is `patience` epochs old. Vectors stay in the table: memory is that of a
+    batch. Raises `TrainingError` where the overfit check fails or the loss is not finite.
+    """
+    if not checked:
+        overfit_check(train, features, settings)
+    found = None if settings.max_lr else range_test(train, features, settings)
+    rate = settings.max_lr or (found.pick if found else 0.0)
+    network = _build(train, features, settings)
+    batch, rng = _batch_pairs(train, settings), np.random.default_rng(settings.seed)
+    steps = settings.epochs * -(-len(train) // batch)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps)
+    epochs: list[Epoch] = []
+    kept: list[tuple[Epoch, tuple[Layer, ...]]] = []
+    for number in range(1, settings.epochs + 1):
+        started, lr = time.perf_counter(), schedule.get_last_lr()[0]
+        losses = []
+        for a, b, labels in _batches(train, features, batch, rng):
+            losses.append(_step(network, optimiser, a, b, labels))
+            schedule.step()
+        epoch = _evaluate(network, dev, number, float(np.mean(losses)), lr, started)
+        epochs.append(epoch)
+        report(epoch)
+        kept = sorted([*kept, (epoch, network.snapshot())], key=lambda each: -each[0].merit(settings.monitor))
+        kept = kept[: settings.snapshots]
+        if number - kept[0][0].epoch >= settings.patience:
+            break
+    members = tuple(Member("network", str(features), layers) for _, layers in kept)
+    return NetworkFit(members, epochs, kept[0][0].epoch, found, rate)
+
+
+def overfit_check(train: LabelledPairs, features: Features, settings: NetworkSettings) -> float:
+    """Accuracy on a hundred training pairs learned by heart, dropout and weight decay off.
+
+    Raises `TrainingError` below 99 %: what cannot be learned by heart cannot be learned.
+    """
+    pairs = train.draw(OVERFIT_PAIRS // 2, settings.seed)
+    network = _build(pairs, features, settings).eval()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=OVERFIT_RATE, weight_decay=0)
+    a, b, labels = pairs.take(np.arange(len(pairs)))
+    accuracy = 0.0
+    for _ in range(OVERFIT_STEPS):
+        _step(network, optimiser, a, b, labels)
+        with torch.no_grad():
+            accuracy = float(((network(a, b) >= 0) == labels.bool()).float().mean())
+        if accuracy >= OVERFIT_ACCURACY:
+            return accuracy
+    raise TrainingError(
+        f"overfit check: {accuracy:.0%} of {len(pairs)} training pairs learned by heart in {OVERFIT_STEPS} "
+        f"steps, dropout and weight decay off; {OVERFIT_ACCURACY:.0%} are needed. A network that cannot do "
+        f"this cannot learn at all: look for pairs that stand there with both labels (`batchverify check`), "
+        f"images that are all alike, features that cannot tell the pairs apart ({features}) or too small widths"
+    )
+
+
+def range_test(train: LabelledPairs, features: Features, settings: NetworkSettings) -> RangeTest:
+    """Raise the rate from 1e-6 to 1 over a hundred steps; pick a tenth of that of the smallest smooth loss.
+
+    Ends early where the loss is four times its best. Source: Smith 2018, section 3.
+    """
+    network = _build(train, features, settings)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=RANGE[0], weight_decay=settings.weight_decay)
+    rng = np.random.default_rng(settings.seed)
+    batch = _batch_pairs(train, settings)
+    batches = _batches(train, features, batch, rng)
+    rates, losses = [], []
+    smooth = best = float("inf")
+    for rate in np.geomspace(*RANGE, RANGE_STEPS).tolist():
+        optimiser.param_groups[0]["lr"] = rate
+        drawn = next(batches, None)
+        if drawn is None:
+            batches = _batches(train, features, batch, rng)
+            drawn = next(batches)
+        loss = _step(network, optimiser, *drawn)
+        smooth = loss if not rates else 0.8 * smooth + 0.2 * loss
+        rates.append(rate)
+        losses.append(smooth)
+        best = min(best, smooth)
+        if not smooth < 4 * best:
+            break
+    return RangeTest(rates, losses, rates[int(np.argmin(losses))] / 10)
+
+
+def _build(train: LabelledPairs, features: Features, settings: NetworkSettings) -> _Network:
+    """A fresh network; the seed alone decides its weights."""
+    sample = train.draw(SCALED_PAIRS // 2, 0)
+    with torch.no_grad():
+        total, squares, count = 0.0, 0.0, 0
+        for a, b, _ in _ordered(sample, features):
+            values = features(a, b).double()
+            total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(a)
+        mean: Any = total / count
+        scale = (squares / count - mean.square()).clamp(min=0).sqrt()
+    torch.manual_seed(settings.seed)
+    return _Network(features, mean.float(), scale.clamp(min=1e-6).float(), settings)
+
+
+def _batch_pairs(train: LabelledPairs, settings: NetworkSettings) -> int:
+    return settings.batch_pairs or max(16, min(1024, len(train) // 16))
+
+
+def _batches(
+    train: LabelledPairs, features: Features, size: int, rng: np.random.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """One pass in random order; a pair stands there in both orders where the feature is not symmetric."""
+    order = rng.permutation(len(train)).astype(np.int32)
+    for start in range(0, len(order), size):
+        yield _both_orders(features, *train.take(order[start : start + size]))
+
+
+def _ordered(
+    pairs: LabelledPairs, features: Features
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    for block in pairs.blocks():
+        yield _both_orders(features, *block)
+
+
+def _both_orders(
+    features: Features, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if features.symmetric:
+        return a, b, labels
+    return torch.cat([a, b]), torch.cat([b, a]), torch.cat([labels, labels])
+
+
+def _step(
+    network: _Network,
+    optimiser: torch.optim.Optimizer,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    labels: torch.Tensor,
+) -> float:
+    optimiser.zero_grad()
+    loss = bce(network(a, b), labels)
+    loss.backward()
+    optimiser.step()
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise TrainingError("training: the loss is not finite; give a smaller --max-lr")
+    return value
+
+
+def _evaluate(
+    network: _Network, dev: LabelledPairs, number: int, loss: float, lr: float, started: float
+) -> Epoch:
+    network.eval()
+    with torch.no_grad():
+        logits = torch.cat([network(a, b) for a, b, _ in dev.blocks(EVALUATED)])
+        dev_loss = float(bce(logits, torch.from_numpy(dev.labels).float()))
+        scores = torch.sigmoid(logits).numpy()
+    network.train()
+    f1, auc = best_f1(dev.labels, scores)[0], roc_auc(dev.labels, scores)
+    return Epoch(number, loss, dev_loss, f1, auc, lr, time.perf_counter() - started)

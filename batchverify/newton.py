@@ -1,0 +1,37 @@
+"""Newton's method for a smooth convex function: exact, deterministic, and for any way to add it up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+STEPS = 100
+# Relative to the function's value: smaller progress is rounding.
+TOLERANCE = 1e-12
+HALVINGS = 30
+
+Derivatives = tuple[np.ndarray, np.ndarray]
+
+
+def minimise(
+    value: Callable[[np.ndarray], float], derivatives: Callable[[np.ndarray], Derivatives], start: np.ndarray
+) -> np.ndarray:
+    """The (D,) float64 place where a convex function is smallest.
+
+    value: the function. derivatives: its gradient (D,) and Hessian (D, D), positive definite. A step that
+    overshoots is halved. Ends when progress is below rounding; values that are not finite end it, too.
+    """
+    place, current = start, value(start)
+    for _ in range(STEPS):
+        gradient, hessian = derivatives(place)
+        step = np.linalg.solve(hessian, gradient)
+        for _ in range(HALVINGS):
+            new = value(place - step)
+            if new <= current:
+                break
+            step = step / 2
+        if not new < current - TOLERANCE * max(abs(current), 1e-9):
+            break
+        place, current = place - step, new
+    return place
