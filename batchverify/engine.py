@@ -142,7 +142,8 @@ class LocalEngine:
         if not self._used_embedder:
             # Built before the workers ask for it, so that they do not build it twice.
             self._used_embedder = self._embedder is not None
-        return Job(self._work_pool.submit(embed_images, self._embedder, images, keys))
+        view = self.plan.load.settings.view
+        return Job(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
         """See `Engine`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from batchverify.augmentation import AUGMENTATION
 from batchverify.errors import UsageError
 
 # Raised whenever decoding, detection or resampling changes its result.
@@ -27,12 +28,14 @@ class EmbeddingSettings:
     """How a face gets from a picture into the network, apart from the network's weights.
 
     crop: `detect` (MTCNN box, with `margin` of the 160 pixels around it), `center` (fixed fractions) or
-    `none` (the whole picture). tta: `flip` averages the vectors of the crop and of its mirror image.
+    `none` (the whole picture). tta: `flip` averages the vectors of the crop and of its mirror image. view:
+    0 for the face as it is, else the number of an augmented view, for training.
     """
 
     crop: str = "detect"
     margin: int = DEFAULT_MARGIN
     tta: str = "none"
+    view: int = 0
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
@@ -65,8 +68,12 @@ class EmbeddingFingerprint:
             crop |= {"margin": settings.margin, "choice": "center_weighted_size", "smallest": "20 or side/24"}
         if settings.crop == "center":
             crop |= {"fractions": list(CENTER)}
+        # Only where there is one: the fingerprints of plain faces stay what they are.
+        augmentation = {"version": AUGMENTATION, "view": settings.view}
+        view = {"augmentation": augmentation} if settings.view else {}
         return cls(
             {
+                **view,
                 "backbone": backbone,
                 "crop": crop,
                 "size": 160,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,7 +40,8 @@ class LabelledPairs:
 
     vectors: (M, 512) float16 unit rows. a, b: (N,) int32 indices of images. labels: (N,) int8, 0 or 1.
     name: for messages. references: path by image. persons: person by image, where the manifest says so.
-    left_out: the rows that could not be embedded.
+    left_out: the rows that could not be embedded. originals: how many pairs, from the first, are not of
+    augmented views; None for all. views: how many views of all images follow the images in `vectors`.
     """
 
     vectors: np.ndarray
@@ -51,6 +52,8 @@ class LabelledPairs:
     references: tuple[str, ...] = ()
     persons: dict[int, str] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
+    originals: int | None = None
+    views: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,7 +105,31 @@ class LabelledPairs:
 
     def subset(self, chosen: np.ndarray) -> LabelledPairs:
         """Some of the pairs, by a mask or by indices, among the same images."""
-        return replace(self, a=self.a[chosen], b=self.b[chosen], labels=self.labels[chosen])
+        return replace(self, a=self.a[chosen], b=self.b[chosen], labels=self.labels[chosen], originals=None)
+
+    def with_views(self, views: Sequence[np.ndarray], seed: int) -> LabelledPairs:
+        """The pairs, and each again for every view: of its images drawn from all views, the plain one too.
+
+        views: (M, 512) float16 each, of the same images; where one has no vector (zero), the plain one serves.
+        """
+        tables = [self.vectors, *(np.where(each.any(axis=1)[:, None], each, self.vectors) for each in views)]
+        rng, count = np.random.default_rng(seed), len(self.vectors)
+        draws = rng.integers(0, len(tables), (2, len(views), len(self))).astype(np.int32) * count
+        return replace(
+            self,
+            vectors=np.concatenate(tables),
+            a=np.concatenate([self.a, (self.a + draws[0]).ravel()]),
+            b=np.concatenate([self.b, (self.b + draws[1]).ravel()]),
+            labels=np.tile(self.labels, 1 + len(views)),
+            references=self.references * len(tables),
+            persons={
+                image + view * count: person
+                for view in range(len(tables))
+                for image, person in self.persons.items()
+            },
+            originals=len(self),
+            views=len(views),
+        )
 
     def draw(self, most: int, seed: int) -> LabelledPairs:
         """At most so many pairs of each label, drawn with a seed."""
@@ -124,7 +151,9 @@ class LabelledPairs:
     def groups(self) -> np.ndarray:
         """(M,) int64: equal for images of one person; an image of nobody known is a group of its own."""
         names: dict[str, int] = {}
-        groups = np.arange(len(self.vectors), dtype=np.int64) + len(self.persons)
+        # The views of an image are one picture.
+        images = len(self.vectors) // (1 + self.views)
+        groups = np.arange(len(self.vectors), dtype=np.int64) % images + len(self.persons)
         for image, person in self.persons.items():
             groups[image] = names.setdefault(person, len(names))
         return groups

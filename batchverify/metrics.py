@@ -79,6 +79,13 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Binary cross-entropy of (N,) labels and probabilities, in nats a pair."""
+    from sklearn.metrics import log_loss as reference
+
+    return float(reference(labels, probabilities, labels=[0, 1]))
+
+
 def equal_error(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
     """(rate, threshold) where false accept and false reject rate are nearest; the rate is their mean.
 

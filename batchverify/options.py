@@ -13,6 +13,7 @@ from batchverify.records import Limits
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
 ENGINES = ("auto", "local", "ray")
 ALGORITHMS = ("distance", "logistic", "weighted-chi2", "network")
+DEFAULT_ALGORITHM = "distance"
 MONITORS = ("loss", "f1", "auc")
 CALIBRATIONS = ("platt", "temperature", "none")
 PATHS = ("image_root", "backbone", "weights", "cache", "head", "test", "tensorboard")
@@ -109,13 +110,13 @@ class ScoreOptions(EmbedOptions):
 class TrainOptions(EmbedOptions):
     """Options of `train`: those of embedding, the head's kind and how it is fitted.
 
-    algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble. widths: of a network's hidden layers.
+    algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for distance. widths: of a network's hidden layers.
     shrinkage: of linear heads, in pairs. folds: None for 5 where dev is small, 0 for dev alone. tune: trials
     of a search before training, 0 for none. augment: changed views of the training images.
     """
 
     test: str | None = None
-    algorithms: tuple[str, ...] = ("distance",)
+    algorithms: tuple[str, ...] = ()
     features: str | None = None
     widths: tuple[int, ...] = (640, 64)
     dropout: float = 0.5
@@ -138,8 +139,6 @@ class TrainOptions(EmbedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.algorithms:
-            raise UsageError("--algorithm: give at least one")
         if not self.widths or min(self.widths) < 1:
             raise UsageError(f"--widths are the numbers of neurons, got {self.widths}")
         for name, choices in (("monitor", MONITORS), ("calibration", CALIBRATIONS)):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from batchverify.augmentation import augmented
 from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.crops import Face, fixed_face
 from batchverify.decoding import decode, decoder_set, too_large_dependence
@@ -122,8 +123,13 @@ class Loader:
         return fixed_face(picture.pixels, self.plan.settings.crop).scaled(picture.scale)
 
 
-def embed_images(embedder: Embedder, images: Sequence[Image], keys: Sequence[bytes]) -> list[Entry]:
-    """Detect, crop and embed: one entry an image, its vector rounded as the cache rounds it."""
+def embed_images(
+    embedder: Embedder, images: Sequence[Image], keys: Sequence[bytes], view: int = 0
+) -> list[Entry]:
+    """Detect, crop and embed: one entry an image, its vector rounded as the cache rounds it.
+
+    view: the number of an augmented view of the cropped face, 0 for the face as it is.
+    """
     pictures = [image for image in images if isinstance(image, Picture)]
     found = iter(embedder.find_faces([picture.pixels for picture in pictures]))
     faces: list[Face | Skipped] = []
@@ -133,6 +139,11 @@ def embed_images(embedder: Embedder, images: Sequence[Image], keys: Sequence[byt
             continue
         face = next(found)
         faces.append(face.scaled(image.scale) if isinstance(face, Face) else face)
+    if view:
+        faces = [
+            replace(face, pixels=augmented(face.pixels, key, view)) if isinstance(face, Face) else face
+            for face, key in zip(faces, keys, strict=True)
+        ]
     embedded = embedder.embed_faces(faces)
     vectors = embedded.vectors.astype(np.float16)
     return [

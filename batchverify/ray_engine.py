@@ -54,7 +54,8 @@ class PairWorker:
         if self._embedder is None:
             self._embedder = self.plan.embedder()
         chosen = [images[position] for position in positions]
-        return embed_images(self._embedder, chosen, keys), self._embedder.compute_path
+        entries = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
+        return entries, self._embedder.compute_path
 
     def score(
         self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray
@@ -94,7 +95,7 @@ class RayEngine:
         self._compute_path = ""
         self._ours = not ray.is_initialized()
         if self._ours:
-            _start(ray, address, num_cpus, verbose)
+            start_ray(address, num_cpus, verbose)
         try:
             self._build(index)
         except BaseException:
@@ -255,7 +256,10 @@ def cluster_workers(nodes: Sequence[dict[str, float]], *, use_gpus: bool) -> Wor
     return Workers(total, threads, min(sum(cpu for cpu, _ in usable), 2 * total))
 
 
-def _start(ray: Any, address: str | None, num_cpus: int | None, verbose: bool) -> None:
+def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
+    """Join the cluster at `address`, or start a Ray here. Raises `UsageError` and `BatchverifyError`."""
+    import ray
+
     if address and address.startswith("ray://"):
         raise UsageError(
             f"--address {address}: Ray Client breaks long jobs; run the command on the cluster itself, as a "

@@ -14,7 +14,7 @@ from batchverify.labelled import LabelledPairs
 from batchverify.linear import fit_linear, log_loss, squared_hinge
 from batchverify.member import Member
 from batchverify.network import Epoch, NetworkFit, NetworkSettings, fit_network
-from batchverify.options import ALGORITHMS, TrainOptions
+from batchverify.options import ALGORITHMS, DEFAULT_ALGORITHM, TrainOptions
 
 DEFAULT_FEATURES = {"distance": "chi2sum", "logistic": "chi2", "weighted-chi2": "chi2", "network": "absdiff"}
 PAPER_FEATURES = ("chi2", "chi2raw")
@@ -108,7 +108,7 @@ class Recipe:
 
 def recipes(options: TrainOptions) -> list[Recipe]:
     """The members that the options ask for."""
-    return [Recipe.parse(text, options.features) for text in options.algorithms]
+    return [Recipe.parse(text, options.features) for text in options.algorithms or (DEFAULT_ALGORITHM,)]
 
 
 def network_settings(options: TrainOptions) -> NetworkSettings:

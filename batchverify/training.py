@@ -64,7 +64,7 @@ def fit_head(
             scores.append(
                 np.concatenate([_out_of_fold(recipe, fit, train, dev, options, folds), fit.scores(dev)])
             )
-        labels = np.concatenate([train.labels, dev.labels]) if folds else dev.labels
+        labels = np.concatenate([train.labels[: train.originals], dev.labels]) if folds else dev.labels
         members, logits = _aligned(fits, scores, labels)
         slope, offset = METHODS[options.calibration](logits, labels)
         head = Head(members, (slope, offset), {"embedding": dict(embedding.document)})
@@ -97,7 +97,7 @@ def _out_of_fold(
     recipe: Recipe, whole: Fit, train: LabelledPairs, dev: LabelledPairs, options: TrainOptions, folds: int
 ) -> np.ndarray:
     """(N,) scores of the training pairs, each by a fit that has not seen its first image's person."""
-    scores = np.zeros(len(train) if folds else 0)
+    scores = np.zeros(len(train.labels[: train.originals]) if folds else 0)
     checked = whole.network.max_lr if whole.network is not None else None
     for inside, outside in _splits(train, folds, options.seed):
         fit = recipe.fit(train.subset(inside), dev, options, checked_lr=checked)
@@ -129,7 +129,7 @@ def _splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.nd
                 rng.permutation(inside[different])[: round(total * share)],
             ]
         )
-        yield np.sort(keep), np.flatnonzero(first == number)
+        yield np.sort(keep), np.flatnonzero(first[: train.originals] == number)
 
 
 def _folds(options: TrainOptions, dev: LabelledPairs) -> int:

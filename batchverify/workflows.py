@@ -18,7 +18,7 @@ from batchverify.backbones import load_backbone
 from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan, available_cpus, visible_gpus
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.gallery import Gallery
 from batchverify.images import read_image
 from batchverify.locations import Location
@@ -47,6 +47,7 @@ class Job:
     scan: Scan
     manifest_fingerprint: str
     backbone_fingerprint: str
+    settings: EmbeddingSettings
     fingerprint: EmbeddingFingerprint
     run_id: str
     started: float
@@ -63,9 +64,16 @@ class Job:
         download = None if options.quiet else show_download
         # The fingerprint alone is kept: the workers read the weights themselves.
         backbone = load_backbone(options.backbone, weights, progress=download).fingerprint
-        fingerprint = EmbeddingFingerprint.of(backbone, options.settings)
+        settings = options.settings
+        fingerprint = EmbeddingFingerprint.of(backbone, settings)
         run_id = uuid.uuid4().hex[:12]
-        return cls(options, opened, opened.scan(), hashed, backbone, fingerprint, run_id, started)
+        return cls(options, opened, opened.scan(), hashed, backbone, settings, fingerprint, run_id, started)
+
+    def of_view(self, view: int) -> Job:
+        """The same images in an augmented view, cached under a fingerprint of its own."""
+        settings = replace(self.settings, view=view)
+        fingerprint = EmbeddingFingerprint.of(self.backbone_fingerprint, settings)
+        return replace(self, settings=settings, fingerprint=fingerprint, run_id=uuid.uuid4().hex[:12])
 
     def open_cache(self) -> EmbeddingCache | None:
         """The run's cache, made where it is not there yet."""
@@ -83,7 +91,7 @@ class Job:
         root = options.cache_root
         # Workers may run in another folder: every path is made absolute.
         cache = str(Location.parse(root)) if root is not None else None
-        load = LoadPlan(options.settings, self.fingerprint, options.limits, cache, options.retry_failed)
+        load = LoadPlan(self.settings, self.fingerprint, options.limits, cache, options.retry_failed)
         is_file = bool(Path(options.backbone).suffix)
         backbone = str(Path(options.backbone).resolve()) if is_file else options.backbone
         weights = str(Path(options.weights).resolve()) if options.weights else None
@@ -134,18 +142,13 @@ def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) ->
     if options.no_cache:
         raise UsageError("embed fills the cache; with --no-cache it has nothing to do")
     job = Job.open(manifest, options)
-    summary, gallery = _embed(job)
+    summary, gallery = embed_job(job)
     _check_failed(summary.failed, len(gallery.codes), options.max_failed, summary)
     return summary
 
 
-def embed_gallery(manifest: Any, options: EmbedOptions) -> tuple[Job, Gallery]:
-    """The embeddings of a manifest's unique images, for training and analysis."""
-    job = Job.open(manifest, options)
-    return job, _embed(job)[1]
-
-
-def _embed(job: Job) -> tuple[EmbedSummary, Gallery]:
+def embed_job(job: Job) -> tuple[EmbedSummary, Gallery]:
+    """The embeddings of a manifest's unique images, from the cache or anew."""
     progress = Progress(quiet=job.options.quiet)
     with _engine(job, progress) as (engine, cache):
         gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()

@@ -1,0 +1,59 @@
+"""What training tells while it runs: a line an epoch, TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from batchverify.errors import UsageError
+from batchverify.network import Epoch
+
+
+class TrainingLog:
+    """Takes epochs as they end. tensorboard: folder for its event files, or None.
+
+    Raises `UsageError` where TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, epochs: int, *, quiet: bool = False, tensorboard: str | None = None) -> None:
+        self._epochs = epochs
+        self._quiet = quiet
+        self._folder = tensorboard
+        self._writers: dict[str, Any] = {}
+        self._writer_class = _summary_writer() if tensorboard is not None else None
+        self.seed = 0
+
+    def say(self, text: str) -> None:
+        """A line on stderr, unless quiet."""
+        if not self._quiet:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def epoch(self, name: str, epoch: Epoch) -> None:
+        """Show and keep one epoch of the network called `name`."""
+        self.say(
+            f"{name}  epoch {epoch.epoch}/{self._epochs}  loss {epoch.loss:.4f}  dev loss {epoch.dev_loss:.4f}  "
+            f"dev F1 {epoch.dev_f1:.4f}  dev AUC {epoch.dev_auc:.5f}  lr {epoch.lr:.2g}"
+        )
+        if self._writer_class is None or self._folder is None:
+            return
+        run = f"{name.replace(':', '-')}-seed{self.seed}"
+        if run not in self._writers:
+            self._writers[run] = self._writer_class(str(Path(self._folder) / run))
+        for tag, value in vars(epoch).items():
+            if tag not in ("epoch", "seconds"):
+                self._writers[run].add_scalar(tag, value, epoch.epoch)
+
+    def close(self) -> None:
+        """Write out what TensorBoard's writers hold."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as exc:
+        raise UsageError("--tensorboard needs TensorBoard: pip install tensorboard") from exc
+    return SummaryWriter
