@@ -41,8 +41,10 @@ def platt_scaling(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]
     scores: (N,) float, labels: (N,) 0 or 1, both present. Source: Platt 1999, with the algorithm's own
     softened targets, so that pairs which a threshold separates perfectly have a finite slope, too.
     """
-    middle, spread = float(scores.mean()), float(scores.std()) or 1.0
-    columns = np.stack([np.ones(len(scores)), (scores.astype(np.float64) - middle) / spread], axis=1)
+    scores = scores.astype(np.float64)
+    # Of equal scores the rounded mean need not be their value: the spread would be that of rounding.
+    middle, spread = float(scores.mean()), float(scores.std()) if np.ptp(scores) else 1.0
+    columns = np.stack([np.ones(len(scores)), (scores - middle) / spread], axis=1)
     offset, slope = _fit(columns, labels)
     return slope / spread, offset - slope * middle / spread
 

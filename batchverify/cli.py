@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
+from batchverify.cli_cache import cache
 from batchverify.cli_options import (
     backbone_options,
     cache_option,
@@ -21,14 +18,15 @@ from batchverify.cli_options import (
     json_option,
     manifest_options,
     no_cache_option,
-    output_folder,
     run_options,
-    seed_option,
     talk_options,
     threshold_options,
     together,
 )
-from batchverify.errors import BatchverifyError, HungError, NothingScoredError
+from batchverify.cli_output import reporting, set_up
+from batchverify.cli_prepare import prepare
+from batchverify.cli_train import train
+from batchverify.errors import BatchverifyError, HungError
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.version import __version__
 
@@ -86,10 +84,10 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
     Writes the manifest's columns and: probability (of two different people), label (0 same, 1 different),
     similarity (cosine), status, error_a, error_b. Every row comes back, in order.
     """
-    _set_up(options["verbose"])
+    set_up(options["verbose"])
     from batchverify.workflows import score as run
 
-    with _reporting(as_json, options["quiet"]) as report:
+    with reporting(as_json, options["quiet"]) as report:
         report(run(manifest, output, ScoreOptions(**options)))
 
 
@@ -98,10 +96,10 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
 @together(manifest_options, backbone_options, cache_option, run_options, talk_options)
 def embed(manifest: str, as_json: bool, **options: Any) -> None:
     """Embed the images of MANIFEST into the cache, and no more."""
-    _set_up(options["verbose"])
+    set_up(options["verbose"])
     from batchverify.workflows import embed as run
 
-    with _reporting(as_json, options["quiet"]) as report:
+    with reporting(as_json, options["quiet"]) as report:
         report(run(manifest, EmbedOptions(**options)))
 
 
@@ -111,7 +109,7 @@ def embed(manifest: str, as_json: bool, **options: Any) -> None:
 @together(backbone_options, threshold_options, cache_option, no_cache_option, device_option, json_option)
 def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
     """Say whether two images show the same person, with the probability that they do not."""
-    _set_up(False)
+    set_up(False)
     from batchverify.prediction import predict as run
 
     prediction = run(image_a, image_b, ScoreOptions(**options))
@@ -139,78 +137,9 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.group()
-def prepare() -> None:
-    """Make manifests from a data set's own files."""
-
-
-@prepare.command()
-@click.argument("root", type=click.Path(path_type=Path))
-@together(output_folder, seed_option, json_option)
-def lfw(root: Path, output: Path, seed: int, as_json: bool) -> None:
-    """Labeled Faces in the Wild below ROOT: train.csv, dev.csv and test.csv of View 1, pairs.csv of View 2."""
-    from batchverify.datasets import prepare_lfw
-
-    _report_prepared(prepare_lfw(root, output, seed=seed), as_json)
-
-
-@prepare.command()
-@click.argument("root", type=click.Path(path_type=Path))
-@together(
-    output_folder,
-    seed_option,
-    click.option(
-        "--pairs",
-        multiple=True,
-        metavar="SPLIT=N",
-        help="Pairs of each class in train, dev or test; repeatable. Default: train=1024 dev=76 test=500.",
-    ),
-    json_option,
-)
-def folders(root: Path, output: Path, seed: int, pairs: Sequence[str], as_json: bool) -> None:
-    """A tree of one folder per person below ROOT: train.csv, dev.csv and test.csv, no person in two of them."""
-    from batchverify.datasets import prepare_folders
-
-    _report_prepared(prepare_folders(root, output, seed=seed, pairs=_split_counts(pairs)), as_json)
-
-
-@main.group()
-def cache() -> None:
-    """Look after the embedding cache."""
-
-
-@cache.command()
-@together(cache_option, json_option)
-def info(cache: str | None, as_json: bool) -> None:
-    """What the cache holds, by fingerprint."""
-    from batchverify.cache_care import cache_info
-    from batchverify.options import default_cache_root
-
-    root = cache or default_cache_root()
-    found = cache_info(root)
-    if as_json:
-        click.echo(json.dumps({"cache": root, "fingerprints": [each.to_json() for each in found]}))
-        return
-    click.echo(f"{root}: {len(found)} fingerprints")
-    for each in found:
-        click.echo("\n".join(each.lines()))
-
-
-@cache.command()
-@together(
-    cache_option,
-    click.option("--quarantine", is_flag=True, help="Move damaged files into a folder `quarantine`."),
-    json_option,
-)
-def verify(cache: str | None, quarantine: bool, as_json: bool) -> None:
-    """Read every segment and say what is wrong with it. Exits with 1 when something is."""
-    from batchverify.cache_care import verify_cache
-    from batchverify.options import default_cache_root
-
-    report = verify_cache(cache or default_cache_root(), quarantine=quarantine)
-    click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
-    if not report.ok:
-        raise click.exceptions.Exit(1)
+main.add_command(train)
+main.add_command(prepare)
+main.add_command(cache)
 
 
 @main.command()
@@ -226,73 +155,6 @@ def backbones(weights: str | None, as_json: bool) -> None:
         return
     for each in listed:
         click.echo("\n".join(each.lines()))
-
-
-def _set_up(verbose: bool) -> None:
-    """What a process of ours does before work: logging, SIGTERM like Ctrl-C, our size limits for Pillow's."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from batchverify.decoding import own_process
-
-    own_process()
-
-
-@contextmanager
-def _reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
-    """Hands out what takes the summary; it is shown at the end, also when too few rows were scored.
-
-    A live Ray prints to stdout when a worker dies, and stdout is for the summary alone.
-    """
-    summaries: list[Any] = []
-    try:
-        with redirect_stdout(sys.stderr):
-            yield summaries.append
-    except NothingScoredError as exc:
-        summaries.append(exc.summary)
-        raise
-    finally:
-        for summary in summaries:
-            if as_json:
-                click.echo(json.dumps(summary.to_json()))
-            elif not quiet:
-                _table(summary.lines())
-
-
-def _report_prepared(prepared: Any, as_json: bool) -> None:
-    if as_json:
-        files = {name: str(path) for name, path in prepared.manifests.items()}
-        report = {
-            "manifests": files,
-            "rows": prepared.rows,
-            "missing": prepared.missing,
-            "dropped": prepared.dropped,
-        }
-        click.echo(json.dumps(report))
-        return
-    for name, path in prepared.manifests.items():
-        dropped = prepared.dropped.get(name, 0)
-        left_out = f", {dropped:,} left out for want of an image" if dropped else ""
-        click.echo(f"{path}: {prepared.rows[name]:,} pairs{left_out}")
-    for path in prepared.missing:
-        click.echo(f"missing: {path}", err=True)
-
-
-def _table(lines: Sequence[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        click.echo(f"{name.ljust(width)}  {value}", err=True)
-
-
-def _split_counts(pairs: Sequence[str]) -> dict[str, int] | None:
-    counts = {}
-    for each in pairs:
-        split, _, count = each.partition("=")
-        if split not in ("train", "dev", "test") or not count.isdigit():
-            raise click.BadParameter(f"train=N, dev=N or test=N expected, got '{each}'", param_hint="--pairs")
-        counts[split] = int(count)
-    return counts or None
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from batchverify.fingerprint import CROPS, TTA
-from batchverify.options import ENGINES, ScoreOptions
+from batchverify.options import ALGORITHMS, CALIBRATIONS, ENGINES, MONITORS, ScoreOptions, TrainOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_DEFAULTS = {each.name: each.default for each in fields(ScoreOptions)}
+_DEFAULTS = {each.name: each.default for each in (*fields(ScoreOptions), *fields(TrainOptions))}
 
 
 def option(name: str, help_text: str, **kwargs: Any) -> Callable[[Command], Command]:
@@ -108,6 +108,70 @@ talk_options = together(
     json_option,
     click.option("-q", "--quiet", is_flag=True, help="No progress, no summary."),
     click.option("-v", "--verbose", is_flag=True, help="More about what happens, Ray's own messages too."),
+)
+train_options = together(
+    option("--test", "Manifest of pairs to measure the finished head on; they take no part.", metavar="TEST"),
+    click.option(
+        "--algorithm",
+        "algorithms",
+        multiple=True,
+        metavar="NAME[:FEATURES]",
+        help=f"{', '.join(ALGORITHMS)}; repeat for an ensemble.  [default: distance]",
+    ),
+    option(
+        "--features",
+        "Pair features of algorithms that name none, joined by +: concat, absdiff, sqdiff, product, chi2, chi2raw, "
+        "cosine, euclidean, chi2sum. Default: chi2sum (distance), chi2 (logistic, weighted-chi2), absdiff (network).",
+        metavar="NAMES",
+    ),
+    option(
+        "--shrinkage",
+        "Pull of a linear head towards equal weights, in pairs that weigh as much.",
+        type=float,
+        metavar="PAIRS",
+    ),
+    click.option(
+        "--widths",
+        default="-".join(str(each) for each in TrainOptions().widths),
+        show_default=True,
+        metavar="N-N-…",
+        help="Neurons of a network's hidden layers.",
+    ),
+    option("--dropout", "Of a network's hidden layers.", type=float, metavar="SHARE"),
+    option("--weight-decay", "Of a network.", type=float, metavar="X"),
+    option("--epochs", "A network's most passes over the training pairs.", type=int, metavar="N"),
+    option("--patience", "Epochs without a better dev result that end the training.", type=int, metavar="N"),
+    option("--max-lr", "A network's highest rate. Default: found by a range test.", type=float, metavar="X"),
+    option(
+        "--batch-pairs", "Pairs a step. Default: a sixteenth of them, 16 to 1,024.", type=int, metavar="N"
+    ),
+    option("--monitor", "What makes an epoch the best, on dev.", type=click.Choice(MONITORS)),
+    option("--snapshots", "The best so many epochs become an ensemble.", type=int, metavar="N"),
+    option(
+        "--folds",
+        "Training pairs are scored out of so many folds, for calibration and thresholds; 0: dev alone. "
+        "Default: 5, or 0 from 5,000 dev pairs.",
+        type=int,
+        metavar="N",
+    ),
+    option("--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)),
+    option(
+        "--augment", "Learn from so many changed views of each training image, too.", type=int, metavar="N"
+    ),
+    option(
+        "--tune",
+        "Search for the best settings on dev, with Ray Tune, in so many trials.",
+        type=int,
+        metavar="N",
+    ),
+    option("--seed", "Of everything random."),
+    option("--repeats", "Train so often, each with the next seed; the first is kept.", type=int, metavar="N"),
+    option(
+        "--strict-identities",
+        "Refuse sets that share people (columns person_a, person_b) or identical images.",
+        is_flag=True,
+    ),
+    option("--tensorboard", "Folder for TensorBoard's event files.", metavar="DIR"),
 )
 output_folder = click.option(
     "-o",

@@ -22,6 +22,8 @@ from batchverify.member import Member, from_tensors, to_tensors
 
 METADATA_KEY = "batchverify"
 FORMAT = 2
+# What reading JSON of any shape, and numbers of any size, can raise.
+MALFORMED = (LookupError, ValueError, TypeError, OverflowError, RecursionError)
 # Pairs per block, always padded to it: a pair's score does not depend on its neighbours. Measured: the
 # features of larger blocks fall out of the CPU's cache.
 BLOCK = 512
@@ -154,10 +156,11 @@ class Head:
             members = from_tensors(tensors, about["members"])
             calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
             _check(members, calibration, about)
-        except (SafetensorError, LookupError, ValueError, TypeError, UsageError) as exc:
+        except (SafetensorError, UsageError, *MALFORMED) as exc:
             if isinstance(exc, ArtifactError):
                 raise
-            raise ArtifactError(f"{name}: not a head of batchverify: {exc}") from exc
+            reason = f"it has no {exc}" if isinstance(exc, KeyError) else exc
+            raise ArtifactError(f"{name}: not a head of batchverify: {reason}") from exc
         return cls(members, calibration, about)
 
 
@@ -187,8 +190,8 @@ def default_head_name(embedding: EmbeddingFingerprint) -> str:
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:
-    """The same memory as a tensor; read-only rows are copied, since a tensor could write to them."""
-    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+    """The same memory as a tensor; copied where it is read-only, since a tensor could write to it, or strided."""
+    return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else rows.copy())
 
 
 def _metadata(data: bytes) -> str:
@@ -208,3 +211,5 @@ def _check(members: Sequence[Member], calibration: tuple[float, float], about: M
     numbers = [*calibration, float(stored["best_f1"]), int(stored["different_pairs"]), *sum(rates, ())]
     if not np.isfinite(numbers).all():
         raise ValueError("its calibration or thresholds are not finite")
+    if not all(0 <= each <= 1 for each in (float(stored["best_f1"]), *sum(rates, ()))):
+        raise ValueError("its thresholds do not lie between 0 and 1")

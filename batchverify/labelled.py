@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,10 +63,6 @@ class LabelledPairs:
 
         Raises `ManifestError` for a manifest without labels or with a blank one.
         """
-        if not manifest.has_label:
-            raise ManifestError(
-                f"{manifest.names[0]}: the manifest has no column 'label': nothing to learn from"
-            )
         parts: list[tuple[np.ndarray, ...]] = []
         left_out: list[LeftOut] = []
         persons: dict[int, str] = {}
@@ -80,10 +75,18 @@ class LabelledPairs:
             for column, images in (("person_a", block.a), ("person_b", block.b)):
                 if column in block.carried.schema.names:
                     people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
-                    persons.update((image, str(person)) for image, person in people if person)
+                    persons.update(
+                        (image, str(person)) for image, person in people if person not in (None, "")
+                    )
         a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
         references = tuple(str(each) for each in scan.images.references)
         return cls(gallery.vectors, a, b, all_labels, name, references, persons, tuple(left_out))
+
+    @staticmethod
+    def check_labels(manifest: Manifest, scan: Scan) -> None:
+        """Raise `ManifestError` for a manifest without labels or with a blank one."""
+        for block in manifest.blocks(scan):
+            _labels(manifest, scan, block)
 
     def check(self, fewest: int = 1) -> None:
         """`UsageError` for pairs that nothing can be learned from.
@@ -98,9 +101,12 @@ class LabelledPairs:
             )
         if len(self) < fewest:
             raise UsageError(f"the {self.name} pairs are {len(self)}: fewer than {fewest} teach nothing")
-        if not np.isfinite(self.vectors.sum(axis=1, dtype=np.float32)).all():
+        broken = np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))
+        if len(broken):
+            first = f" (first: {self.references[broken[0]]})" if self.references else ""
             raise UsageError(
-                f"the {self.name} pairs hold embeddings that are not finite: `cache verify` finds them"
+                f"the {self.name} pairs hold {len(broken):,} embeddings that are not finite{first}: "
+                "`cache verify` finds them"
             )
 
     def subset(self, chosen: np.ndarray) -> LabelledPairs:
@@ -112,7 +118,10 @@ class LabelledPairs:
 
         views: (M, 512) float16 each, of the same images; where one has no vector (zero), the plain one serves.
         """
-        tables = [self.vectors, *(np.where(each.any(axis=1)[:, None], each, self.vectors) for each in views)]
+        tables = [
+            self.vectors,
+            *(np.where(each.any(axis=1, keepdims=True), each, self.vectors) for each in views),
+        ]
         rng, count = np.random.default_rng(seed), len(self.vectors)
         draws = rng.integers(0, len(tables), (2, len(views), len(self))).astype(np.int32) * count
         return replace(
@@ -158,31 +167,39 @@ class LabelledPairs:
             groups[image] = names.setdefault(person, len(names))
         return groups
 
-    def strangers(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 512) float16 embeddings of all pairs of images of two people; the labelled ones without persons.
+    def strangers(self) -> LabelledPairs:
+        """`all_pairs` of two people."""
+        pairs = self.all_pairs()
+        return pairs.subset(pairs.labels == 1)
+
+    def all_pairs(self) -> LabelledPairs:
+        """Every pair of images of known people; without person columns, the labelled pairs alone.
 
         Of more than `MOST_STRANGERS` images a fixed draw is taken: pairs grow with the square of the images.
         """
         if not self.persons:
-            apart = self.labels == 1
-            return self.vectors[self.a[apart]], self.vectors[self.b[apart]]
+            return self
         # An image that failed has no vector: its row is zero.
-        images = np.array(sorted(index for index in self.persons if self.vectors[index].any()), np.int64)
+        images = np.array(sorted(index for index in self.persons if self.vectors[index].any()), np.int32)
         if len(images) > MOST_STRANGERS:
             images = np.sort(np.random.default_rng(0).choice(images, MOST_STRANGERS, replace=False))
         groups = self.groups()[images]
         first, second = np.triu_indices(len(images), 1)
-        apart = groups[first] != groups[second]
-        return self.vectors[images[first[apart]]], self.vectors[images[second[apart]]]
+        labels = (groups[first] != groups[second]).astype(np.int8)
+        return replace(self, a=images[first], b=images[second], labels=labels, originals=None)
 
 
-def _labels(manifest: Manifest, scan: Scan, block: Block) -> Any:
+def _labels(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
+    """(N,) int8: the labels of a block; `ManifestError` where there are none or one is blank."""
+    if not manifest.has_label:
+        raise ManifestError(f"{manifest.names[0]}: the manifest has no column 'label': nothing to learn from")
     cells = block.carried.column(block.carried.schema.get_field_index(TRUE_LABEL))
     if cells.null_count:
         row = int(np.flatnonzero(cells.is_null().to_numpy(zero_copy_only=False))[0])
         file, number = manifest.place(scan, block.first + row)
         raise ManifestError(f"{file}: row {number}: the label is blank; training needs 0 or 1 in every row")
-    return cells.to_numpy(zero_copy_only=False)
+    labels: np.ndarray = cells.to_numpy()
+    return labels
 
 
 def _left_out(

@@ -29,9 +29,9 @@ class Leak:
     def __str__(self) -> str:
         found = []
         if self.people:
-            found.append(f"{len(self.people):,} people ({_some(self.people)})")
+            found.append(_some("person", "people", self.people))
         if self.images:
-            found.append(f"{len(self.images):,} identical images ({_some([a for a, _ in self.images])})")
+            found.append(_some("identical image", "identical images", [a for a, _ in self.images]))
         return f"{self.first} and {self.second} share {' and '.join(found)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +92,6 @@ def _pair_keys(pairs: LabelledPairs) -> np.ndarray:
     return np.minimum(a, b) * np.uint64(0x9E3779B97F4A7C15) + np.maximum(a, b)  # wraps around
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(one: str, several: str, names: Sequence[str]) -> str:
     more = ", …" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return f"{len(names):,} {one if len(names) == 1 else several} ({', '.join(names[:SHOWN])}{more})"

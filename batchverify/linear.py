@@ -16,6 +16,8 @@ from batchverify.newton import minimise
 
 # Rows of terms that are kept between passes; of more pairs they are computed anew in every pass.
 KEPT_NUMBERS = 20_000_000
+# Pull of the bias, and the least of the terms: what the pairs say nothing about is zero.
+LEAST_PULL = 1e-6
 # Pull of the slopes towards zero, in the same units as the losses' sum: pairs that are separated perfectly
 # have a finite slope.
 SLOPE_PULL = 0.02
@@ -50,8 +52,8 @@ def fit_linear(
     much as it). Memory does not grow with the pairs. Raises `UsageError` for pairs that are all alike.
     """
     columns = _Columns.of(pairs, features)
-    pull = torch.full((columns.count,), 2 * shrinkage, dtype=torch.float64)
-    pull[0] = 1e-6
+    pull = torch.full((columns.count,), max(2 * shrinkage, LEAST_PULL), dtype=torch.float64)
+    pull[0] = LEAST_PULL
     pull[1 : 1 + len(columns.sum_mean)] = SLOPE_PULL
 
     def value(place: np.ndarray) -> float:
@@ -95,14 +97,7 @@ class _Columns:
     @classmethod
     def of(cls, pairs: LabelledPairs, features: Features) -> _Columns:
         widths = features.widths(pairs.vectors.shape[1])
-        count, totals, squares = 0, torch.zeros(0), torch.zeros(0)
-        for terms, _ in _terms(pairs, features):
-            both = torch.cat([terms, _sums(terms, widths)], dim=1)
-            count += len(both)
-            totals = both.sum(dim=0) + (totals if len(totals) else 0)
-            squares = both.square().sum(dim=0) + (squares if len(squares) else 0)
-        mean = totals / count
-        spread = (squares / count - mean.square()).clamp(min=0).sqrt()
+        count, mean, spread = _moments(pairs, features, widths)
         terms_spread = torch.cat(
             [part.mean().expand(len(part)) for part in spread[: sum(widths)].split(widths)]
         )
@@ -159,6 +154,24 @@ def _terms(pairs: LabelledPairs, features: Features) -> Iterator[Rows]:
         yield features(left, right), labels.double()
         if not features.symmetric:
             yield features(right, left), labels.double()
+
+
+def _moments(
+    pairs: LabelledPairs, features: Features, widths: list[int]
+) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """(rows, mean, spread) of the terms and then of the features' sums, (W + P,) each.
+
+    Counted from the first row, so that pairs which are all alike have a spread of zero and not of rounding.
+    """
+    origin, total, squares, count = torch.zeros(0), torch.zeros(()), torch.zeros(()), 0
+    for terms, _ in _terms(pairs, features):
+        both = torch.cat([terms, _sums(terms, widths)], dim=1)
+        origin = origin if count else both[0]
+        moved = both - origin
+        total, squares = total + moved.sum(dim=0), squares + moved.square().sum(dim=0)
+        count += len(both)
+    spread = (squares / count - (total / count).square()).clamp(min=0).sqrt()
+    return count, origin + total / count, spread
 
 
 def _sums(terms: torch.Tensor, widths: list[int]) -> torch.Tensor:

@@ -13,6 +13,10 @@ import torch
 from batchverify.features import Features
 
 Layer = tuple[np.ndarray, np.ndarray]
+# Hidden layers are padded with zeros to a multiple of this. Measured (MKL, AVX-512): a matrix product with
+# another number of columns adds up the rows at an edge in another order, and differently by the number of
+# threads, so that a pair's score would depend on its place.
+LANES = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,15 @@ class Member:
 
     @cached_property
     def _tensors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in self.layers]
+        first, *hidden, last = self.widths
+        widths = [first, *(-(-width // LANES) * LANES for width in hidden), last]
+        tensors = []
+        for (weight, bias), inputs, outputs in zip(self.layers, widths, widths[1:], strict=False):
+            weights, offsets = torch.zeros(outputs, inputs), torch.zeros(outputs)
+            weights[: len(bias), : weight.shape[1]] = torch.tensor(weight)
+            offsets[: len(bias)] = torch.tensor(bias)
+            tensors.append((weights, offsets))
+        return tensors
 
     @property
     def parameters(self) -> int:
@@ -71,9 +83,13 @@ class Member:
     def check(self, dimension: int) -> None:
         """Raise `ValueError` where layers, features and embeddings of `dimension` numbers do not fit."""
         expected = self._compute.width(dimension)
+        if not self.layers:
+            raise ValueError("it has a member without layers")
         for weight, bias in self.layers:
-            if weight.shape != (len(bias), expected):
-                raise ValueError(f"a layer of {weight.shape} where {expected} numbers come in")
+            if bias.ndim != 1 or weight.shape != (len(bias), expected):
+                raise ValueError(
+                    f"a layer of {weight.shape} and {bias.shape} where {expected} numbers come in"
+                )
             if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
                 raise ValueError("its layers hold numbers that are not finite")
             expected = len(bias)
@@ -109,4 +125,7 @@ def from_tensors(
             for depth in range(len(about["widths"]) - 1)
         ]
         members.append(Member(str(about["algorithm"]), str(about["features"]), tuple(layers)))
+    unknown = tensors.keys() - to_tensors(members).keys()
+    if unknown:
+        raise ValueError(f"its members have no place for the tensor '{min(unknown)}'")
     return tuple(members)

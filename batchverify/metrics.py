@@ -79,11 +79,16 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Binary cross-entropy of (N,) labels and probabilities, in nats a pair."""
-    from sklearn.metrics import log_loss as reference
+def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, balanced: bool = False) -> float:
+    """Binary cross-entropy of (N,) labels and probabilities, in nats a pair.
 
-    return float(reference(labels, probabilities, labels=[0, 1]))
+    balanced: both labels weigh alike, however many pairs they have.
+    """
+    from sklearn.metrics import log_loss as reference
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    weights = compute_sample_weight("balanced", labels) if balanced else None
+    return float(reference(labels, probabilities, labels=[0, 1], sample_weight=weights))
 
 
 def equal_error(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:

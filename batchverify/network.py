@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,8 @@ RANGE = (1e-6, 1.0)
 # Pairs that the means and spreads of the features are taken from.
 SCALED_PAIRS = 16_384
 EVALUATED = 8192
+# A smaller spread of a feature is rounding.
+STEADY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,12 @@ class _Network(nn.Module):
             values = (self.features(a, b) - self.mean) / self.scale
         return self.layers(values).squeeze(1)
 
+    def scores(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Logits (B,) as the finished member gives them: of both orders where the features are not symmetric."""
+        if self.features.symmetric:
+            return self(a, b)
+        return (self(a, b) + self(b, a)) / 2
+
     def snapshot(self) -> tuple[Layer, ...]:
         """The layers as arrays, with the standardisation folded into the first."""
         linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
@@ -145,7 +152,7 @@ def fit_network(
     epochs: list[Epoch] = []
     kept: list[tuple[Epoch, tuple[Layer, ...]]] = []
     for number in range(1, settings.epochs + 1):
-        started, lr = time.perf_counter(), schedule.get_last_lr()[0]
+        started, lr = time.perf_counter(), float(schedule.get_last_lr()[0])
         losses = []
         for a, b, labels in _batches(train, features, batch, rng):
             losses.append(_step(network, optimiser, a, b, labels))
@@ -186,7 +193,7 @@ def overfit_check(train: LabelledPairs, features: Features, settings: NetworkSet
 
 
 def range_test(train: LabelledPairs, features: Features, settings: NetworkSettings) -> RangeTest:
-    """Raise the rate from 1e-6 to 1 over a hundred steps; pick a tenth of that of the smallest smooth loss.
+    """Raise the rate from 1e-6 to 1 over a hundred steps; pick the one at which the smooth loss falls steepest.
 
     Ends early where the loss is four times its best. Source: Smith 2018, section 3.
     """
@@ -195,7 +202,8 @@ def range_test(train: LabelledPairs, features: Features, settings: NetworkSettin
     rng = np.random.default_rng(settings.seed)
     batch = _batch_pairs(train, settings)
     batches = _batches(train, features, batch, rng)
-    rates, losses = [], []
+    rates: list[float] = []
+    losses: list[float] = []
     smooth = best = float("inf")
     for rate in np.geomspace(*RANGE, RANGE_STEPS).tolist():
         optimiser.param_groups[0]["lr"] = rate
@@ -204,27 +212,33 @@ def range_test(train: LabelledPairs, features: Features, settings: NetworkSettin
             batches = _batches(train, features, batch, rng)
             drawn = next(batches)
         loss = _step(network, optimiser, *drawn)
+        if not np.isfinite(loss):
+            break
         smooth = loss if not rates else 0.8 * smooth + 0.2 * loss
         rates.append(rate)
         losses.append(smooth)
         best = min(best, smooth)
         if not smooth < 4 * best:
             break
-    return RangeTest(rates, losses, rates[int(np.argmin(losses))] / 10)
+    # Up to the smallest loss alone: after it the loss jumps about.
+    falls = np.diff(losses[: int(np.argmin(losses)) + 1])
+    return RangeTest(rates, losses, rates[int(np.argmin(falls))] if len(falls) else RANGE[0])
 
 
 def _build(train: LabelledPairs, features: Features, settings: NetworkSettings) -> _Network:
     """A fresh network; the seed alone decides its weights."""
     sample = train.draw(SCALED_PAIRS // 2, 0)
     with torch.no_grad():
-        total, squares, count = 0.0, 0.0, 0
+        total, squares, count = torch.zeros(1).double(), torch.zeros(1).double(), 0
         for a, b, _ in _ordered(sample, features):
             values = features(a, b).double()
             total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(a)
-        mean: Any = total / count
+        mean = total / count
         scale = (squares / count - mean.square()).clamp(min=0).sqrt()
     torch.manual_seed(settings.seed)
-    return _Network(features, mean.float(), scale.clamp(min=1e-6).float(), settings)
+    # What never varies here says nothing: divided by its spread, its smallest change would drown all else.
+    scale = torch.where(scale > STEADY, scale, 1.0)
+    return _Network(features, mean.float(), scale.float(), settings)
 
 
 def _batch_pairs(train: LabelledPairs, settings: NetworkSettings) -> int:
@@ -266,10 +280,7 @@ def _step(
     loss = bce(network(a, b), labels)
     loss.backward()
     optimiser.step()
-    value = float(loss.detach())
-    if not np.isfinite(value):
-        raise TrainingError("training: the loss is not finite; give a smaller --max-lr")
-    return value
+    return float(loss.detach())
 
 
 def _evaluate(
@@ -277,9 +288,13 @@ def _evaluate(
 ) -> Epoch:
     network.eval()
     with torch.no_grad():
-        logits = torch.cat([network(a, b) for a, b, _ in dev.blocks(EVALUATED)])
+        logits = torch.empty(len(dev))
+        for block, (a, b, _) in zip(logits.split(EVALUATED), dev.blocks(EVALUATED), strict=True):
+            block.copy_(network.scores(a, b))
         dev_loss = float(bce(logits, torch.from_numpy(dev.labels).float()))
         scores = torch.sigmoid(logits).numpy()
     network.train()
+    if not np.isfinite(loss + dev_loss):
+        raise TrainingError(f"training: the loss is not finite after epoch {number}; give a smaller --max-lr")
     f1, auc = best_f1(dev.labels, scores)[0], roc_auc(dev.labels, scores)
     return Epoch(number, loss, dev_loss, f1, auc, lr, time.perf_counter() - started)

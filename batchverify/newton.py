@@ -31,7 +31,10 @@ def minimise(
             if new <= current:
                 break
             step = step / 2
-        if not new < current - TOLERANCE * max(abs(current), 1e-9):
+        if not new <= current:
             break
-        place, current = place - step, new
+        gain, place, current = current - new, place - step, new
+        # The last step, too small for the value to show it, is taken: it squares the error of the place.
+        if gain <= TOLERANCE * max(abs(current), 1e-9):
+            break
     return place

@@ -110,7 +110,8 @@ class ScoreOptions(EmbedOptions):
 class TrainOptions(EmbedOptions):
     """Options of `train`: those of embedding, the head's kind and how it is fitted.
 
-    algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for distance. widths: of a network's hidden layers.
+    algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for distance. widths: of a network's
+    hidden layers.
     shrinkage: of linear heads, in pairs. folds: None for 5 where dev is small, 0 for dev alone. tune: trials
     of a search before training, 0 for none. augment: changed views of the training images.
     """

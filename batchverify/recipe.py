@@ -36,10 +36,13 @@ class Fit:
     @torch.inference_mode()
     def scores(self, pairs: LabelledPairs) -> np.ndarray:
         """(N,) float64."""
-        blocks = [
-            torch.stack([each.logits(a, b) for each in self.members]).mean(0) for a, b, _ in pairs.blocks()
-        ]
-        return torch.cat(blocks).double().numpy() if blocks else np.zeros(0)
+        # Filled in place: small results kept between large blocks would leave the heap full of holes.
+        scores, done = np.zeros(len(pairs)), 0
+        for a, b, _ in pairs.blocks():
+            logits = torch.stack([each.logits(a, b) for each in self.members]).mean(0)
+            scores[done : done + len(a)] = logits.numpy()
+            done += len(a)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,12 @@ class Recipe:
 
 
 def recipes(options: TrainOptions) -> list[Recipe]:
-    """The members that the options ask for."""
-    return [Recipe.parse(text, options.features) for text in options.algorithms or (DEFAULT_ALGORITHM,)]
+    """The members that the options ask for. Raises `UsageError` where one is asked for twice."""
+    found = [Recipe.parse(text, options.features) for text in options.algorithms or (DEFAULT_ALGORITHM,)]
+    for place, recipe in enumerate(found):
+        if recipe in found[:place]:
+            raise UsageError(f"--algorithm {recipe} stands there twice: both members would be the same")
+    return found
 
 
 def network_settings(options: TrainOptions) -> NetworkSettings:

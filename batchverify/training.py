@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from batchverify.calibration import METHODS, f1_threshold, rate_thresholds, sigmoid
+from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.head import Head
 from batchverify.labelled import LabelledPairs
@@ -24,16 +25,23 @@ from batchverify.version import __version__
 
 FEWEST_PAIRS = 20
 FOLDS = 5
+# Fewer pairs in a fold's fit say nothing about the head.
+FEWEST_FITTED = 10
 # With so many dev pairs their scores alone carry calibration and thresholds.
 ENOUGH_DEV_PAIRS = 5000
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A head and what its fit told. networks: by recipe. held_out: pairs behind calibration and thresholds."""
+    """A head and what its fit told.
+
+    labels, probabilities: (N,) of the pairs behind calibration and thresholds, by fits that have not seen
+    them: the training pairs out of fold, then dev. networks: by recipe.
+    """
 
     head: Head
-    held_out: int
+    labels: np.ndarray
+    probabilities: np.ndarray
     networks: dict[str, NetworkFit] = field(default_factory=dict)
 
 
@@ -55,7 +63,7 @@ def fit_head(
     dev.check()
     check_apart(train, dev)
     wanted = recipes(options)
-    folds = _folds(options, dev)
+    folds = _folds(options, train, dev)
     fits, scores = [], []
     with _one_thread():
         for recipe in wanted:
@@ -76,7 +84,7 @@ def fit_head(
     extra = about or {}
     whole = {**extra, "version": __version__, "embedding": dict(embedding.document), **tables}
     whole["training"] = {**extra.get("training", {}), **training}
-    return Fitted(replace(head, about=whole), len(labels), networks)
+    return Fitted(replace(head, about=whole), labels, sigmoid(slope * logits + offset), networks)
 
 
 def evaluate(head: Head, pairs: LabelledPairs) -> Metrics:
@@ -86,11 +94,11 @@ def evaluate(head: Head, pairs: LabelledPairs) -> Metrics:
 
 def probabilities(head: Head, pairs: LabelledPairs) -> np.ndarray:
     """(N,) float32: P(different) of labelled pairs, a block of embeddings at a time."""
-    size = 1 << 14
-    starts = range(0, len(pairs), size)
-    rows = [(pairs.a[start : start + size], pairs.b[start : start + size]) for start in starts]
-    found = [head(pairs.vectors[a], pairs.vectors[b])[0] for a, b in rows]
-    return np.concatenate(found) if found else np.zeros(0, np.float32)
+    size, found = 1 << 14, np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), size):
+        rows = slice(start, start + size)
+        found[rows] = head(pairs.vectors[pairs.a[rows]], pairs.vectors[pairs.b[rows]])[0]
+    return found
 
 
 def _out_of_fold(
@@ -99,13 +107,13 @@ def _out_of_fold(
     """(N,) scores of the training pairs, each by a fit that has not seen its first image's person."""
     scores = np.zeros(len(train.labels[: train.originals]) if folds else 0)
     checked = whole.network.max_lr if whole.network is not None else None
-    for inside, outside in _splits(train, folds, options.seed):
+    for inside, outside in splits(train, folds, options.seed):
         fit = recipe.fit(train.subset(inside), dev, options, checked_lr=checked)
         scores[outside] = fit.scores(train.subset(outside))
     return scores
 
 
-def _splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(inside, outside): indices of the pairs that a fold is fitted to, and of those it scores.
 
     A fold's fit sees the labels in their proportion in the whole set: leaving out people takes more
@@ -132,10 +140,23 @@ def _splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.nd
         yield np.sort(keep), np.flatnonzero(first[: train.originals] == number)
 
 
-def _folds(options: TrainOptions, dev: LabelledPairs) -> int:
-    if options.folds is not None:
-        return options.folds
-    return 0 if len(dev) >= ENOUGH_DEV_PAIRS else FOLDS
+def _folds(options: TrainOptions, train: LabelledPairs, dev: LabelledPairs) -> int:
+    """How many folds, 0 for none: by default none where dev is large or a fold would leave too little to fit.
+
+    That is so where one image or person stands in nearly all pairs. `UsageError` where folds were asked for.
+    """
+    if options.folds == 0 or (options.folds is None and len(dev) >= ENOUGH_DEV_PAIRS):
+        return 0
+    folds = options.folds or FOLDS
+    fitted = [train.labels[inside] for inside, _ in splits(train, folds, options.seed)]
+    if all(len(labels) >= FEWEST_FITTED and labels.min() != labels.max() for labels in fitted):
+        return folds
+    if options.folds is None:
+        return 0
+    raise UsageError(
+        f"--folds {folds}: without the people of one fold too few {train.name} pairs of both labels are left "
+        "to fit; give another number, or 0 for thresholds from dev alone"
+    )
 
 
 def _aligned(
@@ -161,7 +182,7 @@ def _tables(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarr
     before, after = sigmoid(logits), sigmoid(slope * logits + offset)
     threshold = f1_threshold(after)
     rate, equal = equal_error(labels, after)
-    apart = head(*dev.strangers())[0]
+    apart = probabilities(head, dev.strangers())
     return {
         "calibration": {
             "held_out_pairs": len(labels),

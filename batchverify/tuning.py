@@ -26,7 +26,7 @@ DECAYS = (0.01, 0.1, 0.3)
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: what it changed of the options, and the loss on dev (binary cross-entropy)."""
+    """One trial: what it changed of the options, and its loss on all pairs of dev images."""
 
     changes: Mapping[str, Any]
     dev_loss: float
@@ -42,6 +42,8 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
     Searches the algorithms that the options name, or all kinds where they name none. Trials run side by side
     on the Ray of `options.address`, or on one started here; the vectors go there once.
     """
+    # Ray Tune's newer reporter prints boxes even when told to be silent.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     import ray
     from ray import tune as ray_tune
 
@@ -58,15 +60,16 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
                     metric="dev_loss",
                     mode="min",
                     num_samples=options.tune,
+                    reuse_actors=True,
                     search_alg=ray_tune.search.BasicVariantGenerator(random_state=options.seed),
                 ),
                 run_config=ray_tune.RunConfig(storage_path=folder, verbose=int(options.verbose)),
             )
-            results = tuner.fit()
+            grid: Any = tuner.fit()
             found = [
-                Trial(each.config["recipe"], each.metrics["dev_loss"]) for each in results if not each.error
+                Trial(each.config["recipe"], each.metrics["dev_loss"]) for each in grid if not each.error
             ]
-            errors = [str(each.error) for each in results if each.error]
+            errors = [str(each.error) for each in grid if each.error]
     finally:
         if ours:
             ray.shutdown()
@@ -79,19 +82,23 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
 def run_trial(
     config: Mapping[str, Any], train: LabelledPairs, dev: LabelledPairs, options: TrainOptions
 ) -> Any:
-    """One trial, on a worker: fit, and the loss on dev."""
+    """One trial, on a worker: fit, and the balanced cross-entropy on dev."""
     import torch
 
     torch.set_num_threads(1)
     options = changed(options, config["recipe"])
     (text,) = options.algorithms
     fit = Recipe.parse(text).fit(train, dev, options)
-    return {"dev_loss": log_loss(dev.labels, sigmoid(fit.scores(dev)))}
+    # Some hundred labelled pairs are soon told apart; all pairs of their images still tell recipes apart.
+    pairs = dev.all_pairs()
+    return {"dev_loss": log_loss(pairs.labels, sigmoid(fit.scores(pairs)), balanced=True)}
 
 
 def changed(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:
     """The options with a trial's changes."""
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
+    }
     return replace(options, features=None, **known)
 
 

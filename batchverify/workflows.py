@@ -129,7 +129,7 @@ def score(
     finally:
         sink.abandon()
     summary = replace(summary, _table=getattr(sink, "table", None))
-    _check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
+    check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
     return summary
 
 
@@ -143,7 +143,7 @@ def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) ->
         raise UsageError("embed fills the cache; with --no-cache it has nothing to do")
     job = Job.open(manifest, options)
     summary, gallery = embed_job(job)
-    _check_failed(summary.failed, len(gallery.codes), options.max_failed, summary)
+    check_failed(summary.failed, len(gallery.codes), options.max_failed, summary)
     return summary
 
 
@@ -251,7 +251,7 @@ def _record(job: Job, summary: ScoreSummary) -> dict[str, Any]:
     }
 
 
-def _check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -> None:
+def check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -> None:
     """Raise `NothingScoredError`, which carries the summary, when all or too many failed."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.failures.items())
     if total and failed == total:

@@ -11,20 +11,25 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 # From the top down: a module imports from lines below its own alone.
 TABLE = """
 __init__ cli
+cli_train cli_cache cli_prepare
+train_workflow cli_output
 workflows cli_options
-prediction ray_engine scheduler checking cache_care summary
-engine training sinks
-results
-pipeline
-cache embedder gallery head manifest
+prediction tuning scheduler checking cache_care
+ray_engine summary train_summary
+engine training sinks training_log
+results recipe
+pipeline linear network leakage
+cache embedder labelled head
+gallery manifest member
 backbones crops decoding detection images segments tables columns options
-fingerprint locations downloads datasets features metrics calibration pairs progress cache_report
+fingerprint locations downloads datasets calibration progress cache_report pairs features
+augmentation metrics newton
 errors records version
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
-    "click": {"cli", "cli_options"},
-    "ray": {"ray_engine"},
+    "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_train"},
+    "ray": {"ray_engine", "tuning"},
     "torch": {
         "backbones",
         "detection",
@@ -32,9 +37,16 @@ HEAVY = {
         "engine",
         "features",
         "head",
+        "labelled",
+        "linear",
+        "member",
+        "network",
         "prediction",
         "ray_engine",
+        "recipe",
         "training",
+        "training_log",
+        "tuning",
     },
     "facenet_pytorch": {"backbones", "detection"},
     "sklearn": {"metrics"},

@@ -1,0 +1,53 @@
+"""What all commands do before and after their work: set the process up, show the summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import click
+
+from batchverify.errors import NothingScoredError
+
+
+def set_up(verbose: bool) -> None:
+    """What a process of ours does before work: logging, SIGTERM like Ctrl-C, our size limits for Pillow's."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from batchverify.decoding import own_process
+
+    own_process()
+
+
+@contextmanager
+def reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
+    """Hands out what takes the summary; it is shown at the end, also when too few rows were scored.
+
+    A live Ray prints to stdout when a worker dies, and stdout is for the summary alone.
+    """
+    summaries: list[Any] = []
+    try:
+        with redirect_stdout(sys.stderr):
+            yield summaries.append
+    except NothingScoredError as exc:
+        summaries.append(exc.summary)
+        raise
+    finally:
+        for summary in summaries:
+            if as_json:
+                click.echo(json.dumps(summary.to_json()))
+            elif not quiet:
+                table(summary.lines())
+
+
+def table(lines: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{name.ljust(width)}  {value}", err=True)

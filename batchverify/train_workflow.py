@@ -1,0 +1,188 @@
+"""`train`: from manifests of labelled pairs to a head, its record and its summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from batchverify.errors import UsageError
+from batchverify.labelled import LabelledPairs
+from batchverify.leakage import Leak, find_leaks
+from batchverify.locations import Location
+from batchverify.options import TrainOptions
+from batchverify.recipe import recipes
+from batchverify.summary import EmbedSummary
+from batchverify.train_summary import TrainSummary
+from batchverify.training import Fitted, evaluate, fit_head
+from batchverify.training_log import TrainingLog
+from batchverify.workflows import Job, check_failed, embed_job
+
+SUFFIX = ".safetensors"
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A manifest with its embedded, labelled pairs."""
+
+    job: Job
+    pairs: LabelledPairs
+    summary: EmbedSummary
+
+
+def train(
+    train: Any, dev: Any, output: str | Path, options: TrainOptions | None = None, **changes: Any
+) -> TrainSummary:
+    """Fit a head to the labelled pairs of a manifest and write it with the record of its training.
+
+    train, dev: manifests as `score` takes them, with a label in every row. output: the head's path or URI,
+    ending in `.safetensors`; the record goes beside it, ending in `.training.json`. Options come as a
+    `TrainOptions`, as keyword arguments of its fields, or both. With `options.test` a third manifest is
+    measured, and takes no part.
+
+    Raises `ManifestError` and `UsageError` for bad input, `TrainingError` where a network cannot learn.
+    """
+    started = time.monotonic()
+    options = replace(options or TrainOptions(), **changes)
+    recipes(options)
+    target = _target(output)
+    log = TrainingLog(options.epochs, quiet=options.quiet, tensorboard=options.tensorboard)
+    sets = _embed_sets(train, dev, options)
+    leaks = _check(sets, options, log)
+    learned, view_runs = _with_views(sets[0], options)
+    trials: list[Any] = []
+    if options.tune:
+        from batchverify.tuning import tune
+
+        log.say(f"--tune: {options.tune} trials on Ray")
+        options, trials = tune(learned, sets[1].pairs, options)
+        log.say(f"--tune: the best of {len(trials)} on dev: {trials[0].to_json()}")
+    fits = _fit_repeats(sets, learned, options, log)
+    log.close()
+    head = fits[0][0].head
+    record = _record(sets, fits, options, leaks)
+    record["views"] = [each.to_json() for each in view_runs]
+    record["tune"] = [each.to_json() for each in trials]
+    record["seconds"] = round(time.monotonic() - started, 2)
+    target.write_bytes(head.to_bytes())
+    record_path = target.parent.join(f"{PurePosixPath(target.path).stem}.training.json")
+    record_path.write_bytes(json.dumps(record, indent=1).encode())
+    return TrainSummary(
+        recipes=[f"{each.algorithm}:{each.features}" for each in head.members],
+        parameters=head.parameters,
+        pairs={each.pairs.name: len(each.pairs) for each in sets},
+        left_out=len(record["left_out"]),
+        embedded=sum(each.embedded for each in (*view_runs, *(each.summary for each in sets))),
+        leaks=len(leaks),
+        about=head.about,
+        metrics=record["metrics"],
+        range_tests={name: fit.max_lr for name, fit in fits[0][0].networks.items()},
+        seconds=record["seconds"],
+        head=str(target),
+        digest=head.digest,
+        record=str(record_path),
+    )
+
+
+def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> list[Leak]:
+    """Say what is left out and what leaks; `UsageError` for pairs that teach nothing and for strict identities."""
+    for each in sets:
+        lost = len(each.pairs.left_out)
+        _say_left_out(each.pairs, log)
+        check_failed(lost, lost + len(each.pairs), options.max_failed, each.summary)
+        each.pairs.check()
+    leaks = find_leaks([each.pairs for each in sets])
+    for leak in leaks:
+        log.say(f"warning: {leak}")
+    if leaks and options.strict_identities:
+        raise UsageError("--strict-identities: " + "; ".join(map(str, leaks)))
+    return leaks
+
+
+def _record(
+    sets: Sequence[_Set], fits: Sequence[tuple[Fitted, Any]], options: TrainOptions, leaks: Sequence[Leak]
+) -> dict[str, Any]:
+    """Everything that training found, for the file beside the head."""
+    return {
+        "head": dict(fits[0][0].head.about),
+        "options": options.as_record(),
+        "metrics": [each for _, each in fits],
+        "networks": [
+            {name: asdict(replace(fit, members=())) for name, fit in each.networks.items()}
+            for each, _ in fits
+        ],
+        "leaks": [leak.to_json() for leak in leaks],
+        "left_out": [{"set": each.pairs.name, **asdict(row)} for each in sets for row in each.pairs.left_out],
+        "embedding": {each.pairs.name: each.summary.to_json() for each in sets},
+    }
+
+
+def _target(output: str | Path) -> Location:
+    """Where the head goes, looked at before anything is embedded."""
+    target = Location.parse(os.fspath(output))
+    if target.suffix != SUFFIX:
+        raise UsageError(f"--output {output}: a head's name ends in {SUFFIX}")
+    if target.is_local and not Path(target.parent.path).is_dir():
+        raise UsageError(f"--output {output}: there is no folder {target.parent}")
+    if target.kind() == "folder":
+        raise UsageError(f"--output {output}: a folder has this name")
+    return target
+
+
+def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
+    """Every manifest opened and checked first, then embedded."""
+    manifests = {"training": train, "dev": dev}
+    if options.test is not None:
+        manifests["test"] = options.test
+    jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
+    for job in jobs.values():
+        LabelledPairs.check_labels(job.manifest, job.scan)
+    return [_embed_set(name, job) for name, job in jobs.items()]
+
+
+def _embed_set(name: str, job: Job) -> _Set:
+    summary, gallery = embed_job(job)
+    return _Set(job, LabelledPairs.collect(job.manifest, job.scan, gallery, name), summary)
+
+
+def _with_views(trained: _Set, options: TrainOptions) -> tuple[LabelledPairs, list[EmbedSummary]]:
+    """The training pairs with those of `options.augment` changed views, and how these were embedded."""
+    runs = [embed_job(trained.job.of_view(view)) for view in range(1, options.augment + 1)]
+    views = [gallery.vectors for _, gallery in runs]
+    pairs = trained.pairs.with_views(views, options.seed) if views else trained.pairs
+    return pairs, [summary for summary, _ in runs]
+
+
+def _fit_repeats(
+    sets: Sequence[_Set], learned: LabelledPairs, options: TrainOptions, log: TrainingLog
+) -> list[tuple[Fitted, dict[str, Any]]]:
+    """One fit a seed, each with its metrics on dev and test."""
+    job = sets[0].job
+    about = {
+        "training": {"manifest_fingerprint": job.manifest_fingerprint, "left_out": len(learned.left_out)}
+    }
+    fits = []
+    for seed in range(options.seed, options.seed + options.repeats):
+        log.seed = seed
+        fitted = fit_head(
+            learned, sets[1].pairs, job.fingerprint, replace(options, seed=seed), about, log.epoch
+        )
+        metrics = {each.pairs.name: asdict(evaluate(fitted.head, each.pairs)) for each in sets[1:]}
+        fits.append((fitted, {"seed": seed, "held_out": fitted.head.about["held_out"], **metrics}))
+    return fits
+
+
+def _say_left_out(pairs: LabelledPairs, log: TrainingLog) -> None:
+    if pairs.left_out:
+        log.say(
+            f"warning: {len(pairs.left_out):,} {pairs.name} pairs could not be embedded and are left out:"
+        )
+    for row in pairs.left_out[:SHOWN]:
+        log.say(f"  {row}")
+    if len(pairs.left_out) > SHOWN:
+        log.say(f"  … and {len(pairs.left_out) - SHOWN:,} more; the training record lists them")

@@ -1,0 +1,32 @@
+"""What the benchmarks share: the machine's name, and the place where tables are kept."""
+
+from datetime import date
+from pathlib import Path
+
+from batchverify.engine import available_cpus
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def machine() -> str:
+    """The CPU's name, its matrix extensions and the number of CPUs in use."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    facts = dict(each.split(":", 1) for each in lines if ":" in each)
+    name = next((value.strip() for key, value in facts.items() if key.strip() == "model name"), "unknown CPU")
+    flags = next((value for key, value in facts.items() if key.strip() == "flags"), "").split()
+    has = [each for each in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if each in flags][:1]
+    return f"{name} ({', '.join(has)}), {available_cpus()} CPUs"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def publish(title: str, command: str, body: str, *, append: bool) -> None:
+    """Print a result; with `append`, keep it in RESULTS.md under its title, date, machine and command."""
+    print(body)
+    if append:
+        with RESULTS.open("a", encoding="utf8") as file:
+            file.write(f"\n## {title}, {date.today()}, {machine()}, `{command}`\n\n{body}\n")

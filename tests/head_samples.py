@@ -1,0 +1,70 @@
+"""Heads of every kind, and pairs for them, for the tests of heads."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from batchverify.features import Features
+from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+from batchverify.head import Head
+from batchverify.member import Member
+
+EMBEDDING = EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings())
+ABOUT = {
+    "version": "0.1",
+    "embedding": dict(EMBEDDING.document),
+    "thresholds": {
+        "best_f1": 0.4,
+        "different_pairs": 1200,
+        "far": [
+            {"far": 0.1, "threshold": 0.7, "pairs": 1200},
+            {"far": 0.01, "threshold": 0.3, "pairs": 1200},
+        ],
+    },
+}
+
+
+# Features of each member's and the widths of its hidden layers.
+KINDS = {
+    "distance": [("chi2sum", ())],
+    "cosine": [("cosine", ())],
+    "linear": [("chi2", ())],
+    "combination": [("chi2+product", ())],
+    "concat": [("concat", ())],
+    "network": [("absdiff", (64, 16))],
+    "narrow network": [("absdiff", (33, 7, 5))],
+    "thin network": [("absdiff", (100, 1))],
+    "network of three numbers": [("cosine+euclidean+chi2sum", (5,))],
+    "concat network": [("concat", (20, 3))],
+    "ensemble": [("cosine", ()), ("chi2", ()), ("concat", (9,)), ("product+chi2sum", (17, 2))],
+    "snapshots": [("sqdiff", (12,))] * 5,
+}
+
+
+def make_member(features: str, widths: tuple[int, ...], seed: int) -> Member:
+    """Of several layers: random ones. Of one: weights that tell the pairs below apart."""
+    rng, layers, inputs = np.random.default_rng(seed), [], Features.parse(features).width(512)
+    for outputs in (*widths, 1):
+        layers.append((rng.normal(size=(outputs, inputs)) / inputs**0.5, rng.normal(size=outputs)))
+        inputs = outputs
+    if not widths:
+        weight = layers[0][0]
+        layers = [(0.6 + rng.normal(size=weight.shape) / 10, np.array([-9.123456789]))]
+    return Member("network", features, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in layers))
+
+
+def make_head(kind: str = "linear", **changes) -> Head:
+    members = tuple(make_member(*each, seed) for seed, each in enumerate(KINDS[kind], 5))
+    return replace(Head(members, (1.1, 0.1), ABOUT), **changes)
+
+
+def vectors(count: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, 512))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b): b is a, more and more changed, so that the probabilities cover 0 to 1."""
+    a = vectors(count)
+    share = np.linspace(0, 1, count)[:, None]
+    return a, (a * (1 - share) + vectors(count, 1) * share).astype(np.float16)

@@ -1,0 +1,165 @@
+"""The pair head's artifact: the same bytes for the same head, whole or refused; the heads that are shipped."""
+
+import hashlib
+import json
+import warnings
+
+import numpy as np
+import pytest
+from head_samples import ABOUT, EMBEDDING, KINDS, make_head, pairs
+from safetensors.numpy import load, save
+
+from batchverify.backbones import packaged_weights, stored_fingerprint
+from batchverify.errors import ArtifactError
+from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+from batchverify.head import METADATA_KEY, Head, default_head, default_head_name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_artifact_round_trip(kind, tmp_path):
+    head, (a, b) = make_head(kind), pairs(50)
+    path = tmp_path / "head.safetensors"
+    path.write_bytes(head.to_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Head.load(path)
+        for fresh, loaded in zip(head(a, b), again(a, b), strict=True):
+            assert np.array_equal(fresh, loaded)
+    assert again.to_bytes() == head.to_bytes() == make_head(kind).to_bytes()
+    assert again.digest == head.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert head.digest != make_head(kind, calibration=(1.1, 0.2)).digest
+    assert again.calibration == (1.1, 0.1)
+    assert [each["features"] for each in again.about["members"]] == [features for features, _ in KINDS[kind]]
+    assert [each["widths"] for each in again.about["members"]] == [each.widths for each in head.members]
+    again.check(EMBEDDING)
+
+
+def test_what_calibration_told_is_kept_beside_slope_and_offset():
+    about = {**ABOUT, "calibration": {"before": {"ece": 0.2}, "slope": 99.0}}
+    again = Head.from_bytes(make_head(about=about).to_bytes(), "x")
+    assert again.about["calibration"] == {"before": {"ece": 0.2}, "slope": 1.1, "offset": 0.1}
+
+
+def changed(change) -> bytes:
+    """A head's bytes after `change` of its tensors and metadata."""
+    data = make_head().to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][METADATA_KEY])
+    tensors = load(data)
+    change(tensors, about)
+    return save(tensors, metadata={METADATA_KEY: json.dumps(about)})
+
+
+def damaged_member(**tensors) -> bytes:
+    """A head with other tensors: `weight` and `bias` of its one layer, or another by its name."""
+    return changed(lambda found, about: found.update({f"0.0.{name}": x for name, x in tensors.items()}))
+
+
+def damaged(*path, **changes) -> bytes:
+    """A head with other metadata at a path of keys."""
+
+    def change(_, about):
+        for key in path:
+            about = about[key]
+        about.update(changes)
+
+    return changed(change)
+
+
+ONE = {"0.0.weight": np.ones((1, 512), np.float32), "0.0.bias": np.zeros(1, np.float32)}
+DAMAGED = {
+    "empty": b"",
+    "cut": make_head().to_bytes()[:-100],
+    "text": b"weights: 3",
+    "no metadata": save(ONE),
+    "not json": save(ONE, metadata={METADATA_KEY: "hello"}),
+    "a list": save(ONE, metadata={METADATA_KEY: "[]"}),
+    "deep brackets": save(ONE, metadata={METADATA_KEY: "[" * 100_000}),
+    "a backbone": packaged_weights().read_bytes()[:300_000],
+    "no bias": changed(lambda tensors, about: tensors.pop("0.0.bias")),
+    "no weight": changed(lambda tensors, about: tensors.pop("0.0.weight")),
+    "two biases": damaged_member(bias=np.zeros(2, np.float32)),
+    "a square bias": damaged_member(bias=np.zeros((1, 1), np.float32)),
+    "flat weights": damaged_member(weight=np.ones(512, np.float32)),
+    "short weights": damaged_member(weight=np.ones((1, 128), np.float32)),
+    "nan weights": damaged_member(weight=np.full((1, 512), np.nan, np.float32)),
+    "infinite bias": damaged_member(bias=np.full(1, np.inf, np.float32)),
+    "a tensor too many": damaged_member(other=np.zeros(1, np.float32)),
+    "no embedding": changed(lambda tensors, about: about.pop("embedding")),
+    "no dimension": changed(lambda tensors, about: about["embedding"].pop("dimension")),
+    "another dimension": damaged("embedding", dimension=128),
+    "no members": damaged(members=[]),
+    "a member without layers": damaged("members", 0, widths=[512]),
+    "a member with more layers": damaged("members", 0, widths=[512, 64, 1]),
+    "a member of text": damaged(members=["chi2"]),
+    "members of nothing": damaged(members=None),
+    "unknown features": damaged("members", 0, features="deep"),
+    "other features": damaged("members", 0, features="concat"),
+    "no thresholds": changed(lambda tensors, about: about.pop("thresholds")),
+    "thresholds of text": damaged("thresholds", best_f1="high"),
+    "nan threshold": damaged("thresholds", best_f1=float("nan")),
+    "a threshold above 1": damaged("thresholds", best_f1=1.5),
+    "a rate's threshold below 0": damaged("thresholds", far=[{"far": 0.1, "threshold": -1, "pairs": 9}]),
+    "infinite pairs": damaged("thresholds", different_pairs=float("inf")),
+    "a number beyond floats": damaged("thresholds", best_f1=10**400),
+    "no rates": damaged("thresholds", far=None),
+    "slope of text": damaged("calibration", slope="steep"),
+    "infinite slope": damaged("calibration", slope=float("inf")),
+    "no slope": changed(lambda tensors, about: about["calibration"].pop("slope")),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_artifact_is_refused_in_one_line(what, tmp_path):
+    path = tmp_path / "head.safetensors"
+    path.write_bytes(DAMAGED[what])
+    with pytest.raises(ArtifactError, match=r"head.safetensors: not a head of batchverify: ") as caught:
+        Head.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [1, 3, "2", None])
+def test_a_head_of_another_version_is_named_so(other):
+    with pytest.raises(ArtifactError, match=r"^x: a head of another version of batchverify \(0.1\)$"):
+        Head.from_bytes(damaged(format=other), "x")
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "nothing.safetensors", tmp_path):
+        with pytest.raises(ArtifactError, match="the head cannot be read"):
+            Head.load(path)
+
+
+def test_no_head_is_shipped_for_other_settings():
+    assert default_head_name(EMBEDDING) == f"head-{EMBEDDING.id}.safetensors"
+    with pytest.raises(ArtifactError, match=r"no head is shipped for these settings .*--head"):
+        default_head(EMBEDDING)
+
+
+def test_a_backbone_is_no_head():
+    with pytest.raises(ArtifactError, match="not a head of batchverify: it has no 'version'"):
+        Head.load(packaged_weights())
+
+
+SHIPPED = sorted(packaged_weights().parent.glob("head-*.safetensors"))
+
+
+def test_every_shipped_head_is_one_and_has_its_name():
+    assert len(SHIPPED) == 8
+    for path in SHIPPED:
+        head = Head.load(path)
+        assert path.name == default_head_name(head.embedding)
+        assert head.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert 0 < head.threshold(at_far=0.01) < 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"tta": "flip"}, {"crop": "center"}, {"crop": "none"}], ids=lambda each: str(each)
+)
+def test_the_packaged_backbone_has_a_head_for_its_settings(settings):
+    fingerprint = stored_fingerprint(packaged_weights())
+    embedding = EmbeddingFingerprint.of(fingerprint, EmbeddingSettings(**settings))
+    head = default_head(embedding)
+    head.check(embedding)
+    a, b = pairs(2)
+    assert head(a, a)[0].max() < head.threshold() < head(a, b)[0][1]

@@ -1,0 +1,215 @@
+"""Labelled pairs: gathered from manifests, checked, drawn, seen in views, and their pairs of strangers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from people import draw_people
+
+from batchverify.errors import ManifestError, UsageError
+from batchverify.gallery import Gallery
+from batchverify.labelled import MOST_STRANGERS, LabelledPairs
+from batchverify.manifest import Manifest
+from batchverify.records import Reason, Skipped
+
+# r1 is of nobody known.
+MANIFEST = """image_a,image_b,label,person_a,person_b
+p1.jpg,p2.jpg,0,P,P
+p1.jpg,q1.jpg,1,P,Q
+q1.jpg,r1.jpg,1,Q,
+r1.jpg,p3.jpg,1,,P
+p3.jpg,q2.jpg,1,P,Q
+"""
+
+
+def collect(source, failed: dict[str, Reason] | None = None, name: str = "training") -> LabelledPairs:
+    """The pairs of a manifest; an image's vector holds its own index, but for those that failed."""
+    manifest = Manifest.open(source)
+    scan = manifest.scan()
+    gallery = Gallery(len(scan.images))
+    for index, reference in enumerate(scan.images.references):
+        reason = (failed or {}).get(str(reference).rpartition("/")[2])
+        if reason is not None:
+            gallery.fail(index, Skipped(reason))
+        else:
+            gallery.put(index, np.full(512, index + 1, np.float16))
+    return LabelledPairs.collect(manifest, scan, gallery, name)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a manifest and give its path."""
+
+    def write(text: str, name: str = "pairs.csv"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def names(pairs: LabelledPairs, side: np.ndarray) -> list[str]:
+    return [pairs.references[image].rpartition("/")[2] for image in side]
+
+
+def test_every_row_is_a_pair_in_order(written):
+    pairs = collect(written(MANIFEST))
+    assert names(pairs, pairs.a) == ["p1.jpg", "p1.jpg", "q1.jpg", "r1.jpg", "p3.jpg"]
+    assert names(pairs, pairs.b) == ["p2.jpg", "q1.jpg", "r1.jpg", "p3.jpg", "q2.jpg"]
+    assert pairs.labels.tolist() == [0, 1, 1, 1, 1] and pairs.labels.dtype == np.int8
+    assert (pairs.a.dtype, len(pairs), pairs.left_out, pairs.name) == (np.int32, 5, (), "training")
+    people = {pairs.references[image].rpartition("/")[2]: person for image, person in pairs.persons.items()}
+    assert people == {"p1.jpg": "P", "p2.jpg": "P", "p3.jpg": "P", "q1.jpg": "Q", "q2.jpg": "Q"}
+
+
+def test_pairs_left_out_are_named_with_file_row_and_reason(written, tmp_path):
+    written(MANIFEST, "one.csv")
+    written("image_a,image_b,label,person_a,person_b\nq2.jpg,x.jpg,0,Q,Q\np1.jpg,p2.jpg,0,P,P\n", "two.csv")
+    pairs = collect(tmp_path, {"q2.jpg": Reason.NO_FACE, "x.jpg": Reason.NOT_FOUND})
+    assert pairs.labels.tolist() == [0, 1, 1, 1, 0]
+    assert [str(each) for each in pairs.left_out] == [
+        f"{tmp_path}/one.csv: row 5: image_b no_face",
+        f"{tmp_path}/two.csv: row 1: image_a no_face, image_b not_found",
+    ]
+    assert (pairs.left_out[1].error_a, pairs.left_out[0].error_a) == ("no_face", None)
+
+
+def test_a_manifest_whose_pairs_are_all_left_out(written):
+    pairs = collect(written("image_a,image_b,label\na.jpg,b.jpg,0\n"), {"a.jpg": Reason.FORBIDDEN})
+    assert (len(pairs), len(pairs.left_out)) == (0, 1)
+    with pytest.raises(UsageError, match="of 0 pairs 0 are same and 0 different"):
+        pairs.check()
+
+
+@pytest.mark.parametrize(
+    ("last", "text", "message"),
+    [
+        (None, "image_a,image_b\na,b\n", r"pairs\.csv: the manifest has no column 'label'"),
+        (None, "image_a,image_b,label\na,b,0\na,c,1\na,d,\n", r"pairs\.csv: row 3: the label is blank"),
+        (
+            "image_a,image_b,label\na,b,1\na,c,\n",
+            "image_a,image_b,label\na,b,0\n",
+            r"z\.csv: row 2: the label",
+        ),
+    ],
+)
+def test_labels_that_are_missing(written, tmp_path, last, text, message):
+    written(text)
+    if last:
+        written(last, "z.csv")
+    manifest = Manifest.open(tmp_path)
+    with pytest.raises(ManifestError, match=message):
+        LabelledPairs.check_labels(manifest, manifest.scan())
+    with pytest.raises(ManifestError, match=message):
+        collect(tmp_path)
+
+
+def test_a_person_may_be_the_number_zero():
+    columns = {"image_a": ["a", "b"], "image_b": ["b", "c"], "label": [0, 1]}
+    pairs = collect(pa.table({**columns, "person_a": [0, 0], "person_b": pa.array([0, None], pa.int64())}))
+    assert pairs.persons == {0: "0", 1: "0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"labels": np.zeros(40, np.int8)},
+            "training pairs need label 0 and label 1: of 40 pairs 40 are same",
+        ),
+        ({"labels": np.ones(40, np.int8)}, "of 40 pairs 0 are same and 40 different"),
+        ({"labels": np.arange(40, dtype=np.int8) % 3}, "of 40 pairs 14 are same and 13 different"),
+    ],
+)
+def test_labels_that_teach_nothing(change, message):
+    pairs = draw_people(8, 1, pairs=40)
+    pairs.check(40)
+    with pytest.raises(UsageError, match=message):
+        replace(pairs, **change).check()
+
+
+def test_too_few_pairs():
+    with pytest.raises(UsageError, match="the dev pairs are 40: fewer than 41 teach nothing"):
+        draw_people(8, 1, pairs=40, name="dev").check(41)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]])
+def test_embeddings_that_are_not_finite(values):
+    pairs = draw_people(8, 1, pairs=40)
+    pairs.vectors[7, : len(values)] = values
+    with pytest.raises(UsageError, match=r"hold 1 embeddings that are not finite \(first: training/7.jpg\)"):
+        pairs.check()
+
+
+def test_blocks_come_in_order_and_hold_each_pair_once():
+    pairs = draw_people(20, 1, pairs=100, dimension=8)
+    blocks = list(pairs.blocks(32))
+    assert [len(labels) for _, _, labels in blocks] == [32, 32, 32, 4]
+    assert np.array_equal(
+        np.concatenate([a for a, _, _ in blocks]), pairs.vectors[pairs.a].astype(np.float32)
+    )
+    assert np.array_equal(
+        np.concatenate([b for _, b, _ in blocks]), pairs.vectors[pairs.b].astype(np.float32)
+    )
+    assert np.array_equal(np.concatenate([labels for _, _, labels in blocks]), pairs.labels)
+    assert list(pairs.subset(np.zeros(100, bool)).blocks()) == []
+
+
+def test_draw_takes_at_most_so_many_of_each_label():
+    pairs = draw_people(20, 1, pairs=100).subset(np.arange(100))
+    few = replace(pairs, labels=(np.arange(100) < 10).astype(np.int8)).draw(30, 0)
+    assert np.bincount(few.labels).tolist() == [30, 10]
+    assert pairs.draw(1000, 0).a.tolist() == pairs.a.tolist()
+    assert pairs.draw(30, 0).a.tolist() != pairs.draw(30, 1).a.tolist()
+
+
+def test_strangers_are_all_pairs_of_two_known_people_with_a_vector(written):
+    pairs = collect(written(MANIFEST), {"q2.jpg": Reason.NO_FACE})
+    strangers = pairs.strangers()
+    # P's three images against Q's one; r1 is of nobody known, q2 has no vector.
+    found = [set(each) for each in zip(names(pairs, strangers.a), names(pairs, strangers.b), strict=True)]
+    assert sorted(map(sorted, found)) == [["p1.jpg", "q1.jpg"], ["p2.jpg", "q1.jpg"], ["p3.jpg", "q1.jpg"]]
+    assert strangers.labels.tolist() == [1, 1, 1]
+
+
+def test_without_persons_the_labelled_different_pairs_are_the_strangers(written):
+    pairs = collect(written("image_a,image_b,label\na.jpg,b.jpg,0\na.jpg,c.jpg,1\nb.jpg,c.jpg,0\n"))
+    strangers = pairs.strangers()
+    assert (names(pairs, strangers.a), names(pairs, strangers.b)) == (["a.jpg"], ["c.jpg"])
+
+
+def test_strangers_of_many_images_are_a_fixed_draw():
+    many = draw_people(2 * MOST_STRANGERS, 1, pairs=20, images=1, dimension=2, known=False)
+    many = replace(many, persons={image: str(image) for image in range(len(many.vectors))})
+    strangers = many.strangers()
+    assert len(strangers) == MOST_STRANGERS * (MOST_STRANGERS - 1) / 2
+    assert len(np.unique([strangers.a, strangers.b])) == MOST_STRANGERS
+    assert np.array_equal(many.strangers().b, strangers.b)
+
+
+def test_groups_are_people_and_else_images():
+    pairs = replace(draw_people(2, 1, images=3, dimension=4), persons={0: "P", 2: "P", 3: "Q"})
+    groups = pairs.groups()
+    assert groups[0] == groups[2] != groups[3]
+    assert len(np.unique(groups)) == 5
+
+
+def test_views_repeat_every_pair_with_images_of_any_view():
+    pairs = draw_people(6, 1, pairs=60, images=4, dimension=4)
+    views = [pairs.vectors + np.float16(each) for each in (10, 20)]
+    views[1][5] = 0  # no face there in this view
+    seen = pairs.with_views(views, seed=3)
+    plain = len(pairs)
+    assert (len(seen), seen.originals, len(seen.vectors)) == (3 * plain, plain, 3 * len(pairs.vectors))
+    assert np.array_equal(seen.a[:plain], pairs.a) and np.array_equal(seen.labels, np.tile(pairs.labels, 3))
+    assert np.array_equal(seen.a % 24, np.tile(pairs.a, 3)) and np.array_equal(
+        seen.b % 24, np.tile(pairs.b, 3)
+    )
+    assert set((seen.a[plain:] // 24).tolist()) == {0, 1, 2}
+    assert np.array_equal(seen.vectors[24 + 5], views[0][5])
+    assert np.array_equal(seen.vectors[48 + 5], pairs.vectors[5])
+    assert np.array_equal(seen.groups().reshape(3, 24), np.tile(pairs.groups(), (3, 1)))
+    unknown = replace(pairs, persons={}).with_views(views, seed=3).groups().reshape(3, 24)
+    assert np.array_equal(unknown, np.tile(unknown[0], (3, 1))) and len(np.unique(unknown)) == 24
+    assert not np.array_equal(pairs.with_views(views, seed=4).a, seen.a)

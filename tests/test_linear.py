@@ -1,0 +1,231 @@
+"""Linear heads against scikit-learn on a design matrix that is built apart from ours."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.svm import LinearSVC
+
+from batchverify import linear
+from batchverify.errors import UsageError
+from batchverify.features import Features
+from batchverify.labelled import LabelledPairs
+from batchverify.linear import LEAST_PULL, SLOPE_PULL, fit_linear, log_loss, squared_hinge
+
+DIMENSION = 12
+
+
+def make_pairs(count: int = 300, seed: int = 0, dimension: int = DIMENSION, noise: float = 0.9):
+    """Pairs of 40 people's images; `noise` makes them hard to tell apart."""
+    rng = np.random.default_rng(seed)
+    people = np.arange(160) % 40
+    rows = rng.normal(size=(40, dimension))[people] + noise * rng.normal(size=(160, dimension))
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    labels = np.arange(count) % 2
+    a = rng.integers(0, 160, count)
+    others = [np.flatnonzero((people == people[x]) != bool(y)) for x, y in zip(a, labels, strict=True)]
+    b = np.array([rng.choice(each[each != x]) for each, x in zip(others, a, strict=True)])
+    return LabelledPairs(vectors, a.astype(np.int32), b.astype(np.int32), labels.astype(np.int8))
+
+
+def terms_of(pairs: LabelledPairs, features: str) -> np.ndarray:
+    x, y = (torch.from_numpy(pairs.vectors[side]).double() for side in (pairs.a, pairs.b))
+    return Features.parse(features)(x, y).numpy()
+
+
+def design(pairs: LabelledPairs, features: str, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    """Columns whose coefficients have a penalty of half their square, and labels; both orders for concat.
+
+    1, then the standardised sum of each feature's terms, then the terms over the feature's mean spread.
+    """
+    ordered = [pairs]
+    if not Features.parse(features).symmetric:
+        ordered.append(replace(pairs, a=pairs.b, b=pairs.a))
+    sums, own = [], []
+    for name in features.split("+"):
+        terms = np.concatenate([terms_of(each, name) for each in ordered])
+        whole = terms.sum(axis=1, keepdims=True)
+        sums.append((whole - whole.mean()) / whole.std() / SLOPE_PULL**0.5)
+        if terms.shape[1] > 1:
+            centred = terms - terms.mean(axis=0)
+            own.append(centred / terms.std(axis=0).mean() / max(2 * shrinkage, LEAST_PULL) ** 0.5)
+    ones = np.full((len(sums[0]), 1), LEAST_PULL**-0.5)
+    return np.hstack([ones, *sums, *own]), np.concatenate([each.labels for each in ordered])
+
+
+def scores_of(member, pairs: LabelledPairs) -> np.ndarray:
+    (weight, bias), *rest = member.layers
+    assert not rest and weight.dtype == bias.dtype == np.float32
+    return terms_of(pairs, member.features) @ weight[0].astype(np.float64) + bias
+
+
+def fit(pairs: LabelledPairs, features: str, shrinkage: float = 10.0, **more):
+    return fit_linear(pairs, Features.parse(features), algorithm="logistic", shrinkage=shrinkage, **more)
+
+
+NAMES = [
+    "chi2",
+    "product",
+    "absdiff",
+    "concat",
+    "cosine",
+    "chi2sum",
+    "cosine+euclidean",
+    "chi2+cosine+sqdiff",
+]
+
+
+@pytest.mark.parametrize("shrinkage", [0.5, 100.0])
+@pytest.mark.parametrize("features", NAMES)
+def test_logistic_regression_is_scikit_learns(features, shrinkage):
+    pairs = make_pairs()
+    columns, labels = design(pairs, features, shrinkage)
+    reference = LogisticRegression(
+        C=1, fit_intercept=False, solver="newton-cholesky", tol=1e-10, max_iter=500
+    )
+    reference.fit(columns, labels)
+    expected = reference.decision_function(columns)[: len(pairs)]
+    member = fit(pairs, features, shrinkage)
+    np.testing.assert_allclose(scores_of(member, pairs), expected, atol=2e-5 * max(1, abs(expected).max()))
+    assert (member.algorithm, member.features) == ("logistic", features)
+    member.check(DIMENSION)
+
+
+@pytest.mark.parametrize("features", ["chi2", "chi2sum", "chi2+product"])
+def test_squared_hinge_is_scikit_learns(features):
+    pairs = make_pairs()
+    columns, labels = design(pairs, features, 20.0)
+    # In its primal form: half the squared coefficients plus C times the sum of the losses.
+    reference = LinearSVC(C=1, fit_intercept=False, dual=False, tol=1e-10, max_iter=100_000)
+    expected = reference.fit(columns, labels).decision_function(columns)
+    found = scores_of(fit(pairs, features, 20.0, loss=squared_hinge), pairs)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * abs(expected).max())
+
+
+@pytest.mark.parametrize("loss", [log_loss, squared_hinge])
+def test_the_losses_derivatives_are_theirs(loss):
+    logits = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
+    for label in (0.0, 1.0):
+        value, first, second = loss(logits, torch.full_like(logits, label))
+        (slope,) = torch.autograd.grad(value.sum(), logits, create_graph=True)
+        torch.testing.assert_close(first, slope)
+        (bend,) = torch.autograd.grad(slope.sum(), logits)
+        # At the hinge itself there is no second derivative.
+        apart = (logits.detach().abs() - 1).abs() > 1e-9
+        torch.testing.assert_close(second[apart].double(), bend[apart])
+    big = loss(torch.tensor([-1e4, 1e4]).double(), torch.tensor([1.0, 0.0]).double())
+    assert all(torch.isfinite(each).all() for each in big)
+
+
+def test_much_shrinkage_leaves_the_weights_equal_and_little_lets_them_differ():
+    pairs = make_pairs()
+    spreads = []
+    for shrinkage in (1e9, 1e3, 10.0, 0.1):
+        weights = fit(pairs, "chi2", shrinkage).layers[0][0][0]
+        spreads.append(weights.std() / abs(weights.mean()))
+    assert spreads[0] < 1e-4 and spreads == sorted(spreads) and spreads[-1] > 0.3
+    # All weights equal is the distance with its slope.
+    ends = fit(pairs, "chi2", 1e9), fit(pairs, "chi2sum")
+    np.testing.assert_allclose(*(scores_of(each, pairs) for each in ends), atol=1e-4)
+
+
+@pytest.mark.parametrize("features", ["chi2", "concat", "product+absdiff"])
+def test_no_shrinkage_and_more_terms_than_pairs_is_finite(features):
+    pairs = make_pairs(40, dimension=64)
+    member = fit(pairs, features, 0.0)
+    member.check(64)
+    # As many terms as these learn any labels by heart.
+    assert features == "concat" or roc_auc_score(pairs.labels, scores_of(member, pairs)) == 1
+    assert abs(scores_of(member, pairs)).max() < 1e3
+
+
+@pytest.mark.parametrize("features", ["chi2sum", "cosine", "euclidean", "chi2"])
+def test_pairs_that_are_told_apart_perfectly_have_a_finite_slope(features):
+    pairs = make_pairs(dimension=64, noise=0.1)
+    scores = scores_of(fit(pairs, features, 1000.0), pairs)
+    assert roc_auc_score(pairs.labels, scores) == 1
+    assert scores[pairs.labels == 0].max() < 0 < scores[pairs.labels == 1].min()
+    assert abs(scores).max() < 50
+
+
+@pytest.mark.parametrize(("features", "sign"), [("cosine", -1), ("euclidean", 1), ("chi2sum", 1)])
+def test_a_distance_has_one_weight_with_the_right_sign(features, sign):
+    pairs = make_pairs(2000, noise=0.7)
+    ((weight, bias),) = fit(pairs, features, 1e6).layers
+    assert weight.shape == (1, 1) and bias.shape == (1,) and weight[0, 0] * sign > 0
+    # Shrinkage is for terms that could differ: a distance has none, only the slight pull of its slope.
+    free = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(terms_of(pairs, features), pairs.labels)
+    assert weight[0, 0] == pytest.approx(free.coef_[0, 0], rel=1e-3)
+    assert bias[0] == pytest.approx(free.intercept_[0], rel=1e-3)
+
+
+def test_concatenation_is_learned_in_both_orders():
+    pairs = make_pairs()
+    ((weight, _),) = fit(pairs, "concat", 1.0).layers
+    np.testing.assert_allclose(weight[0, :DIMENSION], weight[0, DIMENSION:], atol=1e-5)
+    assert abs(weight).max() > 0.1
+
+
+@pytest.mark.parametrize("features", ["chi2", "cosine", "chi2+product"])
+def test_exchanged_sides_give_the_same_bytes(features):
+    pairs = make_pairs()
+    one, other = (fit(each, features) for each in (pairs, replace(pairs, a=pairs.b, b=pairs.a)))
+    assert np.array_equal(one.layers[0][0], other.layers[0][0])
+    assert np.array_equal(one.layers[0][1], other.layers[0][1])
+
+
+@pytest.mark.parametrize("features", ["chi2", "concat"])
+def test_the_order_of_the_pairs_does_not_matter_and_twice_the_pairs_halve_the_shrinkage(
+    features, monkeypatch
+):
+    pairs = make_pairs()
+    expected = scores_of(fit(pairs, features, 10.0), pairs)
+    shuffled = pairs.subset(np.random.default_rng(0).permutation(len(pairs)))
+    np.testing.assert_allclose(scores_of(fit(shuffled, features, 10.0), pairs), expected, atol=1e-5)
+    for name in ("SLOPE_PULL", "LEAST_PULL"):
+        monkeypatch.setattr(linear, name, 2 * getattr(linear, name))
+    twice = pairs.subset(np.arange(2 * len(pairs)) % len(pairs))
+    np.testing.assert_allclose(scores_of(fit(twice, features, 20.0), pairs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", ["chi2", "concat", "cosine", "chi2+cosine"])
+def test_more_pairs_than_are_kept_give_the_same_bytes(features, monkeypatch):
+    # More than one block of pairs.
+    pairs = make_pairs(5000)
+    kept = fit(pairs, features)
+    monkeypatch.setattr(linear, "KEPT_NUMBERS", 0)
+    anew = fit(pairs, features)
+    for mine, its in zip(kept.layers[0], anew.layers[0], strict=True):
+        assert np.array_equal(mine, its)
+
+
+@pytest.mark.parametrize("count", [20, 97, 5000])
+@pytest.mark.parametrize("features", [*NAMES, "chi2raw"])
+def test_pairs_that_are_all_alike_are_refused(features, count):
+    pairs = replace(make_pairs(count), name="training", a=np.zeros(count, np.int32))
+    # Several, since whether the spread is zero or that of rounding hangs on the numbers.
+    for image in range(1, 9):
+        with pytest.raises(UsageError, match=r"the training pairs cannot be told apart: .* all alike"):
+            fit(replace(pairs, b=np.full(count, image, np.int32)), features)
+    if not {"concat", "product", "cosine"} & set(features.split("+")):
+        # An image with itself: all distances are zero.
+        with pytest.raises(UsageError, match="cannot be told apart"):
+            fit(replace(pairs, a=np.arange(count, dtype=np.int32) % 160, b=np.arange(count) % 160), features)
+
+
+def test_a_dimension_that_is_always_zero_has_a_harmless_weight():
+    pairs = make_pairs()
+    dead = pairs.vectors.copy()
+    dead[:, 3] = 0
+    for shrinkage in (0.0, 10.0):
+        member = fit(replace(pairs, vectors=dead), "absdiff", shrinkage)
+        others = fit(replace(pairs, vectors=np.delete(dead, 3, axis=1)), "absdiff", shrinkage)
+        assert np.isfinite(member.layers[0][0]).all()
+        # Its spread of zero stands in the feature's mean spread: the shrinkage of the others is another.
+        assert roc_auc_score(pairs.labels, scores_of(member, replace(pairs, vectors=dead))) == pytest.approx(
+            roc_auc_score(pairs.labels, scores_of(others, replace(pairs, vectors=np.delete(dead, 3, 1)))),
+            abs=0.01,
+        )

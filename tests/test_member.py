@@ -1,0 +1,162 @@
+"""A head's member against a slow forward pass; what does not fit together is refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from batchverify.errors import UsageError
+from batchverify.features import Features
+from batchverify.member import LANES, Member, from_tensors, to_tensors
+
+SHAPES = [
+    ("cosine", ()),
+    ("chi2sum+cosine", ()),
+    ("chi2", ()),
+    ("concat", ()),
+    ("cosine", (3,)),
+    ("absdiff", (7, 5)),
+    ("absdiff", (1,)),
+    ("product+chi2", (32, 16)),
+    ("concat", (20, 1, 9)),
+]
+
+
+def vectors(count: int, seed: int) -> torch.Tensor:
+    rows = np.random.default_rng(seed).normal(size=(count, 512)).astype(np.float32)
+    return torch.nn.functional.normalize(torch.from_numpy(rows))
+
+
+def make_member(features: str, widths: tuple[int, ...], seed: int = 0) -> Member:
+    rng = np.random.default_rng(seed)
+    layers, inputs = [], Features.parse(features).width(512)
+    for outputs in (*widths, 1):
+        weight, bias = rng.normal(size=(outputs, inputs)) / inputs**0.5, rng.random(outputs)
+        layers.append((weight.astype(np.float32), bias.astype(np.float32)))
+        inputs = outputs
+    return Member("network", features, tuple(layers))
+
+
+def slow_logits(member: Member, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """float64, a layer at a time; the mean of both orders where they differ."""
+
+    def forward(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+        values = Features.parse(member.features)(x.double(), y.double()).numpy()
+        for depth, (weight, bias) in enumerate(member.layers):
+            values = np.maximum(values, 0) if depth else values
+            values = values @ weight.T.astype(np.float64) + bias
+        return values[:, 0]
+
+    return (forward(a, b) + forward(b, a)) / 2
+
+
+@pytest.mark.parametrize(("features", "widths"), SHAPES, ids=str)
+def test_logits_are_the_layers_with_relu_between_them(features, widths):
+    member, a, b = make_member(features, widths), vectors(40, 1), vectors(40, 2)
+    before = a.clone(), b.clone()
+    found = member.logits(a, b)
+    assert found.shape == (40,) and found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), slow_logits(member, a, b), atol=2e-5)
+    assert found.std() > 1e-3
+    assert torch.equal(found, member.logits(b, a))
+    # A second call finds embeddings and layers as they were.
+    assert torch.equal(found, member.logits(a, b))
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
+
+
+def test_padding_is_no_part_of_the_member():
+    member = make_member("absdiff", (LANES - 1, LANES + 1))
+    member.logits(vectors(2, 1), vectors(2, 2))
+    assert member.widths == [512, 15, 17, 1]
+    assert member.parameters == 512 * 15 + 15 + 15 * 17 + 17 + 17 + 1
+    assert [weight.shape for weight, _ in member.layers] == [(15, 512), (17, 15), (1, 17)]
+
+
+def test_layers_that_nobody_may_write_to():
+    member = make_member("chi2", (3,))
+    for weight, bias in member.layers:
+        weight.flags.writeable = bias.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        member.logits(vectors(2, 1), vectors(2, 2))
+
+
+@pytest.mark.parametrize(("features", "widths"), SHAPES, ids=str)
+@pytest.mark.parametrize("slope", [2.5, -0.3, 0.0])
+def test_rescaled(features, widths, slope):
+    member, a, b = make_member(features, widths), vectors(20, 1), vectors(20, 2)
+    before = member.layers[-1][0].copy()
+    scaled = member.rescaled(slope, -1.25)
+    np.testing.assert_allclose(scaled.logits(a, b), slope * member.logits(a, b) - 1.25, atol=1e-5)
+    assert scaled.layers[:-1] == member.layers[:-1]
+    assert scaled.layers[-1][0].dtype == scaled.layers[-1][1].dtype == np.float32
+    assert np.array_equal(member.layers[-1][0], before)
+
+
+def layer(outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.ones((outputs, inputs), np.float32), np.zeros(outputs, np.float32)
+
+
+def test_what_fits_passes():
+    for features, widths in SHAPES:
+        make_member(features, widths).check(512)
+    Member("distance", "cosine", (layer(1, 1),)).check(128)
+
+
+WRONG = {
+    "no layers": ((), "without layers"),
+    "too few inputs": ((layer(1, 511),), r"a layer of \(1, 511\).* where 512 numbers come in"),
+    "layers that do not meet": ((layer(8, 512), layer(1, 7)), "where 8 numbers come in"),
+    "two outputs": ((layer(2, 512),), "its last layer gives 2 numbers"),
+    "a flat weight": (((np.ones(512, np.float32), np.zeros(1, np.float32)),), r"a layer of \(512,\)"),
+    "a square bias": (((np.ones((1, 512), np.float32), np.zeros((1, 1), np.float32)),), r"and \(1, 1\)"),
+    "a bias of no axis": (((np.ones((1, 512), np.float32), np.array(0, np.float32)),), r"and \(\)"),
+    "a bias too long": (((np.ones((1, 512), np.float32), np.zeros(2, np.float32)),), r"and \(2,\)"),
+    "nan": (((np.full((1, 512), np.nan, np.float32), np.zeros(1, np.float32)),), "not finite"),
+    "infinite": (((np.ones((1, 512), np.float32), np.full(1, np.inf, np.float32)),), "not finite"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_layers_that_do_not_fit(what):
+    layers, message = WRONG[what]
+    with pytest.raises(ValueError, match=message):
+        Member("logistic", "chi2", layers).check(512)
+
+
+def test_a_scalar_feature_needs_a_layer_too():
+    # Its one number comes in and one number is due: without layers the count alone would fit.
+    with pytest.raises(ValueError, match="without layers"):
+        Member("distance", "cosine", ()).check(512)
+    with pytest.raises(UsageError, match="'deep' is none of"):
+        Member("logistic", "deep", (layer(1, 512),)).check(512)
+
+
+def test_tensors_and_back():
+    members = [make_member(features, widths, seed) for seed, (features, widths) in enumerate(SHAPES)]
+    tensors = to_tensors(members)
+    assert len(tensors) == sum(2 * len(member.layers) for member in members)
+    assert tensors["8.2.bias"].shape == (9,)
+    again = from_tensors(tensors, [member.about() for member in members])
+    for member, loaded in zip(members, again, strict=True):
+        assert member.about() == loaded.about()
+        for mine, its in zip(member.layers, loaded.layers, strict=True):
+            assert np.array_equal(mine[0], its[0]) and np.array_equal(mine[1], its[1])
+
+
+@pytest.mark.parametrize(
+    ("listed", "error"),
+    [
+        ([{"algorithm": "x", "features": "chi2"}], LookupError),
+        ([{"algorithm": "x", "features": "chi2", "widths": [512, 4, 1]}], LookupError),
+        ([{"algorithm": "x", "features": "chi2", "widths": 512}], TypeError),
+        ([{"algorithm": "x", "features": "chi2", "widths": [512]}], ValueError),
+        ([], ValueError),
+        (["chi2"], TypeError),
+        (None, TypeError),
+    ],
+)
+def test_metadata_that_does_not_fit_the_tensors(listed, error):
+    with pytest.raises(error):
+        from_tensors(to_tensors([make_member("chi2", ())]), listed)

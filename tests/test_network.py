@@ -1,0 +1,268 @@
+"""Network heads: the checks before training, the cycle of rates, early stopping, snapshots, memory."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from people import QUICK, draw_people
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from batchverify.errors import TrainingError
+from batchverify.features import Features
+from batchverify.metrics import best_f1, roc_auc
+from batchverify.network import fit_network, overfit_check, range_test
+
+ABSDIFF = Features.parse("absdiff")
+SMALL = 32  # dimension: learns as well, and faster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small products are slower with more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def train():
+    return draw_people(60, 1, pairs=400, dimension=SMALL)
+
+
+@pytest.fixture(scope="module")
+def dev():
+    return draw_people(30, 2, name="dev", dimension=SMALL)
+
+
+@pytest.fixture(scope="module")
+def hard():
+    """(train, dev) with so much noise that a network soon learns the training pairs by heart."""
+    drawn = {"noise": 1.5, "dimension": SMALL}
+    return draw_people(40, 1, **drawn), draw_people(40, 2, name="dev", **drawn)
+
+
+HARD = replace(QUICK, widths=(64,), dropout=0.0, weight_decay=0.0, epochs=12, max_lr=1e-2, patience=99)
+
+
+def scores(member, pairs) -> np.ndarray:
+    a, b, _ = pairs.take(np.arange(len(pairs)))
+    return member.logits(a, b)
+
+
+def dev_loss(member, pairs) -> float:
+    return float(
+        binary_cross_entropy_with_logits(scores(member, pairs), torch.from_numpy(pairs.labels).float())
+    )
+
+
+def same_layers(one, other) -> bool:
+    return all(
+        np.array_equal(x, y)
+        for a, b in zip(one.layers, other.layers, strict=True)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def contradicting(pairs):
+    """A hundred pairs, each with both labels."""
+    rows = np.repeat(np.arange(50), 2)
+    return replace(pairs.subset(rows), labels=(np.arange(100) % 2).astype(np.int8))
+
+
+def test_sensible_pairs_are_learned_by_heart(train):
+    assert overfit_check(train, ABSDIFF, QUICK) >= 0.99
+    # Dropout and weight decay are off in it: they would make it fail.
+    assert overfit_check(train, ABSDIFF, replace(QUICK, dropout=0.99, weight_decay=1e3)) >= 0.99
+
+
+def test_contradicting_labels_stop_the_training_with_an_explanation(train, dev):
+    message = r"overfit check: 50% of 100 training pairs .* 99% are needed.* cannot learn at all.*both labels.*absdiff"
+    with pytest.raises(TrainingError, match=message):
+        fit_network(contradicting(train), dev, ABSDIFF, QUICK)
+    fit_network(contradicting(train), dev, ABSDIFF, replace(QUICK, epochs=1), checked=True)
+
+
+def test_images_all_alike_stop_the_training(train):
+    alike = replace(train, vectors=np.repeat(train.vectors[:1], len(train.vectors), axis=0))
+    with pytest.raises(TrainingError, match="images that are all alike"):
+        overfit_check(alike, ABSDIFF, QUICK)
+
+
+def test_range_test_curve_and_pick(train, dev):
+    found = range_test(train, ABSDIFF, QUICK)
+    assert len(found.rates) == len(found.losses) <= 100
+    assert found.rates[0] == pytest.approx(1e-6) and found.rates[-1] <= 1
+    assert np.allclose(np.diff(np.log(found.rates)), np.log(1e6) / 99)
+    assert np.isfinite(found.losses).all()
+    # At first nothing is learned: the loss of a coin. Then it falls; the pick lies before its lowest point.
+    assert found.losses[0] == pytest.approx(np.log(2), abs=0.15)
+    assert min(found.losses) < 0.5 * found.losses[0]
+    assert found.rates[0] < found.pick <= found.rates[int(np.argmin(found.losses))]
+    assert 1e-4 < found.pick < 0.3
+    assert range_test(train, ABSDIFF, QUICK) == found
+    fit = fit_network(train, dev, ABSDIFF, replace(QUICK, max_lr=None, epochs=8))
+    assert (fit.range_test, fit.max_lr) == (found, found.pick)
+    assert fit.epochs[fit.best_epoch - 1].dev_auc > 0.99
+
+
+def test_a_range_test_that_diverges_ends_early_with_finite_numbers(train):
+    found = range_test(train, ABSDIFF, replace(QUICK, widths=(32,) * 16))
+    assert len(found.rates) == len(found.losses) < 100
+    assert np.isfinite(found.losses).all() and np.isfinite(found.pick)
+
+
+def test_a_given_rate_needs_no_range_test_and_runs_one_cycle(train, dev):
+    seen = []
+    fit = fit_network(train, dev, ABSDIFF, replace(QUICK, epochs=10), seen.append)
+    assert (fit.range_test, fit.max_lr) == (None, QUICK.max_lr)
+    assert seen == fit.epochs and [each.epoch for each in seen] == list(range(1, 11))
+    rates = [each.lr for each in seen]
+    assert rates[0] == pytest.approx(QUICK.max_lr / 25)
+    assert rates[3] == max(rates) == pytest.approx(QUICK.max_lr, rel=0.05)
+    assert rates[3:] == sorted(rates[3:], reverse=True) and rates[-1] < 0.1 * QUICK.max_lr
+    assert seen[-1].loss < seen[0].loss
+    assert seen[-1].dev_auc > 0.99 and seen[-1].dev_f1 > 0.95
+
+
+def test_a_layer_for_each_width(train, dev):
+    (member,) = fit_network(train, dev, ABSDIFF, replace(QUICK, widths=(5, 9, 3), epochs=1)).members
+    assert member.widths == [SMALL, 5, 9, 3, 1]
+    assert (member.algorithm, member.features) == ("network", "absdiff")
+    member.check(SMALL)
+
+
+@pytest.mark.parametrize("features", ["absdiff", "chi2+product", "concat", "cosine"])
+def test_the_member_scores_as_the_network_did(train, dev, features):
+    settings = replace(QUICK, snapshots=4)
+    fit = fit_network(train, dev, Features.parse(features), settings, checked=True)
+    # The network measured dev by its own forward, before its standardisation was folded into the first layer.
+    for member in fit.members:
+        losses = [abs(each.dev_loss - dev_loss(member, dev)) for each in fit.epochs]
+        assert min(losses) < 1e-5
+    best = fit.epochs[fit.best_epoch - 1]
+    assert dev_loss(fit.members[0], dev) == pytest.approx(best.dev_loss, abs=1e-5)
+    probability = torch.sigmoid(scores(fit.members[0], dev)).numpy()
+    assert roc_auc(dev.labels, probability) == pytest.approx(best.dev_auc, abs=1e-3)
+    assert best_f1(dev.labels, probability)[0] == pytest.approx(best.dev_f1, abs=1e-2)
+
+
+def test_the_best_epoch_is_restored(hard):
+    train, dev = hard
+    every = fit_network(train, dev, ABSDIFF, replace(HARD, snapshots=12))
+    losses = [each.dev_loss for each in every.epochs]
+    assert every.best_epoch == 1 + int(np.argmin(losses)) < 12  # it went on learning by heart
+    assert losses[-1] > min(losses) + 0.05
+    one = fit_network(train, dev, ABSDIFF, HARD)
+    assert (len(one.members), one.best_epoch) == (1, every.best_epoch)
+    assert same_layers(one.members[0], every.members[0])
+    assert dev_loss(one.members[0], dev) == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_training_stops_when_the_best_is_old(hard):
+    train, dev = hard
+    whole = fit_network(train, dev, ABSDIFF, HARD)
+    fit = fit_network(train, dev, ABSDIFF, replace(HARD, patience=2))
+    assert fit.best_epoch == whole.best_epoch
+    assert len(fit.epochs) == fit.best_epoch + 2 < 12
+    # Up to there it is the same training: patience changes no rate.
+    assert [each.dev_loss for each in fit.epochs] == [
+        each.dev_loss for each in whole.epochs[: len(fit.epochs)]
+    ]
+
+
+@pytest.mark.parametrize(("monitor", "number"), [("loss", "dev_loss"), ("auc", "dev_auc"), ("f1", "dev_f1")])
+def test_the_snapshots_are_the_best_epochs_by_the_monitor_best_first(hard, monitor, number):
+    train, dev = hard
+    fit = fit_network(train, dev, ABSDIFF, replace(HARD, snapshots=3, monitor=monitor))
+    sign = 1 if monitor == "loss" else -1
+    # Ties go to the earlier epoch.
+    ranked = sorted(fit.epochs, key=lambda each: sign * getattr(each, number))
+    assert fit.best_epoch == ranked[0].epoch
+    assert len(fit.members) == 3
+    found = [dev_loss(member, dev) for member in fit.members]
+    assert found == pytest.approx([each.dev_loss for each in ranked[:3]], abs=1e-5)
+
+
+def test_more_snapshots_than_epochs(train, dev):
+    assert len(fit_network(train, dev, ABSDIFF, replace(QUICK, epochs=2, snapshots=5)).members) == 2
+
+
+def test_the_seed_decides_weights_and_order(train, dev):
+    one, again, other = (
+        fit_network(train, dev, ABSDIFF, replace(QUICK, seed=seed)).members[0] for seed in (3, 3, 4)
+    )
+    assert same_layers(one, again) and not same_layers(one, other)
+
+
+def test_a_feature_that_never_varied_in_training_drowns_nothing(train, dev):
+    still = replace(train, vectors=train.vectors.copy())
+    still.vectors[:, 0] = 0
+    (member,) = fit_network(still, dev, ABSDIFF, replace(QUICK, epochs=8)).members
+    assert roc_auc(dev.labels, scores(member, dev).numpy()) > 0.99
+
+
+def test_a_rate_that_is_too_large_is_named(train, dev):
+    wild = replace(QUICK, widths=(8,) * 6, max_lr=1e8, batch_pairs=len(train), epochs=2)
+    with pytest.raises(TrainingError, match=r"loss is not finite after epoch 1; give a smaller --max-lr"):
+        fit_network(train, dev, ABSDIFF, wild)
+
+
+def test_one_batch_in_one_epoch(train, dev):
+    fit = fit_network(train, dev, ABSDIFF, replace(QUICK, epochs=1, batch_pairs=10_000))
+    assert len(fit.epochs) == 1 and np.isfinite(fit.epochs[0].dev_loss)
+
+
+# Peak memory of fits to 200,000 pairs of 500 images, above that of fits to few, in MB.
+MEASURE = """
+import resource
+import sys
+from dataclasses import replace
+import numpy as np
+import torch
+from people import EMBEDDING, QUICK, draw_people
+from batchverify.features import Features
+from batchverify.network import fit_network
+from batchverify.options import TrainOptions
+from batchverify.training import fit_head
+
+def fit(pairs):
+    if sys.argv[1] == "network":
+        settings = replace(QUICK, epochs=1, max_lr=None)
+        fit_network(pairs, dev, Features.parse("absdiff"), settings)
+    else:
+        fit_head(pairs, dev, EMBEDDING, TrainOptions(algorithms=("distance:cosine",), folds=0))
+
+torch.set_num_threads(1)
+few, dev = draw_people(125, 1), draw_people(20, 2, name="dev")
+rng = np.random.default_rng(0)
+a, b = rng.integers(0, 500, (2, 200_000)).astype(np.int32)
+b = np.where(rng.random(200_000) < 0.5, a // 4 * 4 + b % 4, b)
+many = replace(few, a=a, b=b, labels=(a // 4 != b // 4).astype(np.int8))
+fit(few)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fit(many)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.parametrize("kind", ["network", "linear"])
+def test_memory_does_not_grow_with_the_pairs(kind):
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, kind],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    # Both sides' rows would be 410 MB in float16; a block of 8,192 pairs in float32 takes 17 a side.
+    assert float(result.stdout) < 200
