@@ -9,9 +9,10 @@ from batchverify.version import __version__
 if TYPE_CHECKING:
     from batchverify.embedder import Embedder
     from batchverify.prediction import predict
+    from batchverify.train_workflow import train
     from batchverify.workflows import embed, score
 
-__all__ = ["Embedder", "__version__", "embed", "predict", "score"]
+__all__ = ["Embedder", "__version__", "embed", "predict", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from batchverify.prediction import predict
 
         return predict
+    if name == "train":
+        from batchverify.train_workflow import train
+
+        return train
     if name in __all__:
         from batchverify import workflows
 

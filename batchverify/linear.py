@@ -115,13 +115,24 @@ class _Columns:
             [],
         )
         if count * columns.count <= KEPT_NUMBERS:
-            columns.kept.extend(columns.rows())
+            columns._keep(count)
         return columns
 
     @property
     def count(self) -> int:
         """Columns of the design matrix."""
         return 1 + len(self.widths) + sum(width for width in self.widths if width > 1)
+
+    def _keep(self, count: int) -> None:
+        """Compute the rows once, into one piece of memory: many small ones would scatter the heap."""
+        whole = torch.empty(count, self.count, dtype=torch.float64)
+        labels = torch.empty(count, dtype=torch.float64)
+        done, sizes = 0, []
+        for terms, truth in self.rows():
+            sizes.append(len(terms))
+            whole[done : done + sizes[-1]], labels[done : done + sizes[-1]] = terms, truth
+            done += sizes[-1]
+        self.kept.extend(zip(whole.split(sizes), labels.split(sizes), strict=True))
 
     def rows(self) -> Iterator[Rows]:
         """Blocks of (columns (B, D), labels (B,)), float64."""
@@ -131,7 +142,9 @@ class _Columns:
         several = torch.cat([torch.full((width,), width > 1) for width in self.widths])
         for terms, labels in _terms(self.pairs, self.features):
             sums = (_sums(terms, self.widths) - self.sum_mean) / self.sum_scale
-            centred = ((terms - self.mean) / self.scale)[:, several]
+            centred = (terms - self.mean) / self.scale
+            if not several.all():
+                centred = centred[:, several]
             yield torch.cat([torch.ones(len(terms), 1, dtype=torch.float64), sums, centred], dim=1), labels
 
     def weights(self, place: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -1,0 +1,127 @@
+"""What `--algorithm` names: parsing, defaults, and the fit of each kind."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from people import QUICK, draw_people
+
+from batchverify.errors import UsageError
+from batchverify.metrics import roc_auc
+from batchverify.options import ALGORITHMS, TrainOptions
+from batchverify.recipe import Recipe, network_settings, recipes
+
+NETWORK = {"widths": (16,), "dropout": 0.1, "epochs": 4, "max_lr": 1e-2, "snapshots": 2}
+SMALL = 32
+
+
+@pytest.fixture(scope="module")
+def train():
+    return draw_people(40, 1, dimension=SMALL)
+
+
+@pytest.fixture(scope="module")
+def dev():
+    return draw_people(20, 2, name="dev", dimension=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "features", "expected"),
+    [
+        ("distance", None, "distance:chi2sum"),
+        ("distance:cosine", None, "distance:cosine"),
+        ("distance", "euclidean", "distance:euclidean"),
+        ("logistic", None, "logistic:chi2"),
+        ("logistic", "chi2+product", "logistic:chi2+product"),
+        # Features of the member's own win over those of the whole head.
+        ("logistic:sqdiff", "chi2+product", "logistic:sqdiff"),
+        ("weighted-chi2", None, "weighted-chi2:chi2"),
+        ("weighted-chi2:chi2raw", None, "weighted-chi2:chi2raw"),
+        ("network:concat", None, "network:concat"),
+        ("network:", None, "network:absdiff"),
+    ],
+)
+def test_names(text, features, expected):
+    recipe = Recipe.parse(text, features)
+    assert str(recipe) == expected
+    assert Recipe.parse(str(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "features", "message"),
+    [
+        ("svm", None, "--algorithm must be one of distance, logistic, weighted-chi2, network, got 'svm'"),
+        ("", None, "--algorithm must be one of"),
+        ("Logistic", None, "got 'Logistic'"),
+        ("logistic:chi3", None, "features: 'chi3' is none of concat, "),
+        ("logistic", "chi2+", "features: '' is none of"),
+        ("network:absdiff+absdiff", None, "twice"),
+        ("distance:absdiff", None, r"distance takes one number a pair \(.*\), got 'absdiff'"),
+        ("distance", "chi2", "distance takes one number a pair"),
+        ("distance:cosine+euclidean", None, r"distance takes one number a pair .* got 'cosine\+euclidean'"),
+        ("weighted-chi2:product", None, "weighted-chi2 takes chi2 or chi2raw, got 'product'"),
+    ],
+)
+def test_names_that_make_no_sense(text, features, message):
+    with pytest.raises(UsageError, match=message):
+        recipes(TrainOptions(algorithms=(text,), features=features))
+
+
+def test_a_member_that_stands_there_twice_is_refused():
+    with pytest.raises(UsageError, match="--algorithm network:absdiff stands there twice"):
+        recipes(TrainOptions(algorithms=("network", "logistic", "network:absdiff")))
+    several = recipes(TrainOptions(algorithms=("network", "network:sqdiff", "distance")))
+    assert [str(each) for each in several] == ["network:absdiff", "network:sqdiff", "distance:chi2sum"]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_fits_and_its_scores_are_the_mean_of_its_members(train, dev, algorithm):
+    fit = Recipe.parse(algorithm).fit(train, dev, TrainOptions(**NETWORK))
+    assert len(fit.members) == (2 if algorithm == "network" else 1)
+    assert (fit.network is not None) == (algorithm == "network")
+    assert {member.algorithm for member in fit.members} == {algorithm}
+    scores = fit.scores(dev)
+    assert roc_auc(dev.labels, scores) > 0.95
+    a, b, _ = dev.take(np.arange(len(dev)))
+    mean = sum(member.logits(a, b) for member in fit.members) / len(fit.members)
+    assert np.allclose(scores, mean.numpy(), atol=1e-5) and scores.dtype == np.float64
+    assert fit.scores(dev.subset(np.zeros(0, int))).shape == (0,)
+
+
+def test_scores_of_more_pairs_than_a_block_are_in_order(train, dev):
+    fit = Recipe.parse("distance:cosine").fit(train, dev, TrainOptions())
+    rows = np.random.default_rng(0).integers(0, len(dev), 10_000)
+    assert np.array_equal(fit.scores(dev.subset(rows)), fit.scores(dev)[rows])
+
+
+def test_the_weighted_chi_square_is_fitted_with_its_own_loss_and_shrinkage_is_passed_on(train, dev):
+    def weights(text: str, **options) -> np.ndarray:
+        return Recipe.parse(text).fit(train, dev, TrainOptions(**options)).members[0].layers[0][0]
+
+    assert not np.allclose(weights("weighted-chi2"), weights("logistic:chi2"), rtol=1e-2)
+    # Strong shrinkage leaves all terms of a feature the same weight.
+    assert np.ptp(weights("logistic", shrinkage=1e8)) < 1e-3 * abs(weights("logistic", shrinkage=1e8).mean())
+    assert np.ptp(weights("logistic", shrinkage=1.0)) > 0.01 * abs(weights("logistic", shrinkage=1.0).mean())
+
+
+def test_a_network_whose_checks_have_passed_takes_their_rate(train, dev):
+    recipe, seen = Recipe.parse("network:sqdiff"), []
+    options = TrainOptions(**{**NETWORK, "max_lr": None})
+    # A fold of contradicting labels would not pass the overfit check.
+    torn = replace(train.subset(np.repeat(np.arange(50), 2)), labels=(np.arange(100) % 2).astype(np.int8))
+    fit = recipe.fit(torn, dev, options, lambda *each: seen.append(each), checked_lr=1e-3)
+    assert (fit.network.range_test, fit.network.max_lr) == (None, 1e-3)
+    assert seen == [("network:sqdiff", each) for each in fit.network.epochs]
+    whole = recipe.fit(train, dev, options)
+    assert whole.network.range_test.pick == whole.network.max_lr
+
+
+def test_every_setting_of_a_network_comes_from_its_option():
+    assert network_settings(TrainOptions(**vars(QUICK))) == QUICK
+
+
+def test_fits_leave_gradients_off(train, dev):
+    assert torch.is_grad_enabled()
+    Recipe.parse("network").fit(train, dev, TrainOptions(**NETWORK)).scores(dev)
+    assert torch.is_grad_enabled()
