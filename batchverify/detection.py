@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 from torchvision.ops import nms
+
+from batchverify.mtcnn import OutputNetwork, ProposalNetwork, RefineNetwork
+from batchverify.pyramid import CELL, CHANNELS, STRIDE, Pyramid, area_patches, integral, normalised, pyramid
 
 SMALLEST_FACE = 20
 # The smallest face searched for, as a share of the image's shorter side: the pyramid's first level then never
 # has a shorter side above 12 * 24 = 288 pixels, whatever the camera.
 SMALLEST_SHARE = 1 / 24
 THRESHOLDS = (0.6, 0.7, 0.7)
-FACTOR = 0.709
-CELL = 12
-STRIDE = 2
 # Fixed shapes of the second and third network, so that a face's box does not depend on its neighbours.
-REFINE_BLOCK = 128
-OUTPUT_BLOCK = 32
+REFINE_BLOCK = 32
+OUTPUT_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -62,52 +61,40 @@ class FaceDetector:
     """
 
     def __init__(self, *, min_face: int | None = None, device: str = "cpu") -> None:
-        from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-
         self.min_face = min_face
         self.device = device
-        self.proposal, self.refine, self.output = (
-            network().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-            for network in (PNet, RNet, ONet)
-        )
+        self._proposal = ProposalNetwork(device)
+        self._refine, self._output = RefineNetwork(device), OutputNetwork(device)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detect the faces of each image; images without a face give `Detections` of length 0."""
-        boxes = [self._propose(image) for image in images]
-        sums = [integral(image) if len(found) else None for image, found in zip(images, boxes, strict=True)]
-        refined = self._classify(self.refine, 24, REFINE_BLOCK, sums, boxes)
+        sums = [integral(image) for image in images]
+        boxes = [self._propose(table, *image.shape[:2]) for image, table in zip(images, sums, strict=True)]
+        refined = self._classify(self._refine, REFINE_BLOCK, sums, boxes)
         boxes = [
             _refined(found, *outputs, *image.shape[:2])
             for image, found, outputs in zip(images, boxes, refined, strict=True)
         ]
-        final = self._classify(self.output, 48, OUTPUT_BLOCK, sums, boxes)
+        final = self._classify(self._output, OUTPUT_BLOCK, sums, boxes)
         return [_final(found, *outputs) for found, outputs in zip(boxes, final, strict=True)]
 
-    def _propose(self, image: np.ndarray) -> torch.Tensor:
+    def _propose(self, sums: np.ndarray, height: int, width: int) -> torch.Tensor:
         """First stage: (K, 4) float32 square boxes of candidates over all scales of the pyramid."""
-        height, width = image.shape[:2]
-        pixels = torch.from_numpy(image.astype(np.float32)).to(self.device)
-        pixels = pixels.permute(2, 0, 1)[None]  # (1, 3, H, W), channels last
-        scale = CELL / (self.min_face or smallest_face(height, width))
-        found = []
-        while min(height, width) * scale >= CELL:
-            size = (int(height * scale + 1), int(width * scale + 1))
-            level = (interpolate(pixels, size=size, mode="area") - 127.5) * 0.0078125
-            shifts, scores = self.proposal(level)
-            found.append(_cells(shifts[0], scores[0, 1], scale))
-            scale *= FACTOR
-        rows = torch.cat(found) if found else torch.zeros(0, 9)
+        scales = pyramid(height, width, self.min_face or smallest_face(height, width))
+        if scales is None:
+            return torch.zeros(0, 4)
+        shifts, scores = self._proposal(scales.canvas(sums).to(self.device), scales)
+        rows = _cells(shifts.cpu(), scores.cpu(), scales)
         rows = rows[nms(rows[:, :4], rows[:, 4], 0.7)]
         extent = (rows[:, 2:4] - rows[:, :2]).repeat(1, 2)
         return _clipped(_square(rows[:, :4] + rows[:, 5:9] * extent), height, width)
 
     def _classify(
         self,
-        network: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
-        size: int,
+        network: RefineNetwork,
         block: int,
-        sums: Sequence[np.ndarray | None],
+        sums: Sequence[np.ndarray],
         boxes: Sequence[torch.Tensor],
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Run a network on all candidates: per image (K, 4) shifts and (K,) face probabilities.
@@ -121,72 +108,43 @@ class FaceDetector:
         shifts, scores = [], []
         for start in range(0, len(owners), block):
             rows = slice(start, start + block)
-            patches = np.zeros((block, size, size, 3), np.float32)
+            patches = torch.zeros(block, network.size, network.size, CHANNELS)
             _fill(patches, sums, owners[rows], corners[rows])
-            inputs = torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2)
-            outputs = network((inputs - 127.5) * 0.0078125)
-            shifts.append(outputs[0].cpu())
-            scores.append(outputs[-1][:, 1].cpu())
+            found = network(normalised(patches).to(self.device))
+            shifts.append(found[0].cpu())
+            scores.append(found[1].cpu())
         lengths = [len(found) for found in boxes]
         total = len(owners)
         split = (torch.cat(shifts)[:total].split(lengths), torch.cat(scores)[:total].split(lengths))
         return list(zip(*split, strict=True))
 
 
-def integral(image: np.ndarray) -> np.ndarray:
-    """Summed-area table of an image: (H + 1, W + 1, 3) int32 or int64, its first row and column zero."""
-    height, width = image.shape[:2]
-    kind = np.int32 if height * width * 255 < 2**31 else np.int64
-    sums = np.zeros((height + 1, width + 1, 3), kind)
-    np.cumsum(image, axis=0, out=sums[1:, 1:], dtype=kind)
-    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
-    return sums
-
-
-def area_patches(sums: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Resample K regions at once by area: (K, size, size, 3) float32 means.
-
-    `boxes` (K, 4) float32 are MTCNN's one-based corners; as in facenet-pytorch they are truncated and
-    clipped to the image. Equal to `interpolate(mode="area")` of each region, by four look-ups a pixel.
-    """
-    height, width = sums.shape[0] - 1, sums.shape[1] - 1
-    whole = np.trunc(boxes).astype(np.int64)
-    top, bottom = np.maximum(whole[:, 1], 1) - 1, np.minimum(whole[:, 3], height)
-    left, right = np.maximum(whole[:, 0], 1) - 1, np.minimum(whole[:, 2], width)
-    y0, y1 = _bins(top, bottom, size)
-    x0, x1 = _bins(left, right, size)
-    y0, y1, x0, x1 = y0[:, :, None], y1[:, :, None], x0[:, None, :], x1[:, None, :]
-    total = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-    return (total / ((y1 - y0) * (x1 - x0))[..., None]).astype(np.float32)
-
-
-def _bins(low: np.ndarray, high: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (K, size) of adaptive average pooling from [low, high) to `size` cells."""
-    extent = (high - low)[:, None]
-    cell = np.arange(size)[None, :]
-    return low[:, None] + cell * extent // size, low[:, None] - (-(cell + 1) * extent // size)
-
-
-def _fill(
-    patches: np.ndarray, sums: Sequence[np.ndarray | None], owners: np.ndarray, boxes: np.ndarray
-) -> None:
+def _fill(patches: torch.Tensor, sums: Sequence[np.ndarray], owners: np.ndarray, boxes: np.ndarray) -> None:
     """Write the candidates of a block, image by image (owners are sorted)."""
     for owner in np.unique(owners):
-        table = sums[owner]
-        if table is not None:
-            first, last = np.searchsorted(owners, [owner, owner + 1])
-            patches[first:last] = area_patches(table, boxes[first:last], patches.shape[1])
+        first, last = np.searchsorted(owners, [owner, owner + 1])
+        patches[first:last] = area_patches(sums[owner], boxes[first:last], patches.shape[1])
 
 
-def _cells(shifts: torch.Tensor, scores: torch.Tensor, scale: float) -> torch.Tensor:
-    """Cells above the threshold, after suppression: (4, h, w), (h, w) to (K, 9) box, score, shifts."""
-    shifts, scores = shifts.cpu(), scores.cpu()
-    mask = scores >= THRESHOLDS[0]
-    corner = mask.nonzero().float().flip(1)  # (K, 2) x y
+def _cells(shifts: torch.Tensor, scores: torch.Tensor, scales: Pyramid) -> torch.Tensor:
+    """Cells above the threshold, after suppression within each level: (K, 9) box, score, shifts.
+
+    shifts: (4, h, w), scores: (h, w), over the whole canvas.
+    """
+    mask = (scores >= THRESHOLDS[0]) & (scales.owner >= 0)
+    places = mask.nonzero()  # (K, 2) y x
+    owner = scales.owner[mask].long()
+    levels = scales.levels
+    origin = torch.tensor([[level.top // STRIDE, level.left // STRIDE] for level in levels])
+    scale = torch.tensor([level.scale for level in levels])[owner][:, None]
+    corner = (places - origin[owner]).float().flip(1)  # (K, 2) x y
     low = ((STRIDE * corner + 1) / scale).floor()
     high = ((STRIDE * corner + CELL) / scale).floor()
-    rows = torch.cat([low, high, scores[mask][:, None], shifts[:, mask].T], dim=1)
-    return rows[nms(rows[:, :4], rows[:, 4], 0.5)]
+    found = torch.cat([low, high, scores[mask][:, None], shifts[:, mask].T], dim=1)
+    # Boxes of whole numbers, moved apart by whole numbers: levels do not touch and nothing is rounded.
+    apart = found[:, :4] + owner[:, None] * (high.max() + 1 if len(high) else 0)
+    kept = nms(apart, found[:, 4], 0.5)
+    return found[kept[owner[kept].argsort(stable=True)]]
 
 
 def _square(boxes: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from batchverify.cache import KeyIndex
 from batchverify.engine import MOST_WORKERS, Job, WorkerLostError, Workers, WorkPlan, available_cpus
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.memory import keep_freed_memory
 from batchverify.pipeline import Image, Loaded, Loader, embed_images
 from batchverify.segments import Entry
 
@@ -40,6 +41,7 @@ class PairWorker:
         import torch
 
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self.plan = plan
         self._embedder: Any = None
 

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 from facenet_pytorch import MTCNN
-from facenet_pytorch.models.utils.detect_face import imresample, nms_numpy, pad
+from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
 
 from batchverify.detection import (
     Detections,
     FaceDetector,
-    area_patches,
     choose_face,
-    integral,
     smallest_face,
     suppress_contained,
 )
+from batchverify.pyramid import Pyramid
 
 # Sizes to which real pictures are stretched, (width, height); None keeps them.
 SIZES = (
@@ -132,69 +131,34 @@ def test_no_pictures_no_results(detector):
     assert detector([]) == []
 
 
-@pytest.mark.parametrize("size", [24, 48])
-def test_patches_are_interpolations_by_area(size):
-    dice = np.random.default_rng(size)
-    for height, width in ((250, 250), (70, 410), (13, 17)):
-        pixels = dice.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        low = dice.uniform(-0.5, 1, (60, 2)) * (width, height)
-        boxes = np.concatenate([low, low + dice.uniform(1, max(height, width), (60, 1))], axis=1).astype(
-            np.float32
-        )
-        y, ey, x, ex = pad(torch.from_numpy(boxes), width, height)
-        inside = (ey > y - 1) & (ex > x - 1)
-        patches = area_patches(integral(pixels), boxes[inside], size)
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-        regions = zip(*(edge[inside].tolist() for edge in (y, ey, x, ex)), strict=True)
-        wanted = [imresample(image[:, :, a - 1 : b, c - 1 : d], (size, size)) for a, b, c, d in regions]
-        assert len(wanted) > 20
-        np.testing.assert_allclose(patches, torch.cat(wanted).permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-3)
-        assert patches.dtype == np.float32
-
-
-def test_integrals_hold_the_sums_of_rectangles():
-    pixels = np.full((30, 40, 3), 255, np.uint8)
-    pixels[3, 4] = (1, 2, 3)
-    sums = integral(pixels)
-    assert sums.shape == (31, 41, 3)
-    assert (sums[0] == 0).all()
-    assert (sums[:, 0] == 0).all()
-    assert np.array_equal(sums[20, 30], pixels[:20, :30].sum(axis=(0, 1)))
-    large = np.full((2200, 4000, 3), 255, np.uint8)  # its sum does not fit 32 bits
-    assert (integral(large)[-1, -1] == 2200 * 4000 * 255).all()
-
-
 class OneBox:
     """Answers like the second or third network: the same shift and a high score for every candidate."""
 
-    def __init__(self, shift: tuple[float, float, float, float]) -> None:
+    def __init__(self, size: int, shift: tuple[float, float, float, float]) -> None:
+        self.size = size
         self.shift = torch.tensor(shift)
 
     def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.shift.expand(len(inputs), 4), torch.tensor([0.01, 0.99]).expand(len(inputs), 2)
+        return self.shift.expand(len(inputs), 4), torch.full((len(inputs),), 0.99)
 
 
 class OneCell:
-    """Answers like the first network: a face in the first cell of every level."""
+    """Answers like the first network: a face in the first cell of the largest level."""
 
-    def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        height, width = (inputs.shape[2] - 10) // 2, (inputs.shape[3] - 10) // 2
-        scores = torch.zeros(1, 2, height, width)
-        scores[0, 1, 0, 0] = 1
-        return torch.zeros(1, 4, height, width), scores
+    def __call__(self, canvas: torch.Tensor, scales: Pyramid) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = torch.zeros(scales.owner.shape)
+        scores[0, 0] = 1
+        return torch.zeros(4, *scores.shape), scores
 
 
 @pytest.mark.parametrize("shift", [(-3.0, 0.0, -3.0, 0.0), (0.0, 9.0, 0.0, 9.0), (9.0, 9.0, 9.0, 9.0)])
 def test_candidates_that_the_second_network_moves_out_of_the_image_are_dropped(shift):
     detector = FaceDetector()
-    detector.proposal, detector.refine, detector.output = (
-        OneCell(),
-        OneBox((0, 0, 0, 0)),
-        OneBox((0, 0, 0, 0)),
-    )
+    detector._proposal = OneCell()
+    detector._refine, detector._output = OneBox(24, (0, 0, 0, 0)), OneBox(48, (0, 0, 0, 0))
     pixels = np.zeros((60, 60, 3), np.uint8)
     assert len(detector([pixels])[0]) > 0
-    detector.refine = OneBox(shift)
+    detector._refine = OneBox(24, shift)
     assert len(detector([pixels])[0]) == 0
 
 

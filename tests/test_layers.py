@@ -23,8 +23,8 @@ cache embedder labelled head
 gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton
-errors records version
+augmentation metrics newton mtcnn
+errors records version memory pyramid
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -40,15 +40,17 @@ HEAVY = {
         "labelled",
         "linear",
         "member",
+        "mtcnn",
         "network",
         "prediction",
+        "pyramid",
         "ray_engine",
         "recipe",
         "training",
         "training_log",
         "tuning",
     },
-    "facenet_pytorch": {"backbones", "detection"},
+    "facenet_pytorch": {"backbones", "mtcnn"},
     "sklearn": {"metrics"},
     "pandas": {"summary"},
 }
