@@ -15,6 +15,7 @@ from batchverify.crops import FACE_SIZE, Face, box_face, fixed_face
 from batchverify.detection import Detections, FaceDetector, choose_face
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint, EmbeddingSettings
+from batchverify.fused import can_fuse, fuse
 from batchverify.records import Reason, Skipped
 
 # Measured on two-core machines: 32 is the fastest CPU batch in bf16, and a small one to pad.
@@ -100,6 +101,9 @@ class Embedder:
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
         self._dtype = _number_class(numbers, self.device)
         network = fold_batch_norm(build_network(backbone))
+        self.path = "fused" if can_fuse(self.device, self._dtype) else "eager"
+        if self.path == "fused":
+            network = fuse(network, self._dtype)
         network = network.to(self.device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._detector = FaceDetector(device=self.device) if crop == "detect" else None
@@ -107,7 +111,8 @@ class Embedder:
     @property
     def compute_path(self) -> str:
         """Device, number format and batch shape, as they stand in the run record."""
-        return f"{self.device} {str(self._dtype).removeprefix('torch.')} eager, batches of {self.batch_size}"
+        numbers = str(self._dtype).removeprefix("torch.")
+        return f"{self.device} {numbers} {self.path}, batches of {self.batch_size}"
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Embedded:
         """Embed pictures, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for other arrays."""

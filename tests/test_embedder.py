@@ -235,10 +235,10 @@ def test_without_a_gpu():
 
 
 def test_the_compute_path_is_told(backbone, exact):
-    assert exact.compute_path == "cpu float32 eager, batches of 2"
+    assert exact.compute_path == "cpu float32 fused, batches of 2"
     fastest = "bfloat16" if cpu_has_bf16() else "float32"
     plain = Embedder(backbone, crop="none", device="cpu")
-    assert plain.compute_path == f"cpu {fastest} eager, batches of {CPU_BATCH}"
+    assert plain.compute_path == f"cpu {fastest} fused, batches of {CPU_BATCH}"
 
 
 def test_vectors_that_are_no_numbers_never_come_out(backbone):

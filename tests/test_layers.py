@@ -24,7 +24,7 @@ gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton mtcnn
-errors records version memory pyramid
+errors records version memory pyramid fused
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -36,6 +36,7 @@ HEAVY = {
         "embedder",
         "engine",
         "features",
+        "fused",
         "head",
         "labelled",
         "linear",
@@ -50,7 +51,7 @@ HEAVY = {
         "training_log",
         "tuning",
     },
-    "facenet_pytorch": {"backbones", "mtcnn"},
+    "facenet_pytorch": {"backbones", "fused", "mtcnn"},
     "sklearn": {"metrics"},
     "pandas": {"summary"},
 }
