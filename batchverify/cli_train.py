@@ -48,7 +48,7 @@ def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **op
 
     algorithms = tuple(options.pop("algorithms"))
     try:
-        sizes = tuple(int(each) for each in widths.split("-") if each)
+        sizes = tuple(int(each) for each in widths.split("-"))
     except ValueError as exc:
         raise click.BadParameter(
             f"numbers joined by - expected, got '{widths}'", param_hint="--widths"

@@ -18,6 +18,9 @@ MONITORS = ("loss", "f1", "auc")
 CALIBRATIONS = ("platt", "temperature", "none")
 PATHS = ("image_root", "backbone", "weights", "cache", "head", "test", "tensorboard")
 LARGEST = 1e9
+# What every generator of random numbers takes.
+SEEDS = 2**32
+MOST_WIDTH = 65_536
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ class ScoreOptions(EmbedOptions):
 class TrainOptions(EmbedOptions):
     """Options of `train`: those of embedding, the head's kind and how it is fitted.
 
-    algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for distance. widths: of a network's
-    hidden layers.
+    test: a manifest's path or URI. algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for
+    distance. widths: of a network's hidden layers.
     shrinkage: of linear heads, in pairs. folds: None for 5 where dev is small, 0 for dev alone. tune: trials
     of a search before training, 0 for none. augment: changed views of the training images.
     """
@@ -140,8 +143,17 @@ class TrainOptions(EmbedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.widths or min(self.widths) < 1:
-            raise UsageError(f"--widths are the numbers of neurons, got {self.widths}")
+        for name in ("algorithms", "widths"):
+            value = getattr(self, name)
+            # One algorithm or width alone, as Python callers write it.
+            object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
+        if not self.widths or not all(
+            isinstance(each, int) and 0 < each <= MOST_WIDTH for each in self.widths
+        ):
+            shown = "-".join(str(each) for each in self.widths)
+            raise UsageError(f"--widths are numbers of neurons from 1 to {MOST_WIDTH:,}, got '{shown}'")
+        if not 0 <= self.seed < SEEDS - max(self.repeats, 1) + 1:
+            raise UsageError(f"--seed and those of --repeats lie between 0 and {SEEDS - 1}, got {self.seed}")
         for name, choices in (("monitor", MONITORS), ("calibration", CALIBRATIONS)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"--{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")

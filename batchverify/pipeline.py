@@ -17,6 +17,7 @@ from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.images import read_image
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
+from batchverify.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from batchverify.embedder import Embedder
@@ -46,13 +47,22 @@ class Loaded:
 
     keys: content hashes, None where the bytes could not be had. found: cache entries (vector or failure).
     skipped: fresh failures. missing: positions whose images go to the embedder. A position in none of the
-    three has the key of an earlier one.
+    three has the key of an earlier one. seconds: by stage (read, look up, decode).
     """
 
     keys: list[bytes | None] = field(default_factory=list)
     found: dict[int, Entry] = field(default_factory=dict)
     skipped: dict[int, Skipped] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Entries of some images, in order. seconds: by stage (detect, embed)."""
+
+    entries: list[Entry]
+    seconds: dict[str, float]
 
 
 class Loader:
@@ -71,18 +81,21 @@ class Loader:
 
     def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
         """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
-        loaded, images = Loaded(), []
+        watch = Stopwatch()
+        loaded, images = Loaded(seconds=watch.seconds), []
         for start in range(0, len(references), BITE):
-            images += self._bite(loaded, references[start : start + BITE])
+            images += self._bite(loaded, references[start : start + BITE], watch)
             if sum(image.pixels.nbytes for image in images) > PIXEL_BUDGET:
                 break
         return loaded, images
 
-    def _bite(self, loaded: Loaded, references: Sequence[str]) -> list[Image]:
+    def _bite(self, loaded: Loaded, references: Sequence[str], watch: Stopwatch) -> list[Image]:
         """Settle a few more images of a chunk in `loaded`; returns those that go to the embedder."""
-        data = [read_image(reference, self.plan.limits) for reference in references]
-        keys = [None if isinstance(each, Skipped) else self.key(each) for each in data]
-        entries = self._look_up([key for key in keys if key is not None])
+        with watch.stage("read"):
+            data = [read_image(reference, self.plan.limits) for reference in references]
+            keys = [None if isinstance(each, Skipped) else self.key(each) for each in data]
+        with watch.stage("look up"):
+            entries = self._look_up([key for key in keys if key is not None])
         images: list[Image] = []
         for each, key in zip(data, keys, strict=True):
             position, repeated = len(loaded.keys), key is not None and key in loaded.keys
@@ -90,7 +103,8 @@ class Loader:
             if key in entries:
                 loaded.found[position] = entries[key]
             elif not repeated:
-                image = each if isinstance(each, Skipped) else self._image(each)
+                with watch.stage("decode"):
+                    image = each if isinstance(each, Skipped) else self._image(each)
                 if isinstance(image, Skipped):
                     loaded.skipped[position] = image
                 else:
@@ -125,13 +139,15 @@ class Loader:
 
 def embed_images(
     embedder: Embedder, images: Sequence[Image], keys: Sequence[bytes], view: int = 0
-) -> list[Entry]:
+) -> Embeddings:
     """Detect, crop and embed: one entry an image, its vector rounded as the cache rounds it.
 
     view: the number of an augmented view of the cropped face, 0 for the face as it is.
     """
     pictures = [image for image in images if isinstance(image, Picture)]
-    found = iter(embedder.find_faces([picture.pixels for picture in pictures]))
+    watch = Stopwatch()
+    with watch.stage("detect"):
+        found = iter(embedder.find_faces([picture.pixels for picture in pictures]))
     faces: list[Face | Skipped] = []
     for image in images:
         if isinstance(image, Face):
@@ -144,9 +160,10 @@ def embed_images(
             replace(face, pixels=augmented(face.pixels, key, view)) if isinstance(face, Face) else face
             for face, key in zip(faces, keys, strict=True)
         ]
-    embedded = embedder.embed_faces(faces)
+    with watch.stage("embed"):
+        embedded = embedder.embed_faces(faces)
     vectors = embedded.vectors.astype(np.float16)
-    return [
+    entries = [
         Entry(key, None, skipped=skipped)
         if skipped is not None
         else Entry(
@@ -158,3 +175,4 @@ def embed_images(
         )
         for row, (key, skipped) in enumerate(zip(keys, embedded.skipped, strict=True))
     ]
+    return Embeddings(entries, watch.seconds)

@@ -151,7 +151,7 @@ def _embed(
     torch.set_num_threads(1)
     try:
         embedder = WorkPlan(plan, options.backbone, options.weights, options.device, PAIR_BATCH).embedder()
-        entries = embed_images(embedder, pictures, keys)
+        entries = embed_images(embedder, pictures, keys).entries
     finally:
         torch.set_num_threads(threads)
     if cache is not None:

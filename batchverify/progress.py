@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from shutil import get_terminal_size
 from typing import TextIO
 
+from batchverify.stopwatch import Stopwatch
+
 TERMINAL_SECONDS = 0.2
 PLAIN_SECONDS = 15.0
 
@@ -17,7 +19,7 @@ class Progress:
     """Counts of a run, shown as it goes.
 
     total: unique images. cached, embedded, repeated (bytes of another image), failed: what became of them so
-    far. image_seconds: how long that took. rows: pairs written.
+    far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
     """
 
     total: int = 0
@@ -26,6 +28,7 @@ class Progress:
     repeated: int = 0
     failed: int = 0
     image_seconds: float = 0.0
+    watch: Stopwatch = field(default_factory=Stopwatch)
     rows: int = 0
     total_rows: int = 0
     quiet: bool = False

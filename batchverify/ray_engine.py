@@ -15,8 +15,7 @@ from batchverify.cache import KeyIndex
 from batchverify.engine import MOST_WORKERS, Job, WorkerLostError, Workers, WorkPlan, available_cpus
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.memory import keep_freed_memory
-from batchverify.pipeline import Image, Loaded, Loader, embed_images
-from batchverify.segments import Entry
+from batchverify.pipeline import Embeddings, Image, Loaded, Loader, embed_images
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +50,13 @@ class PairWorker:
 
     def embed(
         self, images: list[Image], positions: Sequence[int], keys: Sequence[bytes]
-    ) -> tuple[list[Entry], str]:
+    ) -> tuple[Embeddings, str]:
         """The entries of some images, and the compute path."""
         if self._embedder is None:
             self._embedder = self.plan.embedder()
         chosen = [images[position] for position in positions]
-        entries = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
-        return entries, self._embedder.compute_path
+        embeddings = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
+        return embeddings, self._embedder.compute_path
 
     def score(
         self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray

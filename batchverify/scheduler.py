@@ -16,7 +16,7 @@ from batchverify.engine import Engine, Job, WorkerLostError
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
 from batchverify.manifest import Block
-from batchverify.pipeline import Loaded
+from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import CACHED_REASONS, Reason, Skipped
 from batchverify.segments import Entry
@@ -88,7 +88,8 @@ class ImageRun:
             raise
         finally:
             if self.cache is not None:
-                self.cache.commit()
+                with self.progress.watch.stage("write"):
+                    self.cache.commit()
             self.progress.image_seconds = time.monotonic() - started
         self.gallery.require_complete()
         return self.gallery
@@ -153,6 +154,7 @@ class ImageRun:
         except WorkerLostError as exc:
             self._strike(chunk, exc)
             return
+        self.progress.watch.add(loaded.seconds)
         if len(loaded.keys) < len(chunk):
             self._to_load.appendleft(chunk[len(loaded.keys) :])
         wanted = self._take(loaded, chunk)
@@ -206,14 +208,15 @@ class ImageRun:
 
     def _finish_embed(self, job: Job, each: _Embedding) -> None:
         try:
-            entries: list[Entry] = self.engine.result(job)
+            done: Embeddings = self.engine.result(job)
         except WorkerLostError as exc:
             for key in each.keys:
                 del self._owners[key]
                 self._suspects.extend([other] for other in self._waiting.pop(key, []))
             self._strike(each.indices, exc)
             return
-        for index, entry in zip(each.indices, entries, strict=True):
+        self.progress.watch.add(done.seconds)
+        for index, entry in zip(each.indices, done.entries, strict=True):
             if entry.skipped is not None:
                 self._fail(index, entry.skipped)
             elif entry.vector is not None:
@@ -223,7 +226,7 @@ class ImageRun:
                 self._copy(index, other)
         if self.cache is not None:
             self.cache.state_compute_path(self.engine.compute_path())
-        self._remember(entries)
+        self._remember(done.entries)
 
     def _strike(self, indices: list[int], exc: WorkerLostError) -> None:
         """A worker died with these images: look closer at them, or call the last suspect `crashed`."""
@@ -245,9 +248,9 @@ class ImageRun:
 
     def _remember(self, entries: Sequence[Entry]) -> None:
         if self.cache is not None:
-            self.cache.append(
-                entry for entry in entries if entry.skipped is None or entry.skipped.reason in CACHED_REASONS
-            )
+            kept = [each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS]
+            with self.progress.watch.stage("write"):
+                self.cache.append(kept)
 
     def _drain(self) -> None:
         """After Ctrl-C: take in what the embedder has in hand; a second Ctrl-C goes without."""

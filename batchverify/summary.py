@@ -20,7 +20,8 @@ class EmbedSummary:
     """What happened to the images of a manifest.
 
     unique_images = embedded + cached + repeated (other paths with the same bytes) + failed.
-    failures: images by reason.
+    failures: images by reason. stage_seconds: of all workers together; `wait` is what workers that detect and
+    embed had nothing to do. embedder_busy: the share of their time that they had.
     """
 
     rows: int
@@ -35,10 +36,17 @@ class EmbedSummary:
     engine: str
     compute_path: str
     cache: str | None
+    stage_seconds: Mapping[str, float]
+    embedder_busy: float
 
     @staticmethod
-    def counts(progress: Progress) -> dict[str, Any]:
-        """The fields that a run's progress knows."""
+    def counts(progress: Progress, workers: int) -> dict[str, Any]:
+        """The fields that a run's progress knows. workers: that detect and embed, side by side."""
+        stages = dict(progress.watch.seconds)
+        busy = stages.get("detect", 0.0) + stages.get("embed", 0.0)
+        available = progress.image_seconds * workers
+        if progress.embedded:
+            stages["wait"] = max(available - busy, 0.0)
         rate = progress.embedded / progress.image_seconds if progress.embedded else 0.0
         return {
             "unique_images": progress.total,
@@ -47,6 +55,8 @@ class EmbedSummary:
             "repeated": progress.repeated,
             "failed": progress.failed,
             "images_per_second": round(rate, 1),
+            "stage_seconds": {name: round(each, 3) for name, each in stages.items()},
+            "embedder_busy": round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +76,9 @@ class EmbedSummary:
         if self.failed:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.failures.items())
             lines.append(("images failed", f"{self.failed:,} ({reasons})"))
+        if self.embedded:
+            stages = ", ".join(f"{name} {each:.1f} s" for name, each in self.stage_seconds.items())
+            lines.append(("stages", f"{stages}; embedder busy {self.embedder_busy:.0%}"))
         lines.append(("time", f"{duration(self.seconds)}, engine {self.engine}"))
         return lines
 

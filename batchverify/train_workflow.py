@@ -10,15 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from batchverify.errors import UsageError
+import numpy as np
+
+from batchverify.errors import NothingScoredError, UsageError
 from batchverify.labelled import LabelledPairs
-from batchverify.leakage import Leak, find_leaks
+from batchverify.leakage import Leak, check_apart, find_leaks
 from batchverify.locations import Location
+from batchverify.manifest import TRUE_LABEL
 from batchverify.options import TrainOptions
 from batchverify.recipe import recipes
 from batchverify.summary import EmbedSummary
 from batchverify.train_summary import TrainSummary
-from batchverify.training import Fitted, evaluate, fit_head
+from batchverify.training import FEWEST_PAIRS, Fitted, evaluate, fit_head
 from batchverify.training_log import TrainingLog
 from batchverify.workflows import Job, check_failed, embed_job
 
@@ -49,25 +52,18 @@ def train(
     """
     started = time.monotonic()
     options = replace(options or TrainOptions(), **changes)
-    recipes(options)
+    _check_recipes(options)
     target = _target(output)
-    log = TrainingLog(options.epochs, quiet=options.quiet, tensorboard=options.tensorboard)
-    sets = _embed_sets(train, dev, options)
-    leaks = _check(sets, options, log)
-    learned, view_runs = _with_views(sets[0], options)
-    trials: list[Any] = []
-    if options.tune:
-        from batchverify.tuning import tune
-
-        log.say(f"--tune: {options.tune} trials on Ray")
-        options, trials = tune(learned, sets[1].pairs, options)
-        log.say(f"--tune: the best of {len(trials)} on dev: {trials[0].to_json()}")
-    fits = _fit_repeats(sets, learned, options, log)
-    log.close()
+    with TrainingLog(options.epochs, quiet=options.quiet, tensorboard=options.tensorboard) as log:
+        sets = _embed_sets(train, dev, options)
+        leaks = _check(sets, options, log)
+        learned, view_runs = _with_views(sets[0], options)
+        options, trials = _tuned(learned, sets[1].pairs, options, log)
+        fits = _fit_repeats(sets, learned, options, log)
     head = fits[0][0].head
     record = _record(sets, fits, options, leaks)
     record["views"] = [each.to_json() for each in view_runs]
-    record["tune"] = [each.to_json() for each in trials]
+    record["tune"] = trials
     record["seconds"] = round(time.monotonic() - started, 2)
     target.write_bytes(head.to_bytes())
     record_path = target.parent.join(f"{PurePosixPath(target.path).stem}.training.json")
@@ -89,18 +85,54 @@ def train(
     )
 
 
+def _check_recipes(options: TrainOptions) -> None:
+    """Raise `UsageError` for algorithms and features that are none or go together ill."""
+    if options.tune:
+        from batchverify.tuning import check_installed, search_space
+
+        check_installed()
+        search_space(options)
+    else:
+        recipes(options)
+
+
+def _tuned(
+    learned: LabelledPairs, dev: LabelledPairs, options: TrainOptions, log: TrainingLog
+) -> tuple[TrainOptions, list[dict[str, Any]]]:
+    """The options after the search that they ask for, and its trials for the record."""
+    if not options.tune:
+        return options, []
+    from batchverify.tuning import tune
+
+    log.say(f"--tune: at most {options.tune:,} trials on Ray")
+    options, found = tune(learned, dev, options)
+    trials = [each.to_json() for each in found]
+    log.say(f"--tune: the best of {len(trials):,} on dev: {json.dumps(trials[0])}")
+    return options, trials
+
+
 def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> list[Leak]:
     """Say what is left out and what leaks; `UsageError` for pairs that teach nothing and for strict identities."""
     for each in sets:
         lost = len(each.pairs.left_out)
         _say_left_out(each.pairs, log)
-        check_failed(lost, lost + len(each.pairs), options.max_failed, each.summary)
-        each.pairs.check()
+        try:
+            check_failed(lost, lost + len(each.pairs), options.max_failed, each.summary)
+        except NothingScoredError as exc:
+            raise NothingScoredError(f"{each.pairs.name} pairs: {exc}", exc.summary) from exc
+        each.pairs.check(FEWEST_PAIRS if each is sets[0] else 1)
+    check_apart(sets[0].pairs, sets[1].pairs)
     leaks = find_leaks([each.pairs for each in sets])
     for leak in leaks:
         log.say(f"warning: {leak}")
     if leaks and options.strict_identities:
         raise UsageError("--strict-identities: " + "; ".join(map(str, leaks)))
+    nameless = [each.pairs.name for each in sets if not each.pairs.persons]
+    if nameless and options.strict_identities:
+        log.say(
+            f"warning: --strict-identities: the {' and '.join(nameless)} pairs have no columns person_a and "
+            "person_b that name people: only identical images were looked for"
+        )
     return leaks
 
 
@@ -140,13 +172,40 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
     if options.test is not None:
         manifests["test"] = options.test
     jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
-    for job in jobs.values():
-        LabelledPairs.check_labels(job.manifest, job.scan)
+    for name, job in jobs.items():
+        _check_labels(name, job)
+    if _same_pairs(jobs["training"], jobs["dev"]):
+        raise UsageError(
+            f"the dev pairs are the training pairs ({jobs['dev'].manifest.names[0]}): nothing would show what "
+            "the head is worth on others"
+        )
     return [_embed_set(name, job) for name, job in jobs.items()]
 
 
+def _check_labels(name: str, job: Job) -> None:
+    """Before anything is embedded: `UsageError` for labels that teach nothing, however well the images are read."""
+    manifest, counts = job.manifest, np.zeros(2, np.int64)
+    LabelledPairs.check_labels(manifest, job.scan)
+    for block in manifest.blocks(job.scan):
+        counts += np.bincount(block.carried.column(TRUE_LABEL).to_numpy(), minlength=2)
+    place = f"{manifest.names[0]}{' …' if len(manifest.names) > 1 else ''}: the {name} pairs"
+    if not counts.all():
+        only = int(counts.argmax())
+        raise UsageError(f"{place} all have the label {only}; training needs 0 (same) and 1 (different)")
+    if name == "training" and counts.sum() < FEWEST_PAIRS:
+        raise UsageError(f"{place} are {counts.sum()}: fewer than {FEWEST_PAIRS} teach nothing")
+
+
+def _same_pairs(train: Job, dev: Job) -> bool:
+    """Whether both manifests are one; what `check_apart` finds later are the same pairs under other names."""
+    return (
+        train.manifest_fingerprint == dev.manifest_fingerprint
+        and train.scan.images.references == dev.scan.images.references
+    )
+
+
 def _embed_set(name: str, job: Job) -> _Set:
-    summary, gallery = embed_job(job)
+    summary, gallery = embed_job(replace(job, started=time.monotonic()))
     return _Set(job, LabelledPairs.collect(job.manifest, job.scan, gallery, name), summary)
 
 
@@ -169,6 +228,8 @@ def _fit_repeats(
     fits = []
     for seed in range(options.seed, options.seed + options.repeats):
         log.seed = seed
+        if options.repeats > 1:
+            log.say(f"seed {seed}:")
         fitted = fit_head(
             learned, sets[1].pairs, job.fingerprint, replace(options, seed=seed), about, log.epoch
         )
@@ -178,11 +239,11 @@ def _fit_repeats(
 
 
 def _say_left_out(pairs: LabelledPairs, log: TrainingLog) -> None:
-    if pairs.left_out:
-        log.say(
-            f"warning: {len(pairs.left_out):,} {pairs.name} pairs could not be embedded and are left out:"
-        )
+    count = len(pairs.left_out)
+    if count:
+        what = "pair could not be embedded and is" if count == 1 else "pairs could not be embedded and are"
+        log.say(f"warning: {count:,} {pairs.name} {what} left out:")
     for row in pairs.left_out[:SHOWN]:
         log.say(f"  {row}")
-    if len(pairs.left_out) > SHOWN:
-        log.say(f"  … and {len(pairs.left_out) - SHOWN:,} more; the training record lists them")
+    if count > SHOWN:
+        log.say(f"  … and {count - SHOWN:,} more; the training record lists them")

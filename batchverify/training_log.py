@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from batchverify.errors import UsageError
@@ -11,9 +12,9 @@ from batchverify.network import Epoch
 
 
 class TrainingLog:
-    """Takes epochs as they end. tensorboard: folder for its event files, or None.
+    """Takes epochs as they end; a context that writes out what it holds. tensorboard: its folder, or None.
 
-    Raises `UsageError` where TensorBoard is asked for and not installed.
+    Raises `UsageError` where TensorBoard is asked for and not installed, or its folder cannot be made.
     """
 
     def __init__(self, epochs: int, *, quiet: bool = False, tensorboard: str | None = None) -> None:
@@ -21,8 +22,19 @@ class TrainingLog:
         self._quiet = quiet
         self._folder = tensorboard
         self._writers: dict[str, Any] = {}
-        self._writer_class = _summary_writer() if tensorboard is not None else None
+        self._writer_class = _summary_writer(tensorboard) if tensorboard is not None else None
         self.seed = 0
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        if self._folder is not None and not self._writers and kind is None:
+            self.say("warning: --tensorboard: nothing was written, for only networks have epochs to log")
 
     def say(self, text: str) -> None:
         """A line on stderr, unless quiet."""
@@ -40,20 +52,21 @@ class TrainingLog:
             return
         run = f"{name.replace(':', '-')}-seed{self.seed}"
         if run not in self._writers:
-            self._writers[run] = self._writer_class(str(Path(self._folder) / run))
+            self._writers[run] = self._writer_class(f"{self._folder}/{run}")
         for tag, value in vars(epoch).items():
             if tag not in ("epoch", "seconds"):
                 self._writers[run].add_scalar(tag, value, epoch.epoch)
 
-    def close(self) -> None:
-        """Write out what TensorBoard's writers hold."""
-        for writer in self._writers.values():
-            writer.close()
 
-
-def _summary_writer() -> Any:
+def _summary_writer(folder: str) -> Any:
+    """TensorBoard's writer of event files, with the folder for them made: local ones are tried at once."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as exc:
         raise UsageError("--tensorboard needs TensorBoard: pip install tensorboard") from exc
+    if "://" not in folder:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise UsageError(f"--tensorboard {folder}: the folder cannot be made: {exc.strerror}") from exc
     return SummaryWriter

@@ -73,7 +73,8 @@ class Job:
         """The same images in an augmented view, cached under a fingerprint of its own."""
         settings = replace(self.settings, view=view)
         fingerprint = EmbeddingFingerprint.of(self.backbone_fingerprint, settings)
-        return replace(self, settings=settings, fingerprint=fingerprint, run_id=uuid.uuid4().hex[:12])
+        run_id, started = uuid.uuid4().hex[:12], time.monotonic()
+        return replace(self, settings=settings, fingerprint=fingerprint, run_id=run_id, started=started)
 
     def open_cache(self) -> EmbeddingCache | None:
         """The run's cache, made where it is not there yet."""
@@ -225,7 +226,7 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
 def _summary(job: Job, engine: Engine, gallery: Gallery, progress: Progress) -> dict[str, Any]:
     seconds = time.monotonic() - job.started
     return {
-        **EmbedSummary.counts(progress),
+        **EmbedSummary.counts(progress, engine.workers.count),
         "rows": job.scan.rows,
         "failures": gallery.failures(),
         "seconds": round(seconds, 2),

@@ -24,7 +24,7 @@ gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton mtcnn
-errors records version memory pyramid fused
+errors records version stopwatch memory pyramid fused
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from lfw_cache import view_1
 
 import batchverify
-from batchverify.datasets import prepare_lfw
 from batchverify.metrics import measure
 
 pytestmark = pytest.mark.weights
@@ -15,16 +15,12 @@ pytestmark = pytest.mark.weights
 
 @pytest.fixture(scope="module")
 def folder(shared, tmp_path_factory) -> Path:
-    target = tmp_path_factory.mktemp("lfw")
-    prepare_lfw(shared / "data" / "lfw", target)
-    return target
+    return view_1(shared, tmp_path_factory.getbasetemp())[0]
 
 
 @pytest.fixture(scope="module")
-def first(folder):
-    return batchverify.score(
-        folder / "test.csv", folder / "test.parquet", cache=str(folder / "cache"), quiet=True
-    )
+def first(shared, tmp_path_factory):
+    return view_1(shared, tmp_path_factory.getbasetemp())[1]
 
 
 def scores(summary) -> pd.DataFrame:

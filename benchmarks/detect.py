@@ -1,0 +1,119 @@
+"""Detection alone: `python benchmarks/detect.py [ROOT] [--synthetic N] [--device D] [--append]`.
+
+Ours beside facenet-pytorch's MTCNN in batches of 64, on the same decoded pictures: images/s, how well the boxes of
+the chosen face agree, and how often only one of the two finds a face.
+"""
+
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import faces
+import numpy as np
+import torch
+from facenet_pytorch import MTCNN
+from PIL import Image
+from results import publish, table
+
+from batchverify.detection import Detections, FaceDetector, choose_face
+from batchverify.embedder import DETECT_GROUP, resolve_device
+from batchverify.engine import Workers, available_cpus, visible_gpus
+from batchverify.memory import keep_freed_memory
+
+SMALLEST = 20
+PEER_BATCH = 64
+
+
+def ours(
+    pictures: list[np.ndarray], smallest: int | None, device: str, workers: Workers
+) -> tuple[float, list[Detections]]:
+    """Images a second and the faces, in groups on the local engine's workers."""
+    detector = FaceDetector(min_face=smallest, device=device)
+    groups = [pictures[start : start + DETECT_GROUP] for start in range(0, len(pictures), DETECT_GROUP)]
+    with ThreadPoolExecutor(workers.count, lambda: torch.set_num_threads(workers.threads)) as pool:
+        list(pool.map(detector, groups[:4]))
+        started = time.perf_counter()
+        found = list(pool.map(detector, groups))
+    return len(pictures) / (time.perf_counter() - started), [each for group in found for each in group]
+
+
+def peer(pictures: list[np.ndarray], device: str) -> tuple[float, list[Detections]]:
+    """The same of facenet-pytorch's MTCNN; a batch that it cannot do for want of a face goes one by one."""
+    mtcnn = MTCNN(keep_all=True, min_face_size=SMALLEST, device=device)
+    mtcnn.detect(pictures[:PEER_BATCH])
+    started, found = time.perf_counter(), []
+    for start in range(0, len(pictures), PEER_BATCH):
+        batch = pictures[start : start + PEER_BATCH]
+        try:
+            results = list(zip(*mtcnn.detect(batch), strict=True))
+        except ValueError:
+            results = [mtcnn.detect(picture) for picture in batch]
+        found += [_detections(boxes, scores) for boxes, scores in results]
+    return len(pictures) / (time.perf_counter() - started), found
+
+
+def _detections(boxes: np.ndarray | None, scores: np.ndarray) -> Detections:
+    if boxes is None:
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    return Detections(np.asarray(boxes, np.float32), np.asarray(scores, np.float32))
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two boxes."""
+    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
+    shared = np.prod(np.maximum(high - low, 0))
+    areas = [np.prod(box[2:] - box[:2]) for box in (first, second)]
+    return float(shared / (sum(areas) - shared))
+
+
+def agreement(pictures: list[np.ndarray], mine: list[Detections], theirs: list[Detections]) -> list[str]:
+    """Median and lowest overlap of the chosen faces, faces found, pictures where one alone finds a face."""
+    overlaps = []
+    alone = 0
+    for picture, a, b in zip(pictures, mine, theirs, strict=True):
+        if len(a) and len(b):
+            boxes = [each.boxes[choose_face(each, *picture.shape[:2])] for each in (a, b)]
+            overlaps.append(overlap(*boxes))
+        else:
+            alone += bool(len(a)) != bool(len(b))
+    found = sum(bool(len(each)) for each in mine) / len(mine)
+    return [
+        f"{np.median(overlaps):.4f} ({np.min(overlaps):.3f})",
+        f"{found:.2%}",
+        f"{alone} ({alone / len(pictures):.2%})",
+    ]
+
+
+@click.command()
+@click.argument("root", type=click.Path(path_type=Path), required=False)
+@click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
+def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
+    """Print the table."""
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = faces.images(faces.manifest(Path(folder), root, synthetic))
+        pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    device = resolve_device(device)
+    workers = Workers.for_cpus(available_cpus(), visible_gpus(device))
+    torch.set_num_threads(available_cpus())
+    speed, theirs = peer(pictures, device)
+    rows = [
+        [f"facenet-pytorch MTCNN, smallest face {SMALLEST}, batches of {PEER_BATCH}", f"{speed:.1f}", "1.00"]
+    ]
+    rows[0] += ["", f"{sum(bool(len(each)) for each in theirs) / len(theirs):.2%}", ""]
+    for name, smallest in ((f"ours, smallest face {SMALLEST}", SMALLEST), ("ours, default settings", None)):
+        mine_speed, mine = ours(pictures, smallest, device, workers)
+        cells = [name, f"{mine_speed:.1f}", f"{mine_speed / speed:.2f}"]
+        rows.append(cells + agreement(pictures, mine, theirs))
+    header = [f"detection alone, {len(pictures):,} pictures", "images/s", "ratio", "median IoU (lowest)"]
+    header += ["with a face", "face found by one alone"]
+    command = f"python benchmarks/detect.py {'ROOT' if root else f'--synthetic {synthetic}'}"
+    publish("Detect only", command, table(header, rows), append=append)
+
+
+if __name__ == "__main__":
+    main()

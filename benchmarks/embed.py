@@ -1,0 +1,122 @@
+"""The backbone alone, images/s: `python benchmarks/embed.py [ROOT] [--synthetic N] [--device D] [--append]`.
+
+Ours beside facenet-pytorch's eager model (float32, batches of 1 and of 32) and beside the machine's own matrix
+products in the number format that ours computes in, as images of 2.835 GFLOP. The same faces for all.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import faces
+import numpy as np
+import torch
+from PIL import Image
+from results import publish, table
+
+from batchverify.backbones import build_network, load_backbone
+from batchverify.crops import whole_face
+from batchverify.embedder import Embedder
+from batchverify.engine import Workers, available_cpus, visible_gpus
+from batchverify.memory import keep_freed_memory
+
+GFLOP = 2.835
+SIDE = 4096
+CHUNK = 128
+SECONDS = 5.0
+
+
+def ours(embedder: Embedder, pixels: np.ndarray, workers: Workers) -> Callable[[], int]:
+    """All faces once, in chunks, on the workers of the local engine."""
+    chunks = [pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK)]
+    pool = ThreadPoolExecutor(workers.count, initializer=lambda: torch.set_num_threads(workers.threads))
+
+    def run() -> int:
+        list(pool.map(embedder.vectors, chunks))
+        return len(pixels)
+
+    return run
+
+
+def peer(pixels: np.ndarray, batch: int, device: str) -> Callable[[], int]:
+    """facenet-pytorch's model as its examples use it, on as many faces as some seconds allow."""
+    network = build_network(load_backbone("vggface2")).to(device)
+    count = min(len(pixels), 64 if batch == 1 else 512)
+
+    @torch.inference_mode()
+    def run() -> int:
+        for start in range(0, count, batch):
+            inputs = torch.from_numpy(pixels[start : start + batch]).to(device).permute(0, 3, 1, 2)
+            torch.nn.functional.normalize(network((inputs.float() - 127.5) / 128)).cpu()
+        return count
+
+    return run
+
+
+def products(dtype: torch.dtype, device: str, workers: Workers) -> Callable[[], int]:
+    """Square matrix products, side by side on the workers' threads, counted as images."""
+    sides = [torch.randn(2, SIDE, SIDE).to(device, dtype) for _ in range(workers.count)]
+    pool = ThreadPoolExecutor(workers.count, initializer=lambda: torch.set_num_threads(workers.threads))
+
+    @torch.inference_mode()
+    def multiply(pair: torch.Tensor) -> None:
+        pair[0] @ pair[1]
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    def run() -> int:
+        list(pool.map(multiply, sides))
+        return round(len(sides) * 2 * SIDE**3 / GFLOP / 1e9)
+
+    return run
+
+
+def rate(work: Callable[[], int]) -> float:
+    """Images a second: the best of rounds that take some seconds together, after one to warm up."""
+    work()
+    rates, begun = [], time.perf_counter()
+    while not rates or time.perf_counter() - begun < SECONDS:
+        started = time.perf_counter()
+        rates.append(work() / (time.perf_counter() - started))
+    return max(rates)
+
+
+@click.command()
+@click.argument("root", type=click.Path(path_type=Path), required=False)
+@click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
+def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
+    """Print the table."""
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = faces.images(faces.manifest(Path(folder), root, synthetic))
+        pixels = np.stack([whole_face(np.asarray(Image.open(path).convert("RGB"))).pixels for path in paths])
+    embedder = Embedder(crop="none", device=device)
+    workers = Workers.for_cpus(available_cpus(), visible_gpus(device))
+    dtype = embedder._dtype
+    torch.set_num_threads(available_cpus())
+    mine = rate(ours(embedder, pixels, workers))
+    ceiling = rate(products(dtype, embedder.device, workers))
+    peers = {batch: rate(peer(pixels, batch, embedder.device)) for batch in (1, 32)}
+    rows = [[f"ours ({embedder.compute_path})", f"{mine:.1f}", "1.00"]]
+    rows += [
+        [f"facenet-pytorch eager float32, batches of {batch}", f"{each:.1f}", f"{mine / each:.2f}"]
+        for batch, each in peers.items()
+    ]
+    name = str(dtype).removeprefix("torch.")
+    rows.append([f"matrix products alone ({name}, {SIDE}³)", f"{ceiling:.1f}", f"{mine / ceiling:.2f}"])
+    body = table([f"backbone alone, {len(pixels):,} faces", "images/s", "ours / it"], rows)
+    publish(
+        "Embed only",
+        f"python benchmarks/embed.py {'ROOT' if root else f'--synthetic {synthetic}'}",
+        body,
+        append=append,
+    )
+
+
+if __name__ == "__main__":
+    main()

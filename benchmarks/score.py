@@ -1,0 +1,102 @@
+"""`batchverify score` from process start to exit: `python benchmarks/score.py [ROOT] [--synthetic N] [--append]`.
+
+Cold and warm cache beside `benchmarks/peer.py`, which does the same manifest with facenet-pytorch; then four sizes,
+to see how time and memory grow.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import faces
+from results import publish, table
+
+SIZES = (500, 1000, 2500, 4992)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: seconds from start to exit, peak memory in MB, what it said on stdout."""
+
+    seconds: float
+    megabytes: float
+    said: str
+
+
+def run(*command: str) -> Run:
+    """Run a Python program to its end; its failure ends the benchmark."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, *command], stdout=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        if status:
+            sys.exit(f"{' '.join(command)} failed")
+        said.seek(0)
+        return Run(seconds, usage.ru_maxrss / 1024, said.read())
+
+
+def score(manifest: Path, cache: Path, crop: str, device: str) -> Run:
+    """Our run."""
+    output, options = str(manifest.with_suffix(".parquet")), ["--crop", crop, "--device", device, "--json"]
+    return run("-m", "batchverify.cli", "score", str(manifest), "-o", output, "--cache", str(cache), *options)
+
+
+def compared(manifest: Path, folder: Path, crop: str, device: str) -> list[list[str]]:
+    """Peer, cold and warm run of one crop."""
+    peer = run(str(Path(__file__).parent / "peer.py"), str(manifest), str(folder / "peer.parquet"), crop)
+    rows = [[f"{crop}: facenet-pytorch script", f"{peer.seconds:.1f}", "1.00", f"{peer.megabytes:,.0f}", ""]]
+    cache = folder / f"cache-{crop}"
+    for name in ("cold cache", "warm cache"):
+        ours = score(manifest, cache, crop, device)
+        summary = json.loads(ours.said)
+        ratio = f"{peer.seconds / ours.seconds:.2f}"
+        rows.append(
+            [f"{crop}: ours, {name}", f"{ours.seconds:.1f}", ratio, f"{ours.megabytes:,.0f}", stages(summary)]
+        )
+    return rows
+
+
+def stages(summary: dict) -> str:
+    """Where the time went, by the run's own account."""
+    parts = [f"{name} {seconds:.1f}" for name, seconds in summary.get("stage_seconds", {}).items()]
+    return ", ".join([f"engine {summary['engine']}", *parts])
+
+
+@click.command()
+@click.argument("root", type=click.Path(path_type=Path), required=False)
+@click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
+def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
+    """Print the table."""
+    header = [
+        "run",
+        "seconds",
+        "peer's time / it",
+        "peak MB of its process",
+        "stages, seconds of all workers",
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest = faces.manifest(folder, root, synthetic)
+        total = len(faces.images(manifest))
+        rows = compared(manifest, folder, "detect", device) + compared(manifest, folder, "center", device)
+        for size in (each for each in SIZES if each <= total):
+            ours = score(faces.cut(manifest, size), folder / f"cache-{size}", "detect", device)
+            rows.append(
+                [f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"]
+            )
+            rows[-1].append(stages(json.loads(ours.said)))
+    command = f"python benchmarks/score.py {'ROOT' if root else f'--synthetic {synthetic}'}"
+    publish(f"Score, {total:,} images", command, table(header, rows), append=append)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What `train` promises on real faces: LFW View 1, default settings, five seeds."""
+
+import numpy as np
+import pytest
+from lfw_cache import view_1
+
+import batchverify
+
+pytestmark = pytest.mark.weights
+SEEDS = 5
+
+
+def test_default_settings_on_view_1(shared, tmp_path_factory, tmp_path):
+    folder, first = view_1(shared, tmp_path_factory.getbasetemp())
+    names = {name: folder / f"{name}.csv" for name in ("train", "dev", "test")}
+    options = {"test": names["test"], "cache": folder / "cache", "repeats": SEEDS, "quiet": True}
+    summary = batchverify.train(names["train"], names["dev"], tmp_path / "head.safetensors", **options)
+    # MTCNN finds no face in one picture of the 2,048 training pairs.
+    assert summary.pairs == {"training": 2047, "dev": 152, "test": 1000}
+    assert (summary.left_out, summary.leaks, first.embedded) == (1, 0, 1549)
+    auc, f1, ece = (
+        np.array([each["test"][name] for each in summary.metrics]) for name in ("auc", "f1", "ece")
+    )
+    print(f"View 1 test, {SEEDS} seeds: AUC {auc.mean():.5f} ± {auc.std():.6f}, F1 {f1}, ECE {ece}")
+    assert len(summary.metrics) == SEEDS
+    assert auc.mean() >= 0.9993 and auc.std() <= 0.0002
+    assert f1.mean() >= 0.988
+    assert ece.max() <= 0.015
+    started = summary.seconds
+    again = batchverify.train(names["train"], names["dev"], tmp_path / "again.safetensors", **options)
+    assert (again.embedded, again.digest) == (0, summary.digest)
+    print(f"first training {started} s, second {again.seconds} s")
+    # Five fits with their folds, and 5,000 images looked up.
+    assert again.seconds <= 60

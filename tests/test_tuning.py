@@ -1,0 +1,136 @@
+"""The search for a recipe: its space, its draws, and trials on a real Ray of two CPUs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from people import draw_people
+
+from batchverify.calibration import sigmoid
+from batchverify.errors import TrainingError, UsageError
+from batchverify.metrics import log_loss
+from batchverify.options import TrainOptions
+from batchverify.recipe import Recipe
+from batchverify.tuning import changed, drawn, run_trial, search_space, tune
+
+OPTIONS = TrainOptions(tune=3, num_cpus=2, seed=5, epochs=3)
+
+
+def pairs():
+    return draw_people(30, 1, pairs=200), draw_people(12, 2, pairs=80, name="dev")
+
+
+def unlearnable():
+    """Every pair stands there with both labels."""
+    train, dev = pairs()
+    half = train.subset(np.arange(50))
+    twice = np.concatenate([half.labels, 1 - half.labels])
+    return replace(half, a=np.tile(half.a, 2), b=np.tile(half.b, 2), labels=twice), dev
+
+
+def kinds(points) -> set[str]:
+    return {each["algorithms"][0].partition(":")[0] for each in points}
+
+
+def names(points) -> set[str]:
+    return {each["algorithms"][0] for each in points}
+
+
+def test_the_space_without_a_wish_has_all_kinds_and_every_point_once():
+    points = search_space(OPTIONS)
+    assert kinds(points) == {"distance", "logistic", "network"}
+    assert len({json.dumps(each) for each in points}) == len(points)
+    for point in points:
+        options = changed(OPTIONS, point)
+        assert str(Recipe.parse(*options.algorithms)) == point["algorithms"][0]
+
+
+@pytest.mark.parametrize("kind", ["distance", "logistic", "weighted-chi2", "network"])
+def test_only_the_named_algorithm_is_searched(kind):
+    points = search_space(replace(OPTIONS, algorithms=(kind,)))
+    assert kinds(points) == {kind}
+    assert len(points) == {"distance": 3, "logistic": 24, "weighted-chi2": 4, "network": 216}[kind]
+
+
+def test_only_the_named_features_are_searched():
+    assert names(search_space(replace(OPTIONS, algorithms=("logistic:sqdiff",)))) == {"logistic:sqdiff"}
+    assert names(search_space(replace(OPTIONS, algorithms=("network",), features="concat"))) == {
+        "network:concat"
+    }
+    assert names(search_space(replace(OPTIONS, features="chi2"))) == {"logistic:chi2", "network:chi2"}
+    assert "distance:cosine" in names(search_space(replace(OPTIONS, features="cosine")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithms": ("distance", "network")}, "--tune searches for one algorithm's settings"),
+        ({"algorithms": ("forest",)}, "--algorithm must be one of distance, "),
+        ({"algorithms": ("distance:chi2",)}, "--algorithm distance takes one number a pair"),
+        ({"features": "chi3"}, "chi3"),
+    ],
+)
+def test_searches_that_make_no_sense(changes, message):
+    with pytest.raises(UsageError, match=message):
+        search_space(replace(OPTIONS, **changes))
+
+
+def test_draws_are_different_points_of_the_kinds_in_turn():
+    points = search_space(OPTIONS)
+    few = drawn(points, 7, seed=1)
+    assert [next(iter(kinds([each]))) for each in few[:6]] == ["distance", "logistic", "network"] * 2
+    assert few == drawn(points, 7, seed=1) != drawn(points, 7, seed=2)
+    every = drawn(points, 10_000, seed=1)
+    assert sorted(map(json.dumps, every)) == sorted(map(json.dumps, points))
+
+
+def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
+    train, dev = pairs()
+    point = {"algorithms": ("logistic:absdiff",), "shrinkage": 200.0}
+    fit = Recipe.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
+    every = dev.all_pairs()
+    expected = log_loss(every.labels, sigmoid(fit.scores(every)), balanced=True)
+    assert len(every) == 48 * 47 / 2 > len(dev)
+    assert run_trial({"recipe": point}, train, dev, OPTIONS) == {"dev_loss": pytest.approx(expected)}
+
+
+def test_a_trial_whose_network_cannot_learn_says_so():
+    told = run_trial({"recipe": {"algorithms": ("network:absdiff",)}}, *unlearnable(), OPTIONS)
+    assert told["dev_loss"] == float("inf") and told["error"].startswith("overfit check:")
+
+
+@pytest.mark.ray
+class TestOnRay:
+    """Each search starts a Ray and ends it."""
+
+    def test_the_best_trial_is_the_smallest_loss_and_nothing_is_left(self, capfd):
+        import ray
+
+        train, dev = pairs()
+        options, trials = tune(train, dev, OPTIONS)
+        assert not ray.is_initialized()
+        assert capfd.readouterr().out == ""
+        losses = [each.dev_loss for each in trials]
+        assert len(losses) == 3 and losses == sorted(losses) and losses[0] < losses[-1]
+        found = {each.changes["algorithms"][0].partition(":")[0] for each in trials}
+        assert found == {"distance", "logistic", "network"}
+        assert options.algorithms == tuple(trials[0].changes["algorithms"])
+        assert {name: getattr(options, name) for name in trials[0].changes} == trials[0].changes
+        # What a trial says is what its recipe gives here.
+        again = run_trial({"recipe": trials[0].changes}, train, dev, OPTIONS)
+        assert again["dev_loss"] == pytest.approx(losses[0], rel=1e-3)
+        assert json.loads(json.dumps(trials[0].to_json()))["dev_loss"] == losses[0]
+
+    def test_a_ray_that_runs_is_used_and_left_running(self):
+        import ray
+
+        from batchverify.ray_engine import start_ray
+
+        start_ray(None, 2, verbose=False)
+        try:
+            with pytest.raises(TrainingError, match="--tune: every trial failed; the first: overfit check"):
+                tune(*unlearnable(), replace(OPTIONS, algorithms=("network",), tune=1))
+            assert ray.is_initialized()
+        finally:
+            ray.shutdown()
