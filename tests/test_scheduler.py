@@ -16,7 +16,7 @@ from batchverify.engine import Engine, Job, LocalEngine, WorkerLostError, Worker
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
 from batchverify.manifest import Block
-from batchverify.pipeline import Loaded
+from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
 from batchverify.scheduler import ImageRun, score_pairs
@@ -214,7 +214,7 @@ class Forgetful(LocalEngine):
 
     def result(self, job):
         value = super().result(job)
-        kind = "embed" if isinstance(value, list) else "load" if isinstance(value, Loaded) else "score"
+        kind = "embed" if isinstance(value, Embeddings) else "load" if isinstance(value, Loaded) else "score"
         if kind == self._lost:
             self._lost = ""
             self._first()
