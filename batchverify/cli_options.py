@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from batchverify.fingerprint import CROPS, TTA
+from batchverify.fingerprint import CROPS, FACES, TTA
 from batchverify.options import ALGORITHMS, CALIBRATIONS, ENGINES, MONITORS, ScoreOptions, TrainOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -57,6 +57,18 @@ backbone_options = together(
         type=click.Choice(CROPS),
     ),
     option("--margin", "Pixels of 160 around the detected box.", type=int),
+    option(
+        "--face",
+        "Which of several faces: large and near the centre, the largest, or the detector's surest.",
+        type=click.Choice(tuple(FACES)),
+    ),
+    option(
+        "--min-face",
+        "Smallest face searched for, in pixels of a picture reduced to 2,048. Default: 20, or a 24th of the shorter "
+        "side where that is more.",
+        type=int,
+        metavar="PIXELS",
+    ),
     option(
         "--tta",
         "flip: average the vectors of the crop and its mirror image (twice the work).",

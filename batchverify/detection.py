@@ -41,15 +41,17 @@ def smallest_face(height: int, width: int) -> int:
     return max(SMALLEST_FACE, round(min(height, width) * SMALLEST_SHARE))
 
 
-def choose_face(found: Detections, height: int, width: int) -> int:
-    """The index of the face meant: box area less twice the squared distance of its centre to the image's.
+def choose_face(found: Detections, height: int, width: int, rule: str = "center") -> int:
+    """The index of the face meant, among one or more.
 
-    The rule is facenet-pytorch's `center_weighted_size`; the largest face alone picks bystanders.
+    rule: `center` is box area less twice the squared distance of its centre to the image's (facenet-pytorch's
+    `center_weighted_size`; the largest face alone picks bystanders), `largest` the area alone, `probable` the
+    score.
     """
     x0, y0, x1, y1 = found.boxes.astype(np.float64).T
     area = (x1 - x0) * (y1 - y0)
     distance = ((x0 + x1) / 2 - width / 2) ** 2 + ((y0 + y1) / 2 - height / 2) ** 2
-    return int(np.argmax(area - 2 * distance))
+    return int(np.argmax({"center": area - 2 * distance, "largest": area, "probable": found.scores}[rule]))
 
 
 class FaceDetector:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from batchverify.backbones import DIMENSION, PACKAGED, Backbone, build_network, fold_batch_norm, load_backbone
 from batchverify.crops import FACE_SIZE, Face, box_face, fixed_face
 from batchverify.detection import Detections, FaceDetector, choose_face
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint, EmbeddingSettings
+from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.fused import can_fuse, fuse
 from batchverify.records import Reason, Skipped
+
+log = logging.getLogger(__name__)
 
 # Measured on two-core machines: 32 is the fastest CPU batch in bf16, and a small one to pad.
 CPU_BATCH = 32
 GPU_BATCH = 256
 # Pictures whose candidates are in memory at once.
 DETECT_GROUP = 16
+DETECT_PIXELS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Embedder:
         crop: str = "detect",
         margin: int = DEFAULT_MARGIN,
         tta: str = "none",
+        face: str = "center",
+        min_face: int | None = None,
         weights: str | Path | None = None,
         device: str = "auto",
         batch_size: int | None = None,
@@ -93,7 +100,7 @@ class Embedder:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-        self.settings = EmbeddingSettings(crop, margin, tta)
+        self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face)
         self.device = resolve_device(device)
         self.batch_size = batch_size or (GPU_BATCH if self.device.startswith("cuda") else CPU_BATCH)
         if not isinstance(backbone, Backbone):
@@ -106,7 +113,7 @@ class Embedder:
             network = fuse(network, self._dtype)
         network = network.to(self.device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)
-        self._detector = FaceDetector(device=self.device) if crop == "detect" else None
+        self._detector = FaceDetector(min_face=min_face, device=self.device) if crop == "detect" else None
 
     @property
     def compute_path(self) -> str:
@@ -128,12 +135,10 @@ class Embedder:
         if self._detector is None:
             return [fixed_face(picture, self.settings.crop) for picture in pictures]
         faces: list[Face | Skipped] = []
-        for start in range(0, len(pictures), DETECT_GROUP):
-            group = pictures[start : start + DETECT_GROUP]
-            faces += [
-                self._chosen(picture, found)
-                for picture, found in zip(group, self._detector(group), strict=True)
-            ]
+        for group in _groups(pictures):
+            reduced = [_reduced(picture) for picture in group]
+            found = self._detector(reduced)
+            faces += [self._chosen(*each) for each in zip(group, reduced, found, strict=True)]
         return faces
 
     def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
@@ -160,11 +165,24 @@ class Embedder:
 
         Raises `BatchverifyError` where the number format overflows: never a vector that is no number.
         """
-        rows = [
-            self._batch(pixels[start : start + self.batch_size])
-            for start in range(0, len(pixels), self.batch_size)
-        ]
+        rows: list[np.ndarray] = []
+        done = 0
+        while done < len(pixels):
+            try:
+                rows.append(self._batch(pixels[done : done + self.batch_size]))
+            except torch.cuda.OutOfMemoryError as exc:
+                self._shrink(exc)
+                continue
+            done += len(rows[-1])
         return np.concatenate(rows) if rows else np.zeros((0, DIMENSION), np.float32)
+
+    def _shrink(self, exc: Exception) -> None:
+        """Halve the batch after the GPU ran out of memory; `BatchverifyError` where one face is too much."""
+        if self.batch_size == 1:
+            raise BatchverifyError(f"{self.device}: no memory for a single face: {exc}") from exc
+        self.batch_size //= 2
+        torch.cuda.empty_cache()
+        log.warning("%s: out of memory; going on with batches of %d faces", self.device, self.batch_size)
 
     def _batch(self, pixels: np.ndarray) -> np.ndarray:
         """One batch, padded to the fixed shape."""
@@ -180,15 +198,46 @@ class Embedder:
             raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.compute_path})")
         return rows
 
-    def _chosen(self, picture: np.ndarray, found: Detections) -> Face | Skipped:
+    def _chosen(self, picture: np.ndarray, reduced: np.ndarray, found: Detections) -> Face | Skipped:
         nothing = Skipped(Reason.NO_FACE, "the detector found no face")
         if not len(found):
             return nothing
-        height, width = picture.shape[:2]
-        index = choose_face(found, height, width)
-        x0, y0, x1, y1 = (float(value) for value in found.boxes[index])
+        height, width = reduced.shape[:2]
+        index = choose_face(found, height, width, self.settings.face)
+        scale = max(picture.shape[:2]) / max(height, width)
+        x0, y0, x1, y1 = (float(value) * scale for value in found.boxes[index])
         score = float(found.scores[index])
         return box_face(picture, (x0, y0, x1, y1), self.settings.margin, score, len(found)) or nothing
+
+
+def _groups(pictures: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Pictures whose tables of sums are in memory at once: some, and of large ones few."""
+    group: list[np.ndarray] = []
+    for picture in pictures:
+        if group and (
+            len(group) == DETECT_GROUP or sum(map(_table_pixels, (*group, picture))) > DETECT_PIXELS
+        ):
+            yield group
+            group = []
+        group.append(picture)
+    if group:
+        yield group
+
+
+def _table_pixels(picture: np.ndarray) -> int:
+    height, width = picture.shape[:2]
+    shrink = min(1.0, DETECT_SIDE / max(height, width))
+    return int(height * width * shrink * shrink)
+
+
+def _reduced(picture: np.ndarray) -> np.ndarray:
+    """The picture that faces are searched for in: (H, W, 3), the longer side at most `DETECT_SIDE`."""
+    height, width = picture.shape[:2]
+    shrink = DETECT_SIDE / max(height, width)
+    if shrink >= 1:
+        return picture
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
 def _number_class(numbers: str, device: str) -> torch.dtype:

@@ -45,6 +45,8 @@ class WorkPlan:
             crop=settings.crop,
             margin=settings.margin,
             tta=settings.tta,
+            face=settings.face,
+            min_face=settings.min_face,
             weights=self.weights,
             device=self.device,
             batch_size=self.batch_size,

@@ -13,14 +13,19 @@ from batchverify.augmentation import AUGMENTATION
 from batchverify.errors import UsageError
 
 # Raised whenever decoding, detection or resampling changes its result.
-PIPELINE = 1
+PIPELINE = 2
 CROPS = ("detect", "center", "none")
 TTA = ("none", "flip")
 # The fixed crop: fractions of width, height, width, height. Fits LFW's deep-funnelled pictures.
 CENTER = (0.24, 0.192, 0.76, 0.82)
 DEFAULT_MARGIN = 44
 # Larger pictures are reduced to this many pixels on their longer side before the crop is taken.
-WORKING_SIDE = {"detect": 2048, "center": 1024, "none": 640}
+WORKING_SIDE = {"detect": 4096, "center": 1024, "none": 640}
+# Faces are searched for in a copy of at most so many pixels, and cut from the larger one.
+DETECT_SIDE = 2048
+# Which of several faces is meant, by facenet-pytorch's names of the rules.
+FACES = {"center": "center_weighted_size", "largest": "largest", "probable": "most_probable"}
+SMALLEST_FACES = (12, 1000)
 
 
 @dataclass(frozen=True)
@@ -29,19 +34,28 @@ class EmbeddingSettings:
 
     crop: `detect` (MTCNN box, with `margin` of the 160 pixels around it), `center` (fixed fractions) or
     `none` (the whole picture). tta: `flip` averages the vectors of the crop and of its mirror image. view:
-    0 for the face as it is, else the number of an augmented view, for training.
+    0 for the face as it is, else the number of an augmented view, for training. face: which of several, a
+    name of `FACES`. min_face: the smallest face searched for, in pixels of the picture reduced to
+    `DETECT_SIDE`; None for 20, or a 24th of the shorter side where that is more.
     """
 
     crop: str = "detect"
     margin: int = DEFAULT_MARGIN
     tta: str = "none"
     view: int = 0
+    face: str = "center"
+    min_face: int | None = None
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise UsageError(f"crop must be one of {', '.join(CROPS)}, got '{self.crop}'")
         if self.tta not in TTA:
             raise UsageError(f"tta must be one of {', '.join(TTA)}, got '{self.tta}'")
+        if self.face not in FACES:
+            raise UsageError(f"face must be one of {', '.join(FACES)}, got '{self.face}'")
+        least, most = SMALLEST_FACES
+        if self.min_face is not None and not least <= self.min_face <= most:
+            raise UsageError(f"min_face must lie between {least} and {most} pixels, got {self.min_face}")
         # 44.0 would be another document, and so another cache, than 44.
         if not isinstance(self.margin, int) or not 0 <= self.margin <= 120:
             raise UsageError(
@@ -65,7 +79,12 @@ class EmbeddingFingerprint:
         """The fingerprint of a backbone (by its own fingerprint) under `settings`."""
         crop: dict[str, Any] = {"mode": settings.crop, "working_side": settings.working_side}
         if settings.crop == "detect":
-            crop |= {"margin": settings.margin, "choice": "center_weighted_size", "smallest": "20 or side/24"}
+            crop |= {
+                "margin": settings.margin,
+                "choice": FACES[settings.face],
+                "smallest": settings.min_face or "20 or side/24",
+                "detect_side": DETECT_SIDE,
+            }
         if settings.crop == "center":
             crop |= {"fractions": list(CENTER)}
         # Only where there is one: the fingerprints of plain faces stay what they are.

@@ -35,6 +35,8 @@ class EmbedOptions:
     crop: str = "detect"
     margin: int = DEFAULT_MARGIN
     tta: str = "none"
+    face: str = "center"
+    min_face: int | None = None
     cache: str | None = None
     no_cache: bool = False
     retry_failed: bool = False
@@ -82,7 +84,7 @@ class EmbedOptions:
     @property
     def settings(self) -> EmbeddingSettings:
         """The options that move a vector."""
-        return EmbeddingSettings(self.crop, self.margin, self.tta)
+        return EmbeddingSettings(self.crop, self.margin, self.tta, face=self.face, min_face=self.min_face)
 
     @property
     def limits(self) -> Limits:

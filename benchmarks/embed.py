@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import click
 import faces
 import numpy as np
 import torch
@@ -84,11 +83,7 @@ def rate(work: Callable[[], int]) -> float:
     return max(rates)
 
 
-@click.command()
-@click.argument("root", type=click.Path(path_type=Path), required=False)
-@click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
+@faces.image_options
 def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
     """Print the table."""
     keep_freed_memory()
@@ -110,12 +105,7 @@ def main(root: Path | None, synthetic: int | None, device: str, append: bool) ->
     name = str(dtype).removeprefix("torch.")
     rows.append([f"matrix products alone ({name}, {SIDE}³)", f"{ceiling:.1f}", f"{mine / ceiling:.2f}"])
     body = table([f"backbone alone, {len(pixels):,} faces", "images/s", "ours / it"], rows)
-    publish(
-        "Embed only",
-        f"python benchmarks/embed.py {'ROOT' if root else f'--synthetic {synthetic}'}",
-        body,
-        append=append,
-    )
+    publish("Embed only", faces.command_line("embed.py", root, synthetic), body, append=append)
 
 
 if __name__ == "__main__":

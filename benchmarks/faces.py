@@ -3,8 +3,10 @@
 import csv
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 from PIL import Image, ImageEnhance
 
@@ -12,6 +14,23 @@ from batchverify.datasets import prepare_lfw
 
 SAMPLES = Path(__file__).parent.parent / "sample_manifests" / "faces"
 SIDE = 250
+
+
+def image_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that all benchmarks on pictures take: ROOT, --synthetic, --device, --append."""
+    for decorate in (
+        click.option("--append", is_flag=True, help="Add the table to RESULTS.md."),
+        click.option("--device", default="auto", show_default=True),
+        click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's."),
+        click.argument("root", type=click.Path(path_type=Path), required=False),
+    ):
+        command = decorate(command)
+    return click.command()(command)
+
+
+def command_line(script: str, root: Path | None, synthetic: int | None) -> str:
+    """How a benchmark was called, for RESULTS.md."""
+    return f"python benchmarks/{script} {'ROOT' if root else f'--synthetic {synthetic}'}"
 
 
 def manifest(folder: Path, root: Path | None, synthetic: int | None) -> Path:

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import faces
 from results import publish, table
 
@@ -69,11 +68,7 @@ def stages(summary: dict) -> str:
     return ", ".join([f"engine {summary['engine']}", *parts])
 
 
-@click.command()
-@click.argument("root", type=click.Path(path_type=Path), required=False)
-@click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
+@faces.image_options
 def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
     """Print the table."""
     header = [
@@ -94,7 +89,7 @@ def main(root: Path | None, synthetic: int | None, device: str, append: bool) ->
                 [f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"]
             )
             rows[-1].append(stages(json.loads(ours.said)))
-    command = f"python benchmarks/score.py {'ROOT' if root else f'--synthetic {synthetic}'}"
+    command = faces.command_line("score.py", root, synthetic)
     publish(f"Score, {total:,} images", command, table(header, rows), append=append)
 
 

@@ -196,8 +196,10 @@ def test_the_choice_is_facenet_pytorchs():
         )
         index = choose_face(found, image.height, image.width)
         assert np.array_equal(boxes[index], box[0])
-        extent = boxes[:, 2:] - boxes[:, :2]
-        other_than_largest += index != np.argmax(extent.prod(axis=1))
+        for rule, method in (("largest", "largest"), ("probable", "probability")):
+            box, _, _ = mtcnn.select_boxes(boxes, scores, np.zeros((6, 5, 2)), image, method=method)
+            assert np.array_equal(boxes[choose_face(found, image.height, image.width, rule)], box[0])
+        other_than_largest += index != choose_face(found, image.height, image.width, "largest")
     assert other_than_largest > 10
 
 

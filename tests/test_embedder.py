@@ -145,6 +145,38 @@ def test_the_detected_crop_and_no_face_keep_their_places(faces, backbone):
         assert np.array_equal(embedder.vectors(crop.pixels[None])[0], found.vectors[row])
 
 
+@pytest.mark.weights
+def test_faces_in_large_pictures_are_cut_from_all_their_pixels(faces, backbone):
+    """A small face in a picture of 4,000 pixels: found in a reduced copy, embedded as sharp as it is."""
+    embedder = Embedder(backbone, device="cpu", batch_size=BATCH)
+    alone = embedder([faces[0]])
+    large = np.full((3000, 4000, 3), 127, np.uint8)
+    large[1300:1550, 1800:2050] = faces[0]
+    found = embedder([large, large])
+    assert found.skipped == [None, None]
+    np.testing.assert_allclose(found.boxes[0] - [1800, 1300, 1800, 1300], alone.boxes[0], atol=8)
+    assert cosines(found.vectors[:1], alone.vectors).min() > 0.95
+    half = np.asarray(Image.fromarray(large).resize((2000, 1500)))
+    assert cosines(found.vectors[:1], alone.vectors) > cosines(embedder([half]).vectors, alone.vectors)
+    assert np.array_equal(found.vectors[0], found.vectors[1])
+
+
+@pytest.mark.weights
+def test_another_face_can_be_meant(faces, backbone):
+    """A small face in the middle, a larger one beside it."""
+    picture = np.full((500, 800, 3), 127, np.uint8)
+    picture[125:375, 275:525] = faces[0]
+    picture[0:400, 0:400] = np.asarray(Image.fromarray(faces[1]).resize((400, 400)))
+    picture[125:375, 275:525] = faces[0]
+    middle, large = (
+        Embedder(backbone, device="cpu", batch_size=BATCH, face=face)([picture]).boxes[0]
+        for face in ("center", "largest")
+    )
+    assert middle[0] > 300 and large[0] < 300
+    nobody = Embedder(backbone, device="cpu", batch_size=BATCH, min_face=450)([picture])
+    assert nobody.skipped[0].reason is Reason.NO_FACE
+
+
 def test_fixed_crops_are_those_of_crops(backbone, embedder):
     pictures = draw(3)
     center = Embedder(backbone, crop="center", device="cpu", batch_size=BATCH)
@@ -174,6 +206,33 @@ def test_faces_and_reasons_in_one_call(embedder):
     assert found.skipped == [reason, None, reason]
     assert found.vectors.any(axis=1).tolist() == [False, True, False]
     assert embedder.embed_faces([reason]).skipped == [reason]
+
+
+class Crowded(torch.nn.Module):
+    """A network whose memory is full beyond so many faces."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        if len(faces) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return faces.flatten(1)[:, :512]
+
+
+def test_batches_are_halved_where_memory_is_short(backbone, caplog):
+    embedder = Embedder(backbone, crop="none", device="cpu", batch_size=32, numbers="float32")
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 160, 160, 3), dtype=np.uint8)
+    embedder._network = Crowded(9)
+    vectors = embedder.vectors(pixels)
+    assert embedder.batch_size == 8
+    assert [each.message for each in caplog.records if "batches of 8" in each.message]
+    embedder._network = Crowded(50)
+    assert np.array_equal(embedder.vectors(pixels), vectors)
+    embedder._network = Crowded(0)
+    with pytest.raises(BatchverifyError, match="no memory for a single face"):
+        embedder.vectors(pixels)
 
 
 def test_nothing_in_nothing_out(embedder):

@@ -21,9 +21,9 @@ def of(backbone: str = BACKBONE, **settings: object) -> EmbeddingFingerprint:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, "dd13a79fd063c0939b2eaece27e3259f"),
-        ({"crop": "center"}, "ed321d7015f24e5dd1e7d38cf195e88d"),
-        ({"crop": "none", "tta": "flip"}, "841c8805c3add8891421e00d25f74ab9"),
+        ({}, "c7e9eb2ff5449b2a2f132c3d3fbc1186"),
+        ({"crop": "center"}, "93c140d1b33d6f4958aca7dc26e493a7"),
+        ({"crop": "none", "tta": "flip"}, "37e191fd66a9b73b2326881d6ac9c174"),
     ],
 )
 def test_ids_are_pinned(settings: dict, expected: str) -> None:
@@ -89,3 +89,21 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         EmbeddingSettings(**settings)
     assert str(caught.value) == message
+
+
+def test_the_choice_of_the_face_and_its_smallest_size_tell_fingerprints_apart_where_faces_are_found() -> None:
+    settings = [
+        {},
+        {"face": "largest"},
+        {"face": "probable"},
+        {"min_face": 20},
+        {"min_face": 40},
+        {"view": 1},
+    ]
+    assert len({of(**each).id for each in settings}) == len(settings)
+    assert of(face="center").id == of().id
+    assert of(crop="none", face="largest").id == of(crop="none").id
+    assert "crop.smallest 20 or side/24 against 40" in of().difference(of(min_face=40))
+    for wrong in ({"face": "left"}, {"min_face": 11}, {"min_face": 1001}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            EmbeddingSettings(**wrong)  # type: ignore[arg-type]
