@@ -33,8 +33,9 @@ from batchverify.sinks import Sink, open_sink
 from batchverify.summary import EmbedSummary, ScoreSummary
 from batchverify.version import __version__
 
-# Below this many images to embed, the 7-9 s that a local Ray takes to start and stop are not earned back.
-RAY_WORTH_IMAGES = 2500
+# Up to so many images to embed, some minutes of work, threads are the faster engine: on two cores a local Ray
+# takes 8 s to start and stop and a fifth of the rate. Beyond, it matters more that no image can end the run.
+RAY_WORTH_IMAGES = 10_000
 SAMPLE = 64
 
 

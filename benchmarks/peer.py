@@ -21,7 +21,7 @@ CENTER = (0.24, 0.192, 0.76, 0.82)
 
 
 class Pictures(Dataset):
-    """Decoded pictures, or their fixed crops, as arrays."""
+    """Decoded pictures, or their fixed crops as arrays."""
 
     def __init__(self, paths: list[Path], crop: str) -> None:
         self.paths, self.crop = paths, crop
@@ -29,10 +29,10 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> np.ndarray:
+    def __getitem__(self, place: int) -> Image.Image | np.ndarray:
         picture = Image.open(self.paths[place]).convert("RGB")
         if self.crop == "detect":
-            return np.asarray(picture)
+            return picture
         box = [round(share * side) for share, side in zip(CENTER, picture.size * 2, strict=True)]
         return np.asarray(picture.crop(box).resize((160, 160)))
 
@@ -51,7 +51,7 @@ def main(manifest: Path, output: Path, crop: str) -> None:
             try:
                 faces = mtcnn(batch)
             except ValueError:  # its batches fail when a picture has no face
-                faces = [mtcnn(Image.fromarray(picture)) for picture in batch]
+                faces = [mtcnn(picture) for picture in batch]
         else:
             faces = [(torch.from_numpy(each).permute(2, 0, 1).float() - 127.5) / 128 for each in batch]
         kept = [place for place, face in enumerate(faces) if face is not None]
