@@ -109,7 +109,7 @@ threshold_options = together(
     head_option,
     option(
         "--threshold",
-        "Label 1 (different) at or above this probability. Default: the head's, of best F1 on its dev set.",
+        "Label 1 (different) at or above this probability. Default: the head's, of best expected F1.",
         type=float,
         metavar="X",
     ),

@@ -96,7 +96,7 @@ class Head:
             )
 
     def threshold(self, threshold: float | None = None, at_far: float | None = None) -> float:
-        """The threshold of a run: given, or stored at a false accept rate, or the one of best F1 on dev."""
+        """The threshold of a run: given, or stored at a false accept rate, or that of best expected F1."""
         if threshold is not None and at_far is not None:
             raise UsageError("--threshold and --at-far exclude each other")
         if threshold is not None:
@@ -152,7 +152,10 @@ class Head:
             tensors = load(data)
             about = json.loads(_metadata(data))
             if about["format"] != FORMAT:
-                raise ArtifactError(f"{name}: a head of another version of batchverify ({about['version']})")
+                raise ArtifactError(
+                    f"{name}: a head of format {about['format']} (batchverify {about['version']}); this one "
+                    f"reads format {FORMAT}: train it again"
+                )
             members = from_tensors(tensors, about["members"])
             calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
             _check(members, calibration, about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class LabelledPairs:
                 if column in block.carried.schema.names:
                     people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
                     persons.update(
-                        (image, str(person)) for image, person in people if person not in (None, "")
+                        (image, _name(person)) for image, person in people if person not in (None, "")
                     )
         a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
         references = tuple(str(each) for each in scan.images.references)
@@ -168,9 +169,10 @@ class LabelledPairs:
         return groups
 
     def strangers(self) -> LabelledPairs:
-        """`all_pairs` of two people."""
+        """`all_pairs` of two people, or the labelled different pairs where these are more."""
         pairs = self.all_pairs()
-        return pairs.subset(pairs.labels == 1)
+        named, labelled = pairs.subset(pairs.labels == 1), self.subset(self.labels == 1)
+        return named if len(named) >= len(labelled) else labelled
 
     def all_pairs(self) -> LabelledPairs:
         """Every pair of images of known people; without person columns, the labelled pairs alone.
@@ -187,6 +189,11 @@ class LabelledPairs:
         first, second = np.triu_indices(len(images), 1)
         labels = (groups[first] != groups[second]).astype(np.int8)
         return replace(self, a=images[first], b=images[second], labels=labels, originals=None)
+
+
+def _name(person: Any) -> str:
+    """A person's name; whole numbers are one person with and without a fraction, as pandas writes them."""
+    return str(int(person)) if isinstance(person, float) and person.is_integer() else str(person)
 
 
 def _labels(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 STEPS = 100
 # Relative to the function's value: smaller progress is rounding.
@@ -25,7 +26,7 @@ def minimise(
     place, current = start, value(start)
     for _ in range(STEPS):
         gradient, hessian = derivatives(place)
-        step = np.linalg.solve(hessian, gradient)
+        step = _solved(hessian, gradient)
         for _ in range(HALVINGS):
             new = value(place - step)
             if new <= current:
@@ -38,3 +39,9 @@ def minimise(
         if gain <= TOLERANCE * max(abs(current), 1e-9):
             break
     return place
+
+
+def _solved(hessian: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """By torch, whose threads a fit holds to one: numpy's would give other bits on other numbers of CPUs."""
+    solution: np.ndarray = torch.linalg.solve(torch.from_numpy(hessian), torch.from_numpy(gradient)).numpy()
+    return solution

@@ -161,6 +161,8 @@ def _target(output: str | Path) -> Location:
         raise UsageError(f"--output {output}: a head's name ends in {SUFFIX}")
     if target.is_local and not Path(target.parent.path).is_dir():
         raise UsageError(f"--output {output}: there is no folder {target.parent}")
+    if target.is_local and not os.access(target.parent.path, os.W_OK):
+        raise UsageError(f"--output {output}: the folder {target.parent} cannot be written")
     if target.kind() == "folder":
         raise UsageError(f"--output {output}: a folder has this name")
     return target

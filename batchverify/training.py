@@ -53,9 +53,10 @@ def fit_head(
     about: dict[str, Any] | None = None,
     report: Report = silent,
 ) -> Fitted:
-    """Fit on `train`; dev stops networks; calibration and thresholds come from pairs that no fit has seen.
+    """Fit on `train`; dev stops networks; calibration and thresholds come from held-out pairs.
 
-    Those are dev's and, unless `options.folds` says otherwise, the training pairs scored out of fold. The
+    Those are dev's and, unless `options.folds` says otherwise, the training pairs scored out of fold: no
+    weights were fitted to them, though dev decides when networks stop and what `tune` takes. The
     same pairs, options and seed give the same bytes on the same machine. Raises `UsageError` for pairs that
     nothing can be learned from, `TrainingError` where a network cannot learn.
     """
@@ -80,7 +81,11 @@ def fit_head(
     networks = {
         str(recipe): fit.network for recipe, fit in zip(wanted, fits, strict=True) if fit.network is not None
     }
-    training = {"pairs": len(train), "folds": folds, "options": _fit_options(options, wanted)}
+    training = {
+        "pairs": train.originals or len(train),
+        "folds": folds,
+        "options": _fit_options(options, wanted),
+    }
     extra = about or {}
     whole = {**extra, "version": __version__, "embedding": dict(embedding.document), **tables}
     whole["training"] = {**extra.get("training", {}), **training}

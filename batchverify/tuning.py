@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.calibration import sigmoid
+from batchverify.calibration import platt_scaling, sigmoid
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.features import Features
 from batchverify.labelled import LabelledPairs
@@ -105,7 +105,11 @@ def run_trial(
         return {"dev_loss": float("inf"), "error": str(exc)}
     # Some hundred labelled pairs are soon told apart; all pairs of their images still tell recipes apart.
     pairs = dev.all_pairs()
-    return {"dev_loss": log_loss(pairs.labels, sigmoid(fit.scores(pairs)), balanced=True)}
+    pairs = pairs if pairs.labels.any() and not pairs.labels.all() else dev
+    # Calibrated first, as the head will be: the scores of some algorithms are no logits.
+    scores = fit.scores(pairs)
+    slope, offset = platt_scaling(scores, pairs.labels)
+    return {"dev_loss": log_loss(pairs.labels, sigmoid(slope * scores + offset), balanced=True)}
 
 
 def changed(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:

@@ -88,7 +88,7 @@ def measured(crop: dict, pairs: dict[str, LabelledPairs], job: Job, recipe: tupl
         *(f"{each:.4f}" for each in mean[3:8]),
         f"{mean[8]:.1f}",
     ]
-    return Row(cells, fitted.head.parameters, np.mean(losses, axis=0))
+    return Row(cells, fitted.head.parameters, losses[0])
 
 
 def main(root: Path, append: bool) -> None:

@@ -120,7 +120,10 @@ def test_a_damaged_artifact_is_refused_in_one_line(what, tmp_path):
 
 @pytest.mark.parametrize("other", [1, 3, "2", None])
 def test_a_head_of_another_version_is_named_so(other):
-    with pytest.raises(ArtifactError, match=r"^x: a head of another version of batchverify \(0.1\)$"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"^x: a head of format \S+ \(batchverify 0.1\); this one reads format 2: train it again$",
+    ):
         Head.from_bytes(damaged(format=other), "x")
 
 

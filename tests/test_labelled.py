@@ -213,3 +213,28 @@ def test_views_repeat_every_pair_with_images_of_any_view():
     unknown = replace(pairs, persons={}).with_views(views, seed=3).groups().reshape(3, 24)
     assert np.array_equal(unknown, np.tile(unknown[0], (3, 1))) and len(np.unique(unknown)) == 24
     assert not np.array_equal(pairs.with_views(views, seed=4).a, seen.a)
+
+
+def test_people_by_number_are_the_same_with_and_without_blanks_beside_them():
+    """A blank turns a pandas column of whole numbers into floats: 1 and 1.0 are one person."""
+    table = pa.table(
+        {
+            "image_a": ["a1.jpg", "b1.jpg", "c1.jpg"],
+            "image_b": ["a2.jpg", "c2.jpg", "d1.jpg"],
+            "label": [0, 1, 1],
+            "person_a": pa.array([1, 2, 3], pa.int64()),
+            "person_b": pa.array([1.0, 3.0, None], pa.float64()),
+        }
+    )
+    pairs = collect(table)
+    assert sorted(pairs.persons.values()) == ["1", "1", "2", "3", "3"]
+    found = pairs.all_pairs()
+    assert (found.labels == 0).sum() == 2
+
+
+def test_labelled_strangers_serve_where_few_people_are_named(written):
+    rows = "".join(f"x{n}.jpg,y{n}.jpg,1,,\n" for n in range(5))
+    text = f"image_a,image_b,label,person_a,person_b\np1.jpg,q1.jpg,1,P,Q\np1.jpg,p2.jpg,0,P,P\n{rows}"
+    pairs = collect(written(text))
+    assert len(pairs.all_pairs()) == 3
+    assert len(pairs.strangers()) == 6 and pairs.strangers().labels.all()

@@ -43,6 +43,7 @@ HEAVY = {
         "member",
         "mtcnn",
         "network",
+        "newton",
         "prediction",
         "pyramid",
         "ray_engine",
