@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from people import draw_people
 
-from batchverify.calibration import sigmoid
+from batchverify.calibration import platt_scaling, sigmoid
 from batchverify.errors import TrainingError, UsageError
 from batchverify.metrics import log_loss
 from batchverify.options import TrainOptions
@@ -90,7 +90,8 @@ def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
     point = {"algorithms": ("logistic:absdiff",), "shrinkage": 200.0}
     fit = Recipe.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
     every = dev.all_pairs()
-    expected = log_loss(every.labels, sigmoid(fit.scores(every)), balanced=True)
+    slope, offset = platt_scaling(fit.scores(every), every.labels)
+    expected = log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset), balanced=True)
     assert len(every) == 48 * 47 / 2 > len(dev)
     assert run_trial({"recipe": point}, train, dev, OPTIONS) == {"dev_loss": pytest.approx(expected)}
 
