@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
+from batchverify.kernels import candidates, resample
 from batchverify.mtcnn import OutputNetwork, ProposalNetwork, RefineNetwork
-from batchverify.pyramid import CELL, CHANNELS, STRIDE, Pyramid, area_patches, integral, normalised, pyramid
+from batchverify.pyramid import CHANNELS, Pyramid, integral, pyramid, regions
 
 SMALLEST_FACE = 20
 # The smallest face searched for, as a share of the image's shorter side: the pyramid's first level then never
 # has a shorter side above 12 * 24 = 288 pixels, whatever the camera.
 SMALLEST_SHARE = 1 / 24
 THRESHOLDS = (0.6, 0.7, 0.7)
+# A little below the first threshold's own.
+LEAST_LOGIT = 0.4
 # Fixed shapes of the second and third network, so that a face's box does not depend on its neighbours.
 REFINE_BLOCK = 32
 OUTPUT_BLOCK = 16
@@ -71,6 +74,8 @@ class FaceDetector:
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detect the faces of each image; images without a face give `Detections` of length 0."""
+        if not len(images):
+            return []
         sums = [integral(image) for image in images]
         boxes = [self._propose(table, *image.shape[:2]) for image, table in zip(images, sums, strict=True)]
         refined = self._classify(self._refine, REFINE_BLOCK, sums, boxes)
@@ -81,109 +86,110 @@ class FaceDetector:
         final = self._classify(self._output, OUTPUT_BLOCK, sums, boxes)
         return [_final(found, *outputs) for found, outputs in zip(boxes, final, strict=True)]
 
-    def _propose(self, sums: np.ndarray, height: int, width: int) -> torch.Tensor:
+    def _propose(self, sums: np.ndarray, height: int, width: int) -> np.ndarray:
         """First stage: (K, 4) float32 square boxes of candidates over all scales of the pyramid."""
         scales = pyramid(height, width, self.min_face or smallest_face(height, width))
         if scales is None:
-            return torch.zeros(0, 4)
-        shifts, scores = self._proposal(scales.canvas(sums).to(self.device), scales)
-        rows = _cells(shifts.cpu(), scores.cpu(), scales)
-        rows = rows[nms(rows[:, :4], rows[:, 4], 0.7)]
-        extent = (rows[:, 2:4] - rows[:, :2]).repeat(1, 2)
-        return _clipped(_square(rows[:, :4] + rows[:, 5:9] * extent), height, width)
+            return np.zeros((0, 4), np.float32)
+        boxes, shifts, scores = _cells(self._proposal(scales.canvas(sums).to(self.device), scales), scales)
+        kept = suppress(boxes, scores, 0.7)
+        boxes, shifts = boxes[kept], shifts[kept]
+        extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        return _clipped(_square(boxes + shifts * extent), height, width)
 
     def _classify(
-        self,
-        network: RefineNetwork,
-        block: int,
-        sums: Sequence[np.ndarray],
-        boxes: Sequence[torch.Tensor],
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        self, network: RefineNetwork, block: int, sums: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Run a network on all candidates: per image (K, 4) shifts and (K,) face probabilities.
 
         The candidates of all images fill blocks of one fixed shape; no more than a block is in memory.
         """
-        owners = np.repeat(np.arange(len(boxes)), [len(found) for found in boxes])
-        if not len(owners):
-            return [(torch.zeros(0, 4), torch.zeros(0))] * len(boxes)
-        corners = torch.cat(list(boxes)).numpy()
-        shifts, scores = [], []
-        for start in range(0, len(owners), block):
-            rows = slice(start, start + block)
-            patches = torch.zeros(block, network.size, network.size, CHANNELS)
-            _fill(patches, sums, owners[rows], corners[rows])
-            found = network(normalised(patches).to(self.device))
-            shifts.append(found[0].cpu())
-            scores.append(found[1].cpu())
-        lengths = [len(found) for found in boxes]
-        total = len(owners)
-        split = (torch.cat(shifts)[:total].split(lengths), torch.cat(scores)[:total].split(lengths))
-        return list(zip(*split, strict=True))
+        ends = np.cumsum([len(found) for found in boxes])
+        whole = [
+            regions(found, table.shape[0] - 1, table.shape[1] - 1)
+            for found, table in zip(boxes, sums, strict=True)
+        ]
+        cut = np.concatenate(whole)
+        shifts, scores = np.empty((len(cut), 4), np.float32), np.empty(len(cut), np.float32)
+        for start in range(0, len(cut), block):
+            patches = np.empty((block, network.size, network.size, CHANNELS), np.float32)
+            patches[len(cut) - start :] = 0
+            _fill(patches, sums, ends, cut[start : start + block], start)
+            found = network(torch.from_numpy(patches).permute(0, 3, 1, 2).to(self.device))
+            here = slice(start, min(start + block, len(cut)))
+            shifts[here], scores[here] = (each.cpu().numpy()[: here.stop - start] for each in found)
+        return list(zip(np.split(shifts, ends[:-1]), np.split(scores, ends[:-1]), strict=True))
 
 
-def _fill(patches: torch.Tensor, sums: Sequence[np.ndarray], owners: np.ndarray, boxes: np.ndarray) -> None:
-    """Write the candidates of a block, image by image (owners are sorted)."""
-    for owner in np.unique(owners):
-        first, last = np.searchsorted(owners, [owner, owner + 1])
-        patches[first:last] = area_patches(sums[owner], boxes[first:last], patches.shape[1])
+def _fill(
+    patches: np.ndarray, sums: Sequence[np.ndarray], ends: np.ndarray, cut: np.ndarray, start: int
+) -> None:
+    """Write the candidates of a block, image by image. cut: (K, 4) their regions, the first is number `start`."""
+    places = np.zeros((len(cut), 5), np.int64)
+    places[:, 0] = np.arange(len(cut))
+    places[:, 3:] = patches.shape[1]
+    done = 0
+    while done < len(cut):
+        owner = int(np.searchsorted(ends, start + done, side="right"))
+        last = min(int(ends[owner]) - start, len(cut))
+        resample(sums[owner], cut[done:last], places[done:last], False, patches)
+        done = last
 
 
-def _cells(shifts: torch.Tensor, scores: torch.Tensor, scales: Pyramid) -> torch.Tensor:
-    """Cells above the threshold, after suppression within each level: (K, 9) box, score, shifts.
-
-    shifts: (4, h, w), scores: (h, w), over the whole canvas.
-    """
-    mask = (scores >= THRESHOLDS[0]) & (scales.owner >= 0)
-    places = mask.nonzero()  # (K, 2) y x
-    owner = scales.owner[mask].long()
-    levels = scales.levels
-    origin = torch.tensor([[level.top // STRIDE, level.left // STRIDE] for level in levels])
-    scale = torch.tensor([level.scale for level in levels])[owner][:, None]
-    corner = (places - origin[owner]).float().flip(1)  # (K, 2) x y
-    low = ((STRIDE * corner + 1) / scale).floor()
-    high = ((STRIDE * corner + CELL) / scale).floor()
-    found = torch.cat([low, high, scores[mask][:, None], shifts[:, mask].T], dim=1)
+def _cells(answers: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells above the threshold, after suppression within each level: (K, 4) boxes, (K, 4) shifts, (K,) scores."""
+    rows = np.empty((answers.shape[0] * answers.shape[1], 11), np.float32)
+    rows = rows[: candidates(answers, scales.cells, scales.scales, LEAST_LOGIT, rows)]
+    # By torch, as in facenet-pytorch: near 1 many probabilities are equal, and then the order counts.
+    scores = torch.softmax(torch.from_numpy(rows[:, 4:6]), dim=1)[:, 1].numpy()
+    rows, scores = rows[scores >= THRESHOLDS[0]], scores[scores >= THRESHOLDS[0]]
+    boxes, level = rows[:, :4], rows[:, 10]
     # Boxes of whole numbers, moved apart by whole numbers: levels do not touch and nothing is rounded.
-    apart = found[:, :4] + owner[:, None] * (high.max() + 1 if len(high) else 0)
-    kept = nms(apart, found[:, 4], 0.5)
-    return found[kept[owner[kept].argsort(stable=True)]]
+    apart = boxes + level[:, None] * (boxes.max(initial=0) + 1)
+    kept = suppress(apart, scores, 0.5)
+    kept = kept[np.argsort(level[kept], kind="stable")]
+    return boxes[kept], rows[kept, 6:10], scores[kept]
 
 
-def _square(boxes: torch.Tensor) -> torch.Tensor:
+def suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Indices kept by suppression with intersection over union, best score first."""
+    return nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
+
+
+def _square(boxes: np.ndarray) -> np.ndarray:
     """Grow the shorter side, the centre kept."""
-    extent = boxes[:, 2:4] - boxes[:, :2]
-    side = extent.max(dim=1, keepdim=True).values
-    low = boxes[:, :2] + extent * 0.5 - side * 0.5
-    return torch.cat([low, low + side], dim=1)
+    extent = boxes[:, 2:] - boxes[:, :2]
+    side = extent.max(axis=1, keepdims=True)
+    low = boxes[:, :2] + extent * np.float32(0.5) - side * np.float32(0.5)
+    return np.concatenate([low, low + side], axis=1)
 
 
-def _clipped(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _clipped(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Without the boxes that hold no pixel of the image."""
-    whole = boxes.trunc()
-    low, high = whole[:, :2].clamp(min=1), torch.minimum(whole[:, 2:], torch.tensor([width, height]))
-    return boxes[(high >= low).all(dim=1)]
+    whole = np.trunc(boxes)
+    low, high = np.maximum(whole[:, :2], 1), np.minimum(whole[:, 2:], (width, height))
+    return boxes[(high >= low).all(axis=1)]
 
 
-def _regress(boxes: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    extent = (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
+def _regress(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    extent = np.tile(boxes[:, 2:] - boxes[:, :2] + 1, 2)
     return boxes + shifts * extent
 
 
 def _refined(
-    boxes: torch.Tensor, shifts: torch.Tensor, scores: torch.Tensor, height: int, width: int
-) -> torch.Tensor:
+    boxes: np.ndarray, shifts: np.ndarray, scores: np.ndarray, height: int, width: int
+) -> np.ndarray:
     """Second stage's outcome for one image: (K, 4) square boxes, each with a pixel of the image at least."""
     kept = scores > THRESHOLDS[1]
     boxes, shifts, scores = boxes[kept], shifts[kept], scores[kept]
-    picked = nms(boxes, scores, 0.7)
+    picked = suppress(boxes, scores, 0.7)
     return _clipped(_square(_regress(boxes[picked], shifts[picked])), height, width)
 
 
-def _final(boxes: torch.Tensor, shifts: torch.Tensor, scores: torch.Tensor) -> Detections:
+def _final(boxes: np.ndarray, shifts: np.ndarray, scores: np.ndarray) -> Detections:
     """Third stage's outcome for one image, best score first."""
     kept = scores > THRESHOLDS[2]
-    found = _regress(boxes[kept], shifts[kept]).numpy()
-    probabilities = scores[kept].numpy()
+    found, probabilities = _regress(boxes[kept], shifts[kept]), scores[kept]
     picked = suppress_contained(found, probabilities)
     return Detections(found[picked], probabilities[picked])
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import conv2d, linear, prelu
+from torch.nn.functional import conv2d, linear, max_pool2d, prelu
 
+from batchverify.kernels import slope, slope_and_pool
 from batchverify.pyramid import CHANNELS, Pyramid
 
 # Channels are padded to a multiple of this: half-filled vectors cost as much.
@@ -33,68 +35,120 @@ class Convolution:
         return conv2d(values, self.weight, self.bias)
 
 
-class _Stack:
-    """The convolutions of a network, each followed by its slope for negative values."""
+class _Layer:
+    """A convolution and its slope for negative values, with or without maxima of windows after it."""
 
-    def __init__(self, network: nn.Module, names: tuple[int, ...], device: str) -> None:
-        self.layers: list[Convolution] = []
-        self.slopes: list[torch.Tensor] = []
-        channels = CHANNELS
-        for number in names:
-            self.layers.append(Convolution([getattr(network, f"conv{number}")], channels, device))
-            channels = self.layers[-1].outputs
-            slope = getattr(network, f"prelu{number}").weight
-            self.slopes.append(nn.functional.pad(slope, (0, channels - len(slope))).to(device))
+    def __init__(self, convolution: Any, slopes: torch.Tensor, inputs: int, device: str) -> None:
+        self._convolution = Convolution([convolution], inputs, device)
+        self.outputs = self._convolution.outputs
+        self._slopes = nn.functional.pad(slopes, (0, self.outputs - len(slopes))).to(device)
 
-    def __call__(self, values: torch.Tensor, number: int) -> torch.Tensor:
-        """One convolution, counted from 0, and its slope."""
-        return prelu(self.layers[number](values), self.slopes[number])
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) to (B, D, h', w'), channels last."""
+        return sloped(self._convolution(values), self._slopes)
+
+    def pooled(self, values: torch.Tensor, window: int, areas: np.ndarray | None = None) -> torch.Tensor:
+        """The layer, then `pooled`."""
+        return pooled(self._convolution(values), self._slopes, window, areas)
+
+
+def sloped(values: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """PReLU of (B, C) or of (B, C, h, w) channels last; on a CPU in place."""
+    if values.is_cuda:
+        return prelu(values, slopes)
+    rows = values.permute(0, 2, 3, 1).view(-1, values.shape[1]) if values.ndim == 4 else values
+    slope(rows.numpy(), slopes.numpy())
+    return values
+
+
+def pooled(
+    values: torch.Tensor, slopes: torch.Tensor, window: int, areas: np.ndarray | None = None
+) -> torch.Tensor:
+    """PReLU, then `max_pool2d(window, 2, ceil_mode=True)`: (B, C, h, w) channels last to (B, C, h', w').
+
+    areas: (R, 4) int64 top, left (both even), height, width: each is pooled by itself, as if it were alone.
+    """
+    height, width = values.shape[2:]
+    whole = areas is None
+    if areas is None:
+        areas = np.array([[0, 0, height, width]])
+    rows, columns = (-(-(length - window) // 2) + 1 for length in (height, width))
+    if values.is_cuda:
+        return _pooled_on_gpu(prelu(values, slopes), window, areas, rows, columns)
+    # What no area covers is never looked at; it is zero all the same, so that nothing depends on the past.
+    target = (np.empty if whole else np.zeros)((len(values), rows, columns, values.shape[1]), np.float32)
+    slope_and_pool(values.permute(0, 2, 3, 1).numpy(), slopes.numpy(), window, areas, target)
+    return torch.from_numpy(target).permute(0, 3, 1, 2)
+
+
+def _pooled_on_gpu(
+    values: torch.Tensor, window: int, areas: np.ndarray, rows: int, columns: int
+) -> torch.Tensor:
+    target = values.new_zeros(len(values), values.shape[1], rows, columns)
+    for top, left, height, width in areas.tolist():
+        area = values[:, :, top : top + height, left : left + width]
+        maxima = max_pool2d(area, window, 2, ceil_mode=True)
+        bottom, right = top // 2 + maxima.shape[2], left // 2 + maxima.shape[3]
+        target[:, :, top // 2 : bottom, left // 2 : right] = maxima
+    return target
+
+
+def _layers(network: nn.Module, numbers: Sequence[int], device: str) -> list[_Layer]:
+    layers: list[_Layer] = []
+    for number in numbers:
+        convolution = getattr(network, f"conv{number}")
+        inputs = layers[-1].outputs if layers else CHANNELS
+        layers.append(_Layer(convolution, getattr(network, f"prelu{number}").weight, inputs, device))
+    return layers
 
 
 class ProposalNetwork:
-    """P-Net over a whole canvas of scales: shifts (4, h, w) and face probabilities (h, w) of its cells."""
+    """P-Net over a whole canvas of scales: what it says of every cell, (h, w, 16) float32.
+
+    Columns 0 and 1 are its logits of no face and of a face, 2 to 5 the shifts of the box.
+    """
 
     def __init__(self, device: str) -> None:
         from facenet_pytorch.models.mtcnn import PNet
 
         network = PNet().eval().requires_grad_(False)
-        self._stack = _Stack(network, (1, 2, 3), device)
-        self._heads = Convolution([network.conv4_1, network.conv4_2], self._stack.layers[-1].outputs, device)
+        self._layers = _layers(network, (1, 2, 3), device)
+        self._heads = Convolution([network.conv4_1, network.conv4_2], self._layers[-1].outputs, device)
 
-    def __call__(self, canvas: torch.Tensor, pyramid: Pyramid) -> tuple[torch.Tensor, torch.Tensor]:
-        """canvas: (1, 4, H, W) float32 from `Pyramid.canvas`."""
-        values = self._stack(canvas, 0)
-        pyramid.leave_out_edges(values)
-        values = self._stack(self._stack(halved(values), 1), 2)
-        answers = self._heads(values)[0]
-        return answers[2:6], torch.softmax(answers[:2], dim=0)[1]
+    def __call__(self, canvas: torch.Tensor, pyramid: Pyramid) -> np.ndarray:
+        """canvas: (1, 3, H, W) float32 from `Pyramid.canvas`."""
+        first, second, third = self._layers
+        values = first.pooled(canvas, 2, pyramid.areas)
+        return self._heads(third(second(values)))[0].permute(1, 2, 0).cpu().numpy()
 
 
 class RefineNetwork:
-    """R-Net: (B, 4, 24, 24) patches to shifts (B, 4) and face probabilities (B,)."""
+    """R-Net: (B, 3, 24, 24) patches to shifts (B, 4) and face probabilities (B,)."""
 
     size = 24
-    flat = (3, 3)
 
     def __init__(self, device: str) -> None:
         from facenet_pytorch.models.mtcnn import RNet
 
         network = RNet().eval().requires_grad_(False).to(device)
-        self._stack = _Stack(network, (1, 2, 3), device)
-        self._dense, self._slope = network.dense4, network.prelu4.weight
+        self._layers = _layers(network, (1, 2, 3), device)
+        self._dense, self._slopes = network.dense4, network.prelu4.weight
         self._heads = [network.dense5_1, network.dense5_2]
 
     def __call__(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
-        return _answers(self._values(patches), self._dense, self._slope, self._heads)
+        """See the class. The dense layer takes columns before rows, as facenet-pytorch's does."""
+        rows = self._values(patches).permute(0, 3, 2, 1).flatten(1)
+        hidden = sloped(linear(rows, self._dense.weight, self._dense.bias), self._slopes)
+        faces, shifts = (linear(hidden, head.weight, head.bias) for head in self._heads)
+        return shifts, torch.softmax(faces, dim=1)[:, 1]
 
     def _values(self, patches: torch.Tensor) -> torch.Tensor:
-        values = thinned(self._stack(patches, 0))
-        return self._stack(thinned(self._stack(values, 1)), 2)
+        first, second, third = self._layers
+        return third(second.pooled(first.pooled(patches, 3), 3))
 
 
 class OutputNetwork(RefineNetwork):
-    """O-Net: (B, 4, 48, 48) patches to shifts (B, 4) and face probabilities (B,); its landmarks are left out."""
+    """O-Net: (B, 3, 48, 48) patches to shifts (B, 4) and face probabilities (B,); its landmarks are left out."""
 
     size = 48
 
@@ -102,50 +156,11 @@ class OutputNetwork(RefineNetwork):
         from facenet_pytorch.models.mtcnn import ONet
 
         network = ONet().eval().requires_grad_(False).to(device)
-        self._stack = _Stack(network, (1, 2, 3, 4), device)
-        self._dense, self._slope = network.dense5, network.prelu5.weight
+        self._layers = _layers(network, (1, 2, 3, 4), device)
+        self._dense, self._slopes = network.dense5, network.prelu5.weight
         self._heads = [network.dense6_1, network.dense6_2]
 
     def _values(self, patches: torch.Tensor) -> torch.Tensor:
-        values = super()._values(patches)
-        return self._stack(halved(values), 3)
-
-
-def _answers(
-    values: torch.Tensor, dense: Any, slope: torch.Tensor, heads: list[Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shifts and face probabilities; the dense layer takes columns before rows, as facenet-pytorch's does."""
-    rows = values.permute(0, 3, 2, 1).flatten(1)
-    hidden = prelu(linear(rows, dense.weight, dense.bias), slope)
-    faces, shifts = (linear(hidden, head.weight, head.bias) for head in heads)
-    return shifts, torch.softmax(faces, dim=1)[:, 1]
-
-
-def halved(values: torch.Tensor) -> torch.Tensor:
-    """`max_pool2d(2, 2, ceil_mode=True)` of (B, C, h, w), by maxima of whole rows, then of columns."""
-    return _pooled(_pooled(values, 2, 2), 3, 2)
-
-
-def thinned(values: torch.Tensor) -> torch.Tensor:
-    """`max_pool2d(3, 2, ceil_mode=True)` of (B, C, h, w), h and w at least 3."""
-    return _pooled(_pooled(values, 2, 3), 3, 3)
-
-
-def _pooled(values: torch.Tensor, axis: int, window: int) -> torch.Tensor:
-    """Maxima of windows, two apart, along one axis; the last may reach beyond the edge."""
-    length = values.shape[axis]
-    count = -(-(length - window) // 2) + 1
-
-    def every_second(start: int) -> torch.Tensor:
-        index: list[slice] = [slice(None)] * 4
-        index[axis] = slice(start, start + 2 * count - 1, 2)
-        return values[tuple(index)]
-
-    parts = [every_second(start) for start in range(window)]
-    # Beyond an odd edge the last window is one short; before it none is.
-    full = parts[1].shape[axis] == count
-    highest = torch.maximum(parts[0], parts[1]) if full else parts[0].clone()
-    for part in parts[2:] if full else parts[1:]:
-        target = highest.narrow(axis, 0, part.shape[axis])
-        torch.maximum(target, part, out=target)
-    return highest
+        first, second, third, fourth = self._layers
+        values = second.pooled(first.pooled(patches, 3), 3)
+        return fourth(third.pooled(values, 2))

@@ -9,12 +9,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from batchverify.kernels import integrate, resample
+
 FACTOR = 0.709
 CELL = 12
 STRIDE = 2
-# A fourth channel, always zero: pixels of 16 bytes are gathered ten times as fast as those of 12.
-CHANNELS = 4
-LEFT_OUT = float("-inf")
+CHANNELS = 3
+# A fourth sum, always zero: pixels of 16 bytes are looked up faster than those of 12.
+SUMS = 4
 
 
 @dataclass(frozen=True)
@@ -37,52 +39,28 @@ class Level:
 class Pyramid:
     """All scales of one picture size on one canvas, so that the network runs once a picture.
 
-    levels: from the largest. height, width: of the canvas. rows, columns: by level, the edges of each
-    pixel's region in the picture, (low, high). shares: by level, (h, w, 4) float32, one over the region's area.
-    owner: (h, w) int8 of the network's answer, the level whose pixels alone a cell has seen, or -1.
+    levels: from the largest. height, width: of the canvas. regions, places: of the levels, as `resample`
+    takes them. areas, cells: (L, 4) int64 top, left, height, width of the levels in the first convolution's
+    answer and in the network's: the cells that have seen pixels of their level alone. scales: (L,) float32.
     """
 
     levels: tuple[Level, ...]
     height: int
     width: int
-    rows: tuple[tuple[np.ndarray, np.ndarray], ...]
-    columns: tuple[tuple[np.ndarray, np.ndarray], ...]
-    shares: tuple[torch.Tensor, ...]
-    owner: torch.Tensor
+    regions: np.ndarray
+    places: np.ndarray
+    areas: np.ndarray
+    cells: np.ndarray
+    scales: np.ndarray
 
     def canvas(self, sums: np.ndarray) -> torch.Tensor:
-        """The scaled pictures, (1, 4, h, w) float32 normalised, channels last, from an `integral` table.
+        """The scaled pictures, (1, 3, h, w) float32 normalised, channels last, from an `integral` table.
 
         Each is that of `interpolate(mode="area")`.
         """
-        canvas = torch.zeros(self.height, self.width, CHANNELS)
-        for level, rows, columns, shares in zip(
-            self.levels, self.rows, self.columns, self.shares, strict=True
-        ):
-            lines = sums.take(rows[1], axis=0)
-            lines -= sums.take(rows[0], axis=0)
-            total = lines.take(columns[1], axis=1)
-            total -= lines.take(columns[0], axis=1)
-            place = canvas[level.top : level.top + level.height, level.left : level.left + level.width]
-            torch.mul(torch.from_numpy(total), shares, out=place)
-        return normalised(canvas[None])
-
-    def leave_out_edges(self, values: torch.Tensor) -> None:
-        """Before the halving: where it would look beyond a level, it must not see what stands beside it.
-
-        values: (1, C, h, w), the first convolution's answer; changed in place.
-        """
-        for level in self.levels:
-            bottom, right = level.top + level.height - 2, level.left + level.width - 2
-            if level.height % 2:
-                values[:, :, bottom : bottom + 1, level.left : right + 1] = LEFT_OUT
-            if level.width % 2:
-                values[:, :, level.top : bottom + 1, right : right + 1] = LEFT_OUT
-
-
-def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, 4) float32 in 0..255, changed in place, to the networks' (B, 4, H, W) in -1..1."""
-    return pixels.sub_(127.5).mul_(0.0078125).permute(0, 3, 1, 2)
+        canvas = np.zeros((1, self.height, self.width, CHANNELS), np.float32)
+        resample(sums, self.regions, self.places, True, canvas)
+        return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=256)
@@ -98,91 +76,62 @@ def pyramid(height: int, width: int, smallest: int) -> Pyramid | None:
     sizes = [(int(height * each + 1), int(width * each + 1)) for each in scales]
     levels, canvas_height = _placed(scales, sizes)
     canvas_width = max(level.left + level.width for level in levels)
-    edges = [(_edges(height, level.height), _edges(width, level.width)) for level in levels]
-    shares = [
-        torch.from_numpy(1.0 / ((bottom - top)[:, None] * (right - left)[None, :]))
-        for (top, bottom), (left, right) in edges
-    ]
-    owner = torch.full(
-        ((canvas_height - 2 + 1) // 2 - 4, (canvas_width - 2 + 1) // 2 - 4), -1, dtype=torch.int8
-    )
-    for number, level in enumerate(levels):
-        rows, columns = level.map_size
-        top, left = level.top // STRIDE, level.left // STRIDE
-        owner[top : top + rows, left : left + columns] = number
     return Pyramid(
         tuple(levels),
         canvas_height,
         canvas_width,
-        tuple(rows for rows, _ in edges),
-        tuple(columns for _, columns in edges),
-        tuple(each[..., None].float().repeat(1, 1, CHANNELS) for each in shares),
-        owner,
+        np.array([[0, 0, width, height]] * len(levels)),
+        np.array([[0, level.top, level.left, level.height, level.width] for level in levels]),
+        np.array([[level.top, level.left, level.height - 2, level.width - 2] for level in levels]),
+        np.array([[level.top // STRIDE, level.left // STRIDE, *level.map_size] for level in levels]),
+        np.array(scales, np.float32),
     )
 
 
 def _placed(scales: Sequence[float], sizes: Sequence[tuple[int, int]]) -> tuple[list[Level], int]:
-    """Levels on shelves as wide as the largest, each on the first with room, at even places."""
+    """Levels, the largest first, at even places on shelves as wide as the largest; the canvas's height.
+
+    A shelf is as high as its first level. Its columns are as wide as their first; levels stand on one another.
+    """
     levels: list[Level] = []
-    shelves: list[list[int]] = []  # top, height, used width
+    columns: list[list[int]] = []  # top, left, width; bottom of the shelf
+    widest, bottom = _even(sizes[0][1]), 0
     for scale, (height, width) in zip(scales, sizes, strict=True):
-        even_height, even_width = height + height % 2, width + width % 2
-        for shelf in shelves:
-            if shelf[2] + width <= sizes[0][1] and even_height <= shelf[1]:
-                break
-        else:
-            top = shelves[-1][0] + shelves[-1][1] if shelves else 0
-            shelf = [top, even_height, 0]
-            shelves.append(shelf)
-        levels.append(Level(scale, height, width, shelf[0], shelf[2]))
-        shelf[2] += even_width
-    return levels, shelves[-1][0] + shelves[-1][1]
+        high, wide = _even(height), _even(width)
+        column = next((each for each in columns if wide <= each[2] and each[0] + high <= each[3]), None)
+        if column is None:
+            column = [bottom, 0, widest, bottom + high]
+            bottom += high
+            columns.append(column)
+        levels.append(Level(scale, height, width, column[0], column[1]))
+        if wide < column[2]:
+            # What is left beside it is a column of its own.
+            columns.append([column[0], column[1] + wide, column[2] - wide, column[3]])
+            column[2] = wide
+        column[0] += high
+    return levels, bottom
+
+
+def _even(length: int) -> int:
+    return length + length % 2
 
 
 def integral(image: np.ndarray) -> np.ndarray:
-    """Summed-area table of an (H, W, 3) uint8 image: (H + 1, W + 1, 4) int32 or int64.
+    """Summed-area table of an (H, W, 3) uint8 image: (H + 1, W + 1, 4) int32, modulo 2**32.
 
     Its first row and column are zero, and so is the fourth channel.
     """
-    height, width = image.shape[:2]
-    kind = np.int32 if height * width * 255 < 2**31 else np.int64
-    sums = np.zeros((height + 1, width + 1, CHANNELS), kind)
-    np.cumsum(image, axis=0, out=sums[1:, 1:, :3], dtype=kind)
-    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
+    sums = np.empty((image.shape[0] + 1, image.shape[1] + 1, SUMS), np.int32)
+    integrate(np.ascontiguousarray(image), sums)
     return sums
 
 
-def area_patches(sums: np.ndarray, boxes: np.ndarray, size: int) -> torch.Tensor:
-    """Resample K regions at once by area: (K, size, size, 4) float32 means.
+def regions(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(K, 4) float32 boxes, MTCNN's one-based corners, to (K, 4) int64 left, top, right, bottom, half open.
 
-    `boxes` (K, 4) float32 are MTCNN's one-based corners; as in facenet-pytorch they are truncated and
-    clipped to the image. Equal to `interpolate(mode="area")` of each region, by four look-ups a pixel.
+    As in facenet-pytorch they are truncated and clipped to the image.
     """
-    height, width = sums.shape[0] - 1, sums.shape[1] - 1
     whole = np.trunc(boxes).astype(np.int64)
-    top, bottom = np.maximum(whole[:, 1], 1) - 1, np.minimum(whole[:, 3], height)
-    left, right = np.maximum(whole[:, 0], 1) - 1, np.minimum(whole[:, 2], width)
-    y0, y1 = _bins(top, bottom, size)
-    x0, x1 = _bins(left, right, size)
-    pixels = sums.reshape(-1, CHANNELS)
-    low, high = (y0 * (width + 1))[:, :, None], (y1 * (width + 1))[:, :, None]
-    first, last = x0[:, None, :], x1[:, None, :]
-    total = pixels.take(high + last, axis=0)
-    total -= pixels.take(low + last, axis=0)
-    total -= pixels.take(high + first, axis=0)
-    total += pixels.take(low + first, axis=0)
-    areas = ((y1 - y0)[:, :, None] * (x1 - x0)[:, None, :]).astype(np.float32)
-    return torch.from_numpy(total).float().div_(torch.from_numpy(areas)[..., None])
-
-
-def _edges(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of adaptive average pooling from `length` pixels to `cells`."""
-    low, high = _bins(np.zeros(1, np.int64), np.full(1, length), cells)
-    return low[0], high[0]
-
-
-def _bins(low: np.ndarray, high: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges (K, size) of adaptive average pooling from [low, high) to `size` cells."""
-    extent = (high - low)[:, None]
-    cell = np.arange(size)[None, :]
-    return low[:, None] + cell * extent // size, low[:, None] - (-(cell + 1) * extent // size)
+    whole[:, :2] = np.maximum(whole[:, :2], 1) - 1
+    whole[:, 2:] = np.minimum(whole[:, 2:], (width, height))
+    return whole

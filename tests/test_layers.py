@@ -24,7 +24,8 @@ gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton mtcnn
-errors records version stopwatch memory pyramid fused
+pyramid
+errors records version stopwatch memory fused kernels
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -54,6 +55,7 @@ HEAVY = {
     },
     "facenet_pytorch": {"backbones", "fused", "mtcnn"},
     "sklearn": {"metrics"},
+    "numba": {"kernels"},
     "pandas": {"summary"},
 }
 # Imported for annotations: a stage names the type of the object that it is handed.

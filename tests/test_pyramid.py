@@ -5,9 +5,18 @@ import pytest
 import torch
 from facenet_pytorch.models.utils.detect_face import imresample, pad
 
-from batchverify.pyramid import CELL, FACTOR, area_patches, integral, normalised, pyramid
+from batchverify.kernels import resample
+from batchverify.pyramid import CELL, CHANNELS, FACTOR, integral, pyramid, regions
 
 SIZES = [(250, 250), (60, 61), (61, 60), (131, 77), (300, 1201), (20, 500), (21, 20), (1031, 777)]
+
+
+def cut(sums: np.ndarray, boxes: np.ndarray, size: int) -> torch.Tensor:
+    """Patches of boxes as the detector cuts them: (K, size, size, 4)."""
+    patches = np.full((len(boxes), size, size, CHANNELS), np.nan, np.float32)
+    places = np.array([[number, 0, 0, size, size] for number in range(len(boxes))])
+    resample(sums, regions(boxes, sums.shape[0] - 1, sums.shape[1] - 1), places, False, patches)
+    return torch.from_numpy(patches)
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -19,7 +28,7 @@ def test_every_level_is_an_interpolation_by_area(height, width):
     pixels = noise(height, width)
     scales = pyramid(height, width, 20)
     canvas = scales.canvas(integral(pixels))
-    assert canvas.shape == (1, 4, scales.height, scales.width)
+    assert canvas.shape == (1, 3, scales.height, scales.width)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     scale = CELL / 20
     for level in scales.levels:
@@ -41,8 +50,13 @@ def test_levels_lie_apart_at_even_places_and_own_their_cells(height, width):
         assert level.top % 2 == level.left % 2 == 0
         taken[level.top : level.top + level.height, level.left : level.left + level.width] += 1
     assert taken.max() == 1
-    cells = [int((scales.owner == number).sum()) for number in range(len(scales.levels))]
-    assert cells == [rows * columns for rows, columns in (level.map_size for level in scales.levels)]
+    cells = np.zeros(((scales.height - 1) // 2 - 4, (scales.width - 1) // 2 - 4), int)
+    for (top, left, rows, columns), level in zip(scales.cells, scales.levels, strict=True):
+        assert (rows, columns) == level.map_size
+        assert top + rows <= cells.shape[0]
+        assert left + columns <= cells.shape[1]
+        cells[top : top + rows, left : left + columns] += 1
+    assert cells.max() == 1
     # Most of a canvas is used: what lies idle costs as much as pictures.
     if min(height, width) > 100:
         assert taken.mean() > 0.6
@@ -63,14 +77,13 @@ def test_patches_are_interpolations_by_area(size):
         boxes = boxes.astype(np.float32)
         y, ey, x, ex = pad(torch.from_numpy(boxes), width, height)
         inside = (ey > y - 1) & (ex > x - 1)
-        patches = area_patches(integral(pixels), boxes[inside], size)
+        patches = cut(integral(pixels), boxes[inside], size)
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-        regions = zip(*(edge[inside].tolist() for edge in (y, ey, x, ex)), strict=True)
-        wanted = [imresample(image[:, :, a - 1 : b, c - 1 : d], (size, size)) for a, b, c, d in regions]
+        edges = zip(*(edge[inside].tolist() for edge in (y, ey, x, ex)), strict=True)
+        wanted = [imresample(image[:, :, a - 1 : b, c - 1 : d], (size, size)) for a, b, c, d in edges]
         assert len(wanted) > 20
-        torch.testing.assert_close(patches[..., :3], torch.cat(wanted).permute(0, 2, 3, 1), rtol=0, atol=1e-3)
-        assert patches.dtype == torch.float32
-        assert not patches[..., 3].any()
+        normalised = (torch.cat(wanted).permute(0, 2, 3, 1) - 127.5) * 0.0078125
+        torch.testing.assert_close(patches[..., :3], normalised, rtol=0, atol=1e-5)
 
 
 def test_integrals_hold_the_sums_of_rectangles():
@@ -81,8 +94,8 @@ def test_integrals_hold_the_sums_of_rectangles():
     assert not sums[0].any()
     assert not sums[:, 0].any()
     assert np.array_equal(sums[20, 30, :3], pixels[:20, :30].sum(axis=(0, 1)))
-    large = np.full((2200, 4000, 3), 255, np.uint8)  # its sum does not fit 32 bits
-    assert (integral(large)[-1, -1, :3] == 2200 * 4000 * 255).all()
+    large = np.full((2200, 4000, 3), 255, np.uint8)  # its sum does not fit 31 bits and wraps around
+    assert (integral(large)[-1, -1, :3].view(np.uint32) == 2200 * 4000 * 255).all()
 
 
 def test_large_pictures_have_the_same_levels_and_patches():
@@ -92,11 +105,7 @@ def test_large_pictures_have_the_same_levels_and_patches():
     level = pyramid(2200, 4000, 400).levels[0]
     right = canvas[0, :3, 2 : level.height - 2, level.width - 9 : level.width - 2]
     torch.testing.assert_close(right, torch.full_like(right, (200 - 127.5) * 0.0078125), rtol=0, atol=1e-5)
-    patch = area_patches(integral(large), np.array([[3001, 101, 3100, 200]], np.float32), 24)
-    assert (patch[..., :3] == 200).all()
-
-
-def test_normalised_is_facenet_pytorchs():
-    pixels = torch.rand(2, 5, 6, 4) * 255
-    wanted = ((pixels - 127.5) * 0.0078125).permute(0, 3, 1, 2)
-    assert torch.equal(normalised(pixels.clone()), wanted)
+    patch = cut(integral(large), np.array([[3001, 101, 3100, 200]], np.float32), 24)
+    assert (patch[..., :3] == (200 - 127.5) * 0.0078125).all()
+    whole = cut(integral(large), np.array([[2001, 1, 4000, 2200]], np.float32), 24)
+    assert (whole[..., :3] == (200 - 127.5) * 0.0078125).all()

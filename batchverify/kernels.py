@@ -1,0 +1,160 @@
+"""Loops over pixels and boxes that no library has, compiled by numba when first called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+# Division by zero follows numpy and nothing is reordered: the same bits on every machine.
+_SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+
+def compiled(loop: Loop) -> Loop:
+    """Compile at the first call and keep the machine code beside the module, or in the user's cache folder."""
+    try:
+        return njit(cache=True, **_SETTINGS)(loop)
+    except RuntimeError:
+        # Neither place can be written: it is compiled in every process.
+        return njit(**_SETTINGS)(loop)
+
+
+@compiled
+def integrate(image: np.ndarray, sums: np.ndarray) -> None:
+    """Fill a summed-area table. image: (H, W, 3) uint8; sums: (H + 1, W + 1, 4) int32, modulo 2**32."""
+    height, width, _ = image.shape
+    sums[0] = 0
+    for y in range(height):
+        sums[y + 1, 0] = 0
+        red = green = blue = 0
+        for x in range(width):
+            red += image[y, x, 0]
+            green += image[y, x, 1]
+            blue += image[y, x, 2]
+            sums[y + 1, x + 1, 0] = sums[y, x + 1, 0] + red
+            sums[y + 1, x + 1, 1] = sums[y, x + 1, 1] + green
+            sums[y + 1, x + 1, 2] = sums[y, x + 1, 2] + blue
+            sums[y + 1, x + 1, 3] = 0
+
+
+@compiled
+def _divide(start: int, extent: int, low: np.ndarray, high: np.ndarray) -> None:
+    """Edges of adaptive average pooling of `extent` pixels from `start` on, without a division a cell."""
+    cells = len(low)
+    step, rest = extent // cells, extent % cells
+    at, over = start, 0
+    for cell in range(cells):
+        low[cell] = at
+        at += step
+        over += rest
+        if over >= cells:
+            at += 1
+            over -= cells
+        high[cell] = at + (over > 0)
+
+
+@compiled
+def resample(
+    sums: np.ndarray, regions: np.ndarray, places: np.ndarray, reciprocal: bool, patches: np.ndarray
+) -> None:
+    """Means of the cells of regions, as `interpolate(mode="area")` cuts them, normalised to -1..1.
+
+    sums: from `integrate`; a cell's own sum must be below 2**31. regions: (K, 4) int64 left, top, right,
+    bottom, half open. places: (K, 5) int64 patch, top, left, height, width. reciprocal: multiply sums by one
+    over the area, which rounds otherwise than dividing. patches: (N, h, w, 3) float32, filled at the places.
+    """
+    edges = np.empty((4, max(patches.shape[1], patches.shape[2])), np.int64)
+    for k in range(len(regions)):
+        left, top, right, bottom = regions[k]
+        n, first, start, rows, columns = places[k]
+        low, high, upper, lower = edges[0, :columns], edges[1, :columns], edges[2, :rows], edges[3, :rows]
+        _divide(left, right - left, low, high)
+        _divide(top, bottom - top, upper, lower)
+        for y in range(rows):
+            above, below = sums[upper[y]], sums[lower[y]]
+            for x in range(columns):
+                x0, x1 = low[x], high[x]
+                area = np.float32((lower[y] - upper[y]) * (x1 - x0))
+                share = np.float32(1 / np.float64(area))
+                for c in range(3):
+                    total = np.int32(below[x1, c] - above[x1, c] - below[x0, c] + above[x0, c])
+                    mean = np.float32(total) * share if reciprocal else np.float32(total) / area
+                    patches[n, first + y, start + x, c] = (mean - np.float32(127.5)) * np.float32(0.0078125)
+
+
+@compiled
+def slope(values: np.ndarray, slopes: np.ndarray) -> None:
+    """PReLU in place. values: (N, C) float32; slopes: (C,)."""
+    for n in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            value = values[n, c]
+            values[n, c] = value if value > 0 else value * slopes[c]
+
+
+@compiled
+def slope_and_pool(
+    values: np.ndarray, slopes: np.ndarray, window: int, areas: np.ndarray, pooled: np.ndarray
+) -> None:
+    """PReLU, then maxima of windows of 2 or 3, two apart, the last cut off where its area ends.
+
+    values: (B, h, w, C) float32. slopes: (C,). areas: (R, 4) int64 top, left (both even), height, width, each
+    pooled by itself. pooled: (B, h', w', C), filled where the areas, halved, lie.
+    """
+    channels = values.shape[3]
+    row = np.empty((areas[:, 3].max(), channels), np.float32)
+    for n in range(values.shape[0]):
+        for r in range(len(areas)):
+            top, left, height, width = areas[r]
+            for y in range((height - window + 1) // 2 + 1):
+                first = top + 2 * y
+                second = min(first + 1, top + height - 1)
+                third = min(first + window - 1, top + height - 1)
+                for x in range(width):
+                    for c in range(channels):
+                        factor = slopes[c]
+                        one, two = values[n, first, left + x, c], values[n, second, left + x, c]
+                        three = values[n, third, left + x, c]
+                        one = one if one > 0 else one * factor
+                        two = two if two > 0 else two * factor
+                        three = three if three > 0 else three * factor
+                        one = one if one > two else two
+                        row[x, c] = one if one > three else three
+                for x in range((width - window + 1) // 2 + 1):
+                    near, far = min(2 * x + 1, width - 1), min(2 * x + window - 1, width - 1)
+                    for c in range(channels):
+                        one, two, three = row[2 * x, c], row[near, c], row[far, c]
+                        one = one if one > two else two
+                        pooled[n, top // 2 + y, left // 2 + x, c] = one if one > three else three
+
+
+@compiled
+def candidates(
+    answers: np.ndarray, levels: np.ndarray, scales: np.ndarray, least: float, rows: np.ndarray
+) -> int:
+    """P-Net's cells with a logit of `least` and more: their number, the first rows filled level by level.
+
+    answers: (h, w, 16) float32, logits of no face and of a face in columns 0 and 1, shifts in 2 to 5.
+    levels: (L, 4) int64 top, left, height, width, in cells. scales: (L,) float32. rows: (h * w, 11) float32
+    box in whole pixels of the picture (x0 y0 x1 y1), the two logits, shifts, level.
+    """
+    count = 0
+    for level in range(len(levels)):
+        top, left, height, width = levels[level]
+        scale = scales[level]
+        for y in range(height):
+            for x in range(width):
+                cell = answers[top + y, left + x]
+                if cell[1] - cell[0] >= least:
+                    found = rows[count]
+                    found[0] = np.floor(np.float32(2 * x + 1) / scale)
+                    found[1] = np.floor(np.float32(2 * y + 1) / scale)
+                    found[2] = np.floor(np.float32(2 * x + 12) / scale)
+                    found[3] = np.floor(np.float32(2 * y + 12) / scale)
+                    found[4:10] = cell[:6]
+                    found[10] = level
+                    count += 1
+    return count
