@@ -15,7 +15,7 @@ cli_train cli_cache cli_prepare
 train_workflow cli_output
 workflows cli_options
 prediction tuning scheduler checking cache_care
-ray_engine summary train_summary
+ray_engine summary train_summary planning
 engine training sinks training_log
 results recipe
 pipeline linear network leakage
