@@ -83,12 +83,6 @@ class LabelledPairs:
         references = tuple(str(each) for each in scan.images.references)
         return cls(gallery.vectors, a, b, all_labels, name, references, persons, tuple(left_out))
 
-    @staticmethod
-    def check_labels(manifest: Manifest, scan: Scan) -> None:
-        """Raise `ManifestError` for a manifest without labels or with a blank one."""
-        for block in manifest.blocks(scan):
-            _labels(manifest, scan, block)
-
     def check(self, fewest: int = 1) -> None:
         """`UsageError` for pairs that nothing can be learned from.
 
@@ -189,6 +183,15 @@ class LabelledPairs:
         first, second = np.triu_indices(len(images), 1)
         labels = (groups[first] != groups[second]).astype(np.int8)
         return replace(self, a=images[first], b=images[second], labels=labels, originals=None)
+
+
+def count_labels(manifest: Manifest, scan: Scan) -> tuple[int, int]:
+    """(same, different) rows. Raises `ManifestError` for a manifest without labels or with a blank one."""
+    counts = np.zeros(2, np.int64)
+    for block in manifest.blocks(scan):
+        counts += np.bincount(_labels(manifest, scan, block), minlength=2)
+    same, different = counts.tolist()
+    return same, different
 
 
 def _name(person: Any) -> str:

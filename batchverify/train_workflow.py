@@ -10,13 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.labelled import LabelledPairs
+from batchverify.labelled import LabelledPairs, count_labels
 from batchverify.leakage import Leak, check_apart, find_leaks
 from batchverify.locations import Location
-from batchverify.manifest import TRUE_LABEL
 from batchverify.options import TrainOptions
 from batchverify.recipe import recipes
 from batchverify.summary import EmbedSummary
@@ -186,16 +183,14 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
 
 def _check_labels(name: str, job: Job) -> None:
     """Before anything is embedded: `UsageError` for labels that teach nothing, however well the images are read."""
-    manifest, counts = job.manifest, np.zeros(2, np.int64)
-    LabelledPairs.check_labels(manifest, job.scan)
-    for block in manifest.blocks(job.scan):
-        counts += np.bincount(block.carried.column(TRUE_LABEL).to_numpy(), minlength=2)
+    manifest = job.manifest
+    same, different = count_labels(manifest, job.scan)
     place = f"{manifest.names[0]}{' …' if len(manifest.names) > 1 else ''}: the {name} pairs"
-    if not counts.all():
-        only = int(counts.argmax())
+    if not (same and different):
+        only = int(different > 0)
         raise UsageError(f"{place} all have the label {only}; training needs 0 (same) and 1 (different)")
-    if name == "training" and counts.sum() < FEWEST_PAIRS:
-        raise UsageError(f"{place} are {counts.sum()}: fewer than {FEWEST_PAIRS} teach nothing")
+    if name == "training" and same + different < FEWEST_PAIRS:
+        raise UsageError(f"{place} are {same + different}: fewer than {FEWEST_PAIRS} teach nothing")
 
 
 def _same_pairs(train: Job, dev: Job) -> bool:
