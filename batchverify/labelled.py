@@ -73,12 +73,7 @@ class LabelledPairs:
             left_out += _left_out(manifest, scan, gallery, block, kept)
             indices = (block.a[kept].astype(np.int32), block.b[kept].astype(np.int32))
             parts.append((*indices, labels[kept]))
-            for column, images in (("person_a", block.a), ("person_b", block.b)):
-                if column in block.carried.schema.names:
-                    people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
-                    persons.update(
-                        (image, _name(person)) for image, person in people if person not in (None, "")
-                    )
+            persons.update(_persons(block))
         a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
         references = tuple(str(each) for each in scan.images.references)
         return cls(gallery.vectors, a, b, all_labels, name, references, persons, tuple(left_out))
@@ -192,6 +187,19 @@ def count_labels(manifest: Manifest, scan: Scan) -> tuple[int, int]:
         counts += np.bincount(_labels(manifest, scan, block), minlength=2)
     same, different = counts.tolist()
     return same, different
+
+
+def people_of(manifest: Manifest, scan: Scan) -> set[str]:
+    """The names of all people in a manifest; empty where it names none."""
+    return {person for block in manifest.blocks(scan) for _, person in _persons(block)}
+
+
+def _persons(block: Block) -> Iterator[tuple[int, str]]:
+    """(image, person) of a block's images with a name."""
+    for column, images in (("person_a", block.a), ("person_b", block.b)):
+        if column in block.carried.schema.names:
+            people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
+            yield from ((image, _name(person)) for image, person in people if person not in (None, ""))
 
 
 def _name(person: Any) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.labelled import LabelledPairs, count_labels
-from batchverify.leakage import Leak, check_apart, find_leaks
+from batchverify.labelled import LabelledPairs, count_labels, people_of
+from batchverify.leakage import Leak, check_apart, find_leaks, shared_people
 from batchverify.locations import Location
 from batchverify.options import TrainOptions
 from batchverify.recipe import recipes
@@ -122,8 +122,8 @@ def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> lis
     leaks = find_leaks([each.pairs for each in sets])
     for leak in leaks:
         log.say(f"warning: {leak}")
-    if leaks and options.strict_identities:
-        raise UsageError("--strict-identities: " + "; ".join(map(str, leaks)))
+    if options.strict_identities:
+        _refuse(leaks)
     nameless = [each.pairs.name for each in sets if not each.pairs.persons]
     if nameless and options.strict_identities:
         log.say(
@@ -131,6 +131,11 @@ def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> lis
             "person_b that name people: only identical images were looked for"
         )
     return leaks
+
+
+def _refuse(leaks: Sequence[Leak]) -> None:
+    if leaks:
+        raise UsageError("--strict-identities: " + "; ".join(map(str, leaks)))
 
 
 def _record(
@@ -178,6 +183,9 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
             f"the dev pairs are the training pairs ({jobs['dev'].manifest.names[0]}): nothing would show what "
             "the head is worth on others"
         )
+    if options.strict_identities:
+        # Names are known now; identical images only once they are embedded.
+        _refuse(shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}))
     return [_embed_set(name, job) for name, job in jobs.items()]
 
 

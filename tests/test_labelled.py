@@ -9,7 +9,7 @@ from people import draw_people
 
 from batchverify.errors import ManifestError, UsageError
 from batchverify.gallery import Gallery
-from batchverify.labelled import MOST_STRANGERS, LabelledPairs, count_labels
+from batchverify.labelled import MOST_STRANGERS, LabelledPairs, count_labels, people_of
 from batchverify.manifest import Manifest
 from batchverify.records import Reason, Skipped
 
@@ -79,6 +79,12 @@ def test_a_manifest_whose_pairs_are_all_left_out(written):
     assert (len(pairs), len(pairs.left_out)) == (0, 1)
     with pytest.raises(UsageError, match="of 0 pairs 0 are same and 0 different"):
         pairs.check()
+
+
+def test_people_of_a_manifest_by_name(written):
+    for text, people in ((MANIFEST, {"P", "Q"}), ("image_a,image_b,label\na,b,0\n", set())):
+        manifest = Manifest.open(written(text))
+        assert people_of(manifest, manifest.scan()) == people
 
 
 def test_labels_are_counted_over_all_files(written, tmp_path):
