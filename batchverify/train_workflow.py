@@ -225,7 +225,7 @@ def _with_views(trained: _Set, options: TrainOptions) -> tuple[LabelledPairs, li
 def _fit_repeats(
     sets: Sequence[_Set], learned: LabelledPairs, options: TrainOptions, log: TrainingLog
 ) -> list[tuple[Fitted, dict[str, Any]]]:
-    """One fit a seed, each with its metrics on dev and test."""
+    """One fit a seed, each with its metrics: the fit has measured dev, test is measured here."""
     job = sets[0].job
     about = {
         "training": {"manifest_fingerprint": job.manifest_fingerprint, "left_out": len(learned.left_out)}
@@ -238,8 +238,9 @@ def _fit_repeats(
         fitted = fit_head(
             learned, sets[1].pairs, job.fingerprint, replace(options, seed=seed), about, log.epoch
         )
-        metrics = {each.pairs.name: asdict(evaluate(fitted.head, each.pairs)) for each in sets[1:]}
-        fits.append((fitted, {"seed": seed, "held_out": fitted.head.about["held_out"], **metrics}))
+        metrics = {"seed": seed, **{name: fitted.head.about[name] for name in ("held_out", "dev")}}
+        metrics |= {each.pairs.name: asdict(evaluate(fitted.head, each.pairs)) for each in sets[2:]}
+        fits.append((fitted, metrics))
     return fits
 
 
