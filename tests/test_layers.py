@@ -19,6 +19,7 @@ ray_engine summary train_summary planning
 engine training sinks training_log
 results recipe
 pipeline linear network leakage
+perceptron
 cache embedder labelled head
 gallery manifest member
 backbones crops decoding detection images segments tables columns options
@@ -44,6 +45,7 @@ HEAVY = {
         "mtcnn",
         "network",
         "newton",
+        "perceptron",
         "prediction",
         "pyramid",
         "ray_engine",
