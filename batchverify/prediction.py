@@ -16,7 +16,7 @@ from batchverify.locations import Location
 from batchverify.options import ScoreOptions
 from batchverify.pipeline import Loader, embed_images
 from batchverify.planning import backbone_fingerprint, work_plan
-from batchverify.records import CACHED_REASONS, Skipped
+from batchverify.records import Skipped
 from batchverify.segments import Entry
 
 # One forward pass for both images.
@@ -150,8 +150,6 @@ def _embed(plan: WorkPlan, pictures: Sequence[Any], keys: Sequence[bytes]) -> li
         torch.set_num_threads(threads)
     if cache is not None:
         cache.state_compute_path(embedder.compute_path)
-        cache.append(
-            each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS
-        )
+        cache.append(entries)
         cache.commit()
     return entries
