@@ -11,6 +11,7 @@ from torch import nn
 from batchverify.features import Features
 from batchverify.labelled import LabelledPairs
 from batchverify.member import Layer
+from batchverify.moments import moments
 
 # Pairs that the means and spreads of the features are taken from.
 SCALED_PAIRS = 16_384
@@ -46,7 +47,8 @@ class Perceptron(nn.Module):
         cls, train: LabelledPairs, features: Features, widths: Sequence[int], dropout: float, seed: int
     ) -> Perceptron:
         """One that has learned nothing but the means and spreads of its features; the seed decides its weights."""
-        mean, scale = _moments(train.draw(SCALED_PAIRS // 2, 0), features)
+        blocks = (_both_orders(features, *each) for each in train.draw(SCALED_PAIRS // 2, 0).blocks())
+        _, mean, scale = moments(features(a, b).double() for a, b, _ in blocks)
         torch.manual_seed(seed)
         # What never varies here says nothing: divided by its spread, its smallest change would drown all else.
         scale = torch.where(scale > STEADY, scale, 1.0)
@@ -79,18 +81,6 @@ def batches(train: LabelledPairs, features: Features, size: int, rng: np.random.
     order = rng.permutation(len(train)).astype(np.int32)
     for start in range(0, len(order), size):
         yield _both_orders(features, *train.take(order[start : start + size]))
-
-
-@torch.no_grad()
-def _moments(pairs: LabelledPairs, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, spread) of each number of the features, (W,) float64 each."""
-    total, squares, count = torch.zeros(1).double(), torch.zeros(1).double(), 0
-    for block in pairs.blocks():
-        a, b, _ = _both_orders(features, *block)
-        values = features(a, b).double()
-        total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(a)
-    mean = total / count
-    return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
 
 
 def _both_orders(features: Features, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> Batch:

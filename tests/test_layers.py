@@ -24,7 +24,7 @@ cache embedder labelled head
 gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton mtcnn
+augmentation metrics newton moments mtcnn
 errors records version stopwatch memory pyramid fused
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
@@ -42,6 +42,7 @@ HEAVY = {
         "labelled",
         "linear",
         "member",
+        "moments",
         "mtcnn",
         "network",
         "newton",
