@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+from people import EMBEDDING
 
 from batchverify.features import Features
-from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.head import Head
 from batchverify.member import Member
 
-EMBEDDING = EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings())
 ABOUT = {
     "version": "0.1",
     "embedding": dict(EMBEDDING.document),
