@@ -1,10 +1,9 @@
 """A head's member against a slow forward pass; what does not fit together is refused."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
+from head_samples import warnings_are_errors
 
 from batchverify.errors import UsageError
 from batchverify.features import Features
@@ -77,15 +76,8 @@ def test_layers_that_nobody_may_write_to_score_alike_and_without_a_warning():
     plain, member = make_member("chi2", (3,)), make_member("chi2", (3,))
     for weight, bias in member.layers:
         weight.flags.writeable = bias.flags.writeable = False
-    # Torch warns of a tensor on read-only memory once a process, unless told otherwise.
-    torch.set_warn_always(True)
-    try:
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            found = member.logits(vectors(2, 1), vectors(2, 2))
-    finally:
-        torch.set_warn_always(False)
-    assert heard == []
+    with warnings_are_errors():
+        found = member.logits(vectors(2, 1), vectors(2, 2))
     assert torch.equal(found, plain.logits(vectors(2, 1), vectors(2, 2)))
 
 
