@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchverify.errors import ArtifactError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.locations import Location
-from batchverify.records import Skipped
+from batchverify.records import CACHED_REASONS, Skipped
 from batchverify.segments import (
     DAMAGE,
     DIMENSION,
@@ -141,8 +141,13 @@ class EmbeddingCache:
             return self._get_many(self.refresh(), keys, gone_is_missing=True)
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Collect entries; they are committed once there are enough or a minute has passed."""
-        self._pending.extend(entries)
+        """Collect entries; they are committed once there are enough or a minute has passed.
+
+        Failures that do not follow from an image's bytes are passed over: the next run tries again.
+        """
+        self._pending.extend(
+            each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS
+        )
         if (
             len(self._pending) >= self._commit_rows
             or time.monotonic() - self._last_commit > self._commit_seconds

@@ -1,4 +1,4 @@
-"""The command line's options, each with the default that `options.ScoreOptions` gives it."""
+"""The command line's options, each with the default that `options` gives it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEFAULTS = {each.name: each.default for each in (*fields(ScoreOptions), *fields
 
 
 def option(name: str, help_text: str, **kwargs: Any) -> Callable[[Command], Command]:
-    """A click option whose default is that of `ScoreOptions`."""
+    """A click option whose default is that of `ScoreOptions` or `TrainOptions`."""
     field = name.lstrip("-").replace("-", "_")
     return click.option(name, default=_DEFAULTS[field], show_default=True, help=help_text, **kwargs)
 

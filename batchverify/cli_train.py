@@ -46,7 +46,6 @@ def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **op
     from batchverify.options import TrainOptions
     from batchverify.train_workflow import train as run
 
-    algorithms = tuple(options.pop("algorithms"))
     try:
         sizes = tuple(int(each) for each in widths.split("-"))
     except ValueError as exc:
@@ -54,4 +53,4 @@ def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **op
             f"numbers joined by - expected, got '{widths}'", param_hint="--widths"
         ) from exc
     with reporting(as_json, options["quiet"]) as report:
-        report(run(manifest, dev, output, TrainOptions(algorithms=algorithms, widths=sizes, **options)))
+        report(run(manifest, dev, output, TrainOptions(widths=sizes, **options)))

@@ -73,21 +73,10 @@ class LabelledPairs:
             left_out += _left_out(manifest, scan, gallery, block, kept)
             indices = (block.a[kept].astype(np.int32), block.b[kept].astype(np.int32))
             parts.append((*indices, labels[kept]))
-            for column, images in (("person_a", block.a), ("person_b", block.b)):
-                if column in block.carried.schema.names:
-                    people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
-                    persons.update(
-                        (image, _name(person)) for image, person in people if person not in (None, "")
-                    )
+            persons.update(_persons(block))
         a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
         references = tuple(str(each) for each in scan.images.references)
         return cls(gallery.vectors, a, b, all_labels, name, references, persons, tuple(left_out))
-
-    @staticmethod
-    def check_labels(manifest: Manifest, scan: Scan) -> None:
-        """Raise `ManifestError` for a manifest without labels or with a blank one."""
-        for block in manifest.blocks(scan):
-            _labels(manifest, scan, block)
 
     def check(self, fewest: int = 1) -> None:
         """`UsageError` for pairs that nothing can be learned from.
@@ -189,6 +178,28 @@ class LabelledPairs:
         first, second = np.triu_indices(len(images), 1)
         labels = (groups[first] != groups[second]).astype(np.int8)
         return replace(self, a=images[first], b=images[second], labels=labels, originals=None)
+
+
+def count_labels(manifest: Manifest, scan: Scan) -> tuple[int, int]:
+    """(same, different) rows. Raises `ManifestError` for a manifest without labels or with a blank one."""
+    counts = np.zeros(2, np.int64)
+    for block in manifest.blocks(scan):
+        counts += np.bincount(_labels(manifest, scan, block), minlength=2)
+    same, different = counts.tolist()
+    return same, different
+
+
+def people_of(manifest: Manifest, scan: Scan) -> set[str]:
+    """The names of all people in a manifest; empty where it names none."""
+    return {person for block in manifest.blocks(scan) for _, person in _persons(block)}
+
+
+def _persons(block: Block) -> Iterator[tuple[int, str]]:
+    """(image, person) of a block's images with a name."""
+    for column, images in (("person_a", block.a), ("person_b", block.b)):
+        if column in block.carried.schema.names:
+            people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
+            yield from ((image, _name(person)) for image, person in people if person not in (None, ""))
 
 
 def _name(person: Any) -> str:

@@ -12,6 +12,7 @@ from batchverify.errors import UsageError
 from batchverify.features import Features
 from batchverify.labelled import LabelledPairs
 from batchverify.member import Member
+from batchverify.moments import moments
 from batchverify.newton import minimise
 
 # Rows of terms that are kept between passes; of more pairs they are computed anew in every pass.
@@ -97,7 +98,9 @@ class _Columns:
     @classmethod
     def of(cls, pairs: LabelledPairs, features: Features) -> _Columns:
         widths = features.widths(pairs.vectors.shape[1])
-        count, mean, spread = _moments(pairs, features, widths)
+        count, mean, spread = moments(
+            torch.cat([terms, _sums(terms, widths)], dim=1) for terms, _ in _terms(pairs, features)
+        )
         terms_spread = torch.cat(
             [part.mean().expand(len(part)) for part in spread[: sum(widths)].split(widths)]
         )
@@ -167,24 +170,6 @@ def _terms(pairs: LabelledPairs, features: Features) -> Iterator[Rows]:
         yield features(left, right), labels.double()
         if not features.symmetric:
             yield features(right, left), labels.double()
-
-
-def _moments(
-    pairs: LabelledPairs, features: Features, widths: list[int]
-) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """(rows, mean, spread) of the terms and then of the features' sums, (W + P,) each.
-
-    Counted from the first row, so that pairs which are all alike have a spread of zero and not of rounding.
-    """
-    origin, total, squares, count = torch.zeros(0), torch.zeros(()), torch.zeros(()), 0
-    for terms, _ in _terms(pairs, features):
-        both = torch.cat([terms, _sums(terms, widths)], dim=1)
-        origin = origin if count else both[0]
-        moved = both - origin
-        total, squares = total + moved.sum(dim=0), squares + moved.square().sum(dim=0)
-        count += len(both)
-    spread = (squares / count - (total / count).square()).clamp(min=0).sqrt()
-    return count, origin + total / count, spread
 
 
 def _sums(terms: torch.Tensor, widths: list[int]) -> torch.Tensor:

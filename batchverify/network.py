@@ -1,14 +1,14 @@
-"""Network heads: layers that widen and narrow to one neuron, with the checks that come before training."""
+"""Fit network heads: the checks that come before training, then one cycle of the rate and early stopping."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from batchverify.errors import TrainingError
@@ -16,6 +16,7 @@ from batchverify.features import Features
 from batchverify.labelled import LabelledPairs
 from batchverify.member import Layer, Member
 from batchverify.metrics import best_f1, roc_auc
+from batchverify.perceptron import Perceptron, batches
 
 OVERFIT_PAIRS = 100
 OVERFIT_STEPS = 300
@@ -23,11 +24,7 @@ OVERFIT_ACCURACY = 0.99
 OVERFIT_RATE = 3e-3
 RANGE_STEPS = 100
 RANGE = (1e-6, 1.0)
-# Pairs that the means and spreads of the features are taken from.
-SCALED_PAIRS = 16_384
 EVALUATED = 8192
-# A smaller spread of a feature is rounding.
-STEADY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -88,43 +85,6 @@ class NetworkFit:
     max_lr: float
 
 
-class _Network(nn.Module):
-    """Standardised features, then dropout, ReLU and linear layers down to one number."""
-
-    def __init__(
-        self, features: Features, mean: torch.Tensor, scale: torch.Tensor, settings: NetworkSettings
-    ) -> None:
-        super().__init__()
-        self.features, self.mean, self.scale = features, mean, scale
-        layers: list[nn.Module] = []
-        inputs = len(mean)
-        for width in settings.widths:
-            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(settings.dropout)]
-            inputs = width
-        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
-
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) of pairs of (B, F) embeddings."""
-        with torch.no_grad():
-            values = (self.features(a, b) - self.mean) / self.scale
-        return self.layers(values).squeeze(1)
-
-    def scores(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) as the finished member gives them: of both orders where the features are not symmetric."""
-        if self.features.symmetric:
-            return self(a, b)
-        return (self(a, b) + self(b, a)) / 2
-
-    def snapshot(self) -> tuple[Layer, ...]:
-        """The layers as arrays, with the standardisation folded into the first."""
-        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        found = [(each.weight.detach().clone(), each.bias.detach().clone()) for each in linear]
-        weight, bias = found[0]
-        weight = weight / self.scale
-        found[0] = (weight, bias - weight @ self.mean)
-        return tuple((weight.numpy(), bias.numpy()) for weight, bias in found)
-
-
 def fit_network(
     train: LabelledPairs,
     dev: LabelledPairs,
@@ -142,8 +102,10 @@ def fit_network(
     """
     if not checked:
         overfit_check(train, features, settings)
-    found = None if settings.max_lr else range_test(train, features, settings)
-    rate = settings.max_lr or (found.pick if found else 0.0)
+    found, rate = None, settings.max_lr
+    if rate is None:
+        found = range_test(train, features, settings)
+        rate = found.pick
     network = _build(train, features, settings)
     batch, rng = _batch_pairs(train, settings), np.random.default_rng(settings.seed)
     steps = settings.epochs * -(-len(train) // batch)
@@ -154,7 +116,7 @@ def fit_network(
     for number in range(1, settings.epochs + 1):
         started, lr = time.perf_counter(), float(schedule.get_last_lr()[0])
         losses = []
-        for a, b, labels in _batches(train, features, batch, rng):
+        for a, b, labels in batches(train, features, batch, rng):
             losses.append(_step(network, optimiser, a, b, labels))
             schedule.step()
         epoch = _evaluate(network, dev, number, float(np.mean(losses)), lr, started)
@@ -200,18 +162,14 @@ def range_test(train: LabelledPairs, features: Features, settings: NetworkSettin
     network = _build(train, features, settings)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RANGE[0], weight_decay=settings.weight_decay)
     rng = np.random.default_rng(settings.seed)
-    batch = _batch_pairs(train, settings)
-    batches = _batches(train, features, batch, rng)
+    passes = repeat(_batch_pairs(train, settings))
+    drawn = chain.from_iterable(batches(train, features, size, rng) for size in passes)
     rates: list[float] = []
     losses: list[float] = []
     smooth = best = float("inf")
-    for rate in np.geomspace(*RANGE, RANGE_STEPS).tolist():
+    for rate, batch in zip(np.geomspace(*RANGE, RANGE_STEPS).tolist(), drawn, strict=False):
         optimiser.param_groups[0]["lr"] = rate
-        drawn = next(batches, None)
-        if drawn is None:
-            batches = _batches(train, features, batch, rng)
-            drawn = next(batches)
-        loss = _step(network, optimiser, *drawn)
+        loss = _step(network, optimiser, *batch)
         if not np.isfinite(loss):
             break
         smooth = loss if not rates else 0.8 * smooth + 0.2 * loss
@@ -225,52 +183,16 @@ def range_test(train: LabelledPairs, features: Features, settings: NetworkSettin
     return RangeTest(rates, losses, rates[int(np.argmin(falls))] if len(falls) else RANGE[0])
 
 
-def _build(train: LabelledPairs, features: Features, settings: NetworkSettings) -> _Network:
-    """A fresh network; the seed alone decides its weights."""
-    sample = train.draw(SCALED_PAIRS // 2, 0)
-    with torch.no_grad():
-        total, squares, count = torch.zeros(1).double(), torch.zeros(1).double(), 0
-        for a, b, _ in _ordered(sample, features):
-            values = features(a, b).double()
-            total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(a)
-        mean = total / count
-        scale = (squares / count - mean.square()).clamp(min=0).sqrt()
-    torch.manual_seed(settings.seed)
-    # What never varies here says nothing: divided by its spread, its smallest change would drown all else.
-    scale = torch.where(scale > STEADY, scale, 1.0)
-    return _Network(features, mean.float(), scale.float(), settings)
+def _build(train: LabelledPairs, features: Features, settings: NetworkSettings) -> Perceptron:
+    return Perceptron.fresh(train, features, settings.widths, settings.dropout, settings.seed)
 
 
 def _batch_pairs(train: LabelledPairs, settings: NetworkSettings) -> int:
     return settings.batch_pairs or max(16, min(1024, len(train) // 16))
 
 
-def _batches(
-    train: LabelledPairs, features: Features, size: int, rng: np.random.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """One pass in random order; a pair stands there in both orders where the feature is not symmetric."""
-    order = rng.permutation(len(train)).astype(np.int32)
-    for start in range(0, len(order), size):
-        yield _both_orders(features, *train.take(order[start : start + size]))
-
-
-def _ordered(
-    pairs: LabelledPairs, features: Features
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    for block in pairs.blocks():
-        yield _both_orders(features, *block)
-
-
-def _both_orders(
-    features: Features, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if features.symmetric:
-        return a, b, labels
-    return torch.cat([a, b]), torch.cat([b, a]), torch.cat([labels, labels])
-
-
 def _step(
-    network: _Network,
+    network: Perceptron,
     optimiser: torch.optim.Optimizer,
     a: torch.Tensor,
     b: torch.Tensor,
@@ -284,7 +206,7 @@ def _step(
 
 
 def _evaluate(
-    network: _Network, dev: LabelledPairs, number: int, loss: float, lr: float, started: float
+    network: Perceptron, dev: LabelledPairs, number: int, loss: float, lr: float, started: float
 ) -> Epoch:
     network.eval()
     with torch.no_grad():

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchverify.backbones import load_backbone
 from batchverify.cache import EmbeddingCache
 from batchverify.engine import WorkPlan
 from batchverify.errors import NothingScoredError
@@ -15,9 +14,9 @@ from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.options import ScoreOptions
-from batchverify.pipeline import Loader, LoadPlan, embed_images
-from batchverify.progress import show_download
-from batchverify.records import CACHED_REASONS, Skipped
+from batchverify.pipeline import Loader, embed_images
+from batchverify.planning import backbone_fingerprint, work_plan
+from batchverify.records import Skipped
 from batchverify.segments import Entry
 
 # One forward pass for both images.
@@ -89,13 +88,12 @@ def predict(
     from batchverify.head import find_head
 
     options = replace(options or ScoreOptions(), **changes)
-    weights = Path(options.weights) if options.weights else None
-    backbone = load_backbone(options.backbone, weights, progress=None if options.quiet else show_download)
-    fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, options.settings)
+    fingerprint = EmbeddingFingerprint.of(backbone_fingerprint(options), options.settings)
     head = find_head(options.head, fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
     images = (str(image_a), str(image_b))
-    first, second = _entries(images, options, fingerprint)
+    plan = replace(work_plan(options, options.settings, fingerprint), batch_size=PAIR_BATCH)
+    first, second = _entries(images, plan)
     probability = label = similarity = None
     if first.vector is not None and second.vector is not None:
         scores = head(first.vector[None], second.vector[None])
@@ -115,21 +113,18 @@ def predict(
     )
 
 
-def _entries(
-    images: tuple[str, str], options: ScoreOptions, fingerprint: EmbeddingFingerprint
-) -> tuple[Entry, Entry]:
+def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
     """The two images' entries, from the cache where it has them; what is embedded here goes into it."""
     root = ImageRoot(Location.parse("."))
     references = [root.resolve(image) for image in images]
     named = [each for each in references if isinstance(each, str)]
-    plan = LoadPlan(options.settings, fingerprint, options.limits, options.cache_root, options.retry_failed)
-    loaded, pictures = Loader(plan, None)(named)
+    loaded, pictures = Loader(plan.load, None)(named)
     entries = {loaded.keys[at]: entry for at, entry in loaded.found.items()}
     unread = {at: Entry(b"", None, skipped=each) for at, each in loaded.skipped.items()}
     entries |= {loaded.keys[at]: entry for at, entry in unread.items()}
     keys = [loaded.keys[position] or b"" for position in loaded.missing]
     if pictures:
-        entries |= {entry.key: entry for entry in _embed(options, plan, pictures, keys)}
+        entries |= {entry.key: entry for entry in _embed(plan, pictures, keys)}
     known = iter([unread.get(at) or entries[key] for at, key in enumerate(loaded.keys)])
     first, second = (
         Entry(b"", None, skipped=each) if isinstance(each, Skipped) else next(known) for each in references
@@ -137,12 +132,11 @@ def _entries(
     return first, second
 
 
-def _embed(
-    options: ScoreOptions, plan: LoadPlan, pictures: Sequence[Any], keys: Sequence[bytes]
-) -> list[Entry]:
+def _embed(plan: WorkPlan, pictures: Sequence[Any], keys: Sequence[bytes]) -> list[Entry]:
     import torch
 
-    cache = EmbeddingCache(options.cache_root, plan.fingerprint) if options.cache_root is not None else None
+    load = plan.load
+    cache = EmbeddingCache(load.cache, load.fingerprint) if load.cache is not None else None
     if cache is not None:
         # Before the work: a cache that cannot be written is said at once.
         cache.create()
@@ -150,14 +144,12 @@ def _embed(
     # For two images more threads wait for each other longer than they work.
     torch.set_num_threads(1)
     try:
-        embedder = WorkPlan(plan, options.backbone, options.weights, options.device, PAIR_BATCH).embedder()
+        embedder = plan.embedder()
         entries = embed_images(embedder, pictures, keys).entries
     finally:
         torch.set_num_threads(threads)
     if cache is not None:
         cache.state_compute_path(embedder.compute_path)
-        cache.append(
-            each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS
-        )
+        cache.append(entries)
         cache.commit()
     return entries

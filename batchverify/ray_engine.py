@@ -100,6 +100,7 @@ class RayEngine:
         try:
             self._build(index)
         except BaseException:
+            # Ctrl-C, too: nobody holds the engine yet who could close it.
             self.close()
             raise
 

@@ -18,7 +18,7 @@ from batchverify.gallery import Gallery
 from batchverify.manifest import Block
 from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
-from batchverify.records import CACHED_REASONS, Reason, Skipped
+from batchverify.records import Reason, Skipped
 from batchverify.segments import Entry
 
 log = logging.getLogger(__name__)
@@ -248,9 +248,8 @@ class ImageRun:
 
     def _remember(self, entries: Sequence[Entry]) -> None:
         if self.cache is not None:
-            kept = [each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS]
             with self.progress.watch.stage("write"):
-                self.cache.append(kept)
+                self.cache.append(entries)
 
     def _drain(self) -> None:
         """After Ctrl-C: take in what the embedder has in hand; a second Ctrl-C goes without."""

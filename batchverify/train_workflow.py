@@ -10,13 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.labelled import LabelledPairs
-from batchverify.leakage import Leak, check_apart, find_leaks
+from batchverify.labelled import LabelledPairs, count_labels, people_of
+from batchverify.leakage import Leak, check_apart, find_leaks, shared_people
 from batchverify.locations import Location
-from batchverify.manifest import TRUE_LABEL
 from batchverify.options import TrainOptions
 from batchverify.recipe import recipes
 from batchverify.summary import EmbedSummary
@@ -125,8 +122,8 @@ def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> lis
     leaks = find_leaks([each.pairs for each in sets])
     for leak in leaks:
         log.say(f"warning: {leak}")
-    if leaks and options.strict_identities:
-        raise UsageError("--strict-identities: " + "; ".join(map(str, leaks)))
+    if options.strict_identities:
+        _refuse(leaks)
     nameless = [each.pairs.name for each in sets if not each.pairs.persons]
     if nameless and options.strict_identities:
         log.say(
@@ -134,6 +131,11 @@ def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> lis
             "person_b that name people: only identical images were looked for"
         )
     return leaks
+
+
+def _refuse(leaks: Sequence[Leak]) -> None:
+    if leaks:
+        raise UsageError("--strict-identities: " + "; ".join(map(str, leaks)))
 
 
 def _record(
@@ -181,21 +183,22 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
             f"the dev pairs are the training pairs ({jobs['dev'].manifest.names[0]}): nothing would show what "
             "the head is worth on others"
         )
+    if options.strict_identities:
+        # Names are known now; identical images only once they are embedded.
+        _refuse(shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}))
     return [_embed_set(name, job) for name, job in jobs.items()]
 
 
 def _check_labels(name: str, job: Job) -> None:
     """Before anything is embedded: `UsageError` for labels that teach nothing, however well the images are read."""
-    manifest, counts = job.manifest, np.zeros(2, np.int64)
-    LabelledPairs.check_labels(manifest, job.scan)
-    for block in manifest.blocks(job.scan):
-        counts += np.bincount(block.carried.column(TRUE_LABEL).to_numpy(), minlength=2)
+    manifest = job.manifest
+    same, different = count_labels(manifest, job.scan)
     place = f"{manifest.names[0]}{' …' if len(manifest.names) > 1 else ''}: the {name} pairs"
-    if not counts.all():
-        only = int(counts.argmax())
+    if not (same and different):
+        only = int(different > 0)
         raise UsageError(f"{place} all have the label {only}; training needs 0 (same) and 1 (different)")
-    if name == "training" and counts.sum() < FEWEST_PAIRS:
-        raise UsageError(f"{place} are {counts.sum()}: fewer than {FEWEST_PAIRS} teach nothing")
+    if name == "training" and same + different < FEWEST_PAIRS:
+        raise UsageError(f"{place} are {same + different}: fewer than {FEWEST_PAIRS} teach nothing")
 
 
 def _same_pairs(train: Job, dev: Job) -> bool:
@@ -222,7 +225,7 @@ def _with_views(trained: _Set, options: TrainOptions) -> tuple[LabelledPairs, li
 def _fit_repeats(
     sets: Sequence[_Set], learned: LabelledPairs, options: TrainOptions, log: TrainingLog
 ) -> list[tuple[Fitted, dict[str, Any]]]:
-    """One fit a seed, each with its metrics on dev and test."""
+    """One fit a seed, each with its metrics: the fit has measured dev, test is measured here."""
     job = sets[0].job
     about = {
         "training": {"manifest_fingerprint": job.manifest_fingerprint, "left_out": len(learned.left_out)}
@@ -235,8 +238,9 @@ def _fit_repeats(
         fitted = fit_head(
             learned, sets[1].pairs, job.fingerprint, replace(options, seed=seed), about, log.epoch
         )
-        metrics = {each.pairs.name: asdict(evaluate(fitted.head, each.pairs)) for each in sets[1:]}
-        fits.append((fitted, {"seed": seed, "held_out": fitted.head.about["held_out"], **metrics}))
+        metrics = {"seed": seed, **{name: fitted.head.about[name] for name in ("held_out", "dev")}}
+        metrics |= {each.pairs.name: asdict(evaluate(fitted.head, each.pairs)) for each in sets[2:]}
+        fits.append((fitted, metrics))
     return fits
 
 

@@ -15,7 +15,6 @@ from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.head import Head
 from batchverify.labelled import LabelledPairs
-from batchverify.leakage import check_apart
 from batchverify.member import Member
 from batchverify.metrics import Metrics, calibration_error, equal_error, measure
 from batchverify.network import NetworkFit, NetworkSettings
@@ -62,7 +61,6 @@ def fit_head(
     """
     train.check(FEWEST_PAIRS)
     dev.check()
-    check_apart(train, dev)
     wanted = recipes(options)
     folds = _folds(options, train, dev)
     fits, scores = [], []

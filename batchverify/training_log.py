@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,9 +21,8 @@ class TrainingLog:
     def __init__(self, epochs: int, *, quiet: bool = False, tensorboard: str | None = None) -> None:
         self._epochs = epochs
         self._quiet = quiet
-        self._folder = tensorboard
         self._writers: dict[str, Any] = {}
-        self._writer_class = _summary_writer(tensorboard) if tensorboard is not None else None
+        self._open_writer = _tensorboard(tensorboard) if tensorboard is not None else None
         self.seed = 0
 
     def __enter__(self) -> TrainingLog:
@@ -33,7 +33,7 @@ class TrainingLog:
     ) -> None:
         for writer in self._writers.values():
             writer.close()
-        if self._folder is not None and not self._writers and kind is None:
+        if self._open_writer is not None and not self._writers and kind is None:
             self.say("warning: --tensorboard: nothing was written, for only networks have epochs to log")
 
     def say(self, text: str) -> None:
@@ -48,18 +48,18 @@ class TrainingLog:
             f"{name}  epoch {epoch.epoch}/{self._epochs}  loss {epoch.loss:.4f}  dev loss {epoch.dev_loss:.4f}  "
             f"dev F1 {epoch.dev_f1:.4f}  dev AUC {epoch.dev_auc:.5f}  lr {epoch.lr:.2g}"
         )
-        if self._writer_class is None or self._folder is None:
+        if self._open_writer is None:
             return
         run = f"{name.replace(':', '-')}-seed{self.seed}"
         if run not in self._writers:
-            self._writers[run] = self._writer_class(f"{self._folder}/{run}")
+            self._writers[run] = self._open_writer(run)
         for tag, value in vars(epoch).items():
             if tag not in ("epoch", "seconds"):
                 self._writers[run].add_scalar(tag, value, epoch.epoch)
 
 
-def _summary_writer(folder: str) -> Any:
-    """TensorBoard's writer of event files, with the folder for them made: local ones are tried at once."""
+def _tensorboard(folder: str) -> Callable[[str], Any]:
+    """What opens TensorBoard's writer for a run; the folder for its files is made: local ones are tried at once."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as exc:
@@ -69,4 +69,4 @@ def _summary_writer(folder: str) -> Any:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise UsageError(f"--tensorboard {folder}: the folder cannot be made: {exc.strerror}") from exc
-    return SummaryWriter
+    return lambda run: SummaryWriter(f"{folder}/{run}")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from batchverify.backbones import load_backbone
 from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan, available_cpus, visible_gpus
 from batchverify.errors import NothingScoredError, UsageError
@@ -25,7 +24,8 @@ from batchverify.locations import Location
 from batchverify.manifest import Columns, Manifest, Scan
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.pipeline import Loader, LoadPlan
-from batchverify.progress import Progress, show_download
+from batchverify.planning import backbone_fingerprint, work_plan
+from batchverify.progress import Progress
 from batchverify.records import Skipped
 from batchverify.results import output_schema, result_table
 from batchverify.scheduler import ImageRun, score_pairs
@@ -61,10 +61,7 @@ class Job:
         opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
         # Read now: the files may be gone when the run record is written.
         hashed = opened.fingerprint
-        weights = Path(options.weights) if options.weights else None
-        download = None if options.quiet else show_download
-        # The fingerprint alone is kept: the workers read the weights themselves.
-        backbone = load_backbone(options.backbone, weights, progress=download).fingerprint
+        backbone = backbone_fingerprint(options)
         settings = options.settings
         fingerprint = EmbeddingFingerprint.of(backbone, settings)
         run_id = uuid.uuid4().hex[:12]
@@ -89,15 +86,7 @@ class Job:
 
     def plan(self) -> WorkPlan:
         """What workers need to know."""
-        options = self.options
-        root = options.cache_root
-        # Workers may run in another folder: every path is made absolute.
-        cache = str(Location.parse(root)) if root is not None else None
-        load = LoadPlan(self.settings, self.fingerprint, options.limits, cache, options.retry_failed)
-        is_file = bool(Path(options.backbone).suffix)
-        backbone = str(Path(options.backbone).resolve()) if is_file else options.backbone
-        weights = str(Path(options.weights).resolve()) if options.weights else None
-        return WorkPlan(load, backbone, weights, options.device, options.batch_size)
+        return work_plan(self.options, self.settings, self.fingerprint)
 
 
 def score(

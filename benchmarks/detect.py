@@ -4,7 +4,6 @@ Ours beside facenet-pytorch's MTCNN in batches of 64, on the same decoded pictur
 the chosen face agree, and how often only one of the two finds a face.
 """
 
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,9 +129,7 @@ def recall_table(pictures: list[np.ndarray], device: str) -> str:
 @faces.image_options
 def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = faces.images(faces.manifest(Path(folder), root, synthetic))
-        pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    pictures = faces.pictures(root, synthetic)
     device = resolve_device(device)
     workers = Workers.for_cpus(available_cpus(), visible_gpus(device))
     torch.set_num_threads(available_cpus())

@@ -4,7 +4,6 @@ Ours beside facenet-pytorch's eager model (float32, batches of 1 and of 32) and 
 products in the number format that ours computes in, as images of 2.835 GFLOP. The same faces for all.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,6 @@ from pathlib import Path
 import faces
 import numpy as np
 import torch
-from PIL import Image
 from results import publish, table
 
 from batchverify.backbones import build_network, load_backbone
@@ -86,9 +84,7 @@ def rate(work: Callable[[], int]) -> float:
 @faces.image_options
 def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = faces.images(faces.manifest(Path(folder), root, synthetic))
-        pixels = np.stack([whole_face(np.asarray(Image.open(path).convert("RGB"))).pixels for path in paths])
+    pixels = np.stack([whole_face(each).pixels for each in faces.pictures(root, synthetic)])
     embedder = Embedder(crop="none", device=device)
     workers = Workers.for_cpus(available_cpus(), visible_gpus(device))
     dtype = embedder._dtype

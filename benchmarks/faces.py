@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def images(path: Path) -> list[Path]:
     """The distinct images of a manifest, in order."""
     found = {name: None for row in _pairs(path) for name in row}
     return [path.parent / name for name in found]
+
+
+def pictures(root: Path | None, synthetic: int | None) -> list[np.ndarray]:
+    """The decoded images of `manifest`: (H, W, 3) uint8 RGB each."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = images(manifest(Path(folder), root, synthetic))
+        return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 
 def cut(path: Path, count: int) -> Path:

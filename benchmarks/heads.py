@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from lfw import SETTINGS
 from results import publish, table
 
 from batchverify.datasets import prepare_lfw
@@ -21,7 +22,6 @@ from batchverify.options import TrainOptions
 from batchverify.training import evaluate, fit_head
 from batchverify.workflows import Job, embed_job
 
-CROPS = ({"crop": "detect"}, {"crop": "detect", "tta": "flip"}, {"crop": "center"}, {"crop": "none"})
 COMBINATIONS = ("chi2+product", "absdiff+product", "chi2+cosine")
 ENSEMBLES = (("distance", "logistic"), ("distance", "logistic", "network"))
 HEADER = ["crop", "head", "numbers", "held-out log loss", "above the best by", "dev F1", "dev AUC"]
@@ -96,7 +96,7 @@ def main(root: Path, append: bool) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         prepare_lfw(root, Path(folder))
-        for crop in CROPS:
+        for crop in SETTINGS:
             pairs = {}
             for name in ("train", "dev", "test"):
                 job = Job.open(Path(folder) / f"{name}.csv", TrainOptions(engine="local", **crop))

@@ -1,15 +1,18 @@
 """Heads of every kind, and pairs for them, for the tests of heads."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import torch
+from people import EMBEDDING
 
 from batchverify.features import Features
-from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.head import Head
 from batchverify.member import Member
 
-EMBEDDING = EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings())
 ABOUT = {
     "version": "0.1",
     "embedding": dict(EMBEDDING.document),
@@ -68,3 +71,15 @@ def pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
     a = vectors(count)
     share = np.linspace(0, 1, count)[:, None]
     return a, (a * (1 - share) + vectors(count, 1) * share).astype(np.float16)
+
+
+@contextmanager
+def warnings_are_errors() -> Iterator[None]:
+    """Torch's too, which come once a process otherwise: an earlier test's would hide a later one's."""
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        torch.set_warn_always(False)

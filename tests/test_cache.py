@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from cache_samples import FINGERPRINT, OTHER, entry, failure, key, new_cache, segments, values, vector, write
 
@@ -130,6 +131,15 @@ def test_enough_rows_are_committed(tmp_path: Path) -> None:
     assert [path.parent.name for path in segments(tmp_path)] == ["data", "fail"]
     cache.commit()
     assert len(segments(tmp_path)) == 2
+
+
+def test_failures_that_do_not_follow_from_the_bytes_are_passed_over(tmp_path: Path) -> None:
+    cache = new_cache(tmp_path)
+    cache.append([failure(number, each) for number, each in enumerate(Reason)])
+    cache.commit()
+    [segment] = segments(tmp_path)
+    kept = pq.read_table(segment).column("reason").to_pylist()
+    assert sorted(kept) == ["no_face", "too_large", "undecodable"]
 
 
 def test_a_minute_is_enough_too(tmp_path: Path) -> None:

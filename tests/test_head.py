@@ -1,11 +1,9 @@
 """The pair head's scores: symmetric, independent of neighbours; its thresholds; what it refuses."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
-from head_samples import ABOUT, KINDS, make_head, pairs
+from head_samples import ABOUT, KINDS, make_head, pairs, warnings_are_errors
 
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
@@ -68,8 +66,7 @@ def test_arrays_of_any_layout_are_scored_alike_and_stay_as_they_are(kind):
     head, (a, b) = make_head(kind), pairs(BLOCK + 9)
     expected, before = np.stack(head(a, b)), (a.copy(), b.copy())
     a.flags.writeable = b.flags.writeable = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         assert np.array_equal(np.stack(head(a, b)), expected)
         assert np.array_equal(np.stack(head(a[::-1], b[::-1])), expected[:, ::-1])
         a, b = (each.copy() for each in (a, b))

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import warnings
 
 import numpy as np
 import pytest
-from head_samples import ABOUT, EMBEDDING, KINDS, make_head, pairs
+from head_samples import ABOUT, EMBEDDING, KINDS, make_head, pairs, warnings_are_errors
 from safetensors.numpy import load, save
 
 from batchverify.backbones import packaged_weights, stored_fingerprint
@@ -20,8 +19,7 @@ def test_artifact_round_trip(kind, tmp_path):
     head, (a, b) = make_head(kind), pairs(50)
     path = tmp_path / "head.safetensors"
     path.write_bytes(head.to_bytes())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings_are_errors():
         again = Head.load(path)
         for fresh, loaded in zip(head(a, b), again(a, b), strict=True):
             assert np.array_equal(fresh, loaded)

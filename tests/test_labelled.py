@@ -9,7 +9,7 @@ from people import draw_people
 
 from batchverify.errors import ManifestError, UsageError
 from batchverify.gallery import Gallery
-from batchverify.labelled import MOST_STRANGERS, LabelledPairs
+from batchverify.labelled import MOST_STRANGERS, LabelledPairs, count_labels, people_of
 from batchverify.manifest import Manifest
 from batchverify.records import Reason, Skipped
 
@@ -81,6 +81,19 @@ def test_a_manifest_whose_pairs_are_all_left_out(written):
         pairs.check()
 
 
+def test_people_of_a_manifest_by_name(written):
+    for text, people in ((MANIFEST, {"P", "Q"}), ("image_a,image_b,label\na,b,0\n", set())):
+        manifest = Manifest.open(written(text))
+        assert people_of(manifest, manifest.scan()) == people
+
+
+def test_labels_are_counted_over_all_files(written, tmp_path):
+    written(MANIFEST, "one.csv")
+    written(MANIFEST.replace(",1,", ",0,", 2), "two.csv")
+    manifest = Manifest.open(tmp_path)
+    assert count_labels(manifest, manifest.scan()) == (4, 6)
+
+
 @pytest.mark.parametrize(
     ("last", "text", "message"),
     [
@@ -99,7 +112,7 @@ def test_labels_that_are_missing(written, tmp_path, last, text, message):
         written(last, "z.csv")
     manifest = Manifest.open(tmp_path)
     with pytest.raises(ManifestError, match=message):
-        LabelledPairs.check_labels(manifest, manifest.scan())
+        count_labels(manifest, manifest.scan())
     with pytest.raises(ManifestError, match=message):
         collect(tmp_path)
 

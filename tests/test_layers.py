@@ -15,15 +15,16 @@ cli_train cli_cache cli_prepare
 train_workflow cli_output
 workflows cli_options
 prediction tuning scheduler checking cache_care
-ray_engine summary train_summary
+ray_engine summary train_summary planning
 engine training sinks training_log
 results recipe
 pipeline linear network leakage
+perceptron
 cache embedder labelled head
 gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton mtcnn
+augmentation metrics newton moments mtcnn
 pyramid
 errors records version stopwatch memory fused kernels
 """
@@ -42,9 +43,11 @@ HEAVY = {
         "labelled",
         "linear",
         "member",
+        "moments",
         "mtcnn",
         "network",
         "newton",
+        "perceptron",
         "prediction",
         "pyramid",
         "ray_engine",

@@ -8,7 +8,7 @@ import pytest
 from people import draw_people
 
 from batchverify.errors import UsageError
-from batchverify.leakage import check_apart, find_leaks
+from batchverify.leakage import check_apart, find_leaks, shared_people
 
 
 def share(train, dev, images: dict[int, int]):
@@ -40,6 +40,12 @@ def test_shared_people_are_counted_and_listed_by_name(train, dev):
     assert (leak.first, leak.second, leak.images) == ("training", "dev", ())
     assert leak.people == ("training 1", "training 3")
     assert str(leak) == "training and dev share 2 people (training 1, training 3)"
+
+
+def test_people_are_compared_by_name_alone_before_there_are_pictures():
+    leaks = shared_people({"training": {"P", "Q", "R"}, "dev": {"R", "P"}, "test": {"S"}})
+    assert [str(each) for each in leaks] == ["training and dev share 2 people (P, R)"]
+    assert shared_people({"training": set(), "dev": set()}) == []
 
 
 def test_the_same_picture_under_two_names(train, dev):

@@ -148,6 +148,11 @@ def test_the_test_set_is_measured_and_takes_no_part(first, bench):
     assert measured["brier"] == pytest.approx(((result["probability"] - result["true_label"]) ** 2).mean())
 
 
+def test_dev_is_measured_as_a_test_set_is(bench):
+    metrics = json.loads(bench.train("--test", str(bench.folder / "dev.csv"), "--json").stdout)["metrics"]
+    assert metrics[0]["dev"] == metrics[0]["test"]
+
+
 def test_changed_views_are_embedded_once_under_their_own_fingerprint(first, bench, tmp_path):
     bench.cache = tmp_path / "cache"
     shutil.copytree(first[0].cache, bench.cache)

@@ -170,11 +170,14 @@ def test_shared_people_are_counted_listed_and_warned_of(cached):
     assert record["leaks"][0]["people"] == ["esra"] and len(record["leaks"][0]["images"]) == 3
 
 
-def test_strict_identities_refuses_shared_people(cached):
-    cached.write("dev.csv", pairs_of("esra", *DEV))
-    assert "batchverify: --strict-identities: training and dev share 1 person (esra)" in cached.refused(
-        "--strict-identities"
-    )
+def test_strict_identities_refuses_shared_people_before_anything_is_embedded(bench):
+    bench.write("dev.csv", pairs_of("esra", *DEV))
+    line = bench.refused("--strict-identities")
+    assert line == "batchverify: --strict-identities: training and dev share 1 person (esra)\n"
+    test = bench.write("test.csv", pairs_of("hari", "ada"))
+    line = bench.refused("--strict-identities", "-q", "--test", str(test))
+    assert "; training and test share 1 person (ada); dev and test share 1 person (hari)\n" in line
+    assert not bench.cache.exists()
 
 
 def test_the_same_picture_under_another_name_and_person_is_found(cached):
@@ -190,9 +193,10 @@ def test_the_same_picture_under_another_name_and_person_is_found(cached):
 
 
 def test_a_leak_between_dev_and_test_is_one_too(cached):
-    test = cached.write("test.csv", pairs_of("hari", "ada"))
+    test = cached.write("test.csv", pairs_of("hari", "ada").drop(columns=["person_a", "person_b"]))
     line = cached.refused("--strict-identities", "-q", "--test", str(test))
-    assert "training and test share 1 person (ada)" in line and "dev and test share 1 person (hari)" in line
+    assert "training and test share 3 identical images (" in line
+    assert "; dev and test share 3 identical images (" in line
 
 
 def test_strict_identities_without_people_says_what_it_cannot_see(cached):

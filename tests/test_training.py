@@ -237,10 +237,6 @@ REFUSED = {
     "nineteen": ({"train": TRAIN.subset(np.arange(19))}, "training pairs are 19: fewer than 20"),
     "nan": ({"train": with_value(TRAIN, np.nan)}, r"training pairs hold 1 embeddings .* training/3\.jpg"),
     "inf": ({"dev": with_value(draw_people(9, 2, name="dev"), np.inf)}, "dev pairs hold 1 embeddings"),
-    "dev is train": (
-        {"train": TRAIN, "dev": replace(TRAIN, a=TRAIN.b, b=TRAIN.a, name="dev")},
-        "every dev pair",
-    ),
     "unknown": ({"algorithms": ("svm",)}, "got 'svm'"),
     "unknown features": ({"features": "cosin"}, "'cosin' is none of"),
     "vector": ({"algorithms": ("distance:chi2",)}, "takes one number a pair"),
