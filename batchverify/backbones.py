@@ -227,11 +227,12 @@ def build_network(backbone: Backbone) -> torch.nn.Module:
     Raises `ArtifactError` when the tensors are not those of InceptionResnetV1.
     """
     import torch
-    from facenet_pytorch import InceptionResnetV1
+
+    from batchverify.facenet import inception
 
     # Without memory of its own: a second of random numbers that the weights would overwrite.
     with torch.device("meta"):
-        network = InceptionResnetV1(pretrained=None, classify=False).eval()
+        network: Any = inception().InceptionResnetV1(pretrained=None, classify=False).eval()
     own = network.state_dict().items()
     wanted = {name: each.shape for name, each in own if not name.endswith("num_batches_tracked")}
     given = {name: each.shape for name, each in backbone.tensors.items()}
@@ -244,7 +245,8 @@ def build_network(backbone: Backbone) -> torch.nn.Module:
     tensors = {name: torch.zeros((), dtype=torch.int64) for name, _ in own if name not in wanted}
     tensors |= {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
     network.load_state_dict(tensors, assign=True)
-    return network.requires_grad_(False)
+    built: torch.nn.Module = network.requires_grad_(False)
+    return built
 
 
 def fold_batch_norm(network: Any) -> torch.nn.Module:

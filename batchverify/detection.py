@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.ops import nms
 
-from batchverify.kernels import candidates, resample
+from batchverify.kernels import candidates, resample, suppress
 from batchverify.mtcnn import OutputNetwork, ProposalNetwork, RefineNetwork
 from batchverify.pyramid import CHANNELS, Pyramid, integral, pyramid, regions
 
@@ -92,7 +91,7 @@ class FaceDetector:
         if scales is None:
             return np.zeros((0, 4), np.float32)
         boxes, shifts, scores = _cells(self._proposal(scales.canvas(sums).to(self.device), scales), scales)
-        kept = suppress(boxes, scores, 0.7)
+        kept = suppress(boxes, _best_first(scores), 0.7)
         boxes, shifts = boxes[kept], shifts[kept]
         extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
         return _clipped(_square(boxes + shifts * extent), height, width)
@@ -146,14 +145,14 @@ def _cells(answers: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray
     boxes, level = rows[:, :4], rows[:, 10]
     # Boxes of whole numbers, moved apart by whole numbers: levels do not touch and nothing is rounded.
     apart = boxes + level[:, None] * (boxes.max(initial=0) + 1)
-    kept = suppress(apart, scores, 0.5)
+    kept = suppress(apart, _best_first(scores), 0.5)
     kept = kept[np.argsort(level[kept], kind="stable")]
     return boxes[kept], rows[kept, 6:10], scores[kept]
 
 
-def suppress(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Indices kept by suppression with intersection over union, best score first."""
-    return nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
+def _best_first(scores: np.ndarray) -> np.ndarray:
+    """Indices by falling score; equal scores keep their order, as in torchvision's suppression."""
+    return np.argsort(-scores, kind="stable")
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:
@@ -182,7 +181,7 @@ def _refined(
     """Second stage's outcome for one image: (K, 4) square boxes, each with a pixel of the image at least."""
     kept = scores > THRESHOLDS[1]
     boxes, shifts, scores = boxes[kept], shifts[kept], scores[kept]
-    picked = suppress(boxes, scores, 0.7)
+    picked = suppress(boxes, _best_first(scores), 0.7)
     return _clipped(_square(_regress(boxes[picked], shifts[picked])), height, width)
 
 

@@ -19,6 +19,8 @@ from batchverify.pipeline import Loaded, Loader, LoadPlan, embed_images
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
 MOST_WORKERS = 8
+# Threads that share one GPU, each with a stream of its own: while one prepares or copies, another computes.
+MOST_WORKERS_A_GPU = 4
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ class Workers:
 
     @classmethod
     def for_cpus(cls, cpus: int, gpus: int = 0) -> Workers:
-        """One worker a GPU, else up to eight that share the CPUs."""
-        count = gpus or max(1, min(cpus, MOST_WORKERS))
+        """Up to eight workers that share the CPUs, or up to four a GPU; with GPUs the other CPUs load."""
+        if gpus:
+            count = gpus * max(1, min(cpus // (2 * gpus), MOST_WORKERS_A_GPU))
+            return cls(count, 1, max(1, cpus - count))
+        count = max(1, min(cpus, MOST_WORKERS))
         return cls(count, max(1, cpus // count), max(1, min(cpus, 2 * count)))
 
 

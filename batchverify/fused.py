@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from batchverify.facenet import inception
+
 # Workers are threads that share a network.
 _PACKING = Lock()
 # The calls that torch.compile itself makes for frozen networks; without a compiler they serve as well.
@@ -26,14 +28,13 @@ def fuse(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Takes and gives what the network does, in `dtype` and channels last: `network` itself, changed.
     """
-    from facenet_pytorch.models.inception_resnet_v1 import BasicConv2d, Block8, Block17, Block35
-
+    parts = inception()
     for name, child in list(network.named_children()):
-        if isinstance(child, BasicConv2d):
+        if isinstance(child, parts.BasicConv2d):
             setattr(network, name, _Convolution(child.conv, dtype))
             continue
         fuse(child, dtype)
-        if isinstance(child, Block8 | Block17 | Block35):
+        if isinstance(child, parts.Block8 | parts.Block17 | parts.Block35):
             setattr(network, name, _Residual(child, dtype))
     return network
 

@@ -158,3 +158,30 @@ def candidates(
                     found[10] = level
                     count += 1
     return count
+
+
+@compiled
+def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
+    """Indices kept by suppression with intersection over union above a threshold, in the given order.
+
+    boxes: (K, 4) float32 x0 y0 x1 y1. order: (K,) int64, best first.
+    """
+    kept = np.empty(len(order), np.int64)
+    count = 0
+    for index in order:
+        x0, y0, x1, y1 = boxes[index]
+        area = (x1 - x0) * (y1 - y0)
+        alone = True
+        for other in kept[:count]:
+            across = min(x1, boxes[other, 2]) - max(x0, boxes[other, 0])
+            down = min(y1, boxes[other, 3]) - max(y0, boxes[other, 1])
+            if across > 0 and down > 0:
+                shared = across * down
+                beside = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
+                if shared / (area + beside - shared) > threshold:
+                    alone = False
+                    break
+        if alone:
+            kept[count] = index
+            count += 1
+    return kept[:count]

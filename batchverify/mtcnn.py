@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.functional import conv2d, linear, max_pool2d, prelu
+from torch.nn.functional import conv2d, linear, max_pool2d, pad, prelu
 
+from batchverify.facenet import mtcnn_weights
 from batchverify.kernels import slope, slope_and_pool
 from batchverify.pyramid import CHANNELS, Pyramid
 
 # Channels are padded to a multiple of this: half-filled vectors cost as much.
 LANES = 16
 
+Tensors = dict[str, torch.Tensor]
+
 
 class Convolution:
     """Convolutions without padding, their outputs side by side; channels that pad have weight zero."""
 
-    def __init__(self, layers: Sequence[Any], inputs: int, device: str) -> None:
-        used = sum(layer.out_channels for layer in layers)
+    def __init__(self, tensors: Tensors, names: Sequence[str], inputs: int, device: str) -> None:
+        weights = torch.cat([tensors[f"{name}.weight"] for name in names])
+        used, given, *kernel = weights.shape
         self.outputs = -(-used // LANES) * LANES
-        weight = torch.zeros(self.outputs, inputs, *layers[0].kernel_size)
-        weight[:used, : layers[0].in_channels] = torch.cat([layer.weight for layer in layers])
+        weight = torch.zeros(self.outputs, inputs, *kernel)
+        weight[:used, :given] = weights
         bias = torch.zeros(self.outputs)
-        bias[:used] = torch.cat([layer.bias for layer in layers])
+        bias[:used] = torch.cat([tensors[f"{name}.bias"] for name in names])
         self.weight = weight.to(device, memory_format=torch.channels_last)
         self.bias = bias.to(device)
 
@@ -38,10 +40,11 @@ class Convolution:
 class _Layer:
     """A convolution and its slope for negative values, with or without maxima of windows after it."""
 
-    def __init__(self, convolution: Any, slopes: torch.Tensor, inputs: int, device: str) -> None:
-        self._convolution = Convolution([convolution], inputs, device)
+    def __init__(self, tensors: Tensors, number: int, inputs: int, device: str) -> None:
+        self._convolution = Convolution(tensors, [f"conv{number}"], inputs, device)
         self.outputs = self._convolution.outputs
-        self._slopes = nn.functional.pad(slopes, (0, self.outputs - len(slopes))).to(device)
+        slopes = tensors[f"prelu{number}.weight"]
+        self._slopes = pad(slopes, (0, self.outputs - len(slopes))).to(device)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to (B, D, h', w'), channels last."""
@@ -93,13 +96,28 @@ def _pooled_on_gpu(
     return target
 
 
-def _layers(network: nn.Module, numbers: Sequence[int], device: str) -> list[_Layer]:
+def _layers(tensors: Tensors, count: int, device: str) -> list[_Layer]:
     layers: list[_Layer] = []
-    for number in numbers:
-        convolution = getattr(network, f"conv{number}")
-        inputs = layers[-1].outputs if layers else CHANNELS
-        layers.append(_Layer(convolution, getattr(network, f"prelu{number}").weight, inputs, device))
+    for number in range(1, count + 1):
+        layers.append(_Layer(tensors, number, layers[-1].outputs if layers else CHANNELS, device))
     return layers
+
+
+class _Dense:
+    """The last layers of a network: a dense one with its slope, then face and shifts beside one another."""
+
+    def __init__(self, tensors: Tensors, number: int, device: str) -> None:
+        names = (f"dense{number}", f"dense{number + 1}_1", f"dense{number + 1}_2")
+        self._layers = [
+            (tensors[f"{name}.weight"].to(device), tensors[f"{name}.bias"].to(device)) for name in names
+        ]
+        self._slopes = tensors[f"prelu{number}.weight"].to(device)
+
+    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, C, h, w) to shifts (B, 4) and face probabilities (B,); columns before rows, as facenet-pytorch."""
+        dense, face, shift = self._layers
+        hidden = sloped(linear(values.permute(0, 3, 2, 1).flatten(1), *dense), self._slopes)
+        return linear(hidden, *shift), torch.softmax(linear(hidden, *face), dim=1)[:, 1]
 
 
 class ProposalNetwork:
@@ -109,11 +127,9 @@ class ProposalNetwork:
     """
 
     def __init__(self, device: str) -> None:
-        from facenet_pytorch.models.mtcnn import PNet
-
-        network = PNet().eval().requires_grad_(False)
-        self._layers = _layers(network, (1, 2, 3), device)
-        self._heads = Convolution([network.conv4_1, network.conv4_2], self._layers[-1].outputs, device)
+        tensors = mtcnn_weights("pnet")
+        self._layers = _layers(tensors, 3, device)
+        self._heads = Convolution(tensors, ["conv4_1", "conv4_2"], self._layers[-1].outputs, device)
 
     def __call__(self, canvas: torch.Tensor, pyramid: Pyramid) -> np.ndarray:
         """canvas: (1, 3, H, W) float32 from `Pyramid.canvas`."""
@@ -128,19 +144,13 @@ class RefineNetwork:
     size = 24
 
     def __init__(self, device: str) -> None:
-        from facenet_pytorch.models.mtcnn import RNet
-
-        network = RNet().eval().requires_grad_(False).to(device)
-        self._layers = _layers(network, (1, 2, 3), device)
-        self._dense, self._slopes = network.dense4, network.prelu4.weight
-        self._heads = [network.dense5_1, network.dense5_2]
+        tensors = mtcnn_weights("rnet")
+        self._layers = _layers(tensors, 3, device)
+        self._dense = _Dense(tensors, 4, device)
 
     def __call__(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class. The dense layer takes columns before rows, as facenet-pytorch's does."""
-        rows = self._values(patches).permute(0, 3, 2, 1).flatten(1)
-        hidden = sloped(linear(rows, self._dense.weight, self._dense.bias), self._slopes)
-        faces, shifts = (linear(hidden, head.weight, head.bias) for head in self._heads)
-        return shifts, torch.softmax(faces, dim=1)[:, 1]
+        """See the class."""
+        return self._dense(self._values(patches))
 
     def _values(self, patches: torch.Tensor) -> torch.Tensor:
         first, second, third = self._layers
@@ -153,12 +163,9 @@ class OutputNetwork(RefineNetwork):
     size = 48
 
     def __init__(self, device: str) -> None:
-        from facenet_pytorch.models.mtcnn import ONet
-
-        network = ONet().eval().requires_grad_(False).to(device)
-        self._layers = _layers(network, (1, 2, 3, 4), device)
-        self._dense, self._slopes = network.dense5, network.prelu5.weight
-        self._heads = [network.dense6_1, network.dense6_2]
+        tensors = mtcnn_weights("onet")
+        self._layers = _layers(tensors, 4, device)
+        self._dense = _Dense(tensors, 5, device)
 
     def _values(self, patches: torch.Tensor) -> torch.Tensor:
         first, second, third, fourth = self._layers

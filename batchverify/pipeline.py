@@ -59,7 +59,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Entries of some images, in order. seconds: by stage (detect, embed)."""
+    """Entries of some images, in order. seconds: by stage (start: building the embedder, detect, embed)."""
 
     entries: list[Entry]
     seconds: dict[str, float]
@@ -145,7 +145,7 @@ def embed_images(
     view: the number of an augmented view of the cropped face, 0 for the face as it is.
     """
     pictures = [image for image in images if isinstance(image, Picture)]
-    watch = Stopwatch()
+    watch = Stopwatch(embedder.start_seconds())
     with watch.stage("detect"):
         found = iter(embedder.find_faces([picture.pixels for picture in pictures]))
     faces: list[Face | Skipped] = []

@@ -101,10 +101,11 @@ class ImageRun:
                 self._fail(index, reference)
             else:
                 wanted.append(index)
-        # A small run is cut so that every worker has a share, yet no chunk below a forward pass.
-        share = -(-len(wanted) // (2 * self.engine.workers.count))
-        size = min(IMAGE_CHUNK, max(SMALLEST_CHUNK, share))
-        self._to_load.extend(wanted[start : start + size] for start in range(0, len(wanted), size))
+        start = 0
+        while start < len(wanted):
+            size = chunk_size(len(wanted) - start, self.engine.workers.count)
+            self._to_load.append(wanted[start : start + size])
+            start += size
 
     def _busy(self) -> bool:
         return bool(self._to_load or self._to_embed or self._loading or self._embedding)
@@ -260,6 +261,16 @@ class ImageRun:
             )
         for job in begun:
             self._finish_embed(job, self._embedding[job])
+
+
+def chunk_size(left: int, workers: int) -> int:
+    """How many of the images that are left the next chunk takes.
+
+    Towards the end chunks get smaller, so that no worker stands idle while another has a long one; they are
+    whole forward passes all the same.
+    """
+    share = -(-left // (2 * workers * SMALLEST_CHUNK)) * SMALLEST_CHUNK
+    return min(IMAGE_CHUNK, share)
 
 
 def score_pairs(

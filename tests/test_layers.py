@@ -25,8 +25,8 @@ gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn
-pyramid
-errors records version stopwatch memory fused kernels
+pyramid fused
+errors records version stopwatch memory facenet kernels
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -37,6 +37,7 @@ HEAVY = {
         "detection",
         "embedder",
         "engine",
+        "facenet",
         "features",
         "fused",
         "head",
@@ -56,7 +57,7 @@ HEAVY = {
         "training_log",
         "tuning",
     },
-    "facenet_pytorch": {"backbones", "fused", "mtcnn"},
+    "facenet_pytorch": set(),
     "sklearn": {"metrics"},
     "numba": {"kernels"},
     "pandas": {"summary"},

@@ -32,6 +32,10 @@ class ToyEmbedder:
     def __init__(self, log: Path) -> None:
         self._log = log
 
+    def start_seconds(self) -> dict[str, float]:
+        """Nothing to build."""
+        return {}
+
     def find_faces(self, pictures: Sequence[np.ndarray]) -> list:
         """Never asked with pictures: the toy plan cuts no faces."""
         return [None] * len(pictures)
