@@ -16,6 +16,8 @@ train_workflow cli_output
 workflows cli_options
 prediction tuning scheduler checking cache_care
 ray_engine summary train_summary
+crew sharing
+cluster
 engine training sinks training_log
 results recipe
 pipeline linear network leakage
@@ -29,7 +31,7 @@ errors records version stopwatch memory pyramid fused
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
     "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_train"},
-    "ray": {"ray_engine", "tuning"},
+    "ray": {"cluster", "crew", "ray_engine", "sharing", "tuning"},
     "torch": {
         "backbones",
         "detection",
