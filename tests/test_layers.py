@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 # From the top down: a module imports from lines below its own alone.
 TABLE = """
 __init__ cli
-cli_train cli_cache cli_prepare
+cli_train cli_cache cli_prepare cli_submit
 train_workflow cli_output
 workflows cli_options
 prediction tuning scheduler checking cache_care
-ray_engine summary train_summary
+ray_engine summary train_summary submit
 crew sharing
 cluster
 engine training sinks training_log
@@ -30,8 +30,8 @@ errors records version stopwatch memory pyramid fused
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
-    "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_train"},
-    "ray": {"cluster", "crew", "ray_engine", "sharing", "tuning"},
+    "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_submit", "cli_train"},
+    "ray": {"cluster", "crew", "ray_engine", "sharing", "submit", "tuning"},
     "torch": {
         "backbones",
         "detection",
