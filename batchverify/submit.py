@@ -153,11 +153,8 @@ class JobServer:
                 f"submit needs Ray's job client ({exc.name} is missing): pip install 'batchverify[cluster]'"
             ) from exc
         # What Ray says about its packaging and its connections.
-        for name in ("ray.dashboard", "ray._private.runtime_env"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-            for logger in list(logging.root.manager.loggerDict):
-                if logger.startswith(name):
-                    logging.getLogger(logger).setLevel(logging.ERROR)
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.ERROR)
         with self._ours():
             self._client = JobSubmissionClient(address)
 

@@ -14,8 +14,6 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from conftest import REPOSITORY
-
 RAY = str(Path(sys.executable).with_name("ray"))
 STORE_BYTES = 200_000_000
 # Ray's usual patience with a silent node is most of a minute.
@@ -29,14 +27,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def processes_with(marker: str) -> list[int]:
-    """The processes that were started with `marker` in their environment."""
+def processes_of(session: int, marker: str) -> list[int]:
+    """The processes of a session, and those that were started with `marker` in their environment.
+
+    Ray's workers write their titles over their environment; jobs have sessions of their own.
+    """
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if entry.name.isdigit():
             with suppress(OSError):
-                if marker.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
+                process = int(entry.name)
+                if os.getsid(process) == session or marker.encode() in (entry / "environ").read_bytes():
+                    found.append(process)
     return found
 
 
@@ -52,7 +54,7 @@ class RayNodes:
         self._marker = f"BATCHVERIFY_TEST_NODE={uuid.uuid4().hex}"
         self.gcs, self.dashboard = free_port(), free_port()
         self._token = token
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def url(self) -> str:
@@ -74,10 +76,11 @@ class RayNodes:
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={self.dashboard}",
                 f"--ray-client-server-port={free_port()}",
-                f"--temp-dir={self.folder}",
             ]
         common = [
             "--block",
+            # Two nodes of one folder that start together would take the same sockets.
+            f"--temp-dir={self.folder / name}",
             "--node-ip-address=127.0.0.1",
             f"--num-cpus={cpus}",
             "--num-gpus=0",
@@ -87,7 +90,7 @@ class RayNodes:
             "--max-worker-port=0",
             "--disable-usage-stats",
         ]
-        marker, _, value = f"{self._marker}-{name}".partition("=")
+        marker, _, value = self._mark(name).partition("=")
         settings = {
             **QUICK,
             "RAY_AUTH_MODE": "token",
@@ -106,11 +109,15 @@ class RayNodes:
                 stderr=log,
                 start_new_session=True,
             )
-        self._started.append(process)
+        self._started[name] = process
+
+    def processes(self, name: str) -> list[int]:
+        """Those of a node."""
+        return processes_of(self._started[name].pid, self._mark(name))
 
     def kill(self, name: str) -> int:
         """Kill every process of a node at once, as when its machine goes; returns how many there were."""
-        killed = processes_with(f"{self._marker}-{name}")
+        killed = self.processes(name)
         for process in killed:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -118,21 +125,14 @@ class RayNodes:
 
     def close(self) -> None:
         """End everything that was started, jobs too."""
-        deadline = time.monotonic() + 20
-        while (left := processes_with(self._marker)) and time.monotonic() < deadline:
-            for process in left:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            for process in self._started:
+        for name, process in self._started.items():
+            deadline = time.monotonic() + 10
+            while self.kill(name) and time.monotonic() < deadline:
                 process.poll()
-            time.sleep(0.1)
-        for process in self._started:
+                time.sleep(0.1)
             process.wait(timeout=10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def submit(self, *arguments: str, token: str | None = None, **options: object) -> list[str]:
-        """The command line of `batchverify submit` to this cluster."""
-        return [sys.executable, "-m", "batchverify.cli", "submit", "--address", self.url, *arguments]
-
-
-__all__ = ["REPOSITORY", "RayNodes", "free_port", "processes_with"]
+    def _mark(self, name: str) -> str:
+        """What stands in the environment of every process that a node starts."""
+        return f"{self._marker}-{name}"
