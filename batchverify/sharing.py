@@ -81,7 +81,7 @@ class SharedPaths:
                 raise UsageError(
                     f"{output}: node {node} does not see this folder as the driver does; {ADVICE}"
                 )
-        _require_alike({node: files[2:] for node, files in seen.items() if node.id in working}, images)
+        require_alike({node: files[2:] for node, files in seen.items() if node.id in working}, images)
 
     def close(self) -> None:
         """Remove the marker."""
@@ -132,7 +132,8 @@ def _look_on(nodes: Sequence[Node], paths: Sequence[str]) -> dict[Node, list[boo
     return seen
 
 
-def _require_alike(seen: dict[Node, list[bool]], images: Sequence[str]) -> None:
+def require_alike(seen: dict[Node, list[bool]], images: Sequence[str]) -> None:
+    """Raise `UsageError` for an image that some nodes have and others lack."""
     for at, image in enumerate(images):
         have = [node for node, files in seen.items() if files[at]]
         lack = [node for node, files in seen.items() if not files[at]]

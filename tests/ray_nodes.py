@@ -90,6 +90,8 @@ class RayNodes:
             "--max-worker-port=0",
             "--disable-usage-stats",
         ]
+        place_of_node = self.folder / name
+        place_of_node.mkdir()
         marker, _, value = self._mark(name).partition("=")
         settings = {
             **QUICK,
@@ -103,7 +105,7 @@ class RayNodes:
             process = subprocess.Popen(
                 [RAY, "start", *place, *common, *options],
                 env=self.environment(**settings, **environment),
-                cwd=self.folder,
+                cwd=place_of_node,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
