@@ -111,7 +111,8 @@ def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> N
 
 def _parse(ctx: click.Context, command: tuple[str, ...]) -> dict[str, Any]:
     """The command's arguments by name: a mistake in them is said here and not by the cluster."""
-    group: Any = ctx.find_root().command
+    root = ctx.find_root()
+    group: Any = root.command
     names = list(command)
     while isinstance(group, click.Group):
         name = names.pop(0) if names else ""
@@ -121,9 +122,8 @@ def _parse(ctx: click.Context, command: tuple[str, ...]) -> dict[str, Any]:
                 f"submit: '{name}' is no command for a cluster; give one as in: -- score PAIRS -o OUT"
             )
         group = found
-    arguments: dict[str, Any] = group.make_context(
-        " ".join(command[: len(command) - len(names)]), names
-    ).params
+    name = " ".join(command[: len(command) - len(names)])
+    arguments: dict[str, Any] = group.make_context(name, names, parent=root).params
     return arguments
 
 

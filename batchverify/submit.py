@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.locations import scheme_of
@@ -107,6 +108,14 @@ class JobState:
     message: str = ""
 
 
+def _has_token(address: str) -> bool:
+    """Whether there is a token: one that is named or, for a cluster of this machine, the one in Ray's file."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return True
+    here = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
+    return here and (Path.home() / ".ray" / "auth_token").exists()
+
+
 class _LostError(BatchverifyError):
     """The job server cannot be reached, perhaps for a moment."""
 
@@ -143,7 +152,7 @@ class JobServer:
         self.address = address
         # Ray's client prefers these to its argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
-        if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        if _has_token(address):
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             import aiohttp  # noqa: F401  what the client does without, until it is used
@@ -229,7 +238,7 @@ class JobServer:
             raise UsageError(
                 f"{self.address}: the cluster wants a token and this one is missing or wrong: put it into "
                 "RAY_AUTH_TOKEN, or its file's name into RAY_AUTH_TOKEN_PATH; for ~/.ray/auth_token set "
-                "RAY_AUTH_MODE=token"
+                "RAY_AUTH_MODE=token (on this machine that file is found)"
             ) from exc
         except (ConnectionError, requests.RequestException) as exc:
             raise _LostError(f"{self.address}: the cluster's job server cannot be reached: {exc}") from exc

@@ -9,6 +9,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import click
 import jsonschema
 import pyarrow.parquet as pq
 import pytest
@@ -68,7 +69,12 @@ def require_command(entrypoint: str) -> dict:
     """The arguments of a command line of ours, parsed by our own command line."""
     program, name, *arguments = shlex.split(entrypoint)
     assert program == "batchverify"
-    return main.commands[name].make_context(name, arguments).params
+    return parse(name, arguments)
+
+
+def parse(name: str, arguments: list[str]) -> dict:
+    parent = click.Context(main, info_name="batchverify", **main.context_settings)
+    return main.commands[name].make_context(name, arguments, parent=parent).params
 
 
 def test_the_rayjob_is_one():
@@ -130,7 +136,7 @@ def test_commands_of_the_readme_that_are_submitted_are_ours():
     assert len(lines) >= 3
     for line in lines:
         name, *arguments = shlex.split(line, comments=True)
-        assert main.commands[name].make_context(name, arguments).params["manifest"]
+        assert parse(name, arguments)["manifest"]
     options = set(re.findall(r"^batchverify submit [^\n]*?(--[a-z-]+)", text, flags=re.MULTILINE))
     known = CliRunner().invoke(main, ["submit", "--help"]).output
     assert all(option in known for option in options)

@@ -102,6 +102,13 @@ def test_a_token_is_asked_for(cluster, tmp_path, token):
     )
 
 
+def test_the_token_in_rays_file_opens_a_cluster_of_this_machine(cluster, tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
+    done = submit(cluster, "--status", "nobody", RAY_AUTH_TOKEN="", HOME=str(tmp_path))
+    assert "Job nobody does not exist" in done.stderr
+
+
 def test_a_job_outlives_its_nodes_and_gives_what_a_local_run_gives(cluster, shipped, tmp_path):
     output, cache = tmp_path / "scores.parquet", tmp_path / "cache"
     command = ["score", "faces.csv", "-o", str(output), "--json"]
