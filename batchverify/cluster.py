@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 NODE_SECONDS = 600.0
 SAY_SECONDS = 60.0
 # The processes of a dying node end one after the other.
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 0.3
 ANSWER_SECONDS = 3.0
 # Two workers take turns on a GPU while the other is busy with Python, where each has so many CPUs.
 MOST_PER_GPU = 2
