@@ -25,6 +25,7 @@ from batchverify.cli_options import (
 )
 from batchverify.cli_output import reporting, set_up
 from batchverify.cli_prepare import prepare
+from batchverify.cli_submit import submit
 from batchverify.cli_train import train
 from batchverify.errors import BatchverifyError, HungError
 from batchverify.options import EmbedOptions, ScoreOptions
@@ -140,6 +141,7 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
 main.add_command(train)
 main.add_command(prepare)
 main.add_command(cache)
+main.add_command(submit)
 
 
 @main.command()

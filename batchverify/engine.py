@@ -16,6 +16,7 @@ import numpy as np
 from batchverify.cache import KeyIndex
 from batchverify.errors import HungError
 from batchverify.pipeline import Loaded, Loader, LoadPlan, embed_images
+from batchverify.records import Skipped
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
 MOST_WORKERS = 8
@@ -78,6 +79,10 @@ class WorkerLostError(Exception):
     """A worker process died while it had this job; the scheduler finds out which image did it."""
 
 
+class NodeLostError(WorkerLostError):
+    """A whole machine died while it had this job: the job is done again, its images are innocent."""
+
+
 @dataclass(eq=False)
 class Job:
     """A stage at work. handle: the engine's own. images: where the images of a loaded chunk are."""
@@ -90,7 +95,13 @@ class Engine(Protocol):
     """Runs stages somewhere. Jobs are submitted, waited for, and asked for their results."""
 
     name: str
-    workers: Workers
+
+    @property
+    def workers(self) -> Workers:
+        """What runs the jobs now; nodes of a cluster come and go."""
+
+    def require_shared(self, output: str | None, references: Sequence[str | Skipped]) -> None:
+        """Raise `UsageError` where machines do not see the cache, the output's folder or the images alike."""
 
     def load(self, references: Sequence[str]) -> Job:
         """Read, look up and decode images: the result is a `Loaded`."""
@@ -138,6 +149,9 @@ class LocalEngine:
         self._hung = False
         self._vectors = np.zeros((0, 0), np.float16)
         self._used_embedder = False
+
+    def require_shared(self, output: str | None, references: Sequence[str | Skipped]) -> None:
+        """See `Engine`: one machine sees what it sees."""
 
     def load(self, references: Sequence[str]) -> Job:
         """See `Engine`."""

@@ -1,26 +1,35 @@
-"""The stages on Ray: load tasks feed actors that embed and score. The only user of Ray beside `submit`."""
+"""The stages on Ray: load tasks feed actors that embed and score, on every node of a cluster."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from batchverify.cache import KeyIndex
-from batchverify.engine import MOST_WORKERS, Job, WorkerLostError, Workers, WorkPlan, available_cpus
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.cluster import (
+    Node,
+    Share,
+    alive_nodes,
+    first_nodes,
+    node_lives,
+    on_node,
+    start_ray,
+    uses_gpus,
+)
+from batchverify.crew import Crew, Member
+from batchverify.engine import Job, NodeLostError, WorkerLostError, Workers, WorkPlan
+from batchverify.errors import BatchverifyError
 from batchverify.memory import keep_freed_memory
 from batchverify.pipeline import Embeddings, Image, Loaded, Loader, embed_images
+from batchverify.records import Skipped
+from batchverify.sharing import SharedPaths
 
-log = logging.getLogger(__name__)
-
-# Silence for this long while no worker has a place is reported.
-PLACING_SECONDS = 60.0
+# Images that lose so many nodes are suspects: in a container an image that takes all memory ends the node.
+NODE_LOSSES = 2
 
 
 def load_chunk(
@@ -36,17 +45,17 @@ def load_chunk(
 class PairWorker:
     """The body of an actor: builds the embedder when first asked for it, then keeps it."""
 
-    def __init__(self, plan: WorkPlan, threads: int) -> None:
+    def __init__(self, plan: WorkPlan, threads: int, paths: SharedPaths | None = None) -> None:
         import torch
 
         torch.set_num_threads(threads)
         keep_freed_memory()
-        self.plan = plan
+        self.plan, self._paths = plan, paths
         self._embedder: Any = None
 
-    def ready(self) -> bool:
-        """Answers once the actor has its place in the cluster."""
-        return True
+    def ready(self) -> str:
+        """Answers once the actor has its place: what keeps its node from taking part, or nothing."""
+        return self._paths.problem_here() if self._paths is not None else ""
 
     def embed(
         self, images: list[Image], positions: Sequence[int], keys: Sequence[bytes]
@@ -70,7 +79,8 @@ class RayEngine:
     """The stages on a Ray cluster, or on a Ray started here and ended with the engine.
 
     address: `None` starts one, else `auto` or `HOST:PORT`. A worker that dies costs the job it had
-    (`WorkerLostError`); its actor is replaced. Nothing is retried by Ray itself: the scheduler does.
+    (`WorkerLostError`, or `NodeLostError` when its node died, too); its actor is replaced. Nodes that join are
+    used. Nothing is retried by Ray itself: the scheduler does.
     """
 
     name = "ray"
@@ -88,58 +98,75 @@ class RayEngine:
 
         self._ray = ray
         self.plan = plan
-        self._actors: list[Any] = []
-        # Actors without a place yet, by their answer to `ready`: no job is given to them, so none is blamed.
-        self._pending: dict[Any, Any] = {}
-        self._in_flight: dict[Any, Any] = {}
+        self._in_flight: dict[Any, Member] = {}
+        # Where images were loaded, and what is known to have been on nodes that went.
+        self._loaded_on: WeakKeyDictionary[Job, Node] = WeakKeyDictionary()
+        self._what: WeakKeyDictionary[Job, Sequence[Any]] = WeakKeyDictionary()
+        self._losses: Counter[Any] = Counter()
+        self._loads: Counter[str] = Counter()
+        self._paths: SharedPaths | None = None
         self._shared: tuple[Any, ...] = ()
-        self._compute_path = ""
+        self._compute_paths: set[str] = set()
         self._ours = not ray.is_initialized()
         if self._ours:
             start_ray(address, num_cpus, verbose)
+        # Zero CPUs: the actors hold them all, and the scheduler bounds how many loads are in flight.
+        self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
+        # An actor that died is replaced, not restarted: calls to one that is restarting fail like its own death.
+        self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(PairWorker)
+        self._crew = Crew(self._new_actor, use_gpus=False)
         try:
-            self._build(index)
+            nodes = first_nodes(plan.device)
+            self._crew.use_gpus = uses_gpus(nodes, plan.device)
+            self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
+            self._crew.take(nodes)
         except BaseException:
             # Ctrl-C, too: nobody holds the engine yet who could close it.
             self.close()
             raise
 
-    def _build(self, index: KeyIndex | None) -> None:
-        ray = self._ray
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.workers = cluster_workers(nodes, use_gpus=self.plan.device != "cpu")
-        gpus = 1 if self.plan.device != "cpu" and any(node.get("GPU") for node in nodes) else 0
-        # Zero CPUs: the actors hold them all, and the scheduler bounds how many loads are in flight.
-        self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
-        # An actor that died is replaced, not restarted: calls to one that is restarting fail like its own death.
-        self._actor_class = ray.remote(
-            num_cpus=self.workers.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
-        )(PairWorker)
-        for _ in range(self.workers.count):
-            self._new_actor()
-        self._plan_ref, self._index_ref = ray.put(self.plan), ray.put(index)
+    @property
+    def workers(self) -> Workers:
+        """The workers that are ready; those expected while none is."""
+        return self._crew.workers()
+
+    def require_shared(self, output: str | None, references: Sequence[str | Skipped]) -> None:
+        """See `Engine`."""
+        self._paths = SharedPaths.mark(self.plan.load.cache)
+        nodes = list({node.id: node for node in (*alive_nodes(), *self._crew.nodes.values())}.values())
+        self._paths.require(nodes, set(self._crew.nodes), output, references)
 
     def load(self, references: Sequence[str]) -> Job:
         """See `Engine`."""
-        handle, images = self._load_task.remote(self._plan_ref, self._index_ref, references)
-        return Job(handle, images)
+        node = self._loading_node()
+        # A task without needs would run beside the driver; here actors find their images on their own node.
+        task = self._load_task.options(scheduling_strategy=on_node(node, soft=True))
+        handle, images = task.remote(self._plan_ref, self._index_ref, references)
+        job = Job(handle, images)
+        self._loads[node.id] += 1
+        self._loaded_on[job], self._what[job] = node, references
+        return job
 
     def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
         """See `Engine`."""
-        actor = self._idlest()
-        return self._sent(actor, actor.embed.remote(loaded.images, positions, keys))
+        member = self._crew.idlest(self._loaded_on.get(loaded))
+        job = self._sent(member, member.actor.embed.remote(loaded.images, positions, keys))
+        self._what[job] = keys
+        return job
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
-        """See `Engine`."""
+        """See `Engine`: one copy in each node's object store, which all of its actors map."""
         self._shared = (self._ray.put(head), self._ray.put(vectors))
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Job:
         """See `Engine`."""
-        actor = self._idlest()
-        return self._sent(actor, actor.score.remote(*self._shared, a, b))
+        self._crew.refresh()
+        member = self._crew.idlest()
+        return self._sent(member, member.actor.score.remote(*self._shared, a, b))
 
     def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
         """See `Engine`."""
+        self._crew.refresh()
         by_ref = {job.handle: job for job in jobs}
         done, _ = self._ray.wait(list(by_ref), num_returns=1, timeout=timeout, fetch_local=False)
         return [by_ref[ref] for ref in done]
@@ -147,7 +174,11 @@ class RayEngine:
     def result(self, job: Job) -> Any:
         """See `Engine`."""
         errors = self._ray.exceptions
-        actor = self._in_flight.pop(job.handle, None)
+        member = self._in_flight.pop(job.handle, None)
+        if member is not None:
+            member.jobs -= 1
+        elif job in self._loaded_on:
+            self._loads[self._loaded_on[job].id] -= 1
         try:
             value = self._ray.get(job.handle)
         except (errors.TaskUnschedulableError, errors.ActorUnschedulableError) as exc:
@@ -158,14 +189,18 @@ class RayEngine:
             errors.OutOfMemoryError,
             errors.NodeDiedError,
         ) as exc:
-            self._replace(actor)
-            raise WorkerLostError(str(exc)) from exc
-        except (errors.ObjectLostError, errors.TaskCancelledError) as exc:
+            raise self._lost(job, exc, node=self._node_died(job, member, exc)) from exc
+        except errors.ObjectLostError as exc:
+            raise self._lost(job, exc, node=True) from exc
+        except errors.TaskCancelledError as exc:
             raise WorkerLostError(str(exc)) from exc
         except errors.RayTaskError as exc:
+            if isinstance(exc.cause, errors.ObjectLostError):
+                raise self._lost(job, exc.cause, node=True) from exc
             raise exc.cause if isinstance(exc.cause, BatchverifyError) else exc from None
         if isinstance(value, tuple) and isinstance(value[1], str):
-            value, self._compute_path = value
+            value, path = value
+            self._compute_paths.add(path)
         return value
 
     def withdraw(self, job: Job) -> bool:
@@ -175,122 +210,55 @@ class RayEngine:
     def kill(self, job: Job, image: str) -> None:
         """See `Engine`."""
         if job.handle in self._in_flight:
-            self._ray.kill(self._in_flight[job.handle])
+            self._ray.kill(self._in_flight[job.handle].actor)
         else:
             self._ray.cancel(job.handle, force=True)
 
     def compute_path(self) -> str:
-        """See `Engine`."""
-        return self._compute_path
+        """See `Engine`; several, where CPUs of several kinds worked."""
+        return " + ".join(sorted(self._compute_paths))
 
     def close(self) -> None:
         """End the actors, and Ray itself where it was started here."""
-        for actor in (*self._actors, *self._pending.values()):
-            self._ray.kill(actor)
-        self._actors, self._pending = [], {}
+        self._crew.close()
+        if self._paths is not None:
+            self._paths.close()
         if self._ours:
             self._ray.shutdown()
 
-    def _new_actor(self) -> None:
-        actor = self._actor_class.remote(self.plan, self.workers.threads)
-        self._pending[actor.ready.remote()] = actor
-
-    def _replace(self, actor: Any) -> None:
-        """A fresh actor in the place of one that died, unless that has happened already."""
-        if actor in self._actors:
-            self._ray.kill(actor)
-            self._actors.remove(actor)
-            self._new_actor()
-
-    def _idlest(self) -> Any:
-        """The ready actor with the fewest jobs; waits, and says so, while there is none."""
-        self._admit(timeout=0)
-        while not self._actors:
-            if not self._admit(timeout=PLACING_SECONDS):
-                log.warning(
-                    "waiting for the cluster to place workers of %d CPUs each; are others holding it?",
-                    self.workers.threads,
-                )
-        busy = list(self._in_flight.values())
-        return min(self._actors, key=busy.count)
-
-    def _admit(self, timeout: float) -> bool:
-        """Take in the actors that have answered; whether there were any."""
-        if not self._pending:
-            return False
-        answered, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=timeout)
-        for ref in answered:
-            actor = self._pending.pop(ref)
-            try:
-                self._ray.get(ref)
-            except self._ray.exceptions.RayError as exc:
-                raise BatchverifyError(
-                    f"a Ray worker could not be started: {str(exc).splitlines()[0]}"
-                ) from exc
-            self._actors.append(actor)
-        return bool(answered)
-
-    def _sent(self, actor: Any, ref: Any) -> Job:
-        self._in_flight[ref] = actor
-        return Job(ref)
-
-
-def cluster_workers(nodes: Sequence[dict[str, float]], *, use_gpus: bool) -> Workers:
-    """Workers that fit the nodes' resources: with GPUs one each, else as many as CPUs allow, all alike.
-
-    Every worker finds a place on some node.
-    """
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = [
-        min(int(node.get("GPU", 0)), cpu) if use_gpus else 0 for node, cpu in zip(nodes, cpus, strict=True)
-    ]
-    usable = [pair for pair in zip(cpus, gpus, strict=True) if pair[0] and (pair[1] or not any(gpus))]
-    if not usable:
-        raise BatchverifyError("the Ray cluster has no node with a free CPU to run workers on")
-
-    def places(threads: int) -> int:
-        return sum(min(gpu or MOST_WORKERS, cpu // threads) for cpu, gpu in usable)
-
-    kinds = {Workers.for_cpus(cpu, gpu).threads for cpu, gpu in usable}
-    # The number of threads that puts most CPUs to work; a node too small for it takes no part.
-    threads = min(kinds) if any(gpus) else max(sorted(kinds), key=lambda each: each * places(each))
-    total = places(threads)
-    return Workers(total, threads, min(sum(cpu for cpu, _ in usable), 2 * total))
-
-
-def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
-    """Join the cluster at `address`, or start a Ray here. Raises `UsageError` and `BatchverifyError`."""
-    import ray
-
-    if address and address.startswith("ray://"):
-        raise UsageError(
-            f"--address {address}: Ray Client breaks long jobs; run the command on the cluster itself, as a "
-            "Ray job, or give the head node's HOST:PORT"
+    def _new_actor(self, node: Node, share: Share) -> Any:
+        actor = self._actor_class.options(
+            num_cpus=share.workers.threads, num_gpus=share.gpu, scheduling_strategy=on_node(node, soft=False)
         )
-    if not verbose:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-        logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {
-        "logging_level": logging.INFO if verbose else logging.ERROR,
-        "log_to_driver": verbose,
-        "configure_logging": True,
-    }
-    if address is None:
-        # The machine is ours: workers at nice 15 would lose against everything else on it.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        options |= {"address": "local", "num_cpus": num_cpus or available_cpus(), "include_dashboard": False}
-    else:
-        options["address"] = address
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options)
-        if on_main_thread:
-            # Ray puts its own in place, which ends the process without the end that we give a run.
-            signal.signal(signal.SIGTERM, handler)
-    except (ConnectionError, RuntimeError, ValueError) as exc:
-        hint = "; a cluster with token authentication wants RAY_AUTH_MODE=token set here" if address else ""
-        raise BatchverifyError(
-            f"Ray could not be started or reached ({address or 'local'}): {exc}{hint}"
-        ) from exc
+        return actor.remote(self.plan, share.workers.threads, self._paths)
+
+    def _loading_node(self) -> Node:
+        """The node whose actors have the fewest loads under way for them."""
+        members = Counter(member.node.id for member in self._crew.members)
+        ready = [node for node in self._crew.nodes.values() if members[node.id]]
+        nodes = ready or list(self._crew.nodes.values()) or [self._crew.idlest().node]
+        return min(nodes, key=lambda node: (self._loads[node.id] + 1) / max(1, members[node.id]))
+
+    def _node_died(self, job: Job, member: Member | None, exc: Exception) -> bool:
+        """Whether a job was lost with its node; replaces the actor or gives up the node."""
+        if member is not None:
+            return self._crew.lost(member)
+        node = self._loaded_on.get(job)
+        if isinstance(exc, self._ray.exceptions.NodeDiedError) or node is None:
+            return True
+        if node.id in self._crew.nodes and not node_lives(node):
+            self._crew.drop(node)
+        return node.id not in self._crew.nodes
+
+    def _lost(self, job: Job, exc: Exception, *, node: bool) -> WorkerLostError:
+        """The error for a lost job: its images are innocent of their node's death, the first few times."""
+        what = self._what.get(job, ())
+        if node:
+            self._losses.update(what)
+        blamed = not node or any(self._losses[each] > NODE_LOSSES for each in what)
+        return WorkerLostError(str(exc)) if blamed else NodeLostError(str(exc))
+
+    def _sent(self, member: Member, ref: Any) -> Job:
+        self._in_flight[ref] = member
+        member.jobs += 1
+        return Job(ref)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache import EmbeddingCache
-from batchverify.engine import Engine, Job, WorkerLostError
+from batchverify.engine import Engine, Job, NodeLostError, WorkerLostError
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
 from batchverify.manifest import Block
@@ -231,9 +231,10 @@ class ImageRun:
 
     def _strike(self, indices: list[int], exc: WorkerLostError) -> None:
         """A worker died with these images: look closer at them, or call the last suspect `crashed`."""
+        if isinstance(exc, NodeLostError):
+            return self._to_load.append(indices)
         if len(indices) > 1:
-            middle = len(indices) // 2
-            self._suspects.extend([indices[:middle], indices[middle:]])
+            self._suspects.extend([indices[: len(indices) // 2], indices[len(indices) // 2 :]])
             return
         index = indices[0]
         self._strikes[index] = self._strikes.get(index, 0) + 1

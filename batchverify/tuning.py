@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from batchverify.calibration import platt_scaling, sigmoid
+from batchverify.cluster import start_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.features import Features
 from batchverify.labelled import LabelledPairs
 from batchverify.metrics import log_loss
 from batchverify.options import ALGORITHMS, TrainOptions
-from batchverify.ray_engine import start_ray
 from batchverify.recipe import Recipe
 
 SCALARS = ("cosine", "euclidean", "chi2sum")

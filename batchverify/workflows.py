@@ -111,6 +111,7 @@ def score(
     sink = open_sink(output, schema, [Location.parse(name) for name in job.manifest.names])
     try:
         with _engine(job, progress) as (engine, cache):
+            engine.require_shared(os.fspath(output) if output else None, job.scan.images.references)
             gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
             counts = _write_scores(job, engine, head, gallery, sink, threshold, progress)
             done = _summary(job, engine, gallery, progress)
@@ -142,6 +143,7 @@ def embed_job(job: Job) -> tuple[EmbedSummary, Gallery]:
     """The embeddings of a manifest's unique images, from the cache or anew."""
     progress = Progress(quiet=job.options.quiet)
     with _engine(job, progress) as (engine, cache):
+        engine.require_shared(None, job.scan.images.references)
         gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
         done = _summary(job, engine, gallery, progress)
     return EmbedSummary(**done), gallery

@@ -11,11 +11,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 # From the top down: a module imports from lines below its own alone.
 TABLE = """
 __init__ cli
-cli_train cli_cache cli_prepare
+cli_train cli_cache cli_prepare cli_submit
 train_workflow cli_output
 workflows cli_options
 prediction tuning scheduler checking cache_care
-ray_engine summary train_summary planning
+ray_engine summary train_summary planning submit
+crew sharing
+cluster
 engine training sinks training_log
 results recipe
 pipeline linear network leakage
@@ -30,8 +32,8 @@ errors records version stopwatch memory facenet kernels
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
-    "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_train"},
-    "ray": {"ray_engine", "tuning"},
+    "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_submit", "cli_train"},
+    "ray": {"cluster", "crew", "ray_engine", "sharing", "submit", "tuning"},
     "torch": {
         "backbones",
         "detection",

@@ -269,32 +269,6 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
         list(score_pairs(local(toy_plan(tmp_path)), head, iter([block]), gallery))
 
 
-@pytest.mark.parametrize(
-    ("nodes", "use_gpus", "expected"),
-    [
-        ([{"CPU": 2}], False, Workers(2, 1, 2)),
-        ([{"CPU": 4}] * 16, False, Workers(64, 1, 64)),
-        ([{"CPU": 64}], False, Workers(8, 8, 16)),
-        ([{"CPU": 64}, {"CPU": 4}], False, Workers(8, 8, 16)),
-        ([{"CPU": 4}, {"CPU": 2}], False, Workers(6, 1, 6)),
-        ([{"CPU": 4, "GPU": 8}], True, Workers(4, 1, 4)),
-        ([{"CPU": 16, "GPU": 2}, {"CPU": 8}], True, Workers(2, 8, 4)),
-        ([{"CPU": 16, "GPU": 2}, {}], False, Workers(8, 2, 16)),
-    ],
-)
-def test_every_worker_finds_a_place_in_the_cluster(nodes, use_gpus, expected):
-    from batchverify.ray_engine import cluster_workers
-
-    assert cluster_workers(nodes, use_gpus=use_gpus) == expected
-
-
-def test_a_cluster_without_cpus_is_an_error():
-    from batchverify.ray_engine import cluster_workers
-
-    with pytest.raises(BatchverifyError, match="no node with a free CPU"):
-        cluster_workers([{"CPU": 0}, {}], use_gpus=False)
-
-
 class Sleepy(LocalEngine):
     """Takes its time to look at a chunk."""
 
@@ -323,9 +297,9 @@ def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(
 ):
     import ray
 
-    from batchverify import ray_engine
+    from batchverify import crew
 
-    monkeypatch.setattr(ray_engine, "PLACING_SECONDS", 1)
+    monkeypatch.setattr(crew, "PLACING_SECONDS", 1)
 
     @ray.remote(num_cpus=2)
     class Other:

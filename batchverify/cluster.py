@@ -1,0 +1,171 @@
+"""A Ray cluster: joined or started here, its nodes, and how each is cut into workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchverify.engine import Workers, available_cpus
+from batchverify.errors import BatchverifyError, UsageError
+
+log = logging.getLogger(__name__)
+
+# So long a start waits for a first node with CPUs (GPUs): an autoscaled cluster may have to fetch its image.
+NODE_SECONDS = 600.0
+SAY_SECONDS = 60.0
+# The processes of a dying node end one after the other.
+GRACE_SECONDS = 0.3
+ANSWER_SECONDS = 3.0
+# Two workers take turns on a GPU while the other is busy with Python, where each has so many CPUs.
+MOST_PER_GPU = 2
+CPUS_PER_GPU_WORKER = 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the workers of a node are cut. gpu: of each, perhaps a fraction."""
+
+    workers: Workers
+    gpu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster. id: Ray's. address, port: of its raylet. cpus, gpus: those that Ray may use."""
+
+    id: str
+    address: str
+    port: int
+    cpus: int
+    gpus: int
+
+    def share(self, *, use_gpus: bool) -> Share | None:
+        """The workers that fit here; None where there is no CPU, or no GPU although GPUs are used."""
+        if not self.cpus or (use_gpus and not self.gpus):
+            return None
+        if not use_gpus:
+            return Share(Workers.for_cpus(self.cpus))
+        each = max(1, min(MOST_PER_GPU, self.cpus // (CPUS_PER_GPU_WORKER * self.gpus)))
+        count = min(self.cpus, each * self.gpus)
+        return Share(Workers(count, self.cpus // count, min(self.cpus, 2 * count)), 1 / each)
+
+    def answers(self) -> bool:
+        """Whether its raylet is there: Ray itself takes up to a minute to notice that a machine is gone."""
+        try:
+            socket.create_connection((self.address, self.port), timeout=ANSWER_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.id[:8]})"
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the cluster that this process has joined, as far as Ray knows."""
+    import ray
+
+    return [
+        Node(
+            each["NodeID"],
+            each["NodeManagerAddress"],
+            each["NodeManagerPort"],
+            int(each["Resources"].get("CPU", 0)),
+            int(each["Resources"].get("GPU", 0)),
+        )
+        for each in ray.nodes()
+        if each["Alive"]
+    ]
+
+
+def uses_gpus(nodes: Sequence[Node], device: str) -> bool:
+    """Whether a run on these nodes is one on GPUs: one compute path a run, no mixture."""
+    return device != "cpu" and any(node.gpus and node.cpus for node in nodes)
+
+
+def cluster_workers(nodes: Sequence[Node], *, use_gpus: bool) -> Workers:
+    """The workers of all nodes together; `threads` are those of the largest. Raises `BatchverifyError` for none."""
+    shares = [share.workers for node in nodes if (share := node.share(use_gpus=use_gpus)) is not None]
+    if not shares:
+        raise BatchverifyError("the Ray cluster has no node with a free CPU to run workers on")
+    return Workers(
+        sum(each.count for each in shares),
+        max(each.threads for each in shares),
+        sum(each.loaders for each in shares),
+    )
+
+
+def first_nodes(device: str) -> list[Node]:
+    """The nodes to start on, waiting for one that can work: an autoscaled cluster may begin with none."""
+    deadline = time.monotonic() + NODE_SECONDS
+    wants_gpus = device.startswith("cuda")
+    said = 0.0
+    while True:
+        nodes = alive_nodes()
+        if any(node.share(use_gpus=wants_gpus) for node in nodes):
+            return nodes
+        what = "a GPU and a CPU" if wants_gpus else "a CPU"
+        if time.monotonic() > deadline:
+            raise UsageError(f"no node of the Ray cluster has {what} for workers ({len(nodes)} nodes)")
+        if time.monotonic() - said > SAY_SECONDS:
+            log.warning("waiting for a node with %s to join the cluster (%d nodes now)", what, len(nodes))
+            said = time.monotonic()
+        time.sleep(1)
+
+
+def node_lives(node: Node) -> bool:
+    """Whether a node whose worker just died is still there a moment later."""
+    time.sleep(GRACE_SECONDS)
+    return node.answers()
+
+
+def on_node(node: Node, *, soft: bool) -> Any:
+    """Ray's strategy for a task or actor of one node. soft: elsewhere, when that node is gone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node.id, soft=soft)
+
+
+def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
+    """Join the cluster at `address`, or start a Ray here. Raises `UsageError` and `BatchverifyError`."""
+    import ray
+
+    if address and address.startswith("ray://"):
+        raise UsageError(
+            f"--address {address}: Ray Client breaks long jobs; hand the command to the cluster instead: "
+            "batchverify submit --address http://HEAD:8265 -- …"
+        )
+    if not verbose:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": verbose,
+        "configure_logging": True,
+    }
+    if address is None:
+        # The machine is ours: workers at nice 15 would lose against everything else on it.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        options |= {"address": "local", "num_cpus": num_cpus or available_cpus(), "include_dashboard": False}
+    else:
+        options["address"] = address
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+        if on_main_thread:
+            # Ray puts its own in place, which ends the process without the end that we give a run.
+            signal.signal(signal.SIGTERM, handler)
+    except (ConnectionError, RuntimeError, ValueError) as exc:
+        hint = "; a cluster with token authentication wants RAY_AUTH_MODE=token set here" if address else ""
+        raise BatchverifyError(
+            f"Ray could not be started or reached ({address or 'local'}): {exc}{hint}"
+        ) from exc

@@ -1,0 +1,64 @@
+"""A cluster's nodes cut into workers, one by one and together; addresses that are refused."""
+
+import socket
+
+import pytest
+
+from batchverify.cluster import Node, Share, cluster_workers, start_ray, uses_gpus
+from batchverify.engine import Workers
+from batchverify.errors import BatchverifyError, UsageError
+
+
+def node(cpus: int, gpus: int = 0, port: int = 1) -> Node:
+    return Node(f"{cpus}-{gpus}", "127.0.0.1", port, cpus, gpus)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "expected"),
+    [
+        (2, 0, Share(Workers(2, 1, 2))),
+        (64, 0, Share(Workers(8, 8, 16))),
+        (4, 1, Share(Workers(2, 2, 4), 0.5)),
+        (3, 1, Share(Workers(1, 3, 2), 1)),
+        (16, 2, Share(Workers(4, 4, 8), 0.5)),
+        (8, 4, Share(Workers(4, 2, 8), 1)),
+        (4, 8, Share(Workers(4, 1, 4), 1)),
+        (0, 0, None),
+    ],
+)
+def test_a_node_is_cut_so_that_all_its_workers_find_a_place(cpus, gpus, expected):
+    share = node(cpus, gpus).share(use_gpus=gpus > 0)
+    assert share == expected
+    if share is not None:
+        assert share.workers.count * share.workers.threads <= cpus
+        assert share.workers.count * share.gpu <= gpus
+
+
+def test_a_run_on_gpus_leaves_nodes_without_one_alone():
+    nodes = [node(16, 2), node(8), node(0, 1)]
+    assert uses_gpus(nodes, "auto")
+    assert not uses_gpus(nodes, "cpu")
+    assert not uses_gpus(nodes[1:], "auto")
+    assert cluster_workers(nodes, use_gpus=True) == Workers(4, 4, 8)
+    assert cluster_workers(nodes, use_gpus=False) == Workers(16, 2, 24)
+
+
+def test_nodes_of_two_sizes_are_both_used():
+    assert cluster_workers([node(64), node(4)], use_gpus=False) == Workers(12, 8, 20)
+
+
+def test_a_cluster_without_cpus_is_an_error():
+    with pytest.raises(BatchverifyError, match="no node with a free CPU"):
+        cluster_workers([node(0), node(0, 1)], use_gpus=False)
+
+
+def test_a_node_answers_while_its_port_is_open():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert node(1, port=port).answers()
+    assert not node(1, port=port).answers()
+
+
+def test_ray_client_is_refused_and_submit_named():
+    with pytest.raises(UsageError, match="batchverify submit --address http://HEAD:8265 -- "):
+        start_ray("ray://head:10001", None, verbose=False)
