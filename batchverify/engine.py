@@ -19,6 +19,8 @@ from batchverify.pipeline import Loaded, Loader, LoadPlan, embed_images
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
 MOST_WORKERS = 8
+# Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
+QUEUED_PER_WORKER = 1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchverify.backbones import DIMENSION
 from batchverify.errors import BatchverifyError
@@ -36,13 +37,24 @@ class Gallery:
         self.codes[index] = _REASONS.index(skipped.reason) + 1
         self.messages[index] = skipped.message
 
+    def restore(self, indices: np.ndarray, reasons: pa.ChunkedArray | pa.Array) -> None:
+        """Take over from finished rows why images have no vector. reasons: (N,) strings, null for none."""
+        names = pa.array([reason.value for reason in _REASONS], pa.string())
+        codes = pc.index_in(reasons, names).fill_null(-1).to_numpy() + 1
+        failed = codes > 0
+        self.codes[indices[failed]] = codes[failed]
+
     def known(self, index: int) -> bool:
         """Whether the fate of an image is known."""
         return bool(self.codes[index] != _PENDING)
 
-    def require_complete(self) -> None:
-        """Raise `BatchverifyError` when an image was lost sight of: no row may pass for scored or failed."""
-        lost = int((self.codes == _PENDING).sum())
+    def require_complete(self, wanted: np.ndarray | None = None) -> None:
+        """Raise `BatchverifyError` when an image was lost sight of: no row may pass for scored or failed.
+
+        wanted: the indices that are needed, all by default.
+        """
+        codes = self.codes if wanted is None else self.codes[wanted]
+        lost = int((codes == _PENDING).sum())
         if lost:
             raise BatchverifyError(f"{lost} images were lost sight of; please report this")
 

@@ -18,8 +18,8 @@ PLAIN_SECONDS = 15.0
 class Progress:
     """Counts of a run, shown as it goes.
 
-    total: unique images. cached, embedded, repeated (bytes of another image), failed: what became of them so
-    far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
+    total: unique images to look up. cached, embedded, repeated (bytes of another image), failed: what became of
+    them so far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
     """
 
     total: int = 0

@@ -1,21 +1,18 @@
-"""Drives chunks through an engine: every unique image once, then the pairs in order."""
+"""Drives chunks of images through an engine: every unique image once."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from batchverify.cache import EmbeddingCache
-from batchverify.engine import Engine, Job, WorkerLostError
-from batchverify.errors import BatchverifyError
+from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, WorkerLostError
 from batchverify.gallery import Gallery
-from batchverify.manifest import Block
 from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import CACHED_REASONS, Reason, Skipped
@@ -25,13 +22,10 @@ log = logging.getLogger(__name__)
 
 IMAGE_CHUNK = 128
 SMALLEST_CHUNK = 32
-# Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
-QUEUED_PER_WORKER = 1
 # Silence for this long is reported; the second time in a row the workers at work are taken for hung.
 PATIENCE_SECONDS = 300.0
 SILENCES = 2
 STRIKES = 2
-PAIR_TRIES = 5
 
 
 @dataclass(eq=False)
@@ -52,16 +46,23 @@ class ImageRun:
     else is done, nothing beside them, in halves until the one that kills or hangs workers is alone; its
     second strike makes it `crashed`.
     On Ctrl-C what is with the embedder is finished and committed.
+
+    into: a gallery that knows some images already. wanted: (K,) indices of those to embed, all by default.
+    on_path: is told the compute path of vectors before they are kept.
     """
 
     engine: Engine
     references: Sequence[str | Skipped]
     cache: EmbeddingCache | None
     progress: Progress
+    into: Gallery | None = None
+    wanted: np.ndarray | None = None
+    on_path: Callable[[str], None] | None = None
     gallery: Gallery = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gallery = Gallery(len(self.references))
+        self.gallery = Gallery(len(self.references)) if self.into is None else self.into
+        self._next = 0
         self._owners: dict[bytes, int] = {}
         self._waiting: dict[bytes, list[int]] = {}
         self._strikes: dict[int, int] = {}
@@ -75,13 +76,17 @@ class ImageRun:
     def run(self) -> Gallery:
         """Embed everything; returns when the fate of every image is known and committed."""
         started = time.monotonic()
-        self.progress.total = len(self.references)
-        self._plan()
+        self.progress.total = self._count = len(self.references) if self.wanted is None else len(self.wanted)
+        # A small run is cut so that every worker has a share, yet no chunk below a forward pass.
+        share = -(-self._count // (2 * self.engine.workers.count))
+        self._size = min(IMAGE_CHUNK, max(SMALLEST_CHUNK, share))
         try:
+            self._cut()
             while self._busy() or self._suspects:
                 self._submit()
                 for job in self._wait():
                     self._finish(job)
+                self._cut()
                 self.progress.show()
         except KeyboardInterrupt:
             self._drain()
@@ -91,20 +96,23 @@ class ImageRun:
                 with self.progress.watch.stage("write"):
                     self.cache.commit()
             self.progress.image_seconds = time.monotonic() - started
-        self.gallery.require_complete()
+        self.gallery.require_complete(self.wanted)
         return self.gallery
 
-    def _plan(self) -> None:
-        wanted = []
-        for index, reference in enumerate(self.references):
-            if isinstance(reference, Skipped):
-                self._fail(index, reference)
-            else:
-                wanted.append(index)
-        # A small run is cut so that every worker has a share, yet no chunk below a forward pass.
-        share = -(-len(wanted) // (2 * self.engine.workers.count))
-        size = min(IMAGE_CHUNK, max(SMALLEST_CHUNK, share))
-        self._to_load.extend(wanted[start : start + size] for start in range(0, len(wanted), size))
+    def _cut(self) -> None:
+        """Cut the next chunks, no more than are soon loaded: what is ahead takes no memory."""
+        while self._next < self._count and len(self._to_load) < self.engine.workers.loaders:
+            end = min(self._next + self._size, self._count)
+            some = range(self._next, end) if self.wanted is None else self.wanted[self._next : end].tolist()
+            self._next, chunk = end, []
+            for index in some:
+                reference = self.references[index]
+                if isinstance(reference, Skipped):
+                    self._fail(index, reference)
+                else:
+                    chunk.append(index)
+            if chunk:
+                self._to_load.append(chunk)
 
     def _busy(self) -> bool:
         return bool(self._to_load or self._to_embed or self._loading or self._embedding)
@@ -216,6 +224,8 @@ class ImageRun:
             self._strike(each.indices, exc)
             return
         self.progress.watch.add(done.seconds)
+        if self.on_path is not None:
+            self.on_path(self.engine.compute_path())
         for index, entry in zip(each.indices, done.entries, strict=True):
             if entry.skipped is not None:
                 self._fail(index, entry.skipped)
@@ -261,39 +271,3 @@ class ImageRun:
             )
         for job in begun:
             self._finish_embed(job, self._embedding[job])
-
-
-def score_pairs(
-    engine: Engine, head: Any, blocks: Iterable[Block], gallery: Gallery
-) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
-    """Score blocks of pairs on the workers: each with (probability, similarity) of its usable pairs, in order."""
-    engine.share(head, gallery.vectors)
-    window: deque[tuple[Block, Job]] = deque()
-    for block in blocks:
-        window.append((block, _score_block(engine, gallery, block)))
-        if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
-            yield _scored(engine, gallery, *window.popleft())
-    while window:
-        yield _scored(engine, gallery, *window.popleft())
-
-
-def _score_block(engine: Engine, gallery: Gallery, block: Block) -> Job:
-    usable = gallery.usable(block.a, block.b)
-    return engine.score(block.a[usable], block.b[usable])
-
-
-def _scored(
-    engine: Engine, gallery: Gallery, block: Block, job: Job
-) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
-    """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
-    reason = ""
-    for _ in range(PAIR_TRIES):
-        try:
-            return block, engine.result(job)
-        except WorkerLostError as exc:
-            reason = str(exc).splitlines()[0]
-            log.warning("rows from %d are scored again: %s", block.first + 1, reason)
-            job = _score_block(engine, gallery, block)
-    raise BatchverifyError(
-        f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored; the last: {reason}"
-    )

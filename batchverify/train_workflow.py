@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.errors import NothingScoredError, UsageError
+from batchverify.job import Job
 from batchverify.labelled import LabelledPairs
 from batchverify.leakage import Leak, check_apart, find_leaks
 from batchverify.locations import Location
@@ -23,7 +24,7 @@ from batchverify.summary import EmbedSummary
 from batchverify.train_summary import TrainSummary
 from batchverify.training import FEWEST_PAIRS, Fitted, evaluate, fit_head
 from batchverify.training_log import TrainingLog
-from batchverify.workflows import Job, check_failed, embed_job
+from batchverify.workflows import check_failed, embed_job
 
 SUFFIX = ".safetensors"
 SHOWN = 5

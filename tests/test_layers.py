@@ -14,13 +14,17 @@ __init__ cli
 cli_train cli_cache cli_prepare
 train_workflow cli_output
 workflows cli_options
-prediction tuning scheduler checking cache_care
+scoring
+launch output
+prediction tuning scheduler pair_run checking cache_care job parts
 ray_engine summary train_summary
-engine training sinks training_log
+sinks jobfolder
+engine training training_log
 results recipe
 pipeline linear network leakage
 cache embedder labelled head
 gallery manifest member
+references
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton mtcnn

@@ -16,10 +16,11 @@ from batchverify.engine import Engine, Job, LocalEngine, WorkerLostError, Worker
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
 from batchverify.manifest import Block
+from batchverify.pair_run import score_pairs
 from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
-from batchverify.scheduler import ImageRun, score_pairs
+from batchverify.scheduler import ImageRun
 
 
 def open_cache(plan: ToyPlan) -> EmbeddingCache:
