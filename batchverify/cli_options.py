@@ -88,7 +88,7 @@ overwrite_option = option(
 )
 no_cache_option = option("--no-cache", "Neither read nor write a cache.", is_flag=True)
 run_options = together(
-    option("--retry-failed", "Try images again whose failure is cached or stands in OUT.", is_flag=True),
+    option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),
     device_option,
     option(
         "--batch-size", "Faces per forward pass. Default: 32 on a CPU, 256 on a GPU.", type=int, metavar="N"

@@ -13,6 +13,7 @@ import numpy as np
 from batchverify.cache import EmbeddingCache
 from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, WorkerLostError
 from batchverify.gallery import Gallery
+from batchverify.owners import Owners
 from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import CACHED_REASONS, Reason, Skipped
@@ -63,7 +64,7 @@ class ImageRun:
     def __post_init__(self) -> None:
         self.gallery = Gallery(len(self.references)) if self.into is None else self.into
         self._next = 0
-        self._owners: dict[bytes, int] = {}
+        self._owners = Owners(len(self.references))
         self._waiting: dict[bytes, list[int]] = {}
         self._strikes: dict[int, int] = {}
         self._silences = 0
@@ -180,10 +181,10 @@ class ImageRun:
                 self._settle_found(index, loaded.found[position])
             elif position in loaded.skipped:
                 self._settle_skipped(index, key, loaded.skipped[position])
-            elif key is not None and key in self._owners:
-                self._share_owner(index, key)
+            elif key is not None and (owner := self._owners.get(key)) >= 0:
+                self._share_owner(index, key, owner)
             elif key is not None and position in loaded.missing:
-                self._owners[key] = index
+                self._owners.put(key, index)
                 wanted.append(position)
         return wanted
 
@@ -197,13 +198,14 @@ class ImageRun:
     def _settle_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
         self._fail(index, skipped)
         if key is not None:
-            self._owners.setdefault(key, index)
+            if self._owners.get(key) < 0:
+                self._owners.put(key, index)
             self._remember([Entry(key, None, skipped=skipped)])
 
-    def _share_owner(self, index: int, key: bytes) -> None:
+    def _share_owner(self, index: int, key: bytes, owner: int) -> None:
         """An image with the bytes of an earlier one: it gets the same result, now or later."""
-        if self.gallery.known(self._owners[key]):
-            self._copy(self._owners[key], index)
+        if self.gallery.known(owner):
+            self._copy(owner, index)
         else:
             self._waiting.setdefault(key, []).append(index)
 
@@ -219,7 +221,7 @@ class ImageRun:
             done: Embeddings = self.engine.result(job)
         except WorkerLostError as exc:
             for key in each.keys:
-                del self._owners[key]
+                self._owners.drop(key)
                 self._suspects.extend([other] for other in self._waiting.pop(key, []))
             self._strike(each.indices, exc)
             return
@@ -253,6 +255,7 @@ class ImageRun:
         self._fail(index, Skipped(Reason.CRASHED, f"its worker died or hung {STRIKES} times"))
 
     def _fail(self, index: int, skipped: Skipped) -> None:
+        log.info("%s: %s: %s", self.references[index], skipped.reason.value, skipped.message)
         self.gallery.fail(index, skipped)
         self.progress.failed += 1
 

@@ -30,6 +30,8 @@ class Rows(Protocol):
     """Where the result rows of a run go."""
 
     resumed: int
+    # A local folder for large temporary files; None for the system's.
+    scratch: str | None
 
     def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
         """The rows that are to be scored."""
@@ -53,6 +55,7 @@ class MemoryRows:
 
     schema: pa.Schema
     resumed: int = 0
+    scratch: str | None = None
     _tables: list[pa.Table] = field(default_factory=list)
 
     def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -90,6 +93,7 @@ class PartRows:
         self._folder: JobFolder = output.folder
         self._parts, self._state = parts, state
         self.resumed = sum(each.rows for each in parts.done.values())
+        self.scratch = self._folder.location.path if self._folder.location.is_local else None
         self._writer = PartWriter(parts, schema, rows, output.clear_success)
 
     @property
@@ -148,7 +152,7 @@ class PartRows:
 def score_rows(job: Job, head: Any, threshold: float, rows: Rows, path: str = "") -> dict[str, Any]:
     """Embed what is needed and score what is missing; returns the fields of the summary."""
     progress = Progress(total_rows=job.scan.rows, quiet=job.options.quiet)
-    gallery = Gallery(len(job.scan.images))
+    gallery = Gallery(len(job.scan.images), rows.scratch)
     wanted = rows.wanted(job, gallery)
     with engine_of(job, progress, wanted, path) as (engine, cache):
         references = job.scan.images.references

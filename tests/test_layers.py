@@ -23,10 +23,11 @@ engine training training_log
 results recipe
 pipeline linear network leakage
 cache embedder labelled head
-gallery manifest member
+gallery manifest member owners
 references
+spelling
 backbones crops decoding detection images segments tables columns options
-fingerprint locations downloads datasets calibration progress cache_report pairs features
+slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton mtcnn
 errors records version stopwatch memory pyramid fused
 """
