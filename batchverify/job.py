@@ -25,6 +25,7 @@ from batchverify.version import __version__
 # Raised whenever rows come out otherwise than before for the same document.
 ROWS_FORMAT = 1
 # As `Embedder.compute_path` states it.
+PATHS = " + "  # between those of an engine with CPUs of several kinds
 _COMPUTE_PATH = re.compile(
     r"(?P<device>\w+)(:\d+)? (?P<numbers>\w+) (?P<kind>\w+), batches of (?P<batch>\d+)$"
 )
@@ -92,7 +93,7 @@ class Job:
         backbone = str(Path(options.backbone).resolve()) if is_file else options.backbone
         weights = str(Path(options.weights).resolve()) if options.weights else None
         batch, numbers = options.batch_size, "auto"
-        if kept := _COMPUTE_PATH.match(path):
+        if kept := _COMPUTE_PATH.match(path.split(PATHS)[0]):
             there = int(kept["batch"])
             if batch not in (None, there):
                 raise UsageError(

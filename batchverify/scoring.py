@@ -13,10 +13,11 @@ import pyarrow as pa
 from batchverify.engine import Engine
 from batchverify.errors import UsageError
 from batchverify.gallery import Gallery
-from batchverify.job import Job, same_path
+from batchverify.job import PATHS, Job, same_path
 from batchverify.jobfolder import JobFolder
 from batchverify.launch import engine_of
 from batchverify.manifest import Block
+from batchverify.memory import peak_memory
 from batchverify.output import Output, reasons_of
 from batchverify.pair_run import score_pairs
 from batchverify.parts import PartRecord, Parts, PartWriter
@@ -91,7 +92,7 @@ class PartRows:
         self, output: Output, parts: Parts, state: dict[str, Any], schema: pa.Schema, rows: int
     ) -> None:
         self._folder: JobFolder = output.folder
-        self._parts, self._state = parts, state
+        self._parts, self._state, self._computing = parts, state, False
         self.resumed = sum(each.rows for each in parts.done.values())
         self.scratch = self._folder.location.path if self._folder.location.is_local else None
         self._writer = PartWriter(parts, schema, rows, output.clear_success)
@@ -129,15 +130,20 @@ class PartRows:
 
     def keep_path(self, path: str) -> None:
         """See `Rows`."""
-        if not path or (self.path and same_path(self.path, path)):
+        if not path:
             return
-        if self.path:
+        kept = self.path.split(PATHS) if self.path else []
+        new = [each for each in path.split(PATHS) if not any(same_path(each, other) for other in kept)]
+        if new and kept and not self._computing:
             raise UsageError(
                 f"{self._folder.output}: this job's vectors were computed on '{self.path}', here they would be "
                 f"on '{path}': go on where that is possible, or --overwrite starts anew"
             )
-        self._state["compute_path"] = path
-        self._folder.keep(self._state)
+        # Later ones are of other nodes of the cluster that the job has now.
+        self._computing = True
+        if new:
+            self._state["compute_path"] = PATHS.join(sorted({*kept, *new}))
+            self._folder.keep(self._state)
 
     def counts(self) -> dict[str, int]:
         """See `Rows`."""
@@ -190,6 +196,15 @@ def run_counts(job: Job, engine: Engine, gallery: Gallery, progress: Progress) -
         "failures": failures,
         "seconds": round(time.monotonic() - job.started, 2),
         "engine": engine.name,
+        "peak_memory_mb": _peaks(engine, progress),
         "compute_path": engine.compute_path(),
         "cache": job.options.cache_root,
     }
+
+
+def _peaks(engine: Engine, progress: Progress) -> dict[str, float]:
+    """The most memory of the driver and of its hungriest worker; threads are the driver's own."""
+    peaks = {"driver": round(peak_memory(), 1)}
+    if engine.name != "local":
+        peaks["workers"] = round(progress.worker_memory, 1)
+    return peaks

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from batchverify.memory import peak_memory
 from batchverify.progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class EmbedSummary:
     unique_images = embedded + cached + repeated (other paths with the same bytes) + failed + resumed (those of
     rows that an earlier run finished, not looked at again).
     failures: images by reason. stage_seconds: of all workers together; `wait` is what workers that detect and
-    embed had nothing to do. embedder_busy: the share of their time that they had.
+    embed had nothing to do. embedder_busy: the share of their time that they had. peak_memory_mb: of the
+    `driver`, and with Ray of the hungriest of its `workers`.
     """
 
     rows: int
@@ -40,6 +42,7 @@ class EmbedSummary:
     stage_seconds: Mapping[str, float]
     embedder_busy: float
     resumed: int = 0
+    peak_memory_mb: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def counts(progress: Progress, workers: int) -> dict[str, Any]:
@@ -79,6 +82,9 @@ class EmbedSummary:
         if self.embedded:
             stages = ", ".join(f"{name} {each:.1f} s" for name, each in self.stage_seconds.items())
             lines.append(("stages", f"{stages}; embedder busy {self.embedder_busy:.0%}"))
+        if self.peak_memory_mb:
+            peaks = ", ".join(f"{name} {each:,.0f} MB" for name, each in self.peak_memory_mb.items())
+            lines.append(("most memory", peaks))
         lines.append(("time", f"{duration(self.seconds)}, engine {self.engine}"))
         return lines
 
@@ -112,6 +118,7 @@ class ScoreSummary(EmbedSummary):
                 **known,
                 **nothing,
                 "stage_seconds": {},
+                "peak_memory_mb": {"driver": round(peak_memory(), 1)},
                 "resumed": record["unique_images"] - record["failed"],
                 "resumed_rows": record["rows"],
                 "seconds": round(seconds, 2),
