@@ -67,14 +67,15 @@ class KilledJob:
             self.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
-    def kill(self, how: str, after: float) -> bool:
+    def kill(self, how: str, after: float, *, wait_for: str = "") -> bool:
         """Run, and after some seconds kill the driver, by a signal, or one worker; whether that met a run.
 
-        A worker's seconds begin with the first segment of the cache.
+        wait_for: the seconds begin with a new `segment` of the cache, or a new `part`.
         """
         process, started = self.start(), time.monotonic()
-        while how == "worker" and process.poll() is None and not list(self.cache.rglob("data/*.parquet")):
-            time.sleep(0.05)
+        before = self.files(wait_for)
+        while wait_for and process.poll() is None and self.files(wait_for) <= before:
+            time.sleep(0.002)
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
@@ -99,10 +100,20 @@ class KilledJob:
         self.check_parts()
         return json.loads(done.stdout)
 
+    def files(self, kind: str) -> int:
+        """How many segments of the cache, or parts, there are."""
+        if kind == "segment":
+            return len(list(self.cache.rglob("data/*.parquet")))
+        return len(list(self.parts_folder.glob("part-*.parquet")))
+
+    @property
+    def parts_folder(self) -> Path:
+        """Where the parts of the unfinished output lie."""
+        return self.out if not self.out.suffix else self.out.with_name(self.out.name + ".job")
+
     def check_parts(self) -> None:
         """A part that was published once is never written again."""
-        folder = self.out if not self.out.suffix else self.out.with_name(self.out.name + ".job")
-        stats = {path.name: path.stat() for path in folder.glob("part-*.parquet")}
+        stats = {path.name: path.stat() for path in self.parts_folder.glob("part-*.parquet")}
         now = {name: (each.st_ino, each.st_mtime_ns) for name, each in stats.items()}
         rewritten = [name for name, seen in self._parts.items() if now.get(name, seen) != seen]
         assert rewritten == [], rewritten
