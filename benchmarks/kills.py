@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
             if len(job.kills) < options.kills // 2:
                 job.kill(generator.choice(kinds), generator.uniform(*options.seconds))
             else:
-                job.kill(generator.choice(KILLS), generator.uniform(0, 0.2), wait_for="part")
+                job.kill(generator.choice(KILLS), generator.uniform(0, 0.02), wait_for="part")
             rows.append(row(job))
             print(rows[-1], flush=True)
         summary = job.finish()
