@@ -18,6 +18,7 @@ from batchverify.cli_options import (
     json_option,
     manifest_options,
     no_cache_option,
+    overwrite_option,
     run_options,
     talk_options,
     threshold_options,
@@ -51,7 +52,9 @@ class Group(click.Group):
                 os._exit(exc.exit_code)
             ctx.exit(exc.exit_code)
         except KeyboardInterrupt:
-            click.echo("batchverify: interrupted; what was embedded is kept in the cache", err=True)
+            click.echo(
+                "batchverify: interrupted; what was done is kept, the same command does the rest", err=True
+            )
             ctx.exit(INTERRUPTED)
 
 
@@ -74,6 +77,7 @@ def main() -> None:
     manifest_options,
     backbone_options,
     threshold_options,
+    overwrite_option,
     cache_option,
     no_cache_option,
     run_options,
@@ -84,6 +88,9 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
 
     Writes the manifest's columns and: probability (of two different people), label (0 same, 1 different),
     similarity (cosine), status, error_a, error_b. Every row comes back, in order.
+
+    After a kill, Ctrl-C or a failure the same command does what is missing; what it needs for that lies in
+    OUT.job until it is done.
     """
     set_up(options["verbose"])
     from batchverify.workflows import score as run

@@ -81,6 +81,11 @@ cache_option = option(
     "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
     metavar="URI",
 )
+overwrite_option = option(
+    "--overwrite",
+    "Start anew, where OUT holds rows of another job, too; without it they are refused.",
+    is_flag=True,
+)
 no_cache_option = option("--no-cache", "Neither read nor write a cache.", is_flag=True)
 run_options = together(
     option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),

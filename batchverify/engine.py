@@ -22,6 +22,8 @@ from batchverify.records import Skipped
 MOST_WORKERS = 8
 # Threads that share one GPU, each with a stream of its own: while one prepares or copies, another computes.
 MOST_WORKERS_A_GPU = 4
+# Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
+QUEUED_PER_WORKER = 1
 
 
 @dataclass(frozen=True)

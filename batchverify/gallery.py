@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from tempfile import NamedTemporaryFile, gettempdir
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchverify.backbones import DIMENSION
 from batchverify.errors import BatchverifyError
 from batchverify.records import Reason, Skipped
 
+# From so many on vectors lie in a mapped file: two million images.
+MAPPED_BYTES = 2 << 30
 _REASONS = list(Reason)
 _PENDING = -1
 _OK = 0
 
 
 class Gallery:
-    """Vectors and reasons of N images.
+    """Vectors and reasons of N images, 1 KB each.
 
-    vectors: (N, 512) float16, rounded as the cache rounds them, zero where there is none.
+    vectors: (N, 512) float16, rounded as the cache rounds them, zero where there is none; a file in `folder`
+    mapped into memory where they are many, so that what does not fit in memory is paged out.
     codes: (N,) int8: 0 has a vector, k > 0 the k-th reason, -1 not known yet.
     """
 
-    def __init__(self, count: int) -> None:
-        self.vectors = np.zeros((count, DIMENSION), np.float16)
+    def __init__(self, count: int, folder: str | None = None) -> None:
+        self.vectors = _vectors(count, folder)
         self.codes = np.full(count, _PENDING, np.int8)
-        self.messages: dict[int, str] = {}
 
     def put(self, index: int, vector: np.ndarray) -> None:
         """Store a (512,) float16 vector."""
@@ -34,15 +40,25 @@ class Gallery:
     def fail(self, index: int, skipped: Skipped) -> None:
         """Store why an image has no vector."""
         self.codes[index] = _REASONS.index(skipped.reason) + 1
-        self.messages[index] = skipped.message
+
+    def restore(self, indices: np.ndarray, reasons: pa.ChunkedArray | pa.Array) -> None:
+        """Take over from finished rows why images have no vector. reasons: (N,) strings, null for none."""
+        names = pa.array([reason.value for reason in _REASONS], pa.string())
+        codes = pc.index_in(reasons, names).fill_null(-1).to_numpy() + 1
+        failed = codes > 0
+        self.codes[indices[failed]] = codes[failed]
 
     def known(self, index: int) -> bool:
         """Whether the fate of an image is known."""
         return bool(self.codes[index] != _PENDING)
 
-    def require_complete(self) -> None:
-        """Raise `BatchverifyError` when an image was lost sight of: no row may pass for scored or failed."""
-        lost = int((self.codes == _PENDING).sum())
+    def require_complete(self, wanted: np.ndarray | None = None) -> None:
+        """Raise `BatchverifyError` when an image was lost sight of: no row may pass for scored or failed.
+
+        wanted: the indices that are needed, all by default.
+        """
+        codes = self.codes if wanted is None else self.codes[wanted]
+        lost = int((codes == _PENDING).sum())
         if lost:
             raise BatchverifyError(f"{lost} images were lost sight of; please report this")
 
@@ -50,8 +66,6 @@ class Gallery:
         """Give an image the result of another with the same bytes."""
         self.vectors[index] = self.vectors[source]
         self.codes[index] = self.codes[source]
-        if source in self.messages:
-            self.messages[index] = self.messages[source]
 
     def usable(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Which pairs of (N,) indices have both vectors: (N,) bool."""
@@ -66,3 +80,22 @@ class Gallery:
         """How many images failed, by reason, those that occur."""
         counts = {reason.value: int((self.codes == at + 1).sum()) for at, reason in enumerate(_REASONS)}
         return {name: count for name, count in counts.items() if count}
+
+
+def _vectors(count: int, folder: str | None) -> np.ndarray:
+    """(N, 512) float16 zeros. Raises `BatchverifyError` where the disk has no room for them."""
+    size = count * DIMENSION * 2
+    if size <= MAPPED_BYTES:
+        return np.zeros((count, DIMENSION), np.float16)
+    try:
+        with NamedTemporaryFile(prefix=".vectors.", suffix=".tmp", dir=folder) as file:
+            # Reserved now: a disk that fills up under a mapped file would end the process without a word.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            # The name goes with the block, the room on the disk with the process, however that ends.
+            return np.memmap(file, np.float16, "r+", shape=(count, DIMENSION)).view(np.ndarray)
+    except OSError as exc:
+        where = folder or gettempdir()
+        raise BatchverifyError(f"{where}: no room for {size / 1e9:.1f} GB of vectors: {exc}") from exc

@@ -6,7 +6,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -29,7 +29,7 @@ from batchverify.columns import TRUE_LABEL as TRUE_LABEL
 from batchverify.errors import ManifestError, UsageError
 from batchverify.images import ImageRoot
 from batchverify.locations import Location
-from batchverify.records import Skipped
+from batchverify.references import UniqueImages
 from batchverify.tables import BATCH_ROWS, TableFile, find_files, table_of
 
 
@@ -54,40 +54,10 @@ class Block:
     a: np.ndarray
     b: np.ndarray
 
-
-@dataclass
-class UniqueImages:
-    """Every distinct image of a manifest, in order of first appearance (batch by batch, side a first).
-
-    references: one entry an image, an absolute path or URI, or the reason why it is refused. Cells that name
-    the same file (`a.jpg`, `./a.jpg`) are one image.
-    """
-
-    references: list[str | Skipped] = field(default_factory=list)
-    _by_root: dict[ImageRoot, dict[str | None, int]] = field(default_factory=dict)
-    _by_reference: dict[str | Skipped, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.references)
-
-    def indices(self, root: ImageRoot, cells: pa.Array, *, add: bool = True) -> np.ndarray:
-        """The index of each cell's image: (N,) int64. New images are added, or -1 where `add` is off."""
-        known = self._by_root.setdefault(root, {})
-        encoded = cells.dictionary_encode(null_encoding="encode")
-        values = encoded.dictionary.to_pylist()
-        table = [known.get(value, -1) for value in values]
-        if add and -1 in table:
-            table = [self._add(known, root, value) for value in values]
-        return np.array(table, np.int64)[encoded.indices.to_numpy()]
-
-    def _add(self, known: dict[str | None, int], root: ImageRoot, cell: str | None) -> int:
-        index = known.get(cell)
-        if index is None:
-            reference = root.resolve(cell)
-            index = known[cell] = self._by_reference.setdefault(reference, len(self.references))
-            if index == len(self.references):
-                self.references.append(reference)
-        return index
+    def slice(self, start: int, rows: int) -> Block:
+        """At most `rows` of the rows, from the row `start` of this block on."""
+        some = slice(start, start + rows)
+        return Block(self.first + start, self.carried.slice(start, rows), self.a[some], self.b[some])
 
 
 @dataclass(frozen=True)
@@ -166,6 +136,18 @@ class Manifest:
                 for batch in file.to_batches():
                     digest.update(batch.serialize())
         return digest.hexdigest()
+
+    @property
+    def roots(self) -> str | list[str]:
+        """Where relative image paths start: the root that was given, or the folder of each file."""
+        if self._image_root is not None:
+            return str(self._image_root)
+        return sorted({str(self._root(file).root) for file in self._files})
+
+    @cached_property
+    def scanned(self) -> Scan:
+        """The first reading's result, kept."""
+        return self.scan()
 
     def scan(self) -> Scan:
         """Read everything once: check it, collect the unique images, find the types of CSV columns."""

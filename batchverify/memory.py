@@ -1,8 +1,12 @@
-"""How a process of ours keeps memory: what is freed is used again, not given back page by page."""
+"""How a process of ours keeps memory, and how much it had: freed memory is used again, not given back."""
 
 from __future__ import annotations
 
 import ctypes
+import re
+import resource
+import sys
+from pathlib import Path
 
 # glibc's mallopt, by <malloc.h>.
 _TRIM_THRESHOLD = -1
@@ -23,3 +27,15 @@ def keep_freed_memory() -> bool:
         return False
     kept = mallopt(_TRIM_THRESHOLD, _KEEP)
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and kept)
+
+
+def peak_memory() -> float:
+    """The most memory that this process had so far, in MB of 1e6 bytes; 0 where that cannot be told."""
+    try:
+        # Not getrusage: there a process begins with what its parent had when it was started.
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
+    found = re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE)
+    return int(found.group(1)) * 1024 / 1e6 if found else 0.0

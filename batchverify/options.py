@@ -104,11 +104,12 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class ScoreOptions(EmbedOptions):
-    """Options of `score`: those of embedding, the head and its threshold."""
+    """Options of `score`: those of embedding, the head and its threshold, what becomes of an earlier output."""
 
     head: str | None = None
     threshold: float | None = None
     at_far: float | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

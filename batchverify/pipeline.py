@@ -15,6 +15,7 @@ from batchverify.crops import Face, fixed_face
 from batchverify.decoding import decode, decoder_set, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.images import read_image
+from batchverify.memory import peak_memory
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
 from batchverify.stopwatch import Stopwatch
@@ -47,7 +48,8 @@ class Loaded:
 
     keys: content hashes, None where the bytes could not be had. found: cache entries (vector or failure).
     skipped: fresh failures. missing: positions whose images go to the embedder. A position in none of the
-    three has the key of an earlier one. seconds: by stage (read, look up, decode).
+    three has the key of an earlier one. seconds: by stage (read, look up, decode). peak_memory: the worker's
+    so far, in MB.
     """
 
     keys: list[bytes | None] = field(default_factory=list)
@@ -55,14 +57,19 @@ class Loaded:
     skipped: dict[int, Skipped] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: float = 0.0
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Entries of some images, in order. seconds: by stage (start: building the embedder, detect, embed)."""
+    """Entries of some images, in order. seconds: by stage (start: building the embedder, detect, embed).
+
+    peak_memory: the worker's, in MB.
+    """
 
     entries: list[Entry]
     seconds: dict[str, float]
+    peak_memory: float = 0.0
 
 
 class Loader:
@@ -87,6 +94,7 @@ class Loader:
             images += self._bite(loaded, references[start : start + BITE], watch)
             if sum(image.pixels.nbytes for image in images) > PIXEL_BUDGET:
                 break
+        loaded.peak_memory = peak_memory()
         return loaded, images
 
     def _bite(self, loaded: Loaded, references: Sequence[str], watch: Stopwatch) -> list[Image]:
@@ -175,4 +183,4 @@ def embed_images(
         )
         for row, (key, skipped) in enumerate(zip(keys, embedded.skipped, strict=True))
     ]
-    return Embeddings(entries, watch.seconds)
+    return Embeddings(entries, watch.seconds, peak_memory())

@@ -18,8 +18,9 @@ PLAIN_SECONDS = 15.0
 class Progress:
     """Counts of a run, shown as it goes.
 
-    total: unique images. cached, embedded, repeated (bytes of another image), failed: what became of them so
-    far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
+    total: unique images to look up. cached, embedded, repeated (bytes of another image), failed: what became of
+    them so far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
+    worker_memory: the most that a worker had, in MB.
     """
 
     total: int = 0
@@ -29,6 +30,7 @@ class Progress:
     failed: int = 0
     image_seconds: float = 0.0
     watch: Stopwatch = field(default_factory=Stopwatch)
+    worker_memory: float = 0.0
     rows: int = 0
     total_rows: int = 0
     quiet: bool = False

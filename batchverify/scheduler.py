@@ -1,21 +1,19 @@
-"""Drives chunks through an engine: every unique image once, then the pairs in order."""
+"""Drives chunks of images through an engine: every unique image once."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from batchverify.cache import EmbeddingCache
-from batchverify.engine import Engine, Job, NodeLostError, WorkerLostError
-from batchverify.errors import BatchverifyError
+from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, NodeLostError, WorkerLostError
 from batchverify.gallery import Gallery
-from batchverify.manifest import Block
+from batchverify.owners import Owners
 from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
@@ -25,13 +23,10 @@ log = logging.getLogger(__name__)
 
 IMAGE_CHUNK = 128
 SMALLEST_CHUNK = 32
-# Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
-QUEUED_PER_WORKER = 1
 # Silence for this long is reported; the second time in a row the workers at work are taken for hung.
 PATIENCE_SECONDS = 300.0
 SILENCES = 2
 STRIKES = 2
-PAIR_TRIES = 5
 
 
 @dataclass(eq=False)
@@ -52,17 +47,24 @@ class ImageRun:
     else is done, nothing beside them, in halves until the one that kills or hangs workers is alone; its
     second strike makes it `crashed`.
     On Ctrl-C what is with the embedder is finished and committed.
+
+    into: a gallery that knows some images already. wanted: (K,) indices of those to embed, all by default.
+    on_path: is told the compute path of vectors before they are kept.
     """
 
     engine: Engine
     references: Sequence[str | Skipped]
     cache: EmbeddingCache | None
     progress: Progress
+    into: Gallery | None = None
+    wanted: np.ndarray | None = None
+    on_path: Callable[[str], None] | None = None
     gallery: Gallery = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gallery = Gallery(len(self.references))
-        self._owners: dict[bytes, int] = {}
+        self.gallery = Gallery(len(self.references)) if self.into is None else self.into
+        self._next = 0
+        self._owners = Owners(len(self.references))
         self._waiting: dict[bytes, list[int]] = {}
         self._strikes: dict[int, int] = {}
         self._silences = 0
@@ -75,13 +77,14 @@ class ImageRun:
     def run(self) -> Gallery:
         """Embed everything; returns when the fate of every image is known and committed."""
         started = time.monotonic()
-        self.progress.total = len(self.references)
-        self._plan()
+        self.progress.total = self._count = len(self.references) if self.wanted is None else len(self.wanted)
         try:
+            self._cut()
             while self._busy() or self._suspects:
                 self._submit()
                 for job in self._wait():
                     self._finish(job)
+                self._cut()
                 self.progress.show()
         except KeyboardInterrupt:
             self._drain()
@@ -91,21 +94,24 @@ class ImageRun:
                 with self.progress.watch.stage("write"):
                     self.cache.commit()
             self.progress.image_seconds = time.monotonic() - started
-        self.gallery.require_complete()
+        self.gallery.require_complete(self.wanted)
         return self.gallery
 
-    def _plan(self) -> None:
-        wanted = []
-        for index, reference in enumerate(self.references):
-            if isinstance(reference, Skipped):
-                self._fail(index, reference)
-            else:
-                wanted.append(index)
-        start = 0
-        while start < len(wanted):
-            size = chunk_size(len(wanted) - start, self.engine.workers.count)
-            self._to_load.append(wanted[start : start + size])
-            start += size
+    def _cut(self) -> None:
+        """Cut the next chunks, no more than are soon loaded: what is ahead takes no memory."""
+        while self._next < self._count and len(self._to_load) < self.engine.workers.loaders:
+            size = chunk_size(self._count - self._next, self.engine.workers.count)
+            end = self._next + size
+            some = range(self._next, end) if self.wanted is None else self.wanted[self._next : end].tolist()
+            self._next, chunk = end, []
+            for index in some:
+                reference = self.references[index]
+                if isinstance(reference, Skipped):
+                    self._fail(index, reference)
+                else:
+                    chunk.append(index)
+            if chunk:
+                self._to_load.append(chunk)
 
     def _busy(self) -> bool:
         return bool(self._to_load or self._to_embed or self._loading or self._embedding)
@@ -155,7 +161,7 @@ class ImageRun:
         except WorkerLostError as exc:
             self._strike(chunk, exc)
             return
-        self.progress.watch.add(loaded.seconds)
+        self._measure(loaded)
         if len(loaded.keys) < len(chunk):
             self._to_load.appendleft(chunk[len(loaded.keys) :])
         wanted = self._take(loaded, chunk)
@@ -163,6 +169,10 @@ class ImageRun:
             places = [loaded.missing.index(position) for position in wanted]
             keys = [loaded.keys[position] or b"" for position in wanted]
             self._to_embed.append(_Embedding(job, places, [chunk[position] for position in wanted], keys))
+
+    def _measure(self, done: Loaded | Embeddings) -> None:
+        self.progress.watch.add(done.seconds)
+        self.progress.worker_memory = max(self.progress.worker_memory, done.peak_memory)
 
     def _take(self, loaded: Loaded, indices: Sequence[int]) -> list[int]:
         """Settle what a load settled; returns the positions that are to be embedded."""
@@ -173,10 +183,10 @@ class ImageRun:
                 self._settle_found(index, loaded.found[position])
             elif position in loaded.skipped:
                 self._settle_skipped(index, key, loaded.skipped[position])
-            elif key is not None and key in self._owners:
-                self._share_owner(index, key)
+            elif key is not None and (owner := self._owners.get(key)) >= 0:
+                self._share_owner(index, key, owner)
             elif key is not None and position in loaded.missing:
-                self._owners[key] = index
+                self._owners.put(key, index)
                 wanted.append(position)
         return wanted
 
@@ -190,13 +200,14 @@ class ImageRun:
     def _settle_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
         self._fail(index, skipped)
         if key is not None:
-            self._owners.setdefault(key, index)
+            if self._owners.get(key) < 0:
+                self._owners.put(key, index)
             self._remember([Entry(key, None, skipped=skipped)])
 
-    def _share_owner(self, index: int, key: bytes) -> None:
+    def _share_owner(self, index: int, key: bytes, owner: int) -> None:
         """An image with the bytes of an earlier one: it gets the same result, now or later."""
-        if self.gallery.known(self._owners[key]):
-            self._copy(self._owners[key], index)
+        if self.gallery.known(owner):
+            self._copy(owner, index)
         else:
             self._waiting.setdefault(key, []).append(index)
 
@@ -212,11 +223,13 @@ class ImageRun:
             done: Embeddings = self.engine.result(job)
         except WorkerLostError as exc:
             for key in each.keys:
-                del self._owners[key]
+                self._owners.drop(key)
                 self._suspects.extend([other] for other in self._waiting.pop(key, []))
             self._strike(each.indices, exc)
             return
-        self.progress.watch.add(done.seconds)
+        self._measure(done)
+        if self.on_path is not None:
+            self.on_path(self.engine.compute_path())
         for index, entry in zip(each.indices, done.entries, strict=True):
             if entry.skipped is not None:
                 self._fail(index, entry.skipped)
@@ -245,6 +258,7 @@ class ImageRun:
         self._fail(index, Skipped(Reason.CRASHED, f"its worker died or hung {STRIKES} times"))
 
     def _fail(self, index: int, skipped: Skipped) -> None:
+        log.info("%s: %s: %s", self.references[index], skipped.reason.value, skipped.message)
         self.gallery.fail(index, skipped)
         self.progress.failed += 1
 
@@ -271,40 +285,4 @@ def chunk_size(left: int, workers: int) -> int:
     whole forward passes all the same.
     """
     share = -(-left // (2 * workers * SMALLEST_CHUNK)) * SMALLEST_CHUNK
-    return min(IMAGE_CHUNK, share)
-
-
-def score_pairs(
-    engine: Engine, head: Any, blocks: Iterable[Block], gallery: Gallery
-) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
-    """Score blocks of pairs on the workers: each with (probability, similarity) of its usable pairs, in order."""
-    engine.share(head, gallery.vectors)
-    window: deque[tuple[Block, Job]] = deque()
-    for block in blocks:
-        window.append((block, _score_block(engine, gallery, block)))
-        if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
-            yield _scored(engine, gallery, *window.popleft())
-    while window:
-        yield _scored(engine, gallery, *window.popleft())
-
-
-def _score_block(engine: Engine, gallery: Gallery, block: Block) -> Job:
-    usable = gallery.usable(block.a, block.b)
-    return engine.score(block.a[usable], block.b[usable])
-
-
-def _scored(
-    engine: Engine, gallery: Gallery, block: Block, job: Job
-) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
-    """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
-    reason = ""
-    for _ in range(PAIR_TRIES):
-        try:
-            return block, engine.result(job)
-        except WorkerLostError as exc:
-            reason = str(exc).splitlines()[0]
-            log.warning("rows from %d are scored again: %s", block.first + 1, reason)
-            job = _score_block(engine, gallery, block)
-    raise BatchverifyError(
-        f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored; the last: {reason}"
-    )
+    return min(IMAGE_CHUNK, share, left)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from batchverify.memory import peak_memory
 from batchverify.progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 class EmbedSummary:
     """What happened to the images of a manifest.
 
-    unique_images = embedded + cached + repeated (other paths with the same bytes) + failed.
+    unique_images = embedded + cached + repeated (other paths with the same bytes) + failed + resumed (those of
+    rows that an earlier run finished, not looked at again).
     failures: images by reason. stage_seconds: of all workers together; `wait` is what workers that detect and
-    embed had nothing to do. embedder_busy: the share of their time that they had.
+    embed had nothing to do. embedder_busy: the share of their time that they had. peak_memory_mb: of the
+    `driver`, and with Ray of the hungriest of its `workers`.
     """
 
     rows: int
@@ -38,6 +41,8 @@ class EmbedSummary:
     cache: str | None
     stage_seconds: Mapping[str, float]
     embedder_busy: float
+    resumed: int = 0
+    peak_memory_mb: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def counts(progress: Progress, workers: int) -> dict[str, Any]:
@@ -49,11 +54,9 @@ class EmbedSummary:
             stages["wait"] = max(available - busy, 0.0)
         rate = progress.embedded / progress.image_seconds if progress.embedded else 0.0
         return {
-            "unique_images": progress.total,
             "embedded": progress.embedded,
             "cached": progress.cached,
             "repeated": progress.repeated,
-            "failed": progress.failed,
             "images_per_second": round(rate, 1),
             "stage_seconds": {name: round(each, 3) for name, each in stages.items()},
             "embedder_busy": round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
@@ -79,6 +82,9 @@ class EmbedSummary:
         if self.embedded:
             stages = ", ".join(f"{name} {each:.1f} s" for name, each in self.stage_seconds.items())
             lines.append(("stages", f"{stages}; embedder busy {self.embedder_busy:.0%}"))
+        if self.peak_memory_mb:
+            peaks = ", ".join(f"{name} {each:,.0f} MB" for name, each in self.peak_memory_mb.items())
+            lines.append(("most memory", peaks))
         lines.append(("time", f"{duration(self.seconds)}, engine {self.engine}"))
         return lines
 
@@ -88,15 +94,36 @@ class EmbedSummary:
 
 @dataclass(frozen=True)
 class ScoreSummary(EmbedSummary):
-    """What `score` did. scored + failed_rows = rows; different: rows labelled 1."""
+    """What `score` did. scored + failed_rows = rows; different: rows labelled 1.
+
+    resumed_rows: those that an earlier run had finished.
+    """
 
     scored: int = 0
     failed_rows: int = 0
     different: int = 0
+    resumed_rows: int = 0
     threshold: float = 0.5
     head: str = ""
     output: str | None = None
     _table: pa.Table | None = field(default=None, repr=False)
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], seconds: float) -> ScoreSummary:
+        """What a rerun did that found everything finished: the output's facts, and no work."""
+        nothing = {"embedded": 0, "cached": 0, "repeated": 0, "images_per_second": 0.0, "embedder_busy": 0.0}
+        known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        return cls(
+            **{
+                **known,
+                **nothing,
+                "stage_seconds": {},
+                "peak_memory_mb": {"driver": round(peak_memory(), 1)},
+                "resumed": record["unique_images"] - record["failed"],
+                "resumed_rows": record["rows"],
+                "seconds": round(seconds, 2),
+            }
+        )
 
     def to_arrow(self) -> pa.Table:
         """The output's rows, in the manifest's order."""
@@ -124,6 +151,8 @@ class ScoreSummary(EmbedSummary):
         lines.insert(1, ("scored", f"{self.scored:,} ({share:.1%}): {verdicts}"))
         if self.failed_rows:
             lines.insert(2, ("not scored", f"{self.failed_rows:,}; column `status` says why"))
+        if self.resumed_rows:
+            lines.insert(1, ("done before", f"{self.resumed_rows:,} pairs, not touched again"))
         lines.append(("threshold", f"{self.threshold:.4f}"))
         if self.output:
             lines.append(("written to", self.output))

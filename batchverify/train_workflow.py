@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from batchverify.errors import NothingScoredError, UsageError
+from batchverify.job import Job
 from batchverify.labelled import LabelledPairs, count_labels, people_of
 from batchverify.leakage import Leak, check_apart, find_leaks, shared_people
 from batchverify.locations import Location
@@ -20,7 +21,7 @@ from batchverify.summary import EmbedSummary
 from batchverify.train_summary import TrainSummary
 from batchverify.training import FEWEST_PAIRS, Fitted, evaluate, fit_head
 from batchverify.training_log import TrainingLog
-from batchverify.workflows import Job, check_failed, embed_job
+from batchverify.workflows import check_failed, embed_job
 
 SUFFIX = ".safetensors"
 SHOWN = 5

@@ -17,10 +17,11 @@ from results import publish, table
 
 from batchverify.datasets import prepare_lfw
 from batchverify.features import FEATURES
+from batchverify.job import Job
 from batchverify.labelled import LabelledPairs
 from batchverify.options import TrainOptions
 from batchverify.training import evaluate, fit_head
-from batchverify.workflows import Job, embed_job
+from batchverify.workflows import embed_job
 
 COMBINATIONS = ("chi2+product", "absdiff+product", "chi2+cosine")
 ENSEMBLES = (("distance", "logistic"), ("distance", "logistic", "network"))

@@ -43,7 +43,10 @@ def run(*command: str) -> Run:
 
 def score(manifest: Path, cache: Path, crop: str, device: str) -> Run:
     """Our run."""
-    output, options = str(manifest.with_suffix(".parquet")), ["--crop", crop, "--device", device, "--json"]
+    output, options = (
+        str(manifest.with_suffix(".parquet")),
+        ["--crop", crop, "--device", device, "--json", "--overwrite"],
+    )
     return run("-m", "batchverify.cli", "score", str(manifest), "-o", output, "--cache", str(cache), *options)
 
 

@@ -1,6 +1,7 @@
 """The gallery of vectors and reasons."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from batchverify.errors import BatchverifyError
@@ -59,7 +60,6 @@ def test_a_copy_brings_vector_reason_and_message():
     assert np.array_equal(gallery.vectors[4], gallery.vectors[0])
     gallery.copy(1, 4)
     assert gallery.reasons(np.array([4])).to_pylist() == ["no_face"]
-    assert gallery.messages[4] == "no face here"
     assert not gallery.vectors[4].any()
 
 
@@ -69,3 +69,27 @@ def test_an_image_lost_sight_of_is_an_error():
         gallery.require_complete()
     gallery.fail(4, Skipped(Reason.CRASHED))
     gallery.require_complete()
+
+
+def test_many_vectors_lie_in_a_mapped_file_that_leaves_nothing(tmp_path, monkeypatch):
+    plain = Gallery(5)
+    monkeypatch.setattr("batchverify.gallery.MAPPED_BYTES", 4 * 1024)
+    mapped = Gallery(5, str(tmp_path))
+    assert isinstance(mapped.vectors.base, np.memmap) and plain.vectors.base is None
+    for gallery in (plain, mapped):
+        gallery.put(3, np.full(512, 0.5, np.float16))
+    assert np.array_equal(plain.vectors, mapped.vectors)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BatchverifyError, match=r"no room for \d+\.\d GB of vectors"):
+        Gallery(1 << 43, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reasons_of_finished_rows_are_taken_over():
+    gallery = Gallery(4)
+    gallery.restore(np.array([0, 2, 3]), pa.array(["no_face", None, "crashed"]))
+    assert gallery.reasons(np.array([0, 3])).to_pylist() == ["no_face", "crashed"]
+    assert [gallery.known(index) for index in range(4)] == [True, False, False, True]
+    gallery.require_complete(np.array([0, 3]))
+    with pytest.raises(BatchverifyError, match="1 images were lost"):
+        gallery.require_complete(np.array([0, 2]))

@@ -14,18 +14,23 @@ __init__ cli
 cli_train cli_cache cli_prepare cli_submit
 train_workflow cli_output
 workflows cli_options
-prediction tuning scheduler checking cache_care
+scoring
+launch output
+prediction tuning scheduler pair_run checking cache_care job parts
 ray_engine summary train_summary planning submit
 crew sharing
 cluster
-engine training sinks training_log
+sinks jobfolder
+engine training training_log
 results recipe
 pipeline linear network leakage
 perceptron
 cache embedder labelled head
-gallery manifest member
+gallery manifest member owners
+references
+spelling
 backbones crops decoding detection images segments tables columns options
-fingerprint locations downloads datasets calibration progress cache_report pairs features
+slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn
 pyramid fused
 errors records version stopwatch memory facenet kernels

@@ -17,8 +17,9 @@ from batchverify import tables
 from batchverify.errors import UsageError
 from batchverify.images import ImageRoot
 from batchverify.locations import Location
-from batchverify.manifest import Columns, Manifest, UniqueImages
+from batchverify.manifest import Columns, Manifest
 from batchverify.records import Reason, Skipped
+from batchverify.references import UniqueImages
 
 
 def write(path: Path, text: str) -> Path:

@@ -105,7 +105,7 @@ def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
     assert code == 130, seen
     assert "interrupted" in seen
     assert "Traceback" not in seen
-    assert list(output.parent.iterdir()) == []
+    assert [path.name for path in output.parent.iterdir()] == ["scores.parquet.job"]
     kept = sum(pq.read_metadata(path).num_rows for path in cache.rglob("data/*.parquet"))
     assert 0 < kept < IMAGES
     assert list(cache.rglob("tmp/*")) == []
@@ -117,6 +117,7 @@ def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
     summary = json.loads(again.stdout)
     assert (summary["cached"], summary["embedded"]) == (kept, IMAGES - kept)
     assert pq.read_table(output).num_rows == IMAGES
+    assert [path.name for path in output.parent.iterdir()] == ["scores.parquet"]
 
 
 def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
@@ -133,6 +134,7 @@ def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
     assert [summary["scored"] for summary in summaries] == [300, 300]
     one, two = (pq.read_table(path) for path in outputs)
     assert one.equals(two)
+    arguments[0].append("--overwrite")
     after = subprocess.run(arguments[0], capture_output=True, text=True, timeout=60, check=True)
     assert json.loads(after.stdout)["embedded"] == 0
     assert pq.read_table(outputs[0]).equals(two)

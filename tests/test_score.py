@@ -14,11 +14,11 @@ from moto.server import ThreadedMotoServer
 
 import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
+from batchverify.launch import cluster_address
 from batchverify.locations import Location
 from batchverify.results import read_record
-from batchverify.sinks import FileSink, FolderSink
+from batchverify.sinks import FileSink
 from batchverify.summary import ScoreSummary
-from batchverify.workflows import cluster_address
 
 SAMPLES = REPOSITORY / "sample_manifests"
 FACES = SAMPLES / "faces.csv"
@@ -117,18 +117,6 @@ def test_a_folder_holds_parts_and_success_last(scored, cache, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["_SUCCESS", "part-00000.parquet"]
     assert json.loads((folder / "_SUCCESS").read_text())["rows"] == scored.rows
     assert same_scores(summary.to_arrow(), scored.to_arrow())
-
-
-def test_parts_are_cut_at_their_size_and_old_ones_removed(tmp_path):
-    schema = pa.schema([("number", pa.int64())])
-    for rows in (25, 12):
-        sink = FolderSink(Location.parse(tmp_path), schema, part_rows=10)
-        sink.write(pa.table({"number": range(7)}))
-        sink.write(pa.table({"number": range(7, rows)}))
-        sink.finish({})
-        parts = sorted(tmp_path.glob("part-*.parquet"))
-        assert [pq.read_metadata(path).num_rows for path in parts] == [10] * (rows // 10) + [rows % 10]
-        assert pa.concat_tables(map(pq.read_table, parts))["number"].to_pylist() == list(range(rows))
 
 
 def test_nothing_is_left_when_a_run_fails(tmp_path):
@@ -308,7 +296,7 @@ def test_a_run_that_fails_leaves_an_earlier_output_whole(cache, tmp_path):
     batchverify.score(FACES, tmp_path, cache=cache, quiet=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UsageError):
-        batchverify.score(FACES, tmp_path, cache=str(FACES), quiet=True)
+        batchverify.score(FACES, tmp_path, cache=str(FACES), quiet=True, overwrite=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -325,14 +313,3 @@ def test_an_output_that_cannot_be_reached_is_said_at_once(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     with pytest.raises(UsageError, match=r"s3://nowhere/o\.parquet: cannot be written"):
         batchverify.score(FACES, "s3://nowhere/o.parquet", no_cache=True)
-
-
-def test_an_output_folder_that_goes_away_is_an_error_of_the_job(tmp_path):
-    schema = pa.schema([("number", pa.int64())])
-    sink = FolderSink(Location.parse(tmp_path / "o"), schema, part_rows=2)
-    sink.write(pa.table({"number": [1, 2]}))
-    (tmp_path / "o" / "part-00000.parquet").unlink()
-    (tmp_path / "o").rmdir()
-    with pytest.raises(BatchverifyError, match="could not be written") as caught:
-        sink.write(pa.table({"number": [3]}))
-    assert caught.value.exit_code == 1

@@ -1,0 +1,136 @@
+"""A job: a manifest and the settings of a run, checked, with the document that tells it from other jobs."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from batchverify.cache import EmbeddingCache
+from batchverify.engine import WorkPlan
+from batchverify.errors import UsageError
+from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+from batchverify.manifest import Columns, Manifest, Scan
+from batchverify.options import EmbedOptions
+from batchverify.planning import backbone_fingerprint, work_plan
+from batchverify.version import __version__
+
+# Raised whenever rows come out otherwise than before for the same document.
+ROWS_FORMAT = 1
+# As `Embedder.compute_path` states it.
+PATHS = " + "  # between those of an engine with CPUs of several kinds
+_COMPUTE_PATH = re.compile(
+    r"(?P<device>\w+)(:\d+)? (?P<numbers>\w+) (?P<kind>\w+), batches of (?P<batch>\d+)$"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A manifest and the settings of a run, checked and ready."""
+
+    options: EmbedOptions
+    manifest: Manifest
+    manifest_fingerprint: str
+    backbone_fingerprint: str
+    settings: EmbeddingSettings
+    fingerprint: EmbeddingFingerprint
+    run_id: str
+    started: float
+
+    @classmethod
+    def open(cls, manifest: Any, options: EmbedOptions) -> Job:
+        """Open the manifest, find the backbone. Raises the errors of bad input; rows are read by `scan`."""
+        started = time.monotonic()
+        columns = Columns(options.column_a, options.column_b)
+        opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
+        # Read now: the files may be gone when the run record is written.
+        hashed = opened.fingerprint
+        backbone = backbone_fingerprint(options)
+        settings = options.settings
+        fingerprint = EmbeddingFingerprint.of(backbone, settings)
+        return cls(options, opened, hashed, backbone, settings, fingerprint, uuid.uuid4().hex[:12], started)
+
+    @property
+    def scan(self) -> Scan:
+        """What the first reading of the manifest's rows told; it happens when first asked for."""
+        return self.manifest.scanned
+
+    def of_view(self, view: int) -> Job:
+        """The same images in an augmented view, cached under a fingerprint of its own."""
+        settings = replace(self.settings, view=view)
+        fingerprint = EmbeddingFingerprint.of(self.backbone_fingerprint, settings)
+        run_id, started = uuid.uuid4().hex[:12], time.monotonic()
+        return replace(self, settings=settings, fingerprint=fingerprint, run_id=run_id, started=started)
+
+    def open_cache(self) -> EmbeddingCache | None:
+        """The run's cache, made where it is not there yet."""
+        root = self.options.cache_root
+        if root is None:
+            return None
+        cache = EmbeddingCache(root, self.fingerprint, run_id=self.run_id)
+        cache.create()
+        cache.refresh()
+        return cache
+
+    def plan(self, path: str = "") -> WorkPlan:
+        """What workers need to know. path: the compute path of an earlier run, to be kept."""
+        plan, batch = work_plan(self.options, self.settings, self.fingerprint), self.options.batch_size
+        if kept := _COMPUTE_PATH.match(path.split(PATHS)[0]):
+            there = int(kept["batch"])
+            if batch not in (None, there):
+                raise UsageError(
+                    f"--batch-size {batch}: this job was begun with {there}; leave the option away, or --overwrite "
+                    "starts anew"
+                )
+            return replace(plan, numbers=kept["numbers"], batch_size=there)
+        return plan
+
+    def document(self, head: str, threshold: float) -> dict[str, Any]:
+        """Everything that moves a row: two runs with equal documents write equal rows.
+
+        head: its digest. The types of the carried columns follow from the manifest's bytes.
+        """
+        options = self.options
+        return {
+            "format": ROWS_FORMAT,
+            "manifest": self.manifest_fingerprint,
+            "column_a": options.column_a,
+            "column_b": options.column_b,
+            "image_root": self.manifest.roots,
+            "limit": options.limit,
+            "max_megabytes": options.max_megabytes,
+            "max_megapixels": options.max_megapixels,
+            "embedding": dict(self.fingerprint.document),
+            "head": head,
+            "threshold": threshold,
+        }
+
+    def record(self, document: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        """The run record of design: who made this file, from what, with which settings."""
+        return {
+            "version": __version__,
+            "run_id": self.run_id,
+            "job": document,
+            "options": self.options.as_record(),
+            "manifest": self.manifest.names,
+            "manifest_fingerprint": self.manifest_fingerprint,
+            "image_root": self.options.image_root,
+            "backbone_fingerprint": self.backbone_fingerprint,
+            "embedding": dict(self.fingerprint.document),
+            "embedding_fingerprint": self.fingerprint.id,
+            **summary,
+        }
+
+
+def same_path(there: str, here: str) -> bool:
+    """Whether two compute paths give one vector: device, numbers and kind are equal.
+
+    A GPU short of memory halves its batch on the way, and which GPU it is does not matter.
+    """
+    one, other = _COMPUTE_PATH.match(there), _COMPUTE_PATH.match(here)
+    if one is None or other is None:
+        return there == here
+    return all(one[name] == other[name] for name in ("device", "numbers", "kind"))

@@ -1,0 +1,252 @@
+"""The output of a job, file or folder: what an earlier run left there, and how a run takes it up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchverify.errors import UsageError
+from batchverify.jobfolder import JobFolder, differences
+from batchverify.locations import Location
+from batchverify.parts import SUCCESS, PartRecord, Parts, footer, number_of, read_table
+from batchverify.results import record_text
+from batchverify.sinks import PART, FileSink, part_files, writing
+
+# A part is what a kill costs at most of the scoring, and what is published at once. In a folder it is the
+# file that readers get: a million rows, some ten seconds of work. The parts of a single file are only
+# passed through, and written twice: a second's work each, one row group of the finished file.
+FOLDER_ROWS = 1_000_000
+FILE_ROWS = 50_000
+
+
+class Output:
+    """Where the rows of a job go. Raises `UsageError` where nothing may or can be written.
+
+    A finished output holds the job's document in its run record; an unfinished one has a job folder
+    beside it. Part files lie in the output folder itself, or, of a single file, in the job folder.
+    """
+
+    def __init__(self, name: str | os.PathLike[str], manifest: Sequence[Location] = ()) -> None:
+        self.target = Location.parse(name)
+        self.single = self.target.suffix == ".parquet"
+        self.folder = JobFolder(self.target)
+        _spare_manifest(self.target, manifest)
+        try:
+            kind = self.target.kind()
+        except OSError as exc:
+            raise UsageError(f"{name}: cannot be written: {exc}") from exc
+        if self.single and kind == "folder":
+            raise UsageError(f"{name}: is a folder; a name that ends in .parquet means one file")
+        if not self.single and kind == "file":
+            raise UsageError(f"{name}: is a file; give a name that ends in .parquet, or a folder")
+        if not self.single and self.target.parent == self.target:
+            raise UsageError(f"{name}: give a folder below it: the job folder goes beside the output")
+
+    def finished(self, document: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+        """The run record of an output that this job has finished; None where there is work to do.
+
+        Raises `UsageError` for what is not ours and, without `overwrite`, for another job's rows.
+        """
+        record, state = self._record(), self.folder.state()
+        if overwrite:
+            return None
+        if record is not None and record.get("job") == document:
+            return record if self._is_whole(record) else None
+        if state is not None and state["job"] == document:
+            return None
+        for what, there in (("finished output", record), ("unfinished job", state)):
+            if there is not None:
+                said = (
+                    differences(there.get("job", {}), document) if "job" in there else "of an older version"
+                )
+                raise UsageError(
+                    f"{self.target}: holds the {what} of another job ({said}); give another output, or "
+                    "--overwrite starts anew"
+                )
+        if not self.single and part_files(self.target):
+            raise UsageError(
+                f"{self.target}: holds part files of a run that did not finish, and its job folder "
+                f"{self.folder.location} is gone; --overwrite starts anew"
+            )
+        return None
+
+    @contextmanager
+    def claimed(
+        self, document: Mapping[str, Any], *, overwrite: bool, retry_failed: bool
+    ) -> Iterator[tuple[Parts, dict[str, Any]]]:
+        """Hold the output alone: its parts, those done found, and the job folder's state.
+
+        The job folder stays where the body raises. retry_failed: parts with failed rows are not done.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.folder.claimed())
+                state = self._begin(document, overwrite, retry_failed)
+                parts = self._parts(state["token"])
+                parts.look()
+            except OSError as exc:
+                raise UsageError(f"{self.target}: cannot be written: {exc}") from exc
+            if retry_failed:
+                parts.done = {n: each for n, each in parts.done.items() if each.scored == each.rows}
+            try:
+                yield parts, state
+            except BaseException:
+                if not (parts.done or state.get("compute_path")):
+                    # Nothing is lost with it: a wrong option leaves no trace.
+                    self._forget()
+                raise
+
+    def publish(self, parts: Parts, record: Mapping[str, Any], rows: int) -> None:
+        """Finish the output from its parts, all done, and take the job folder away."""
+        with writing(self.target):
+            if self.single:
+                self._join(parts, record, rows)
+            else:
+                self.clear_success()
+                for each in part_files(self.target):
+                    if number_of(each) not in parts.numbers(rows):
+                        each.filesystem.delete_file(each.path)
+                self.target.join(SUCCESS).write_bytes(record_text(record).encode())
+            self.folder.remove()
+
+    def clear_success(self) -> None:
+        """Before a part of a finished folder is replaced: until then it is whole."""
+        success = self.target.join(SUCCESS)
+        if not self.single and success.kind() == "file":
+            success.filesystem.delete_file(success.path)
+
+    def forget_leftovers(self, document: Mapping[str, Any]) -> None:
+        """Take away the job folder of a run that was killed between publishing and cleaning up."""
+        state = self.folder.state()
+        if state is not None and state["job"] == document:
+            # Where another run holds it, it is no leftover.
+            with suppress(UsageError), self.folder.claimed():
+                self.folder.remove()
+
+    def _forget(self) -> None:
+        self.folder.remove()
+        if self.target.is_local and not self.single:
+            with suppress(OSError):
+                Path(self.target.path).rmdir()
+
+    def _parts(self, token: str) -> Parts:
+        if self.single:
+            return Parts(self.folder.location, token, FILE_ROWS)
+        return Parts(self.target, token, FOLDER_ROWS)
+
+    def _begin(self, document: Mapping[str, Any], overwrite: bool, retry_failed: bool) -> dict[str, Any]:
+        """The state of the attempt that goes on, or of a new one."""
+        # Again, now that no other run can come in between.
+        record, state = self._record(), self.folder.state()
+        self.finished(document, overwrite=overwrite)
+        if overwrite:
+            record = state = None
+        if state is None or state["job"] != document:
+            state = {"job": document, "token": uuid.uuid4().hex}
+            self.folder.sweep()
+            if record is not None and record.get("job") == document:
+                state["compute_path"] = record.get("compute_path", "")
+                state["token"] = record.get("token", state["token"])
+                if self.single and retry_failed:
+                    self._take_apart(self._parts(state["token"]))
+            self.folder.keep(state)
+        if self.target.is_local and not self.single:
+            Path(self.target.path).mkdir(exist_ok=True)
+        self._sweep_folder()
+        return state
+
+    def _take_apart(self, parts: Parts) -> None:
+        """The parts of a finished file that have no failed row, as they were before they were joined."""
+        with self.target.filesystem.open_input_file(self.target.path) as source:
+            file = pq.ParquetFile(source)
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number)
+                record = PartRecord.of(table, parts.token, number)
+                if record.scored == record.rows:
+                    sink = FileSink(parts.place(number), table.schema.remove_metadata())
+                    sink.write(table)
+                    sink.finish(record.to_json())
+
+    def _join(self, parts: Parts, record: Mapping[str, Any], rows: int) -> None:
+        sink: FileSink | None = None
+        try:
+            for table in parts.tables(rows):
+                # What Parquet made of the types when the parts were written is what comes back anyway.
+                schema = table.schema.remove_metadata()
+                sink = sink or FileSink(self.target, schema, staging=self.folder.location)
+                sink.write(table)
+            if sink is not None:
+                sink.finish(record)
+        finally:
+            if sink is not None:
+                sink.abandon()
+
+    def _record(self) -> dict[str, Any] | None:
+        """The run record of a finished output; None where there is none. `UsageError` for files of others."""
+        foreign = "not written by batchverify; give another output with -o"
+        if self.single:
+            if self.target.kind() == "absent":
+                return None
+            record = dict(footer(self.target))
+            if not {"version", "run_id"} <= record.keys():
+                raise UsageError(f"{self.target}: {foreign}")
+            return record
+        success = self.target.join(SUCCESS)
+        if success.kind() == "file":
+            with success.filesystem.open_input_file(success.path) as file:
+                return self._parsed(success, file.read())
+        for part in part_files(self.target):
+            if "part" not in footer(part):
+                raise UsageError(f"{part}: {foreign}")
+        return None
+
+    def _parsed(self, success: Location, text: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(text)
+            if {"version", "run_id"} <= record.keys():
+                return dict(record)
+        except (ValueError, AttributeError):
+            pass
+        raise UsageError(f"{success}: not written by batchverify; give another output with -o")
+
+    def _is_whole(self, record: Mapping[str, Any]) -> bool:
+        """Whether a finished folder still has all its parts."""
+        if self.single:
+            return True
+        there = {number_of(each) for each in part_files(self.target)}
+        return there >= set(self._parts("").numbers(int(record["rows"])))
+
+    def _sweep_folder(self) -> None:
+        """Temporary files of a run that was killed while it wrote a part into the output folder."""
+        if self.single:
+            return
+        for each, _ in self.target.files():
+            name = each.name.removeprefix(".")
+            if each.name.endswith(".tmp") and PART.match(name.rsplit(".", 2)[0]):
+                each.filesystem.delete_file(each.path)
+
+
+def reasons_of(place: Location) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """The columns `error_a` and `error_b` of a part."""
+    table = read_table(place, ["error_a", "error_b"])
+    return table.column("error_a"), table.column("error_b")
+
+
+def _spare_manifest(target: Location, manifest: Sequence[Location]) -> None:
+    """Refuse an output that is a manifest file, or a folder whose part files are the manifest."""
+    for source in manifest:
+        parts = [source.parent] if PART.match(source.name) else []
+        if _real(target) in [_real(each) for each in (source, *parts)]:
+            raise UsageError(f"{target}: the output would overwrite the manifest {source}")
+
+
+def _real(location: Location) -> str:
+    return os.path.realpath(location.path) if location.is_local else str(location)

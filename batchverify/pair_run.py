@@ -1,0 +1,55 @@
+"""Drives blocks of pairs through an engine, in order."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, WorkerLostError
+from batchverify.errors import BatchverifyError
+from batchverify.gallery import Gallery
+from batchverify.manifest import Block
+
+log = logging.getLogger(__name__)
+
+PAIR_TRIES = 5
+
+
+def score_pairs(
+    engine: Engine, head: Any, blocks: Iterable[Block], gallery: Gallery
+) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
+    """Score blocks of pairs on the workers: each with (probability, similarity) of its usable pairs, in order."""
+    engine.share(head, gallery.vectors)
+    window: deque[tuple[Block, Job]] = deque()
+    for block in blocks:
+        window.append((block, _score_block(engine, gallery, block)))
+        if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
+            yield _scored(engine, gallery, *window.popleft())
+    while window:
+        yield _scored(engine, gallery, *window.popleft())
+
+
+def _score_block(engine: Engine, gallery: Gallery, block: Block) -> Job:
+    usable = gallery.usable(block.a, block.b)
+    return engine.score(block.a[usable], block.b[usable])
+
+
+def _scored(
+    engine: Engine, gallery: Gallery, block: Block, job: Job
+) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
+    """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
+    reason = ""
+    for _ in range(PAIR_TRIES):
+        try:
+            return block, engine.result(job)
+        except WorkerLostError as exc:
+            reason = str(exc).splitlines()[0]
+            log.warning("rows from %d are scored again: %s", block.first + 1, reason)
+            job = _score_block(engine, gallery, block)
+    raise BatchverifyError(
+        f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored; the last: {reason}"
+    )

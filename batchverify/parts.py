@@ -1,0 +1,161 @@
+"""Parts: the rows of a job in contiguous pieces, a file each, and which of them are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchverify.errors import BatchverifyError
+from batchverify.locations import Location
+from batchverify.manifest import Block
+from batchverify.results import RECORD_KEY
+from batchverify.sinks import PART, FileSink, part_files
+
+SUCCESS = "_SUCCESS"
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What the footer of a part says. token: of the attempt at the job that wrote it."""
+
+    token: str
+    part: int
+    rows: int
+    scored: int
+    different: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the footer."""
+        return {**vars(self), "record": SUCCESS}
+
+    @classmethod
+    def of(cls, table: pa.Table, token: str, part: int) -> PartRecord:
+        """The record of result rows."""
+        label = table.column("label")
+        return cls(token, part, len(label), len(label) - label.null_count, pc.sum(label).as_py() or 0)
+
+
+@dataclass
+class Parts:
+    """The part files of one attempt at a job in `folder`: part n holds the rows from n * `size` on.
+
+    Borders depend on row numbers alone, so that every run of a job cuts alike. done: the records of the
+    parts that are whole, by number.
+    """
+
+    folder: Location
+    token: str
+    size: int
+    done: dict[int, PartRecord] = field(default_factory=dict)
+
+    def place(self, number: int) -> Location:
+        """The file of a part."""
+        return self.folder.join(f"part-{number:05d}.parquet")
+
+    def look(self) -> None:
+        """Find what is done: the parts of this attempt."""
+        for place in part_files(self.folder):
+            about = footer(place)
+            if about.get("token") == self.token and self.place(int(about["part"])).name == place.name:
+                names = PartRecord.__dataclass_fields__
+                self.done[int(about["part"])] = PartRecord(**{name: about[name] for name in names})
+
+    def split(self, blocks: Iterable[Block]) -> Iterator[tuple[int, Block]]:
+        """Blocks cut at the borders, each with the number of its part."""
+        for block in blocks:
+            start = 0
+            while start < len(block.a):
+                row = block.first + start
+                piece = block.slice(start, self.size - row % self.size)
+                yield row // self.size, piece
+                start += len(piece.a)
+
+    def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """The pieces of the parts that are not done."""
+        done = set(self.done)
+        return (piece for number, piece in self.split(blocks) if number not in done)
+
+    def numbers(self, rows: int) -> range:
+        """The numbers of all parts of so many rows."""
+        return range(-(-rows // self.size))
+
+    def tables(self, rows: int) -> Iterator[pa.Table]:
+        """Every part's rows, in order. `BatchverifyError` where one is not whole."""
+        for number in self.numbers(rows):
+            place = self.place(number)
+            table = read_table(place)
+            if table.num_rows != min(self.size, rows - number * self.size):
+                raise BatchverifyError(f"{place}: {table.num_rows:,} rows; the part was changed")
+            yield table
+
+
+class PartWriter:
+    """Takes result rows in order and publishes each part once its last row is there.
+
+    before: called before each part is published.
+    """
+
+    def __init__(self, parts: Parts, schema: pa.Schema, total: int, before: Callable[[], None]) -> None:
+        self._parts, self._schema, self._total, self._before = parts, schema, total, before
+        self._sink: FileSink | None = None
+        self._tables: list[PartRecord] = []
+
+    def write(self, first: int, table: pa.Table) -> None:
+        """Take rows of one part; `first`: the number of their first row in the whole manifest."""
+        number = first // self._parts.size
+        place = self._parts.place(number)
+        if self._sink is None:
+            self._sink = FileSink(place, self._schema)
+        self._sink.write(table)
+        self._tables.append(PartRecord.of(table, self._parts.token, number))
+        if first + table.num_rows == min((number + 1) * self._parts.size, self._total):
+            self._close(number)
+
+    def _close(self, number: int) -> None:
+        rows, scored, different = (
+            sum(getattr(each, name) for each in self._tables) for name in ("rows", "scored", "different")
+        )
+        record = PartRecord(self._parts.token, number, rows, scored, different)
+        if self._sink is not None:
+            self._before()
+            self._sink.finish(record.to_json())
+        self._parts.done[number] = record
+        self._sink, self._tables = None, []
+
+    def abandon(self) -> None:
+        """Remove the part in the making."""
+        if self._sink is not None:
+            self._sink.abandon()
+            self._sink = None
+
+
+def footer(place: Location) -> Mapping[str, Any]:
+    """The run record, or the part's, in a Parquet file's footer; empty where there is none."""
+    try:
+        with place.filesystem.open_input_file(place.path) as file:
+            metadata = pq.ParquetFile(file).metadata.metadata or {}
+        record = json.loads(metadata.get(RECORD_KEY.encode(), b"{}"))
+    except (OSError, pa.ArrowException, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:
+    """The rows of one Parquet file; `BatchverifyError` where it cannot be read."""
+    try:
+        with place.filesystem.open_input_file(place.path) as file:
+            return pq.ParquetFile(file).read(columns)
+    except (OSError, pa.ArrowException) as exc:
+        raise BatchverifyError(f"{place}: cannot be read: {exc}") from exc
+
+
+def number_of(place: Location) -> int:
+    """The number in a part file's name."""
+    match = PART.match(place.name)
+    return int(match.group(1)) if match else -1

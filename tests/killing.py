@@ -1,0 +1,167 @@
+"""Jobs in processes of their own that are killed at random moments, and what must be true afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+# Parts small enough that kills fall between them.
+SCRIPT = """
+import sys
+from batchverify import output
+output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
+from batchverify import cache
+cache.COMMIT_ROWS, cache.COMMIT_SECONDS = 128, 2.0
+from batchverify.cli import main
+main({arguments!r})
+"""
+
+
+def draw_pairs(folder: Path, images: int, pairs: int) -> Path:
+    """A manifest of random pairs of `images` small noise pictures; some are missing or no picture at all."""
+    generator = np.random.default_rng(0)
+    for number in range(images):
+        small = generator.integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(small).resize((160, 160)).save(folder / f"{number}.jpg")
+    (folder / "1.jpg").write_text("no picture")
+    (folder / "2.jpg").unlink()
+    chosen = generator.integers(0, images, (pairs, 2))
+    lines = [f"{a}.jpg,{b}.jpg,{row}" for row, (a, b) in enumerate(chosen)]
+    (folder / "pairs.csv").write_text("image_a,image_b,row\n" + "\n".join(lines) + "\n")
+    return folder / "pairs.csv"
+
+
+@dataclass
+class KilledJob:
+    """One `score` command, run again and again until it gets through. kills: what was done to it, and when."""
+
+    manifest: Path
+    out: Path
+    cache: Path
+    part_rows: int
+    engine: str = "local"
+    kills: list[tuple[str, float]] = field(default_factory=list)
+    _parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def command(self) -> list[str]:
+        """The command in a process with small parts."""
+        options = ["--crop", "none", "--cache", str(self.cache), "--engine", self.engine, "--num-cpus", "2"]
+        arguments = ["score", str(self.manifest), "-o", str(self.out), *options, "--json", "-q"]
+        return [sys.executable, "-c", SCRIPT.format(part_rows=self.part_rows, arguments=arguments)]
+
+    def start(self) -> subprocess.Popen:
+        """The command, begun."""
+        return subprocess.Popen(
+            self.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def kill(self, how: str, after: float, *, wait_for: str = "") -> bool:
+        """Run, and after some seconds kill the driver, by a signal, or one worker; whether that met a run.
+
+        wait_for: the seconds begin with a new `segment` of the cache, or a new `part`.
+        """
+        process, started = self.start(), time.monotonic()
+        before = self.files(wait_for)
+        while wait_for and process.poll() is None and self.files(wait_for) <= before:
+            time.sleep(0.002)
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            hit = send(process.pid, how)
+            if how == "worker":
+                # Who lost a worker goes on by itself.
+                _, said = process.communicate(timeout=120)
+                assert process.returncode == 0, said
+            self.kills.append((how, round(time.monotonic() - started, 2)))
+        else:
+            hit = False
+        if how != "worker" or not hit:
+            _, said = process.communicate(timeout=60)
+        assert "Traceback" not in said, said
+        self.check_parts()
+        return hit
+
+    def finish(self) -> dict:
+        """The undisturbed last run; its summary."""
+        done = subprocess.run(self.command(), capture_output=True, text=True, timeout=170)
+        assert done.returncode == 0, done.stderr
+        self.check_parts()
+        return json.loads(done.stdout)
+
+    def files(self, kind: str) -> int:
+        """How many segments of the cache, or parts, there are."""
+        if kind == "segment":
+            return len(list(self.cache.rglob("data/*.parquet")))
+        return len(list(self.parts_folder.glob("part-*.parquet")))
+
+    @property
+    def parts_folder(self) -> Path:
+        """Where the parts of the unfinished output lie."""
+        return self.out if not self.out.suffix else self.out.with_name(self.out.name + ".job")
+
+    def check_parts(self) -> None:
+        """A part that was published once is never written again."""
+        stats = {path.name: path.stat() for path in self.parts_folder.glob("part-*.parquet")}
+        now = {name: (each.st_ino, each.st_mtime_ns) for name, each in stats.items()}
+        rewritten = [name for name, seen in self._parts.items() if now.get(name, seen) != seen]
+        assert rewritten == [], rewritten
+        self._parts |= now
+
+    def embedded_twice(self) -> int:
+        """Images of committed cache segments that stand in another one, too."""
+        keys: Counter[bytes] = Counter()
+        for path in self.cache.rglob("data/*.parquet"):
+            keys.update(pq.read_table(path, columns=["key"])["key"].to_pylist())
+        return sum(count - 1 for count in keys.values())
+
+    def table(self):
+        """The output's rows."""
+        paths = [self.out] if self.out.suffix else sorted(self.out.glob("part-*.parquet"))
+        return [pq.ParquetFile(path).read() for path in paths]
+
+
+def send(driver: int, how: str) -> bool:
+    """End the driver by a signal, or kill one worker of its Ray; whether there was one."""
+    signals = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+    if how in signals:
+        os.kill(driver, signals[how])
+        return True
+    workers = [each for each in descendants(driver) if name_of(each).startswith("ray::")]
+    if workers:
+        os.kill(random.choice(workers), signal.SIGKILL)
+    return bool(workers)
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that it started, and those that these started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found, last = [], {process}
+    while last:
+        last = {each for each, parent in parents.items() if parent in last}
+        found += last
+    return found
+
+
+def name_of(process: int) -> str:
+    """The name that a process gave itself."""
+    try:
+        return (Path("/proc") / str(process) / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""

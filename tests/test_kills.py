@@ -1,0 +1,50 @@
+"""Real kills at random moments, then the same command: the rows of an undisturbed run, nothing done twice."""
+
+import random
+
+import pyarrow as pa
+import pytest
+from killing import KilledJob, draw_pairs
+
+IMAGES, PAIRS, PART = 350, 6000, 500
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return draw_pairs(tmp_path_factory.mktemp("noise"), IMAGES, PAIRS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(manifest, tmp_path_factory) -> pa.Table:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = KilledJob(manifest, folder / "out.parquet", folder / "cache", PART)
+    job.finish()
+    return pa.concat_tables(job.table())
+
+
+def check(job: KilledJob, undisturbed: pa.Table) -> dict:
+    summary = job.finish()
+    assert pa.concat_tables(job.table()).equals(undisturbed)
+    assert job.embedded_twice() == 0
+    assert summary["rows"] == PAIRS and summary["failures"] == {"undecodable": 1, "not_found": 1}
+    assert not job.out.with_name(job.out.name + ".job").exists()
+    return summary
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "folder"])
+def test_the_driver_is_killed_at_random_moments(manifest, undisturbed, tmp_path, name):
+    generator = random.Random(name)
+    job = KilledJob(manifest, tmp_path / name, tmp_path / "cache", PART)
+    if name == "folder":
+        job.kill("Ctrl-C", generator.uniform(1.5, 4.0))
+    assert job.kill("SIGKILL", generator.uniform(0, 0.05), wait_for="part")
+    done = job.files("part")
+    summary = check(job, undisturbed)
+    assert summary["resumed_rows"] == done * PART > 0
+
+
+@pytest.mark.ray
+def test_a_worker_is_killed(manifest, undisturbed, tmp_path):
+    job = KilledJob(manifest, tmp_path / "out.parquet", tmp_path / "cache", PART, engine="ray")
+    assert job.kill("worker", 0.1, wait_for="segment")
+    check(job, undisturbed)

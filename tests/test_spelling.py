@@ -1,0 +1,129 @@
+"""Many cells at once: the same references as one by one."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchverify.images import ImageRoot
+from batchverify.locations import Location
+from batchverify.references import References, UniqueImages
+from batchverify.slots import Slots
+from batchverify.spelling import from_bytes, resolve_many, to_bytes
+
+QUERY = "?region=eu-west-1"
+ROOTS = [
+    ImageRoot(Location.parse(root), fenced)
+    for root in ("/", "/data/m", "/data/é\udcff", "s3://bucket/pairs", f"s3://bucket{QUERY}", "gs://b/x")
+    for fenced in (False, True)
+]
+PIECES = [
+    "a",
+    "b.jpg",
+    "..",
+    ".",
+    "",
+    " ",
+    "/",
+    "//",
+    "data",
+    "m",
+    ":",
+    "?",
+    "x",
+    "s3://bucket/",
+    "gs://b/",
+    "S3://",
+]
+PIECES += [
+    "file:///data/",
+    "data:,",
+    "%41",
+    "~",
+    "é",
+    "\0",
+    "\n",
+    "...",
+    ".a",
+    "..b",
+    "pairs",
+    "bucket",
+    QUERY,
+    "\u3000",
+]
+PIECES += ["s3://", "_x/", "http://h/", "\\"]
+
+
+def cells(count: int) -> list[str | None]:
+    generator = random.Random(0)
+    made = ["".join(generator.choices(PIECES, k=generator.randrange(1, 7))) for _ in range(count)]
+    slashed = ["/".join(generator.choices(PIECES, k=generator.randrange(1, 5))) for _ in range(count)]
+    return [None, "", "a.jpg", "/data/m/a.jpg", "../b/a.jpg", "./a", *made, *slashed]
+
+
+@pytest.mark.parametrize("root", ROOTS, ids=lambda root: ascii(f"{root.root} {root.fenced}"))
+def test_cells_by_the_batch_are_what_they_are_one_by_one(root):
+    wanted = cells(3000)
+    found = [from_bytes(text) for text in resolve_many(root, pa.array(wanted, pa.string())).to_pylist()]
+    for cell, reference in zip(wanted, found, strict=True):
+        assert reference == root.resolve(cell), repr(cell)
+
+
+def test_references_are_what_went_in():
+    for root in ROOTS:
+        for cell in cells(50):
+            reference = root.resolve(cell)
+            assert from_bytes(to_bytes(reference)) == reference
+
+
+def test_equal_hashes_are_told_apart_as_texts(monkeypatch):
+    # Of the 64 bits of a hash all but three are taken away: every text collides with many.
+    monkeypatch.setattr("batchverify.references.hash", lambda text: hash(text) & 7, raising=False)
+    references, names = References(), [f"/x/{number}".encode() for number in range(3000)]
+    for start in range(0, 3000, 500):
+        some = pa.array(names[start : start + 600], pa.large_binary())
+        assert references.numbers(some, add=True).tolist() == list(range(start, min(start + 600, 3000)))
+    assert references.numbers(
+        pa.array([names[7], b"/x/no", names[2999]], pa.large_binary()), add=False
+    ).tolist() == [
+        7,
+        -1,
+        2999,
+    ]
+    assert [references[-1], len(references)] == ["/x/2999", 3000]
+
+
+def test_numbers_are_found_whatever_the_order_and_the_size():
+    generator = np.random.default_rng(0)
+    hashes = generator.integers(-(2**63), 2**63, 200_000)
+    hashes[1000:2000] = hashes[:1000]
+    slots = Slots(lambda numbers: hashes[numbers])
+    for start in range(0, len(hashes), 30_011):
+        numbers = np.arange(start, min(start + 30_011, len(hashes)))
+        slots.add(hashes[numbers], numbers)
+    order = generator.permutation(len(hashes))
+    found = slots.find(hashes[order], lambda positions, numbers: order[positions] == numbers)
+    assert np.array_equal(found, order)
+    absent = slots.find(hashes[:10] + 1, lambda positions, numbers: hashes[numbers] == hashes[positions] + 1)
+    assert (absent == -1).all()
+    assert slots.find_one(int(hashes[5]), lambda number: number == 1005) == 1005
+    assert slots.find_one(int(hashes[5]), lambda number: number == -5) == -1
+
+
+def test_two_million_images_take_little_memory():
+    images, root = UniqueImages(), ImageRoot(Location.parse("/data"))
+    before = resident()
+    count, size = 2_000_000, 100_000
+    for start in range(0, count, size):
+        images.indices(root, pa.array([f"{number:010d}.jpg" for number in range(start, start + size)]))
+    text = len(images.references[0]) * count
+    assert len(images) == count
+    # A few megabytes are the batches themselves.
+    assert (resident() - before - text) / count < 60
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096
