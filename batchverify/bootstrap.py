@@ -34,8 +34,9 @@ class Units:
         """(N,) int32: how often each pair stands in one draw of units, with replacement.
 
         A pair weighs the product of its sides' counts. Two sides of one identity are drawn at once and not
-        twice: such a pair weighs the count itself (its square would widen the intervals of false rejects by
-        two thirds). Source: Owen 2007, The pigeonhole bootstrap.
+        twice: such a pair weighs the count itself (on drawn people whose rates differ, intervals of 95 % held the
+        truth 93 to 94.5 % of the time with it, 99.5 % with its square, 65 % wider). Source: Owen 2007, The
+        pigeonhole bootstrap.
         """
         drawn = np.random.default_rng(seed).integers(0, self.count, self.count)
         counts = np.bincount(drawn, minlength=self.count).astype(np.int32)

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from batchverify.calibration import EXPECTED_FALSE_ACCEPTS
 from batchverify.curve import Curve, Ranking
+from batchverify.metrics import EXPECTED_FALSE_ACCEPTS
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BINS = 15

@@ -11,24 +11,25 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 # From the top down: a module imports from lines below its own alone.
 TABLE = """
 __init__ cli
-cli_train cli_cache cli_prepare
-train_workflow cli_output
-workflows cli_options
-prediction tuning scheduler checking cache_care
-ray_engine summary train_summary
+cli_train cli_cache cli_prepare cli_evaluate
+train_workflow cli_output evaluation
+workflows cli_options comparison
+prediction tuning scheduler checking cache_care slices drift truth
+scores
+ray_engine summary train_summary score_files folds evaluation_summary
 engine training sinks training_log
 results recipe
 pipeline linear network leakage
-cache embedder labelled head
+cache embedder labelled head measured
 gallery manifest member
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton mtcnn
+augmentation metrics newton mtcnn curve bootstrap
 errors records version stopwatch memory pyramid fused
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
-    "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_train"},
+    "click": {"cli", "cli_cache", "cli_evaluate", "cli_options", "cli_output", "cli_prepare", "cli_train"},
     "ray": {"ray_engine", "tuning"},
     "torch": {
         "backbones",
@@ -54,6 +55,7 @@ HEAVY = {
     },
     "facenet_pytorch": {"backbones", "fused", "mtcnn"},
     "sklearn": {"metrics"},
+    "scipy": {"slices"},
     "pandas": {"summary"},
 }
 # Imported for annotations: a stage names the type of the object that it is handed.
