@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchverify import plots
 from batchverify.bootstrap import DRAWS, Intervals, Units, bootstrap
 from batchverify.comparison import Comparison, compare
 from batchverify.errors import BatchverifyError, UsageError
@@ -21,9 +22,12 @@ from batchverify.evaluation_summary import Evaluation
 from batchverify.folds import FOLD, measure_folds, summarise_folds
 from batchverify.locations import Location
 from batchverify.measured import MeasuredPairs, rate_table
+from batchverify.report import render
+from batchverify.report_pairs import galleries
 from batchverify.score_files import ScoreFile
 from batchverify.scores import Scores, describe_truth, read_scores, read_units
 from batchverify.slices import measure_slices, slices_document
+from batchverify.thumbnails import Source
 from batchverify.truth import read_truth
 from batchverify.version import __version__
 
@@ -94,7 +98,7 @@ def evaluate(
     judged.document["seconds"] = round(time.monotonic() - started, 2)
     written: list[str] = []
     if output is not None:
-        written = _write(judged, Location.parse(output))
+        written = _write(judged, Location.parse(output), options)
     return Evaluation(judged.document, tuple(written))
 
 
@@ -206,15 +210,39 @@ def _slices(
     return slices_document(found)
 
 
-def _write(judged: Judged, folder: Location) -> list[str]:
+def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[str]:
+    page = _page(judged, options)
+    contents = {"metrics.json": json.dumps(judged.document, indent=1, allow_nan=False), "report.html": page}
     try:
         if folder.is_local:
             Path(folder.path).mkdir(parents=True, exist_ok=True)
-        target = folder.join("metrics.json")
-        target.write_bytes(json.dumps(judged.document, indent=1, allow_nan=False).encode())
+        for name, text in contents.items():
+            # Paths may hold lone surrogates, which are no text.
+            folder.join(name).write_bytes(text.encode(errors="replace"))
     except OSError as exc:
         raise BatchverifyError(f"{folder}: could not be written: {exc}") from exc
-    return [str(target)]
+    return [str(folder.join(name)) for name in contents]
+
+
+def _page(judged: Judged, options: EvaluateOptions) -> str:
+    scores, compared = judged.scores, judged.comparison
+    record = scores.file.record
+    source = None if options.no_images else Source.of(record, options.image_root, options.cache)
+    flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
+    shown = galleries(scores, judged.reference, flipped, most=options.examples, source=source)
+    return render(judged.document, _plots(judged), shown)
+
+
+def _plots(judged: Judged) -> dict[str, Any]:
+    scores, pairs, reference = judged.scores, judged.pairs, judged.reference
+    found: dict[str, Any] = {"histograms": plots.histograms(scores), "curves": plots.curves(pairs)}
+    found["calibration"] = plots.calibration(pairs) if len(pairs.scored) else None
+    found["explorer"] = plots.explorer(scores) if scores.scored.any() else None
+    if reference is not None and judged.comparison is not None:
+        found["drift"] = plots.overlaid(scores, reference)
+        if len(judged.comparison.scatter):
+            found["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
+    return found
 
 
 def plain(value: Any) -> Any:
