@@ -24,6 +24,7 @@ from batchverify.locations import Location
 from batchverify.measured import MeasuredPairs, rate_table
 from batchverify.report import render
 from batchverify.report_pairs import galleries
+from batchverify.review import check_target, write_review
 from batchverify.score_files import ScoreFile
 from batchverify.scores import Scores, describe_truth, read_scores, read_units
 from batchverify.slices import measure_slices, slices_document
@@ -94,11 +95,15 @@ def evaluate(
     """
     started = time.monotonic()
     options = replace(options or EvaluateOptions(), **changes)
+    review = check_target(options.export_worst[1]) if options.export_worst else None
     judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
     judged.document["seconds"] = round(time.monotonic() - started, 2)
     written: list[str] = []
     if output is not None:
         written = _write(judged, Location.parse(output), options)
+    if review is not None and options.export_worst is not None:
+        write_review(judged.scores, options.export_worst[0], review, _source(judged.scores, options))
+        written.append(str(review))
     return Evaluation(judged.document, tuple(written))
 
 
@@ -226,11 +231,14 @@ def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[s
 
 def _page(judged: Judged, options: EvaluateOptions) -> str:
     scores, compared = judged.scores, judged.comparison
-    record = scores.file.record
-    source = None if options.no_images else Source.of(record, options.image_root, options.cache)
+    source = None if options.no_images else _source(scores, options)
     flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
     shown = galleries(scores, judged.reference, flipped, most=options.examples, source=source)
     return render(judged.document, _plots(judged), shown)
+
+
+def _source(scores: Scores, options: EvaluateOptions) -> Source:
+    return Source.of(scores.file.record, options.image_root, options.cache)
 
 
 def _plots(judged: Judged) -> dict[str, Any]:

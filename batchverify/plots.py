@@ -63,18 +63,27 @@ def _spread(curve: Curve) -> np.ndarray:
     for counts in (curve.different, curve.same[-1] - curve.same[::-1]):
         targets = np.unique(np.concatenate([[0], np.geomspace(1, counts[-1], POINTS // 2)]).astype(np.int64))
         found = np.searchsorted(counts, targets, side="right") - 1
+        # Both ends of each step.
+        found = np.minimum(np.concatenate([found, found + 1]), len(counts) - 1)
         wanted.append(found if counts is curve.different else len(counts) - 1 - found)
     return np.unique(np.concatenate([*wanted, [0, len(curve.same) - 1]]))
 
 
 def calibration(pairs: MeasuredPairs) -> dict[str, Any]:
-    """By bin of probability, those that hold pairs: mean probability, share that is different, pairs."""
+    """By bin of probability, those that hold pairs: mean probability, share that is different, pairs.
+
+    low, high: the share's 95 % interval of that many independent pairs (Wilson 1927).
+    """
     counts = np.bincount(pairs.bins, minlength=BINS)
     kept = np.flatnonzero(counts)
     truth = pairs.truth[pairs.scored].astype(np.float64)
     sums = [np.bincount(pairs.bins, each, BINS)[kept] for each in (pairs.probability[pairs.scored], truth)]
     means, shares = (each / counts[kept] for each in sums)
-    return {"mean": _rounded(means), "share": _rounded(shares), "pairs": counts[kept].tolist()}
+    many, z = counts[kept], 1.96
+    middle = (shares + z**2 / (2 * many)) / (1 + z**2 / many)
+    half = z * np.sqrt(shares * (1 - shares) / many + (z / (2 * many)) ** 2) / (1 + z**2 / many)
+    spans = {"low": _rounded(np.maximum(middle - half, 0)), "high": _rounded(np.minimum(middle + half, 1))}
+    return {"mean": _rounded(means), "share": _rounded(shares), **spans, "pairs": many.tolist()}
 
 
 def explorer(scores: Scores) -> dict[str, Any]:

@@ -126,17 +126,21 @@ def _figures(document: Mapping[str, Any], names: Sequence[str]) -> list[dict[str
     """Rows of the table: name, value and interval as texts."""
     metrics, spans = document["metrics"], document["intervals"]
     return [
-        {"name": NAMES[name], "value": figure(metrics[name]), "span": _span(spans.get(name))}
+        {"name": _title(NAMES[name]), "value": figure(metrics[name]), "span": _span(spans.get(name))}
         for name in names
         if metrics[name] is not None
     ]
+
+
+def _title(name: str | None) -> str:
+    return name[0].upper() + name[1:] if name else ""
 
 
 def _rates(rates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             **rate,
-            "far": f"{rate['far']:g}",
+            "far": f"{rate['far']:g}".replace("e-0", "e-"),
             "tar": figure(rate["tar"]),
             "threshold": figure(rate["threshold"]),
             "span": _span(rate["interval"]),
@@ -151,12 +155,12 @@ def _differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
         span = each["interval"]
         rows.append(
             {
-                "name": NAMES.get(name) or f"TAR at FAR {name.removeprefix('tar@')}",
+                "name": _title(NAMES.get(name)) or f"TAR at FAR {name.removeprefix('tar@')}",
                 "new": figure(each["new"]),
                 "reference": figure(each["reference"]),
                 "difference": f"{each['difference']:+.5f}",
                 "span": f"{span[0]:+.5f} to {span[1]:+.5f}" if span else "",
-                "clear": bool(span and span[0] * span[1] > 0),
+                "beyond_chance": bool(span and span[0] * span[1] > 0),
             }
         )
     return rows

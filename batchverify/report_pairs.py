@@ -72,6 +72,7 @@ def _pair(example: Example, scores: Scores, pictures: Mapping[str | None, Thumbn
         "before": score(example.before) if example.before is not None else None,
         "similarity": "" if math.isnan(example.similarity) else f"{example.similarity:.4f}",
         "truth": TRUTHS[example.truth],
+        "called": TRUTHS[called],
         "verdict": verdict,
         "sides": _sides(example, pictures),
     }

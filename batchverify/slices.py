@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ FIGURES = ("far", "frr", "failure_rate", "f1", "accuracy", "auc", "equal_error")
 
 @dataclass(frozen=True)
 class Slice:
-    """One value's pairs. figures: by name, none without truth. marks: `far` or `frr` to `higher` or `lower`."""
+    """One value's pairs. figures: by name, NaN without truth. marks: `far` or `frr` to `higher` or `lower`."""
 
     name: str
     counts: dict[str, int]
@@ -79,7 +80,7 @@ def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
 
 def _figures(pairs: MeasuredPairs, chosen: np.ndarray) -> dict[str, float]:
     if not chosen.any():
-        return {}
+        return dict.fromkeys(FIGURES, math.nan)
     inside = MeasuredPairs(pairs.truth[chosen], pairs.probability[chosen], pairs.threshold)
     figures = inside.figures()
     return {name: figures[name] for name in FIGURES}

@@ -13,11 +13,11 @@ TABLE = """
 __init__ cli
 cli_train cli_cache cli_prepare cli_evaluate
 train_workflow cli_output evaluation
-workflows cli_options comparison
-prediction tuning scheduler checking cache_care slices drift truth
-scores
+workflows cli_options comparison report_pairs review
+prediction tuning scheduler checking cache_care slices drift truth plots examples
+scores report
 ray_engine summary train_summary score_files folds evaluation_summary
-engine training sinks training_log
+engine training sinks training_log thumbnails
 results recipe
 pipeline linear network leakage
 cache embedder labelled head measured
@@ -56,6 +56,8 @@ HEAVY = {
     "facenet_pytorch": {"backbones", "fused", "mtcnn"},
     "sklearn": {"metrics"},
     "scipy": {"slices"},
+    "jinja2": {"report"},
+    "plotly": {"report"},
     "pandas": {"summary"},
 }
 # Imported for annotations: a stage names the type of the object that it is handed.

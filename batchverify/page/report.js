@@ -33,8 +33,9 @@
       width: histogram.edges[1] - histogram.edges[0], marker: { color: css(kind), opacity: 0.6 },
       hovertemplate: `%{x:.3f}: %{y} ${kind}<extra></extra>`,
     }));
+    const most = Math.max(1, ...Object.values(histogram.counts).flat());
     const low = histogram.edges[0], high = histogram.edges[histogram.edges.length - 1];
-    draw(id, traces, layout({ title: { text: title }, range: [low, high] }, { title: { text: "pairs" }, ...decades },
+    draw(id, traces, layout({ title: { text: title }, range: [low, high] }, { title: { text: "pairs" }, ...decades, range: [-0.3, Math.log10(most) + 0.15] },
       { barmode: "overlay", shapes: lines.map((x) => upright(x)) }));
   }
 
@@ -58,24 +59,26 @@
   }
 
   function calibration() {
-    const { mean, share, pairs } = plots.calibration;
+    const { mean, share, low, high, pairs } = plots.calibration;
     const largest = Math.log10(Math.max(...pairs) + 1);
     draw("calibration", [
       { type: "scatter", mode: "lines", name: "kept promise", x: [0, 1], y: [0, 1], line: { color: css("quiet"), dash: "dash", width: 1 }, hoverinfo: "skip" },
-      { type: "scatter", mode: "lines+markers", name: "this run", x: mean, y: share, customdata: pairs,
-        line: { color: css("same"), width: 1.5 },
+      { type: "scatter", mode: "markers", name: "this run, with 95 % interval", x: mean, y: share, customdata: pairs,
+        error_y: { type: "data", symmetric: false, array: share.map((value, at) => high[at] - value),
+          arrayminus: share.map((value, at) => value - low[at]), color: css("quiet"), thickness: 1, width: 3 },
         marker: { size: pairs.map((count) => 6 + 14 * Math.log10(count + 1) / largest), color: css("same"), opacity: 0.85 },
         hovertemplate: "promised %{x:.3f}, found %{y:.3f}<br>%{customdata} pairs<extra></extra>" },
-    ], layout({ title: { text: "mean probability" }, range: [-0.03, 1.03] }, { title: { text: "share different" }, range: [-0.03, 1.03] }));
+    ], layout({ title: { text: "mean probability" }, range: [-0.06, 1.06] }, { title: { text: "share different" }, range: [-0.06, 1.06] }));
   }
 
   function comparison() {
     const { edges, shares } = plots.drift;
+    const least = Math.min(1, ...Object.values(shares).flat().filter((value) => value > 0)) / 2;
     const colours = { new: css("same"), reference: css("different") };
     draw("drift", Object.entries(shares).map(([name, values]) => ({
       type: "scatter", mode: "lines", line: { shape: "hvh", color: colours[name], width: 2, dash: name === "new" ? "solid" : "dot" },
-      name, x: middles(edges), y: values.map((value) => value || null),
-    })), layout({ title: { text: "probability" }, range: [0, 1] }, { title: { text: "share of pairs" }, ...rates }));
+      name, x: middles(edges), y: values.map((value) => Math.max(value, least)),
+    })), layout({ title: { text: "probability" }, range: [0, 1] }, { title: { text: "share of pairs" }, ...rates, range: [Math.log10(least), 0.05] }));
     if (!plots.scatter) return;
     const { truth, reference, threshold } = plots.scatter;
     const kinds = [["same", 0], ["different", 1], ["unknown", -1]].filter(([, code]) => truth.includes(code));
@@ -104,7 +107,10 @@
     const about = plots.explorer, slider = document.getElementById("threshold");
     if (!about || !slider) return;
     const number = new Intl.NumberFormat("en");
-    const share = (part, whole) => (whole ? (part / whole).toPrecision(4).replace(/^(0\.0*[1-9]\d{0,3}).*$/, "$1") : "–");
+    const share = (part, whole) => {
+      if (!whole) return "–";
+      return part && part / whole < 1e-4 ? (part / whole).toPrecision(3) : (part / whole).toFixed(5);
+    };
     const say = (id, text) => { const place = document.getElementById(`explore-${id}`); if (place) place.textContent = text; };
     function update() {
       const at = Number(slider.value), { accepted, totals } = about, threshold = about.grid[at];
