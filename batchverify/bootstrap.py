@@ -19,7 +19,7 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Units:
-    """What is drawn. kind: `identities` or `images`. a, b: (N,) int32, the unit of each side of N pairs."""
+    """What is drawn. kind: `identities`, `images` or `pairs`. a, b: (N,) int32, the unit of each side of N pairs."""
 
     kind: str
     a: np.ndarray

@@ -70,12 +70,12 @@ def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> 
     return pa.string() if pa.types.is_string_view(kind) else kind
 
 
-def check_label_type(file: str, kind: pa.DataType) -> None:
+def check_label_type(file: str, kind: pa.DataType, name: str = LABEL) -> None:
     """Refuse a label column that can hold neither numbers nor strings."""
     value = _value_type(kind)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     if not (_is_text(kind) or any(test(value) for test in numbers)):
-        raise ManifestError(f"{file}: column '{LABEL}' must hold 0 or 1, found {kind}")
+        raise ManifestError(f"{file}: column '{name}' must hold 0 or 1, found {kind}")
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:

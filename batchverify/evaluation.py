@@ -122,11 +122,17 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     document["slices"] = {each: _slices(scores, each, units, options) for each in options.by}
     other, comparison = None, None
     if reference is not None:
-        other = read_scores(ScoreFile.open(reference), threshold=None)
+        other = _read_reference(reference, options)
         comparison = compare(scores, other, units, draws=options.draws, seed=options.seed)
         document["comparison"] = comparison.document
     document["record"] = dict(file.record)
     return Judged(scores, pairs, units, other, comparison, plain(document))
+
+
+def _read_reference(name: str, options: EvaluateOptions) -> Scores:
+    """The other run at its own threshold; the one given is for a table that states none."""
+    file = ScoreFile.open(name)
+    return read_scores(file, threshold=None if "threshold" in file.record else options.threshold)
 
 
 def _labelled(scores: Scores) -> MeasuredPairs:

@@ -101,7 +101,8 @@ def explorer(scores: Scores) -> dict[str, Any]:
         accepted[kind] = np.searchsorted(inside, grid, side="left").tolist()
     failed = {kind: int(((scores.truth == code) & ~scores.scored).sum()) for kind, code in KINDS.items()}
     return {
-        "grid": [float(f"{each:.7g}") for each in grid],
+        # As short as tells float32 apart.
+        "grid": [float(str(each)) for each in grid],
         "start": int(np.searchsorted(grid, np.float32(scores.threshold))),
         "accepted": accepted,
         "totals": totals,

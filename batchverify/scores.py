@@ -102,7 +102,7 @@ def _reasons(file: ScoreFile, failed: np.ndarray) -> tuple[np.ndarray, tuple[str
 def _truth(file: ScoreFile) -> np.ndarray:
     if TRUE_LABEL not in file.schema.names:
         return np.full(file.rows, UNKNOWN, np.int8)
-    check_label_type(file.name, file.schema.field(TRUE_LABEL).type)
+    check_label_type(file.name, file.schema.field(TRUE_LABEL).type, TRUE_LABEL)
     parts, row = [np.zeros(0, np.int8)], 0
     for batch in file.batches([TRUE_LABEL]):
         parts.append(read_labels(batch.column(0), file.name, row).fill_null(UNKNOWN).to_numpy())
@@ -124,8 +124,11 @@ def _threshold(file: ScoreFile, given: float | None) -> float:
 def read_units(file: ScoreFile) -> Units:
     """Whom the pairs share: the people of `person_a` and `person_b`, images where these are blank or absent.
 
-    Raises `ManifestError` where there are no columns of images either.
+    In a table with neither each pair stands for itself.
     """
+    if not set(file.sides) <= set(file.schema.names):
+        places = np.arange(file.rows, dtype=np.int32)
+        return Units("pairs", places, places, file.rows)
     images = file.table(file.sides)
     named = [name for name in PERSONS if name in file.schema.names]
     sides = [images.column(0), images.column(1)]
