@@ -68,11 +68,10 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Judged:
-    """Everything found out about a run, for the documents made from it. units: None without intervals."""
+    """Everything found out about a run, for the documents made from it."""
 
     scores: Scores
     pairs: MeasuredPairs
-    units: Units | None
     reference: Scores | None
     comparison: Comparison | None
     document: dict[str, Any]
@@ -126,7 +125,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         comparison = compare(scores, other, units, draws=options.draws, seed=options.seed)
         document["comparison"] = comparison.document
     document["record"] = dict(file.record)
-    return Judged(scores, pairs, units, other, comparison, plain(document))
+    return Judged(scores, pairs, other, comparison, plain(document))
 
 
 def _read_reference(name: str, options: EvaluateOptions) -> Scores:

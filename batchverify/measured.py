@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -182,21 +183,22 @@ def rate_name(rate: float) -> str:
     return f"tar@1e-{round(-math.log10(rate))}"
 
 
-def rate_table(
-    pairs: MeasuredPairs, intervals: Mapping[str, tuple[float, float]]
-) -> list[dict[str, float | int | bool | list[float] | None]]:
+def rate_table(pairs: MeasuredPairs, intervals: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
     """A row for each of `RATES`: true accept rate and threshold, or how many different pairs it would take."""
-    curve, rows = pairs.curve, []
-    have = int(curve.totals[1])
+    curve, supported, rows = pairs.curve, pairs.supported(), []
     for rate in RATES:
-        row: dict[str, float | int | bool | list[float] | None]
-        row = {"far": rate, "supported": False, "pairs": have, "needed": needed_pairs(rate)}
+        row: dict[str, Any] = {
+            "far": rate,
+            "supported": False,
+            "pairs": int(curve.totals[1]),
+            "needed": needed_pairs(rate),
+        }
         row |= {"tar": None, "threshold": None, "interval": None}
-        if curve.both and have >= needed_pairs(rate):
-            place, span = curve.at_rate(rate), intervals.get(rate_name(rate))
+        if curve.both and rate in supported:
+            place = curve.at_rate(rate)
             tar = float(curve.same[place] / curve.totals[0])
             row |= {"supported": True, "tar": tar, "threshold": curve.threshold(place)}
-            row["interval"] = list(span) if span else None
+            row["interval"] = intervals.get(rate_name(rate))
         rows.append(row)
     return rows
 

@@ -50,7 +50,9 @@ def _chosen(scores: Scores, flipped: np.ndarray, most: int) -> list[tuple[str, s
     ]
     listed = [(name, title, about, len(rows), rows[:most]) for name, title, about, rows in chosen]
     near = examples.nearest(scores, most)
-    listed.insert(2, ("nearest", "Nearest the threshold", "Either verdict would do.", len(near), near))
+    listed.insert(
+        2, ("nearest", "Nearest the threshold", "The closest calls, whatever their truth.", len(near), near)
+    )
     for place, (reason, total) in enumerate(scores.failures().items()):
         title = f"Not scored: {reason}"
         listed.append((f"failed-{place}", title, "", total, examples.failed(scores, reason)[:most]))

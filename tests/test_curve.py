@@ -93,7 +93,7 @@ def test_supported_rates_and_their_thresholds_are_those_of_training():
             assert (row["tar"], row["threshold"]) == (None, None)
             assert row["pairs"] < row["needed"]
     assert [row["needed"] for row in rows] == [100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000]
-    assert [row["interval"] for row in rows[:2]] == [[0.1, 0.2], None]
+    assert [row["interval"] for row in rows[:2]] == [(0.1, 0.2), None]
 
 
 @pytest.mark.parametrize(("pairs", "supported"), [(99, []), (100, [1e-1]), (1_000, [1e-1, 1e-2])])

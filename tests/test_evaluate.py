@@ -198,6 +198,16 @@ def test_two_runs_of_other_manifests_are_compared_by_their_distributions(tmp_pat
     assert 'id="plot-scatter"' not in page
 
 
+def test_a_fold_column_asks_for_the_protocol(tmp_path):
+    folds = [str(each % 3) for each in range(300)]
+    result = run(write_scores(tmp_path / "s.parquet", draw_columns(300, fold=folds)), "-o", tmp_path / "out")
+    found, page = documents(tmp_path / "out")
+    accuracy = found["folds"]["figures"]["accuracy"]
+    assert table(result)["3 folds"] == f"accuracy {accuracy['mean']:.5f} ± {accuracy['std']:.5f}"
+    assert [each["name"] for each in found["folds"]["each"]] == ["0", "1", "2"]
+    assert "<h2>3 folds</h2>" in page
+
+
 def test_the_same_seed_gives_the_same_file(tmp_path):
     scores = write_scores(tmp_path / "s.parquet", draw_columns(300))
     found = [batchverify.evaluate(scores, seed=seed, draws=40).document for seed in (0, 0, 1)]
