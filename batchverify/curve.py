@@ -108,7 +108,9 @@ class Curve:
         accepts, rejects = self.false_accepts(), self.false_rejects()
         gaps = np.abs(accepts - rejects)
         best = len(gaps) - 1 - int(np.argmin(gaps[::-1]))
-        return float(accepts[best] + rejects[best]) / 2, min(self.threshold(best), 1.0)
+        # Above all scores is 1, as `metrics.equal_error` has it.
+        threshold = float(self.scores[best]) if best < len(self.scores) else 1.0
+        return float(accepts[best] + rejects[best]) / 2, threshold
 
     def at_rate(self, rate: float) -> int:
         """The place of the highest threshold whose false accept rate is at most `rate`."""

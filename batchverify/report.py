@@ -63,7 +63,9 @@ def render(
         css=Markup(_asset("report.css")),
         js=Markup(_script(_asset("report.js"))),
         plotly=Markup(_script(get_plotlyjs())),
-        data=Markup(_json({"threshold": document["threshold"], "plots": plots, "version": __version__})),
+        data=Markup(
+            embedded_json({"threshold": document["threshold"], "plots": plots, "version": __version__})
+        ),
     )
 
 
@@ -76,7 +78,7 @@ def _script(text: str) -> str:
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _json(value: Any) -> str:
+def embedded_json(value: Any) -> str:
     """JSON that cannot end the element it stands in."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     for mark in "<>&":

@@ -64,6 +64,20 @@ def test_equal_error_and_calibration_are_those_of_metrics(seed, levels):
     assert pairs.figures()["ece"] == pytest.approx(calibration_error(truth, wide), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("labels", "scores"),
+    [
+        ([0, 1], [0.5, 0.5]),
+        ([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9]),
+        ([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]),
+        ([1, 0, 1, 0], [0.1, 0.1, 0.2, 0.2]),
+    ],
+)
+def test_of_several_equal_errors_the_highest_threshold_counts(labels, scores):
+    truth, wide = np.array(labels, np.int8), np.array(scores)
+    assert Ranking.of(truth, wide).curve().equal_error() == equal_error(truth, wide)
+
+
 @pytest.mark.parametrize(("seed", "levels"), CASES)
 def test_a_rate_takes_the_highest_threshold_that_keeps_to_it(seed, levels):
     truth, scores = draw(seed, levels)

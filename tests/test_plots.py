@@ -35,6 +35,13 @@ def test_the_explorer_counts_what_each_threshold_accepts(tmp_path):
             assert found["accepted"][kind][place] == (inside < grid[place]).sum()
         assert found["totals"][kind] == len(inside)
         assert found["failed"][kind] == ((scores.truth == code) & ~scores.scored).sum()
+    # A score at a threshold is called different.
+    at_the_grid = scores_of(
+        tmp_path, draw_columns(9, failed=0.0, probability=pa.array([0.25] * 9, pa.float32()))
+    )
+    found = plots.explorer(at_the_grid)
+    place = found["grid"].index(0.25)
+    assert [sum(each[place + next_] for each in found["accepted"].values()) for next_ in (0, 1)] == [0, 9]
     counts = measured(scores_of(tmp_path, draw_columns(400), threshold=0.3)).counts()
     found = plots.explorer(scores_of(tmp_path, draw_columns(400), threshold=0.3))
     assert found["accepted"]["different"][found["start"]] == counts["false_accepts"]

@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 from score_tables import draw_columns, write_scores
 
 import batchverify
+from batchverify.report import embedded_json
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
@@ -174,6 +175,12 @@ def test_an_attack_does_nothing_in_the_browser(browser, evil):
         assert opened.said == []
         assert opened.page.locator("#slices-1 th[scope=row]").inner_text() == EVIL
         assert opened.page.locator("#nearest .path").nth(0).inner_text() == f"A {EVIL} {EVIL}"
+
+
+def test_embedded_data_cannot_end_their_element():
+    text = embedded_json({EVIL: ["</script>", "<!--", "a & b"]})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {EVIL: ["</script>", "<!--", "a & b"]}
 
 
 def test_the_page_forbids_itself_every_request(report):
