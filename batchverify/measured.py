@@ -28,7 +28,7 @@ NAMES = {
     "log_loss": "log loss",
     "brier": "Brier score",
     "ece": "calibration error",
-    "failure_rate": "failure-to-enrol rate",
+    "failure_rate": "failure to enrol",
     "far_with_failures": "false accepts of all different pairs",
     "frr_with_failures": "false rejects and failures of all same pairs",
 }

@@ -63,7 +63,7 @@
     const largest = Math.log10(Math.max(...pairs) + 1);
     draw("calibration", [
       { type: "scatter", mode: "lines", name: "kept promise", x: [0, 1], y: [0, 1], line: { color: css("quiet"), dash: "dash", width: 1 }, hoverinfo: "skip" },
-      { type: "scatter", mode: "markers", name: "this run, with 95 % interval", x: mean, y: share, customdata: pairs,
+      { type: "scatter", mode: "markers", name: "this run", x: mean, y: share, customdata: pairs,
         error_y: { type: "data", symmetric: false, array: share.map((value, at) => high[at] - value),
           arrayminus: share.map((value, at) => value - low[at]), color: css("quiet"), thickness: 1, width: 3 },
         marker: { size: pairs.map((count) => 6 + 14 * Math.log10(count + 1) / largest), color: css("same"), opacity: 0.85 },
