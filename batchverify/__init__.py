@@ -8,11 +8,12 @@ from batchverify.version import __version__
 
 if TYPE_CHECKING:
     from batchverify.embedder import Embedder
+    from batchverify.evaluation import evaluate
     from batchverify.prediction import predict
     from batchverify.train_workflow import train
     from batchverify.workflows import embed, score
 
-__all__ = ["Embedder", "__version__", "embed", "predict", "score", "train"]
+__all__ = ["Embedder", "__version__", "embed", "evaluate", "predict", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from batchverify.prediction import predict
 
         return predict
+    if name == "evaluate":
+        from batchverify.evaluation import evaluate
+
+        return evaluate
     if name == "train":
         from batchverify.train_workflow import train
 

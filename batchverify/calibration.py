@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.metrics import EXPECTED_FALSE_ACCEPTS
 from batchverify.newton import minimise
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
-# A rate is only stored when the pairs behind it would give this many false accepts.
-EXPECTED_FALSE_ACCEPTS = 10
 RIDGE = 1e-9
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from batchverify.cli_cache import cache
+from batchverify.cli_evaluate import evaluate
 from batchverify.cli_options import (
     backbone_options,
     cache_option,
@@ -146,6 +147,7 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
 
 
 main.add_command(train)
+main.add_command(evaluate)
 main.add_command(prepare)
 main.add_command(cache)
 main.add_command(submit)

@@ -13,6 +13,8 @@ from batchverify.errors import ManifestError
 
 TRUE_LABEL = "true_label"
 LABEL = "label"
+# Of a file that `evaluate --export-worst` wrote; `probability` beside it is that of the run behind it.
+PREDICTED_LABEL = "predicted_label"
 SCORE_COLUMNS = ("probability", "label", "similarity", "status", "error_a", "error_b")
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": None, "None": None, "False": 0, "True": 1, "nan": None}
 _BAD = -1
@@ -34,7 +36,8 @@ def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"{file}: column '{name}' stands there {names.count(name)} times")
-        if name in {TRUE_LABEL, *SCORE_COLUMNS} - {LABEL}:
+        reviewed = name == "probability" and PREDICTED_LABEL in names
+        if name in {TRUE_LABEL, *SCORE_COLUMNS} - {LABEL} and not reviewed:
             raise ManifestError(f"{file}: column '{name}' is a name of the output; rename it in the manifest")
 
 
@@ -67,12 +70,12 @@ def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> 
     return pa.string() if pa.types.is_string_view(kind) else kind
 
 
-def check_label_type(file: str, kind: pa.DataType) -> None:
+def check_label_type(file: str, kind: pa.DataType, name: str = LABEL) -> None:
     """Refuse a label column that can hold neither numbers nor strings."""
     value = _value_type(kind)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     if not (_is_text(kind) or any(test(value) for test in numbers)):
-        raise ManifestError(f"{file}: column '{LABEL}' must hold 0 or 1, found {kind}")
+        raise ManifestError(f"{file}: column '{name}' must hold 0 or 1, found {kind}")
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:

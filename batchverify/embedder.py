@@ -216,7 +216,7 @@ class Embedder:
         full = torch.zeros(
             self.batch_size, FACE_SIZE, FACE_SIZE, 3, dtype=torch.uint8, pin_memory=self.device != "cpu"
         )
-        full[: len(pixels)] = torch.from_numpy(pixels)
+        full.numpy()[: len(pixels)] = pixels
         with self._stream():
             inputs = full.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, 160, 160)
             inputs = inputs.float().sub_(127.5).div_(128).to(self._dtype)

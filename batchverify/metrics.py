@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# A false accept rate is only stated when the different pairs behind it would give so many false accepts.
+EXPECTED_FALSE_ACCEPTS = 10
+
 
 @dataclass(frozen=True)
 class Metrics:

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from batchverify.errors import UsageError
 from batchverify.jobfolder import JobFolder, differences
 from batchverify.locations import Location
-from batchverify.parts import SUCCESS, PartRecord, Parts, footer, number_of, read_table
+from batchverify.parts import PartRecord, Parts, footer, number_of, read_table
 from batchverify.results import record_text
-from batchverify.sinks import PART, FileSink, part_files, writing
+from batchverify.sinks import PART, SUCCESS, FileSink, part_files, writing
 
 # A part is what a kill costs at most of the scoring, and what is published at once. In a folder it is the
 # file that readers get: a million rows, some ten seconds of work. The parts of a single file are only

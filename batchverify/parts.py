@@ -15,9 +15,7 @@ from batchverify.errors import BatchverifyError
 from batchverify.locations import Location
 from batchverify.manifest import Block
 from batchverify.results import RECORD_KEY
-from batchverify.sinks import PART, FileSink, part_files
-
-SUCCESS = "_SUCCESS"
+from batchverify.sinks import PART, SUCCESS, FileSink, part_files
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchverify.errors import BatchverifyError
+from batchverify.errors import BatchverifyError, ManifestError
 from batchverify.gallery import Gallery
 from batchverify.locations import Location
 from batchverify.manifest import Block
@@ -28,7 +28,12 @@ SCORE_FIELDS = (
 
 
 def output_schema(carried: pa.Schema) -> pa.Schema:
-    """The manifest's columns, then the scores."""
+    """The manifest's columns, then the scores; `ManifestError` where the two have a name in common."""
+    for field in SCORE_FIELDS:
+        if field.name in carried.names:
+            raise ManifestError(
+                f"the manifest's column '{field.name}' has the name of a column of the output; rename it"
+            )
     return pa.schema([*carried, *SCORE_FIELDS])
 
 

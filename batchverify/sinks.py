@@ -18,6 +18,8 @@ from batchverify.errors import BatchverifyError, UsageError
 from batchverify.locations import Location, publish
 from batchverify.results import RECORD_KEY, record_text
 
+# Last of all in a folder of parts: all are there.
+SUCCESS = "_SUCCESS"
 PART = re.compile(r"^part-(\d{5,})\.parquet$")
 
 

@@ -11,33 +11,43 @@ PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 # From the top down: a module imports from lines below its own alone.
 TABLE = """
 __init__ cli
-cli_train cli_cache cli_prepare cli_submit
-train_workflow cli_output
-workflows cli_options
+cli_train cli_cache cli_prepare cli_submit cli_evaluate
+train_workflow cli_output evaluation
+workflows cli_options comparison report_pairs review
 scoring
 launch output
-prediction tuning scheduler pair_run checking cache_care job parts
-ray_engine summary train_summary planning submit
+prediction tuning scheduler pair_run checking cache_care job parts slices drift truth plots examples
+scores report
+ray_engine summary train_summary planning submit score_files folds evaluation_summary
 crew sharing
 cluster
-sinks jobfolder
+sinks jobfolder thumbnails
 engine training training_log
 results recipe
 pipeline linear network leakage
 perceptron
-cache embedder labelled head
+cache embedder labelled head measured
 gallery manifest member owners
 references
 spelling
 backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton moments mtcnn
+augmentation metrics newton moments mtcnn curve bootstrap
 pyramid fused
 errors records version stopwatch memory facenet kernels
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
-    "click": {"cli", "cli_cache", "cli_options", "cli_output", "cli_prepare", "cli_submit", "cli_train"},
+    "click": {
+        "cli",
+        "cli_cache",
+        "cli_evaluate",
+        "cli_options",
+        "cli_output",
+        "cli_prepare",
+        "cli_submit",
+        "cli_train",
+    },
     "ray": {"cluster", "crew", "ray_engine", "sharing", "submit", "tuning"},
     "torch": {
         "backbones",
@@ -67,6 +77,9 @@ HEAVY = {
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
     "numba": {"kernels"},
+    "scipy": {"slices"},
+    "jinja2": {"report"},
+    "plotly": {"report"},
     "pandas": {"summary"},
 }
 # Imported for annotations: a stage names the type of the object that it is handed.

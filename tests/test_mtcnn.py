@@ -85,7 +85,12 @@ def test_convolutions_side_by_side_are_padded_with_nothing():
     layers = [torch.nn.Conv2d(3, 5, 3), torch.nn.Conv2d(3, 2, 3)]
     values = torch.randn(1, 3, 7, 8)
     padded = torch.cat([values, torch.full((1, 1, 7, 8), 9.0)], dim=1)
-    found = Convolution(layers, 4, "cpu")(padded)
+    tensors = {
+        f"conv{number}.{name}": tensor.detach()
+        for number, layer in enumerate(layers)
+        for name, tensor in layer.named_parameters()
+    }
+    found = Convolution(tensors, ["conv0", "conv1"], 4, "cpu")(padded)
     assert found.shape == (1, 16, 5, 6)
     torch.testing.assert_close(found[:, :5], layers[0](values))
     torch.testing.assert_close(found[:, 5:7], layers[1](values))

@@ -33,6 +33,7 @@ def test_the_wheel_carries_modules_types_weights_heads_and_licences(names):
     sources = {f"batchverify/{path.name}" for path in (REPOSITORY / "batchverify").glob("*.py")}
     data = {f"batchverify/weights/{path.name}" for path in packaged_weights().parent.iterdir()}
     assert len(data) >= 11
+    data |= {f"batchverify/page/{path.name}" for path in (REPOSITORY / "batchverify" / "page").iterdir()}
     assert sources | data | {"batchverify/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests/", "jobs/", "benchmarks/"))]
     licences = {Path(name).name for name in names if ".dist-info/" in name and "LICENSE" in name}

@@ -1,0 +1,269 @@
+"""`evaluate`: from the scores of a run to figures, a report and pairs for review."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchverify import plots
+from batchverify.bootstrap import DRAWS, Intervals, Units, bootstrap
+from batchverify.comparison import Comparison, compare
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.evaluation_summary import Evaluation
+from batchverify.folds import FOLD, measure_folds, summarise_folds
+from batchverify.locations import Location
+from batchverify.measured import MeasuredPairs, rate_table
+from batchverify.report import render
+from batchverify.report_pairs import galleries
+from batchverify.review import check_target, write_review
+from batchverify.score_files import ScoreFile
+from batchverify.scores import Scores, describe_truth, read_scores, read_units
+from batchverify.slices import measure_slices, slices_document
+from batchverify.thumbnails import Source
+from batchverify.truth import read_truth
+from batchverify.version import __version__
+
+MOST_DRAWS = 10_000
+MOST_EXAMPLES = 100
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How scores are judged; the command line's options of the same names.
+
+    truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
+    examples: pairs shown of each kind. export_worst: how many pairs, and the file.
+    """
+
+    truth: str | None = None
+    by: tuple[str, ...] = ()
+    threshold: float | None = None
+    draws: int = DRAWS
+    seed: int = 0
+    examples: int = 12
+    image_root: str | None = None
+    cache: str | None = None
+    no_images: bool = False
+    export_worst: tuple[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold lies between 0 and 1, got {self.threshold}")
+        for name, most in (("draws", MOST_DRAWS), ("examples", MOST_EXAMPLES)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UsageError(f"--{name} lies between 0 and {most:,}, got {getattr(self, name)}")
+        if self.export_worst is not None and self.export_worst[0] < 1:
+            raise UsageError(f"--export-worst takes at least 1 pair, got {self.export_worst[0]}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Everything found out about a run, for the documents made from it."""
+
+    scores: Scores
+    pairs: MeasuredPairs
+    reference: Scores | None
+    comparison: Comparison | None
+    document: dict[str, Any]
+
+
+def evaluate(
+    scores: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    reference: str | os.PathLike[str] | None = None,
+    options: EvaluateOptions | None = None,
+    **changes: Any,
+) -> Evaluation:
+    """Measure what `score` wrote, and write `metrics.json` and `report.html` into the folder `output`.
+
+    scores: a Parquet file, a folder of parts or a URI. reference: another run, to compare with. Options come
+    as an `EvaluateOptions`, as keyword arguments of its fields, or both. Without truth, or with one kind of
+    pair only, the figures that need more are null.
+
+    Raises `ManifestError` for scores or a truth that cannot be used, `UsageError` for senseless options.
+    """
+    started = time.monotonic()
+    options = replace(options or EvaluateOptions(), **changes)
+    review = check_target(options.export_worst[1]) if options.export_worst else None
+    judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
+    judged.document["seconds"] = round(time.monotonic() - started, 2)
+    written: list[str] = []
+    if output is not None:
+        written = _write(judged, Location.parse(output), options)
+    if review is not None and options.export_worst is not None:
+        write_review(judged.scores, options.export_worst[0], review, _source(judged.scores, options))
+        written.append(str(review))
+    return Evaluation(judged.document, tuple(written))
+
+
+def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
+    """Every figure of a run, and of the run beside its reference."""
+    file = ScoreFile.open(name)
+    file.require(*options.by)
+    truth = read_truth(options.truth, file) if options.truth else None
+    scores = read_scores(file, threshold=options.threshold, truth=truth)
+    pairs = _labelled(scores)
+    units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
+    document = _describe(scores, options)
+    intervals = _intervals(pairs, units, scores, options)
+    document |= _figures(pairs, intervals)
+    document["folds"] = _folds(scores, pairs)
+    document["slices"] = {each: _slices(scores, each, units, options) for each in options.by}
+    other, comparison = None, None
+    if reference is not None:
+        other = _read_reference(reference, options)
+        comparison = compare(scores, other, units, draws=options.draws, seed=options.seed)
+        document["comparison"] = comparison.document
+    document["record"] = dict(file.record)
+    return Judged(scores, pairs, other, comparison, plain(document))
+
+
+def _read_reference(name: str, options: EvaluateOptions) -> Scores:
+    """The other run at its own threshold; the one given is for a table that states none."""
+    file = ScoreFile.open(name)
+    return read_scores(file, threshold=None if "threshold" in file.record else options.threshold)
+
+
+def _labelled(scores: Scores) -> MeasuredPairs:
+    rows = scores.labelled
+    return MeasuredPairs(scores.truth[rows], scores.probability[rows], scores.threshold)
+
+
+def _describe(scores: Scores, options: EvaluateOptions) -> dict[str, Any]:
+    scored = int(scores.scored.sum())
+    called = int((scores.probability >= np.float32(scores.threshold)).sum())
+    return {
+        "version": __version__,
+        "scores": scores.file.name,
+        "rows": len(scores),
+        "scored": scored,
+        "failed": len(scores) - scored,
+        "failures": scores.failures(),
+        "threshold": scores.threshold,
+        "called_different": called,
+        "called_same": scored - called,
+        "truth": describe_truth(scores, options.truth),
+    }
+
+
+def _intervals(
+    pairs: MeasuredPairs, units: Units | None, scores: Scores, options: EvaluateOptions
+) -> Intervals | None:
+    if units is None or not len(pairs.scored):
+        return None
+    inside = units.subset(scores.labelled)
+    return bootstrap(inside, pairs.figures, draws=options.draws, seed=options.seed)
+
+
+def _figures(pairs: MeasuredPairs, intervals: Intervals | None) -> dict[str, Any]:
+    """Figures, intervals, counts and rates; null where the pairs do not support them."""
+    spans = dict(intervals.spans) if intervals else {}
+    found = pairs.figures()
+    counts = pairs.counts()
+    spans |= _never_seen(counts, spans)
+    equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
+    return {
+        "metrics": {name: value for name, value in found.items() if not name.startswith("tar@")},
+        "intervals": spans,
+        "counts": counts,
+        "equal_error_threshold": equal,
+        "rates": rate_table(pairs, spans),
+        "bootstrap": {
+            "draws": intervals.draws if intervals else 0,
+            "unit": intervals.unit if intervals else None,
+            "units": intervals.units if intervals else None,
+        },
+    }
+
+
+def _never_seen(
+    counts: Mapping[str, int], spans: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """Intervals of rates whose event never occurred: no draw can show it, the exact binomial bound does."""
+    pairs = counts["same"] + counts["different"] + counts["same_failed"] + counts["different_failed"]
+    trials = {
+        "far": (counts["false_accepts"], counts["different"]),
+        "frr": (counts["false_rejects"], counts["same"]),
+        "failure_rate": (counts["same_failed"] + counts["different_failed"], pairs),
+    }
+    return {
+        name: (0.0, 1 - 0.025 ** (1 / of))
+        for name, (seen, of) in trials.items()
+        if not seen and name in spans
+    }
+
+
+def _folds(scores: Scores, pairs: MeasuredPairs) -> dict[str, Any] | None:
+    if FOLD not in scores.file.schema.names or not len(pairs.scored):
+        return None
+    cells = scores.file.column(FOLD).take(pa.array(scores.labelled))
+    folds = measure_folds(pairs, cells)
+    summary = summarise_folds(folds)
+    return None if summary is None else {**summary, "each": [vars(fold) for fold in folds]}
+
+
+def _slices(
+    scores: Scores, column: str, units: Units | None, options: EvaluateOptions
+) -> list[dict[str, Any]]:
+    cells = scores.file.column(column)
+    found = measure_slices(scores, cells, units, draws=options.draws, seed=options.seed)
+    return slices_document(found)
+
+
+def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[str]:
+    page = _page(judged, options)
+    contents = {"metrics.json": json.dumps(judged.document, indent=1, allow_nan=False), "report.html": page}
+    try:
+        if folder.is_local:
+            Path(folder.path).mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            # Paths may hold lone surrogates, which are no text.
+            folder.join(name).write_bytes(text.encode(errors="replace"))
+    except OSError as exc:
+        raise BatchverifyError(f"{folder}: could not be written: {exc}") from exc
+    return [str(folder.join(name)) for name in contents]
+
+
+def _page(judged: Judged, options: EvaluateOptions) -> str:
+    scores, compared = judged.scores, judged.comparison
+    source = None if options.no_images else _source(scores, options)
+    flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
+    shown = galleries(scores, judged.reference, flipped, most=options.examples, source=source)
+    return render(judged.document, _plots(judged), shown)
+
+
+def _source(scores: Scores, options: EvaluateOptions) -> Source:
+    return Source.of(scores.file.record, options.image_root, options.cache)
+
+
+def _plots(judged: Judged) -> dict[str, Any]:
+    scores, pairs, reference = judged.scores, judged.pairs, judged.reference
+    found: dict[str, Any] = {"histograms": plots.histograms(scores), "curves": plots.curves(pairs)}
+    found["calibration"] = plots.calibration(pairs) if len(pairs.scored) else None
+    found["explorer"] = plots.explorer(scores) if scores.scored.any() else None
+    if reference is not None and judged.comparison is not None:
+        found["drift"] = plots.overlaid(scores, reference)
+        if len(judged.comparison.scatter):
+            found["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Numbers that are none as null, tuples as lists: what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

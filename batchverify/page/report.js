@@ -1,0 +1,153 @@
+// The plots and the threshold explorer of the report; all numbers come from the JSON in the page.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const plots = data.plots;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+  function layout(x, y, more = {}) {
+    const axis = (about) => ({
+      gridcolor: css("line"), linecolor: css("line"), zeroline: false, automargin: true, fixedrange: true, ...about,
+    });
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: css("ink"), size: 12, family: "system-ui, sans-serif" },
+      margin: { l: 52, r: 12, t: 28, b: 44 }, hovermode: "closest", dragmode: false,
+      legend: { orientation: "h", x: 0, y: 1.12 }, showlegend: true,
+      xaxis: axis(x), yaxis: axis(y), ...more,
+    };
+  }
+  const upright = (x, name) => ({
+    type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: css("ink"), width: 1, dash: "dot" },
+    name,
+  });
+  const level = (y) => ({ ...upright(y), yref: "y", xref: "paper", x0: 0, x1: 1, y0: y, y1: y });
+  const decades = { type: "log", exponentformat: "power", dtick: 1 };
+  const rates = { type: "log", exponentformat: "power", dtick: 1, showexponent: "all" };
+  const middles = (edges) => edges.slice(1).map((edge, at) => (edge + edges[at]) / 2);
+
+  function bars(id, histogram, title, lines) {
+    const traces = Object.entries(histogram.counts).map(([kind, counts]) => ({
+      type: "bar", name: kind, x: middles(histogram.edges), y: counts.map((count) => count || null),
+      width: histogram.edges[1] - histogram.edges[0], marker: { color: css(kind), opacity: 0.6 },
+      hovertemplate: `%{x:.3f}: %{y} ${kind}<extra></extra>`,
+    }));
+    const most = Math.max(1, ...Object.values(histogram.counts).flat());
+    const low = histogram.edges[0], high = histogram.edges[histogram.edges.length - 1];
+    draw(id, traces, layout({ title: { text: title }, range: [low, high] }, { title: { text: "pairs" }, ...decades, range: [-0.3, Math.log10(most) + 0.15] },
+      { barmode: "overlay", shapes: lines.map((x) => upright(x)) }));
+  }
+
+  function curves() {
+    const { far, frr, here, floor } = plots.curves;
+    const above = (values, least) => values.map((value) => Math.max(value, least));
+    const lowest = Math.log10(floor[0]) - 0.1;
+    const point = (x, y) => ({
+      type: "scatter", mode: "markers", name: "threshold", x: [x], y: [y],
+      marker: { size: 11, color: css("different"), line: { color: css("paper"), width: 2 } },
+    });
+    const line = (x, y, name) => ({
+      type: "scatter", mode: "lines", name, x, y, line: { color: css("same"), width: 2.5 },
+    });
+    const x = { title: { text: "false accept rate" }, ...rates, range: [lowest, 0.02] };
+    const accepted = frr.map((value) => 1 - value);
+    draw("roc", [line(above(far, floor[0]), accepted, "ROC"), point(Math.max(here[0], floor[0]), 1 - here[1])],
+      layout(x, { title: { text: "true accept rate" }, range: [Math.min(0.9, ...accepted.filter((_, at) => far[at] > 0)) - 0.02, 1.01] }));
+    draw("det", [line(above(far, floor[0]), above(frr, floor[1]), "DET"), point(Math.max(here[0], floor[0]), Math.max(here[1], floor[1]))],
+      layout(x, { title: { text: "false reject rate" }, ...rates, range: [Math.log10(floor[1]) - 0.1, 0.02] }));
+  }
+
+  function calibration() {
+    const { mean, share, low, high, pairs } = plots.calibration;
+    const largest = Math.log10(Math.max(...pairs) + 1);
+    draw("calibration", [
+      { type: "scatter", mode: "lines", name: "kept promise", x: [0, 1], y: [0, 1], line: { color: css("quiet"), dash: "dash", width: 1 }, hoverinfo: "skip" },
+      { type: "scatter", mode: "markers", name: "this run", x: mean, y: share, customdata: pairs,
+        error_y: { type: "data", symmetric: false, array: share.map((value, at) => high[at] - value),
+          arrayminus: share.map((value, at) => value - low[at]), color: css("quiet"), thickness: 1, width: 3 },
+        marker: { size: pairs.map((count) => 6 + 14 * Math.log10(count + 1) / largest), color: css("same"), opacity: 0.85 },
+        hovertemplate: "promised %{x:.3f}, found %{y:.3f}<br>%{customdata} pairs<extra></extra>" },
+    ], layout({ title: { text: "mean probability" }, range: [-0.06, 1.06] }, { title: { text: "share different" }, range: [-0.06, 1.06] }));
+  }
+
+  function comparison() {
+    const { edges, shares } = plots.drift;
+    const least = Math.min(1, ...Object.values(shares).flat().filter((value) => value > 0)) / 2;
+    const colours = { new: css("same"), reference: css("different") };
+    draw("drift", Object.entries(shares).map(([name, values]) => ({
+      type: "scatter", mode: "lines", line: { shape: "hvh", color: colours[name], width: 2, dash: name === "new" ? "solid" : "dot" },
+      name, x: middles(edges), y: values.map((value) => Math.max(value, least)),
+    })), layout({ title: { text: "probability" }, range: [0, 1] }, { title: { text: "share of pairs" }, ...rates, range: [Math.log10(least), 0.05] }));
+    if (!plots.scatter) return;
+    const { truth, reference, threshold } = plots.scatter;
+    const kinds = [["same", 0], ["different", 1], ["unknown", -1]].filter(([, code]) => truth.includes(code));
+    draw("scatter", kinds.map(([name, code]) => ({
+      type: "scatter", mode: "markers", name, marker: { color: css(name), size: 5, opacity: 0.6 },
+      x: reference.filter((_, at) => truth[at] === code), y: plots.scatter.new.filter((_, at) => truth[at] === code),
+    })), layout({ title: { text: "reference" }, range: [-0.02, 1.02] }, { title: { text: "new" }, range: [-0.02, 1.02] },
+      { shapes: [upright(threshold[1]), level(threshold[0])] }));
+  }
+
+  function draw(id, traces, about) {
+    const place = document.getElementById(`plot-${id}`);
+    if (place) Plotly.react(place, traces, about, { displayModeBar: false, responsive: true });
+  }
+
+  function drawAll() {
+    const shown = plots.histograms || {};
+    if (shown.probability) bars("probability", shown.probability, "probability of two people", [data.threshold]);
+    if (shown.similarity) bars("similarity", shown.similarity, "similarity", []);
+    if (plots.curves) curves();
+    if (plots.calibration) calibration();
+    if (plots.drift) comparison();
+  }
+
+  function explore() {
+    const about = plots.explorer, slider = document.getElementById("threshold");
+    if (!about || !slider) return;
+    const number = new Intl.NumberFormat("en");
+    const share = (part, whole) => {
+      if (!whole) return "–";
+      return part && part / whole < 1e-4 ? (part / whole).toPrecision(3) : (part / whole).toFixed(5);
+    };
+    const say = (id, text) => { const place = document.getElementById(`explore-${id}`); if (place) place.textContent = text; };
+    function update() {
+      const at = Number(slider.value), { accepted, totals } = about, threshold = about.grid[at];
+      const missed = accepted.different[at], found = totals.different - missed;
+      const rejected = totals.same - accepted.same[at], known = totals.same + totals.different;
+      const below = accepted.same[at] + missed + accepted.unknown[at];
+      document.getElementById("threshold-value").textContent = String(Number(threshold.toPrecision(7)));
+      slider.setAttribute("aria-valuetext", `threshold ${threshold}`);
+      say("far", share(missed, totals.different));
+      say("frr", share(rejected, totals.same));
+      say("f1", totals.same && totals.different ? share(2 * found, 2 * found + missed + rejected) : "–");
+      say("accuracy", share(known - missed - rejected, known));
+      say("precision", share(found, found + rejected));
+      say("recall", share(found, totals.different));
+      say("false-accepts", number.format(missed));
+      say("false-rejects", number.format(rejected));
+      say("called-same", number.format(below));
+      say("called-different", number.format(known + totals.unknown - below));
+    }
+    slider.addEventListener("input", update);
+    document.getElementById("threshold-reset").addEventListener("click", () => { slider.value = about.start; update(); });
+    slider.value = about.start;
+    update();
+  }
+
+  // The arrow keys go from pair to pair.
+  function walk(event) {
+    const card = event.target.closest ? event.target.closest(".gallery li") : null;
+    const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
+    if (!card || !step || !card[step]) return;
+    event.preventDefault();
+    card[step].focus();
+  }
+
+  document.addEventListener("keydown", walk);
+  dark.addEventListener("change", drawAll);
+  explore();
+  drawAll();
+  document.documentElement.dataset.ready = "yes";
+})();

@@ -1,0 +1,189 @@
+"""report.html: one file that opens offline, with plots, a threshold explorer and the pairs worth looking at."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from batchverify.measured import NAMES
+from batchverify.version import __version__
+
+PAGE = "page"
+NONE = "–"
+CARDS = ("auc", "f1", "accuracy", "far", "frr", "equal_error", "failure_rate")
+EXPLORER = (
+    ("far", "False accept rate"),
+    ("frr", "False reject rate"),
+    ("f1", "F1"),
+    ("accuracy", "Accuracy"),
+    ("precision", "Precision"),
+    ("recall", "Recall"),
+    ("false-accepts", "False accepts"),
+    ("false-rejects", "False rejects"),
+    ("called-same", "Called same"),
+    ("called-different", "Called different"),
+)
+PLAIN_EXPLORER = ("called-same", "called-different")
+# A run record may hold thousands of manifest files.
+SHOWN = 2000
+
+
+def render(
+    document: Mapping[str, Any], plots: Mapping[str, Any], galleries: Sequence[Mapping[str, Any]]
+) -> str:
+    """The page. document: what `metrics.json` holds. plots: the numbers of `plots`. galleries: pairs to show."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"count": count, "figure": figure}
+    comparison = document.get("comparison")
+    measured = any(value is not None for value in document["metrics"].values())
+    return environment.from_string(_asset("report.html")).render(
+        d=document,
+        measured=measured,
+        comparison=comparison,
+        plots={"scatter": None, "drift": None, **plots},
+        galleries=galleries,
+        notes=notes(document),
+        cards=_figures(document, CARDS) if measured else [],
+        figures=_figures(document, tuple(NAMES)),
+        rates=_rates(document["rates"]),
+        differences=_differences(comparison or {}),
+        explorer=[each for each in EXPLORER if measured or each[0] in PLAIN_EXPLORER],
+        sections=_sections(document, plots, galleries, measured),
+        record=[(name, _shown(value)) for name, value in document["record"].items()],
+        # Scripts and styles of our own and of Plotly; the data are escaped by themselves.
+        css=Markup(_asset("report.css")),
+        js=Markup(_script(_asset("report.js"))),
+        plotly=Markup(_script(get_plotlyjs())),
+        data=Markup(
+            embedded_json({"threshold": document["threshold"], "plots": plots, "version": __version__})
+        ),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("batchverify") / PAGE / name).read_text(encoding="utf8")
+
+
+def _script(text: str) -> str:
+    """A script that cannot end its element."""
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that cannot end the element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """What the reader must know before anything else."""
+    found = []
+    truth = document["truth"]
+    if not document["scored"]:
+        found.append("No pair could be scored: see the failures below.")
+    if not truth["same"] + truth["different"]:
+        found.append("The truth is unknown: no error rates. Give a manifest with labels as --truth.")
+    elif not truth["same"] or not truth["different"]:
+        missing = "same" if not truth["same"] else "different"
+        found.append(f"No pair is labelled {missing}: figures that need such pairs are left out.")
+    if truth["unknown"] and truth["same"] + truth["different"]:
+        found.append(f"{count(truth['unknown'])} pairs without a label take no part in the figures.")
+    return found
+
+
+def _sections(
+    document: Mapping[str, Any],
+    plots: Mapping[str, Any],
+    galleries: Sequence[Mapping[str, Any]],
+    measured: bool,
+) -> list[tuple[str, str]]:
+    """Ids and titles of what the page holds."""
+    found = [
+        ("figures", "Figures", measured),
+        ("distributions", "Distributions", plots.get("histograms")),
+        ("curves", "Error curves", plots.get("curves")),
+        ("calibration", "Calibration", plots.get("calibration")),
+        ("explorer", "Threshold explorer", plots.get("explorer")),
+        *((f"slices-{at}", f"By {column}", True) for at, column in enumerate(document["slices"], 1)),
+        ("folds", "Folds", document["folds"]),
+        ("comparison", "Reference", document.get("comparison")),
+        *((each["id"], each["title"], True) for each in galleries),
+        ("record", "Run record", True),
+    ]
+    return [(name, title) for name, title, there in found if there]
+
+
+def _figures(document: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of the table: name, value and interval as texts."""
+    metrics, spans = document["metrics"], document["intervals"]
+    return [
+        {"name": _title(NAMES[name]), "value": figure(metrics[name]), "span": _span(spans.get(name))}
+        for name in names
+        if metrics[name] is not None
+    ]
+
+
+def _title(name: str | None) -> str:
+    return name[0].upper() + name[1:] if name else ""
+
+
+def _rates(rates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            **rate,
+            "far": f"{rate['far']:g}".replace("e-0", "e-"),
+            "tar": figure(rate["tar"]),
+            "threshold": figure(rate["threshold"]),
+            "span": _span(rate["interval"]),
+        }
+        for rate in rates
+    ]
+
+
+def _differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, each in comparison.get("differences", {}).items():
+        span = each["interval"]
+        rows.append(
+            {
+                "name": _title(NAMES.get(name)) or f"TAR at FAR {name.removeprefix('tar@')}",
+                "new": figure(each["new"]),
+                "reference": figure(each["reference"]),
+                "difference": f"{each['difference']:+.5f}",
+                "span": f"{span[0]:+.5f} to {span[1]:+.5f}" if span else "",
+                "beyond_chance": bool(span and span[0] * span[1] > 0),
+            }
+        )
+    return rows
+
+
+def count(value: int) -> str:
+    """A whole number with commas."""
+    return f"{value:,}"
+
+
+def figure(value: float | None) -> str:
+    """A rate or probability: five digits after the point, small ones by their exponent, a dash for none."""
+    if value is None or math.isnan(value):
+        return NONE
+    return f"{value:.5f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.3g}"
+
+
+def _span(span: Sequence[float] | None) -> str:
+    return f"{figure(span[0])} to {figure(span[1])}" if span else ""
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"

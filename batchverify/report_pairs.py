@@ -1,0 +1,98 @@
+"""The galleries of the report: pairs with their faces, scores and paths, as the page shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchverify import examples
+from batchverify.examples import Example
+from batchverify.scores import UNKNOWN, Scores
+from batchverify.thumbnails import Source, Thumbnail, thumbnails
+
+TRUTHS = {0: "same person", 1: "two people", UNKNOWN: "unknown"}
+NO_IMAGE = Thumbnail(None, "no image shown")
+
+
+def galleries(
+    scores: Scores, reference: Scores | None, flipped: np.ndarray, *, most: int, source: Source | None
+) -> list[dict[str, Any]]:
+    """Every gallery that has pairs. source: where the pictures are, None for none shown."""
+    chosen = _chosen(scores, flipped, most)
+    rows = np.unique(np.concatenate([each for _, _, _, _, each in chosen] or [np.zeros(0, np.int64)]))
+    read = {each.row: each for each in examples.read_examples(scores, rows, reference)}
+    cells = examples.sides(list(read.values()))
+    pictures = thumbnails(cells, source) if source is not None else {}
+    return [
+        {
+            "id": name,
+            "title": title,
+            "about": about,
+            "shown": f"{len(kept)} of {total:,}" if total > len(kept) else f"{total:,}",
+            "pairs": [_pair(read[row], scores, pictures) for row in kept.tolist()],
+        }
+        for name, title, about, total, kept in chosen
+        if len(kept) and read
+    ]
+
+
+def _chosen(scores: Scores, flipped: np.ndarray, most: int) -> list[tuple[str, str, str, int, np.ndarray]]:
+    """Id, title, explanation, how many there are, and the rows shown."""
+    everything = len(scores)
+    accepts, rejects = examples.false_accepts(scores, everything), examples.false_rejects(scores, everything)
+    chosen = [
+        ("false-accepts", "Worst false accepts", "Two people, called the same; the surest first.", accepts),
+        ("false-rejects", "Worst false rejects", "One person, called different; the surest first.", rejects),
+        ("flipped", "Flipped against the reference", "The largest change first.", flipped),
+    ]
+    listed = [(name, title, about, len(rows), rows[:most]) for name, title, about, rows in chosen]
+    near = examples.nearest(scores, most)
+    listed.insert(
+        2, ("nearest", "Nearest the threshold", "The closest calls, whatever their truth.", len(near), near)
+    )
+    for place, (reason, total) in enumerate(scores.failures().items()):
+        title = f"Not scored: {reason}"
+        listed.append((f"failed-{place}", title, "", total, examples.failed(scores, reason)[:most]))
+    return listed
+
+
+def _pair(example: Example, scores: Scores, pictures: Mapping[str | None, Thumbnail]) -> dict[str, Any]:
+    scored = not math.isnan(example.probability)
+    called = int(np.float32(example.probability) >= np.float32(scores.threshold))
+    verdict = (
+        "open"
+        if example.truth == UNKNOWN or not scored
+        else ("right" if called == example.truth else "wrong")
+    )
+    return {
+        "row": example.row + 1,
+        "scored": scored,
+        "probability": score(example.probability),
+        "before": score(example.before) if example.before is not None else None,
+        "similarity": "" if math.isnan(example.similarity) else f"{example.similarity:.4f}",
+        "truth": TRUTHS[example.truth],
+        "called": TRUTHS[called],
+        "verdict": verdict,
+        "sides": _sides(example, pictures),
+    }
+
+
+def _sides(example: Example, pictures: Mapping[str | None, Thumbnail]) -> Sequence[dict[str, Any]]:
+    sides = []
+    for name, cell, error in zip("AB", example.cells, example.errors, strict=True):
+        picture = pictures.get(cell, NO_IMAGE)
+        shown = cell if cell else "(empty cell)"
+        sides.append({"name": name, "cell": shown, "error": error, "uri": picture.uri, "note": picture.note})
+    return sides
+
+
+def score(value: float) -> str:
+    """A probability so that those near 0 and 1 can be told apart."""
+    if math.isnan(value):
+        return "none"
+    if value > 0.999:
+        return f"1 − {1 - value:.2g}" if value < 1 else "1"
+    return f"{value:.4f}" if value >= 1e-3 else f"{value:.2g}"

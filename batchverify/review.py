@@ -1,0 +1,69 @@
+"""Pairs for a person to judge: a manifest of the worst ones, to fill in and to train on."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from batchverify.columns import LABEL, PREDICTED_LABEL
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.examples import worst
+from batchverify.locations import Location
+from batchverify.scores import PERSONS, UNKNOWN, Scores
+from batchverify.thumbnails import Source
+
+FORMATS = (".csv", ".parquet")
+
+
+def check_target(path: str) -> Location:
+    """Where the pairs go; `UsageError` for a name of another format."""
+    target = Location.parse(path)
+    if target.suffix not in FORMATS:
+        raise UsageError(
+            f"{path}: --export-worst writes {' or '.join(FORMATS)}; the name must end in one of them"
+        )
+    return target
+
+
+def write_review(scores: Scores, most: int, target: Location, source: Source) -> int:
+    """Write the worst pairs, at most so many, and return how many: wrong verdicts first, then close calls.
+
+    The columns are those of a manifest: `label` is the truth, blank where unknown, `predicted_label` and
+    `probability` are the run's. Paths are made absolute unless the file lies where relative ones start.
+    """
+    table = review_table(scores, worst(scores, most), target, source)
+    buffer = io.BytesIO()
+    if target.suffix == ".csv":
+        pacsv.write_csv(table, buffer)
+    else:
+        pq.write_table(table, buffer)
+    try:
+        target.write_bytes(buffer.getbuffer())
+    except OSError as exc:
+        raise BatchverifyError(f"{target}: could not be written: {exc}") from exc
+    return table.num_rows
+
+
+def review_table(scores: Scores, rows: np.ndarray, target: Location, source: Source) -> pa.Table:
+    """The chosen rows as a manifest."""
+    sides = scores.file.sides
+    people = [name for name in PERSONS if name in scores.file.schema.names]
+    found = scores.file.take(rows, [*sides, *people])
+    stays = any(root.root == target.parent for root in source.roots)
+    columns: dict[str, pa.Array] = {}
+    for name, side in zip(("image_a", "image_b"), sides, strict=True):
+        columns[name] = pa.array([_path(each[side], source, stays) for each in found], pa.string())
+    truth, probability = scores.truth[rows], scores.probability[rows]
+    columns[LABEL] = pa.array(truth, mask=truth == UNKNOWN)
+    columns[PREDICTED_LABEL] = pa.array((probability >= np.float32(scores.threshold)).astype(np.int8))
+    columns["probability"] = pa.array(probability)
+    return pa.table(columns | {name: pa.array([each[name] for each in found]) for name in people})
+
+
+def _path(cell: str | None, source: Source, stays: bool) -> str | None:
+    found = source.resolve(cell)
+    return found if isinstance(found, str) and not stays else cell

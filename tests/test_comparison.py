@@ -1,0 +1,233 @@
+"""Two runs side by side: paired differences, agreement, flips, drift; slices and folds against slow loops."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import sklearn.metrics as reference
+from score_tables import draw_columns, write_scores
+
+from batchverify.bootstrap import bootstrap
+from batchverify.comparison import compare, pairs_digest
+from batchverify.drift import chance_index, measure_drift, stability_index
+from batchverify.folds import measure_folds, summarise_folds
+from batchverify.measured import MeasuredPairs
+from batchverify.score_files import ScoreFile
+from batchverify.scores import read_scores, read_units
+from batchverify.slices import MOST_SLICES, OTHERS, measure_slices, slice_codes
+
+
+def scores_of(path, columns, **record):
+    return read_scores(ScoreFile.open(write_scores(path, columns, **record)))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A run and a noisier one of the same pairs, with other failures and another threshold."""
+    columns = draw_columns(600, seed=1)
+    rng = np.random.default_rng(5)
+    noisy = np.clip(
+        np.nan_to_num(columns["probability"].to_numpy(zero_copy_only=False)) + rng.normal(0, 0.3, 600), 0, 1
+    )
+    lost = rng.random(600) < 0.1
+    other = columns | {"probability": pa.array(noisy.astype(np.float32), mask=lost)}
+    return scores_of(tmp_path / "new.parquet", columns), scores_of(
+        tmp_path / "old.parquet", other, threshold=0.4
+    )
+
+
+def test_differences_are_those_of_the_pairs_that_both_scored(runs):
+    new, old = runs
+    units = read_units(new.file)
+    found = compare(new, old, units, draws=50, seed=2).document
+    both = new.scored & old.scored
+    truth = new.truth[both]
+    aucs = [reference.roc_auc_score(truth, each.probability[both].astype(float)) for each in runs]
+    f1 = [reference.f1_score(truth, each.probability[both] >= np.float32(each.threshold)) for each in runs]
+    for name, values in (("auc", aucs), ("f1", f1)):
+        each = found["differences"][name]
+        assert [each["new"], each["reference"]] == pytest.approx(values, abs=1e-12)
+        assert each["difference"] == pytest.approx(values[0] - values[1], abs=1e-12)
+        assert each["interval"][0] < each["difference"] < each["interval"][1]
+
+    def slow(weights):
+        kept = [
+            reference.roc_auc_score(truth, each.probability[both], sample_weight=weights) for each in runs
+        ]
+        return {"auc": kept[0] - kept[1]}
+
+    spans = bootstrap(units.subset(np.flatnonzero(both)), slow, draws=50, seed=2).spans
+    assert found["differences"]["auc"]["interval"] == pytest.approx(spans["auc"], abs=1e-9)
+
+
+def test_a_paired_interval_is_narrower_than_two(runs):
+    new, _ = runs
+    same = compare(new, new, read_units(new.file), draws=50, seed=0).document["differences"]
+    assert all(each["interval"] == (0, 0) for each in same.values())
+
+
+def test_agreement_and_flips_count_every_pair(runs):
+    new, old = runs
+    found = compare(new, old, None, draws=0, seed=0)
+    calls = [
+        np.where(
+            each.scored,
+            np.where(each.probability >= np.float32(each.threshold), "different", "same"),
+            "not scored",
+        )
+        for each in runs
+    ]
+    frame = pd.DataFrame(
+        {"truth": np.array(["same", "different"])[new.truth], "new": calls[0], "reference": calls[1]}
+    )
+    expected = frame.value_counts().to_dict()
+    agreement = found.document["agreement"]
+    assert {(row["truth"], row["new"], row["reference"]): row["pairs"] for row in agreement} == expected
+    flipped = frame[
+        (frame.new != frame.reference) & (frame.new != "not scored") & (frame.reference != "not scored")
+    ]
+    assert sorted(found.flipped.tolist()) == flipped.index.tolist()
+    moved = np.abs(new.probability - old.probability)[found.flipped]
+    assert (np.diff(moved) <= 0).all()
+    fixed, broken = (flipped.new == flipped.truth).sum(), (flipped.reference == flipped.truth).sum()
+    assert found.document["flipped"] == {"pairs": len(flipped), "fixed": fixed, "broken": broken}
+    assert "interval" not in json.dumps(found.document["drift"])
+
+
+def test_other_pairs_are_told_from_the_same_however_they_are_cut(tmp_path):
+    columns = draw_columns(300)
+    file = ScoreFile.open(write_scores(tmp_path / "one.parquet", columns))
+    columns["image_a"] = pa.chunked_array(
+        [pa.array(columns["image_a"][:7]), pa.array(columns["image_a"][7:])]
+    )
+    assert pairs_digest(ScoreFile.open(write_scores(tmp_path / "two.parquet", columns))) == pairs_digest(file)
+    for change in ({"image_a": columns["image_b"]}, {"image_b": [*columns["image_b"][:-1], "new.jpg"]}):
+        assert pairs_digest(
+            ScoreFile.open(write_scores(tmp_path / "x.parquet", columns | change))
+        ) != pairs_digest(file)
+    other = scores_of(tmp_path / "other.parquet", draw_columns(200, seed=9))
+    found = compare(read_scores(file), other, None, draws=0, seed=0)
+    assert found.document["same_pairs"] is False
+    assert "differences" not in found.document
+    assert len(found.flipped) == 0
+    assert found.document["drift"]["probability"]["stability_index"] > 0
+
+
+def slow_index(new, old, bins=10):
+    edges = [-np.inf, *np.unique(np.quantile(old, [k / bins for k in range(1, bins)])), np.inf]
+    total, counts = 0.0, []
+    for values in (new, old):
+        inside = [sum(low <= each < high for each in values) for low, high in pairwise(edges)]
+        counts.append([max(each, 0.5) for each in inside])
+    for p, q in zip(*counts, strict=True):
+        p, q = p / sum(counts[0]), q / sum(counts[1])
+        total += (p - q) * np.log(p / q)
+    return total
+
+
+def test_the_stability_index_is_the_slow_sum():
+    rng = np.random.default_rng(0)
+    for old, new in [
+        (rng.random(500), rng.random(300) ** 2),
+        (rng.integers(0, 3, 200).astype(float), rng.integers(1, 4, 200).astype(float)),
+        (np.zeros(10), np.ones(10)),
+    ]:
+        assert stability_index(new, old) == pytest.approx(slow_index(new.tolist(), old.tolist()))
+    assert stability_index(old, old) == 0
+    same = np.mean([stability_index(*rng.random((2, 1000))) for _ in range(200)])
+    assert same == pytest.approx(chance_index(1000, 1000), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("shift", "pairs", "verdict"),
+    [
+        (0.0, 5000, "no notable drift"),
+        (0.4, 5000, "some drift"),
+        (1.0, 5000, "strong drift"),
+        (1.0, 100, "too few pairs"),
+    ],
+)
+def test_the_verdict_is_plain(tmp_path, shift, pairs, verdict):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, pairs)) + np.array([[shift], [0]])
+    runs = [
+        scores_of(
+            tmp_path / f"{at}.parquet", draw_columns(pairs, probability=pa.array(1 / (1 + np.exp(-each))))
+        )
+        for at, each in enumerate(logits)
+    ]
+    found = measure_drift(*runs)
+    assert found["probability"]["verdict"].startswith(verdict)
+    assert found["called_different"] == [pytest.approx((each > 0).mean()) for each in logits]
+
+
+def test_slices_are_the_figures_of_their_rows_and_the_odd_one_is_marked(tmp_path):
+    columns = draw_columns(3000, seed=3, people=400)
+    rng = np.random.default_rng(0)
+    cameras = rng.choice(["north", "south", "east"], 3000)
+    probability = columns["probability"].to_numpy(zero_copy_only=False).copy()
+    spoilt = (cameras == "east") & (columns["true_label"].to_numpy() == 0) & (rng.random(3000) < 0.3)
+    probability[spoilt] = 0.9
+    columns |= {"camera": cameras, "probability": pa.array(probability, mask=np.isnan(probability))}
+    scores = scores_of(tmp_path / "s.parquet", columns)
+    slices = measure_slices(scores, scores.file.column("camera"), read_units(scores.file), draws=60, seed=0)
+    assert sorted(each.name for each in slices) == ["east", "north", "south"]
+    for each in slices:
+        inside = (cameras == each.name) & scores.scored
+        truth, calls = scores.truth[inside], scores.probability[inside] >= np.float32(0.5)
+        assert each.counts["pairs"] == (cameras == each.name).sum()
+        assert each.figures["f1"] == pytest.approx(reference.f1_score(truth, calls))
+        assert each.figures["frr"] == pytest.approx(calls[truth == 0].mean())
+    marks = {each.name: each.marks for each in slices}
+    assert marks["east"] == {"frr": "higher"}
+    assert "higher" not in str([marks["north"], marks["south"]])
+
+
+def test_slices_that_differ_by_chance_alone_are_seldom_marked(tmp_path):
+    marked = 0
+    for seed in range(20):
+        scores = scores_of(tmp_path / "s.parquet", draw_columns(1500, seed=seed, people=300))
+        cells = pa.chunked_array([np.random.default_rng(seed).choice(list("abcde"), 1500)])
+        marked += any(each.marks for each in measure_slices(scores, cells, None, draws=0, seed=0))
+    assert marked <= 3
+
+
+def test_many_values_blank_cells_and_numbers_make_slices():
+    values = pa.chunked_array([pa.array([*range(60), *range(40), None, None])])
+    codes, names = slice_codes(values)
+    assert (len(names), names[-1]) == (MOST_SLICES + 1, OTHERS)
+    assert names[codes[100]] == "(blank)"
+    assert np.bincount(codes)[-1] == 60 + 40 + 2 - np.bincount(codes)[:-1].sum()
+    codes, names = slice_codes(pa.chunked_array([["x", "", None, "x"]]))
+    assert [names[code] for code in codes] == ["x", "(blank)", "(blank)", "x"]
+
+
+def test_folds_take_their_thresholds_from_the_others():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 400).astype(np.int8)
+    scores = np.clip(rng.normal(0.3 + 0.4 * truth, 0.2), 0, 1).astype(np.float32)
+    names = rng.permutation(np.repeat(np.arange(1, 11), 40))
+    pairs = MeasuredPairs(truth, scores, 0.1)
+    found = measure_folds(pairs, pa.chunked_array([names]))
+    assert [each.name for each in found] == [str(each) for each in range(1, 11)]
+    accuracies = []
+    for fold in found:
+        rest, inside = names != int(fold.name), names == int(fold.name)
+        best = max(((scores[rest] >= each) == truth[rest]).mean() for each in np.unique(scores))
+        assert ((scores[rest] >= np.float32(fold.threshold)) == truth[rest]).mean() == best
+        accuracies.append(((scores[inside] >= np.float32(fold.threshold)) == truth[inside]).mean())
+        assert fold.figures["accuracy"] == pytest.approx(accuracies[-1])
+    summary = summarise_folds(found)["figures"]["accuracy"]
+    assert summary["mean"] == pytest.approx(np.mean(accuracies))
+    assert summary["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert summary["error"] == pytest.approx(summary["std"] / 10**0.5)
+
+
+def test_one_fold_and_folds_without_both_kinds_are_none():
+    pairs = MeasuredPairs(np.array([0, 1, 1], np.int8), np.array([0.1, 0.9, 0.8], np.float32), 0.5)
+    assert measure_folds(pairs, pa.chunked_array([["a", "a", "a"]])) == []
+    assert measure_folds(pairs, pa.chunked_array([["a", "b", "b"]])) == []
+    assert summarise_folds([]) is None

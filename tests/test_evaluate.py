@@ -1,0 +1,273 @@
+"""`evaluate` from end to end: files written, the table, useful reports of poor input, pairs for review."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sklearn.metrics as reference
+from click.testing import CliRunner
+from conftest import REPOSITORY
+from lfw_cache import view_1
+from score_tables import draw_columns, write_scores
+
+import batchverify
+from batchverify.cli import main
+from batchverify.errors import ManifestError, UsageError
+
+FACES = REPOSITORY / "sample_manifests" / "faces.csv"
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """The sample faces scored, with the embeddings in a cache: (scores, cache)."""
+    folder = tmp_path_factory.mktemp("faces")
+    batchverify.score(FACES, folder / "scores.parquet", cache=str(folder / "cache"), quiet=True)
+    return folder / "scores.parquet", folder / "cache"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)], prog_name="batchverify")
+
+
+def table(result) -> dict[str, str]:
+    """The terminal's table by name."""
+    return dict(re.split(r"  +", line, maxsplit=1) for line in result.stderr.splitlines())
+
+
+def documents(folder: Path):
+    return json.loads((folder / "metrics.json").read_text()), (folder / "report.html").read_text()
+
+
+@pytest.mark.weights
+def test_figures_of_lfw_are_those_of_scikit_learn(shared, tmp_path, tmp_path_factory):
+    folder, _ = view_1(shared, tmp_path_factory.getbasetemp())
+    result = run(folder / "test.parquet", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    found, page = documents(tmp_path / "out")
+    assert json.loads(result.stdout)["metrics"] == found["metrics"]
+    scores = pq.read_table(folder / "test.parquet").to_pandas()
+    truth, probability = scores["true_label"], scores["probability"].astype(float)
+    calls = scores["label"]
+    expected = {
+        "auc": reference.roc_auc_score(truth, probability),
+        "f1": reference.f1_score(truth, calls),
+        "precision": reference.precision_score(truth, calls),
+        "recall": reference.recall_score(truth, calls),
+        "accuracy": reference.accuracy_score(truth, calls),
+        "average_precision": reference.average_precision_score(truth, probability),
+        "log_loss": reference.log_loss(truth, probability),
+        "brier": reference.brier_score_loss(truth, probability),
+    }
+    for name, value in expected.items():
+        assert found["metrics"][name] == pytest.approx(value, abs=1e-12), name
+        low, high = found["intervals"][name]
+        assert low <= value <= high
+    assert found["bootstrap"] == {"draws": 200, "unit": "identities", "units": 963}
+    assert [rate["supported"] for rate in found["rates"]] == [True] + [False] * 5
+    assert len(page) < 15e6
+
+
+def test_a_run_of_faces_is_measured_shown_and_written(faces, tmp_path):
+    result = run(faces[0], "-o", tmp_path / "out", "--by", "person_a")
+    assert result.exit_code == 0, result.stderr
+    found, page = documents(tmp_path / "out")
+    shown = table(result)
+    assert shown["ROC AUC"].startswith(f"{found['metrics']['auc']:.5f}  [")
+    assert shown["written to"].endswith("report.html")
+    assert "needs" in shown[next(name for name in shown if name.startswith("FAR"))]
+    assert len(found["slices"]["person_a"]) == len(set(pd.read_csv(FACES)["person_a"]))
+    # Faces by their boxes in the cache: every picture is there.
+    assert page.count('<img src="data:image/jpeg;base64,') == 2 * page.count('<li tabindex="0"')
+    assert ': face"' in page
+    assert "whole picture" not in page
+
+
+def test_no_images_and_images_that_are_gone(faces, tmp_path):
+    assert run(faces[0], "-o", tmp_path / "none", "--no-images").exit_code == 0
+    assert "data:image/jpeg" not in documents(tmp_path / "none")[1]
+    assert run(faces[0], "-o", tmp_path / "gone", "--image-root", tmp_path).exit_code == 0
+    page = documents(tmp_path / "gone")[1]
+    assert "data:image/jpeg" not in page
+    assert "the image is gone" in page
+    # Without boxes the whole picture.
+    assert run(faces[0], "-o", tmp_path / "whole", "--cache", tmp_path / "no-cache").exit_code == 0
+    page = documents(tmp_path / "whole")[1]
+    assert page.count("data:image/jpeg") == page.count('whole picture"')
+
+
+def test_truth_from_a_manifest_is_the_truth_of_the_scores(faces, tmp_path):
+    frame = pd.read_csv(FACES)
+    unlabelled = tmp_path / "unlabelled.csv"
+    frame.drop(columns="label").to_csv(unlabelled, index=False)
+    scores = tmp_path / "unlabelled.parquet"
+    batchverify.score(unlabelled, scores, cache=str(faces[1]), image_root=FACES.parent, quiet=True)
+    frame.sample(frac=1, random_state=0).to_csv(tmp_path / "truth.csv", index=False)
+    plain = batchverify.evaluate(faces[0]).document
+    other = batchverify.evaluate(scores, truth=str(tmp_path / "truth.csv")).document
+    assert other["metrics"] == plain["metrics"]
+    assert other["truth"]["source"].endswith("truth.csv")
+
+
+def test_without_truth_there_are_distributions_and_drift(tmp_path):
+    new = write_scores(tmp_path / "new.parquet", draw_columns(400, true_label=None))
+    old = write_scores(tmp_path / "old.parquet", draw_columns(400, seed=1, true_label=None))
+    result = run(new, old, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    shown = table(result)
+    assert shown["truth"].startswith("unknown: give a manifest with labels as --truth")
+    assert "ROC AUC" not in shown
+    assert re.match(r"stability index 0\.\d+: no notable drift", shown["drift of probability"])
+    found, page = documents(tmp_path / "out")
+    assert set(found["metrics"].values()) == {None}
+    assert {"plot-probability", "explore-called-same", 'id="nearest"'} <= set(
+        re.findall(r'id="nearest"|plot-probability|explore-called-same', page)
+    )
+    assert 'id="explore-far"' not in page
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_one_kind_of_pair_gives_the_figures_that_it_can(tmp_path, kind):
+    columns = draw_columns(300, true_label=pa.array([kind] * 300, pa.int8()))
+    result = run(write_scores(tmp_path / "s.parquet", columns), "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    found, page = documents(tmp_path / "out")
+    assert found["metrics"]["auc"] is None
+    assert (found["metrics"]["far"] is None) == (kind == 0)
+    assert (found["metrics"]["frr"] is None) == (kind == 1)
+    missing = "different" if kind == 0 else "same"
+    assert f"figures that need {missing} pairs are left out" in table(result)["truth"]
+    assert f"No pair is labelled {missing}" in page
+
+
+def test_a_run_that_failed_wholly_is_reported_by_reason(tmp_path):
+    columns = draw_columns(50, failed=2.0)
+    result = run(write_scores(tmp_path / "s.parquet", columns), "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    found, page = documents(tmp_path / "out")
+    assert (found["scored"], found["failures"], found["metrics"]["failure_rate"]) == (0, {"no_face": 50}, 1.0)
+    assert table(result)["not scored"] == "50 (no_face 50)"
+    assert "Not scored: no_face" in page
+    assert "No pair could be scored" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.parquet"], "none.parquet: no such file or folder"),
+        (["pairs.csv"], "pairs.csv: not a readable Parquet file ("),
+        (["s.parquet", "none.parquet"], "none.parquet: no such file or folder"),
+        (["s.parquet", "--by", "colour"], "s.parquet: no column 'colour'; the file has image_a, "),
+        (["s.parquet", "--truth", "none.csv"], "none.csv: no such file or folder"),
+        (["s.parquet", "--threshold", "2"], "--threshold lies between 0 and 1, got 2.0"),
+        (["s.parquet", "--draws", "-1"], "--draws lies between 0 and 10,000, got -1"),
+        (["s.parquet", "--export-worst", "9", "w.txt"], "w.txt: --export-worst writes .csv or .parquet"),
+        (["s.parquet", "--export-worst", "0", "w.csv"], "--export-worst takes at least 1 pair, got 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_scores(tmp_path / "s.parquet", draw_columns(20))
+    (tmp_path / "pairs.csv").write_text("image_a,image_b\n")
+    result = run(*arguments, "-o", "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_said(tmp_path):
+    scores = write_scores(tmp_path / "s.parquet", draw_columns(20))
+    result = run(scores, "-o", scores)
+    assert result.exit_code == 1
+    assert "could not be written" in result.stderr
+
+
+def test_two_runs_of_other_manifests_are_compared_by_their_distributions(tmp_path):
+    paths = [write_scores(tmp_path / f"{seed}.parquet", draw_columns(300, seed=seed)) for seed in (0, 1)]
+    result = run(*paths, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "other pairs: only the distributions are compared" in result.stderr
+    found, page = documents(tmp_path / "out")
+    assert found["comparison"]["same_pairs"] is False
+    assert "plot-drift" in page
+    assert 'id="plot-scatter"' not in page
+
+
+def test_a_fold_column_asks_for_the_protocol(tmp_path):
+    folds = [str(each % 3) for each in range(300)]
+    result = run(write_scores(tmp_path / "s.parquet", draw_columns(300, fold=folds)), "-o", tmp_path / "out")
+    found, page = documents(tmp_path / "out")
+    accuracy = found["folds"]["figures"]["accuracy"]
+    assert table(result)["3 folds"] == f"accuracy {accuracy['mean']:.5f} ± {accuracy['std']:.5f}"
+    assert [each["name"] for each in found["folds"]["each"]] == ["0", "1", "2"]
+    assert "<h2>3 folds</h2>" in page
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path):
+    scores = write_scores(tmp_path / "s.parquet", draw_columns(300))
+    found = [batchverify.evaluate(scores, seed=seed, draws=40).document for seed in (0, 0, 1)]
+    intervals = [each["intervals"] for each in found]
+    assert intervals[0] == intervals[1] != intervals[2]
+    assert batchverify.evaluate(scores, draws=0).document["intervals"] == {}
+
+
+def test_a_rate_that_never_occurred_has_an_honest_interval(tmp_path):
+    columns = draw_columns(
+        200, probability=pa.array([0.9] * 200, pa.float32()), true_label=pa.array([1] * 200, pa.int8())
+    )
+    found = batchverify.evaluate(write_scores(tmp_path / "s.parquet", columns)).document
+    assert found["metrics"]["far"] == 0
+    assert found["intervals"]["far"] == [0, pytest.approx(1 - 0.025 ** (1 / 200))]
+
+
+def test_the_worst_pairs_are_a_manifest_that_train_takes(faces, tmp_path):
+    scores, cache = faces
+    told = pq.read_table(scores).to_pandas()
+    # A threshold that calls half of the different pairs the same.
+    threshold = float(told["probability"][told["true_label"] == 1].median())
+    for name in ("worst.csv", "worst.parquet"):
+        result = run(
+            scores, "-o", tmp_path / "out", "--export-worst", 40, tmp_path / name, "--threshold", threshold
+        )
+        assert result.exit_code == 0, result.stderr
+    frame = pd.read_csv(tmp_path / "worst.csv")
+    pd.testing.assert_frame_equal(
+        frame, pd.read_parquet(tmp_path / "worst.parquet"), check_dtype=False, rtol=1e-6
+    )
+    assert frame.columns.tolist()[:5] == ["image_a", "image_b", "label", "predicted_label", "probability"]
+    wrong = (frame["label"] != frame["predicted_label"]).to_numpy()
+    assert wrong.any()
+    assert wrong.tolist() == sorted(wrong.tolist(), reverse=True)
+    assert all(Path(path).is_file() for path in [*frame["image_a"], *frame["image_b"]])
+    trained = batchverify.train(
+        tmp_path / "worst.csv", FACES, tmp_path / "head.safetensors", cache=str(cache), quiet=True
+    )
+    assert trained.pairs["training"] == len(frame) == 40
+    with pytest.raises(ManifestError, match="column 'probability' has the name of a column of the output"):
+        batchverify.score(tmp_path / "worst.csv", tmp_path / "again.parquet", cache=str(cache), quiet=True)
+    assert not (tmp_path / "again.parquet").exists()
+
+
+def test_unknown_truth_is_blank_for_the_person_who_fills_it_in(tmp_path):
+    columns = draw_columns(60, true_label=None, failed=0.3)
+    path = write_scores(tmp_path / "s.parquet", columns)
+    batchverify.evaluate(path, export_worst=(10, str(tmp_path / "worst.csv")))
+    frame = pd.read_csv(tmp_path / "worst.csv")
+    assert frame["label"].isna().all()
+    gaps = np.abs(frame["probability"] - 0.5)
+    assert gaps.is_monotonic_increasing
+    nearest = np.sort(np.abs(np.array(columns["probability"].drop_null()) - 0.5))[:10]
+    assert gaps.to_numpy() == pytest.approx(nearest, abs=1e-6)
+    # The file lies where relative paths start.
+    assert set(frame["image_a"]) <= set(columns["image_a"])
+
+
+def test_senseless_options_of_the_api_are_refused(tmp_path):
+    scores = write_scores(tmp_path / "s.parquet", draw_columns(20))
+    with pytest.raises(UsageError, match="--examples lies between 0 and 100, got 101"):
+        batchverify.evaluate(scores, examples=101)

@@ -1,0 +1,191 @@
+"""The report in a real browser: nothing in the console, nothing requested, figures that follow, faces, keys."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pyarrow as pa
+import pytest
+from conftest import REPOSITORY
+from score_tables import draw_columns, write_scores
+
+import batchverify
+from batchverify.report import embedded_json
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FACES = REPOSITORY / "sample_manifests" / "faces.csv"
+EVIL = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>.jpg'
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of this machine, offline."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'"
+    )
+    with playwright.sync_playwright() as library:
+        started = library.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of the sample faces beside another run, with slices, and its figures."""
+    folder = tmp_path_factory.mktemp("report")
+    settings = {"cache": str(folder / "cache"), "quiet": True}
+    batchverify.score(FACES, folder / "new.parquet", **settings)
+    batchverify.score(FACES, folder / "old.parquet", threshold=0.9, **settings)
+    batchverify.evaluate(
+        folder / "new.parquet", folder / "out", folder / "old.parquet", by="person_a", draws=40
+    )
+    return folder / "out" / "report.html", json.loads((folder / "out" / "metrics.json").read_text())
+
+
+class Opened:
+    """A page with everything that it logged and asked for."""
+
+    def __init__(self, browser, path, *, scheme="light", width=1280):
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+        self.page = self.context.new_page()
+        self.said, self.requested = [], []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.requested.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready=yes]")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.context.close()
+
+    def number(self, name):
+        return self.page.locator(f"#explore-{name}").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_opens_in_silence_and_fits(browser, report, scheme, width):
+    with Opened(browser, report[0], scheme=scheme, width=width) as opened:
+        assert opened.said == []
+        outside = [url for url in opened.requested if not url.startswith(("data:", "blob:"))]
+        assert outside == [report[0].as_uri()]
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        # Plotly drew every plot that has a place.
+        places, drawn = opened.page.locator(".plot"), opened.page.locator(".plot .main-svg")
+        assert places.count() >= 5
+        assert drawn.count() >= places.count()
+        paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = sum(int(each) for each in re.findall(r"\d+", paper)[:3])
+        assert (brightness > 600) if scheme == "light" else (brightness < 150)
+
+
+def test_the_explorer_starts_at_the_run_and_follows_mouse_and_keys(browser, report):
+    path, figures = report
+    with Opened(browser, path) as opened:
+        slider = opened.page.locator("#threshold")
+        assert opened.number("false-accepts") == str(figures["counts"]["false_accepts"])
+        assert float(opened.number("f1")) == pytest.approx(figures["metrics"]["f1"], abs=1e-5)
+        assert float(opened.number("accuracy")) == pytest.approx(figures["metrics"]["accuracy"], abs=1e-5)
+        start = opened.page.locator("#threshold-value").inner_text()
+        slider.focus()
+        opened.page.keyboard.press("End")
+        # At 1 nearly everything is accepted.
+        assert opened.number("far") == "1.00000"
+        assert opened.number("frr") == "0.00000"
+        opened.page.keyboard.press("Home")
+        assert (opened.number("far"), opened.number("frr")) == ("0.00000", "1.00000")
+        assert opened.number("called-same") == "0"
+        opened.page.keyboard.press("ArrowRight")
+        assert opened.page.locator("#threshold-value").inner_text() != "0"
+        box = slider.bounding_box()
+        opened.page.mouse.click(box["x"] + 0.7 * box["width"], box["y"] + box["height"] / 2)
+        assert 0.5 < float(opened.page.locator("#threshold-value").inner_text()) < 0.9
+        opened.page.locator("#threshold-reset").click()
+        assert opened.page.locator("#threshold-value").inner_text() == start
+
+
+def test_the_gallery_shows_faces_and_takes_the_keys(browser, report):
+    with Opened(browser, report[0]) as opened:
+        cards = opened.page.locator("#nearest li")
+        assert cards.count() == 12
+        sizes = opened.page.eval_on_selector_all("#nearest img", "all => all.map(each => each.naturalWidth)")
+        assert sizes == [128] * 24
+        opened.page.locator("#nearest").scroll_into_view_if_needed()
+        cards.nth(0).focus()
+        opened.page.keyboard.press("ArrowRight")
+        assert cards.nth(1).evaluate("each => each === document.activeElement")
+        assert opened.page.locator("#nearest img").nth(0).get_attribute("alt").startswith("Image A of row ")
+
+
+def test_dark_comes_and_goes_with_the_system(browser, report):
+    from playwright.sync_api import expect
+
+    with Opened(browser, report[0]) as opened:
+        ink = opened.page.locator("#plot-probability .xtick text").first
+        light = ink.evaluate("each => getComputedStyle(each).fill")
+        for scheme in ("dark", "light"):
+            opened.page.emulate_media(color_scheme=scheme)
+            same = expect(ink).to_have_css if scheme == "light" else expect(ink).not_to_have_css
+            same("fill", light)
+        assert opened.said == []
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory):
+    """The report of a manifest whose every text is an attack."""
+    folder = tmp_path_factory.mktemp("evil")
+    cells = [EVIL] * 60
+    columns = draw_columns(60, image_a=cells, person_a=cells, camera=cells, error_a=pa.array(cells))
+    columns["status"] = pa.array([EVIL if each == "no_face" else each for each in columns["status"].tolist()])
+    path = write_scores(folder / "s.parquet", columns, manifest=[f"/{EVIL}"], **{EVIL: EVIL, "</script>": 1})
+    batchverify.evaluate(path, folder / "out", by="camera", draws=0)
+    return folder / "out" / "report.html"
+
+
+class Elements(HTMLParser):
+    """The names of a page's elements, and the handlers in their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.names, self.handlers = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+def test_whatever_stands_in_the_manifest_is_text(evil):
+    found = Elements(evil.read_text())
+    assert found.names.count("script") == 3
+    assert found.handlers == []
+    assert "img" not in found.names
+
+
+def test_an_attack_does_nothing_in_the_browser(browser, evil):
+    with Opened(browser, evil) as opened:
+        assert opened.page.title().startswith("Evaluation of")
+        assert opened.said == []
+        assert opened.page.locator("#slices-1 th[scope=row]").inner_text() == EVIL
+        assert opened.page.locator("#nearest .path").nth(0).inner_text() == f"A {EVIL} {EVIL}"
+
+
+def test_embedded_data_cannot_end_their_element():
+    text = embedded_json({EVIL: ["</script>", "<!--", "a & b"]})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {EVIL: ["</script>", "<!--", "a & b"]}
+
+
+def test_the_page_forbids_itself_every_request(report):
+    text = report[0].read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text).group(1)
+    assert policy.startswith("default-src 'none'; img-src data: blob:;")
+    assert "connect-src" not in policy
+    assert len(text) < 7e6
