@@ -141,20 +141,24 @@ def test_a_job_outlives_its_nodes_and_gives_what_a_local_run_gives(cluster, ship
 
 
 def test_the_exit_code_is_the_jobs(cluster, tmp_path):
-    faces, output = str(SAMPLES / "faces.csv"), ["-o", str(tmp_path / "out.parquet")]
+    faces, one, two = str(SAMPLES / "faces.csv"), tmp_path / "one.parquet", tmp_path / "two.parquet"
     # The same words lead every process to its own folder, and every node was started in one of its own.
     own = "/proc/self/cwd"
     unseen = (
         r"node \S+ \(\w+\) does not see this folder as the driver does; give a folder that all nodes mount"
     )
     cases = [
-        (["/absent/pairs.csv", *output, "--no-cache"], 2, "/absent/pairs.csv"),
+        (["/absent/pairs.csv", "-o", str(one), "--no-cache"], 2, "/absent/pairs.csv"),
         (
-            [faces, *output, "--no-cache", "--image-root", "/absent", "--engine", "local"],
+            [faces, "-o", str(one), "--no-cache", "--image-root", "/absent", "--engine", "local"],
             3,
             "nothing could be scored",
         ),
-        ([faces, *output, "--cache", f"{own}/cache"], 2, f"batchverify: --cache {own}/cache: {unseen}"),
+        (
+            [faces, "-o", str(two), "--cache", f"{own}/cache"],
+            2,
+            f"batchverify: --cache {own}/cache: {unseen}",
+        ),
         ([faces, "-o", f"{own}/out/scores", "--no-cache"], 2, f"batchverify: {own}/out/scores: {unseen}"),
     ]
     started = [start(cluster, "--in-image", "--", "score", *arguments) for arguments, _, _ in cases]
