@@ -49,6 +49,9 @@ class Progress:
         stream = self.stream or sys.stderr
         terminal = stream.isatty()
         now = time.monotonic()
+        if self._first is None and self.embedded:
+            # From the first embedded chunk on: what start-up took says nothing about the time left.
+            self._first = (now, self.embedded)
         if self.quiet or now - self._shown < (TERMINAL_SECONDS if terminal else PLAIN_SECONDS):
             return
         self._shown = now
@@ -79,10 +82,7 @@ class Progress:
     def _line(self, now: float) -> str:
         if self.rows:
             return f"pairs {self.rows:,}/{self.total_rows:,}"
-        if self._first is None and self.embedded:
-            self._first = (now, self.embedded)
         since, before = self._first or (now, 0)
-        # From the first embedded chunk on: what start-up took says nothing about the time left.
         rate = (self.embedded - before) / max(now - since, 1e-9)
         line = (
             f"images {self.done:,}/{self.total:,}  cached {self.cached:,}  embedded {self.embedded:,}  "

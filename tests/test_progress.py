@@ -53,6 +53,20 @@ def test_the_rate_counts_from_the_first_embedded_chunk(monkeypatch):
     assert "20.0 images/s  40 s left" in stream.getvalue().splitlines()[-1]
 
 
+def test_the_first_plain_line_has_a_rate(monkeypatch):
+    start = progress.time.monotonic()
+    now = iter([start + 1, start + 21])
+    stream = io.StringIO()
+    shown = Progress(total=1100, stream=stream)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    shown.embedded = 100
+    shown.show()
+    assert not stream.getvalue()
+    shown.embedded = 300
+    shown.show()
+    assert "10.0 images/s  1 min 20 s left" in stream.getvalue()
+
+
 def test_quiet_is_quiet():
     stream = Terminal()
     shown = Progress(total=1, quiet=True, stream=stream)
