@@ -58,6 +58,7 @@ def test_the_first_plain_line_has_a_rate(monkeypatch):
     now = iter([start + 1, start + 21])
     stream = io.StringIO()
     shown = Progress(total=1100, stream=stream)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 15.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     shown.embedded = 100
     shown.show()
