@@ -70,8 +70,8 @@ def measure_drift(new: Scores, reference: Scores) -> dict[str, Any]:
 
 def _called(scores: Scores) -> float | None:
     """The share of the scored pairs called different."""
-    scored = scores.probability[scores.scored]
-    return float((scored >= np.float32(scores.threshold)).mean()) if len(scored) else None
+    calls = scores.calls[scores.scored]
+    return float(calls.mean()) if len(calls) else None
 
 
 def _verdict(index: float, chance: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class Scores:
     def scored(self) -> np.ndarray:
         """(N,) bool."""
         return ~np.isnan(self.probability)
+
+    @cached_property
+    def calls(self) -> np.ndarray:
+        """(N,) bool: called different, at or above the threshold as float32; false where not scored."""
+        return self.probability >= np.float32(self.threshold)
 
     @property
     def labelled(self) -> np.ndarray:

@@ -73,11 +73,10 @@ def measure_slices(
 
 def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
     truth, scored = scores.truth[chosen], scores.scored[chosen]
-    calls = scores.probability[chosen] >= np.float32(scores.threshold)
     return {
         "pairs": len(truth),
         "failed": int((~scored).sum()),
-        "called_different": int(calls.sum()),
+        "called_different": int(scores.calls[chosen].sum()),
         "same": int((scored & (truth == 0)).sum()),
         "different": int((scored & (truth == 1)).sum()),
         "unknown": int((truth == UNKNOWN).sum()),
