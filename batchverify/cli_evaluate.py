@@ -25,7 +25,10 @@ _options = together(
         help="The figures for each value of this column, too, at the same threshold; may be repeated.",
     ),
     click.option(
-        "--threshold", type=float, metavar="X", help="Judge the verdicts at this one. Default: the run's own."
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="Judge the verdicts of SCORES at this one. Default: the run's own.",
     ),
     click.option(
         "--draws",

@@ -56,7 +56,7 @@ def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> 
     """
     kept: dict[pa.DataType, str] = {}
     for file, kind in kinds.items():
-        if paths and not _is_text(kind):
+        if paths and not is_text(kind):
             raise ManifestError(f"{file}: column '{name}' must hold paths (strings), found {kind}")
         if not pa.types.is_null(kind):
             kept.setdefault(kind, file)
@@ -74,7 +74,7 @@ def check_label_type(file: str, kind: pa.DataType, name: str = LABEL) -> None:
     """Refuse a label column that can hold neither numbers nor strings."""
     value = _value_type(kind)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    if not (_is_text(kind) or any(test(value) for test in numbers)):
+    if not (is_text(kind) or any(test(value) for test in numbers)):
         raise ManifestError(f"{file}: column '{name}' must hold 0 or 1, found {kind}")
 
 
@@ -82,7 +82,8 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, or nothing, however they are stored."""
     kind = _value_type(kind)
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(test(kind) for test in tests)
@@ -105,6 +106,15 @@ def read_paths(cells: pa.Array, file: str, row: int, name: str) -> pa.Array:
     return cells
 
 
+def cell_names(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Names as strings, blank and NaN as null; whole numbers are one name with and without a fraction."""
+    texts = cells.cast(pa.string())
+    if pa.types.is_floating(cells.type):
+        texts = pc.replace_substring_regex(texts, r"\.0$", "")
+        texts = pc.if_else(pc.is_nan(cells), pa.scalar(None, pa.string()), texts)
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+
+
 def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:
     """Labels as nullable int8: 0, 1, blank. `row` counts the file's rows before these, from 0.
 
@@ -114,7 +124,7 @@ def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:
         return cells.cast(pa.int8())
     if pa.types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
-    encoded = (cells.cast(pa.string()) if _is_text(cells.type) else cells).dictionary_encode()
+    encoded = (cells.cast(pa.string()) if is_text(cells.type) else cells).dictionary_encode()
     values = encoded.dictionary.to_pylist()
     labels = [_label(value) for value in values]
     if _BAD in labels:

@@ -66,8 +66,7 @@ def pairs_digest(file: ScoreFile) -> str:
 
 def _calls(scores: Scores) -> np.ndarray:
     """(N,) int64 into `CALLS`."""
-    called = (scores.probability >= np.float32(scores.threshold)).astype(np.int64)
-    return np.where(scores.scored, called, 2)
+    return np.where(scores.scored, scores.calls.astype(np.int64), 2)
 
 
 def _agreement(calls: list[np.ndarray], truth: np.ndarray) -> list[dict[str, Any]]:

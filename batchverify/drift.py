@@ -11,6 +11,8 @@ from batchverify.scores import Scores
 BINS = 10
 # The usual reading of the index; Siddiqi 2006, Credit risk scorecards, chapter 6.
 SOME, MUCH = 0.1, 0.25
+# The 99 % point of chi-squared with `BINS - 1` degrees of freedom.
+CHI_SQUARED = 21.666
 # What stands for an empty bin: half a pair.
 EMPTY = 0.5
 
@@ -32,6 +34,15 @@ def _shares(places: np.ndarray, bins: int) -> np.ndarray:
 def chance_index(new: int, reference: int) -> float:
     """The index to expect of two draws of so many numbers from one distribution."""
     return (BINS - 1) * (1 / new + 1 / reference)
+
+
+def beyond_chance(index: float, chance: float) -> bool:
+    """Whether chance alone gives such an index once in a hundred times or less often.
+
+    Over the index that chance gives on average it is distributed as chi-squared over its degrees of freedom.
+    Source: Yurdakul 2018, Statistical properties of the population stability index.
+    """
+    return index > chance * CHI_SQUARED / (BINS - 1)
 
 
 def measure_drift(new: Scores, reference: Scores) -> dict[str, Any]:
@@ -59,12 +70,12 @@ def measure_drift(new: Scores, reference: Scores) -> dict[str, Any]:
 
 def _called(scores: Scores) -> float | None:
     """The share of the scored pairs called different."""
-    scored = scores.probability[scores.scored]
-    return float((scored >= np.float32(scores.threshold)).mean()) if len(scored) else None
+    calls = scores.calls[scores.scored]
+    return float(calls.mean()) if len(calls) else None
 
 
 def _verdict(index: float, chance: float) -> str:
-    if chance > SOME / 2:
+    if chance > SOME / 2 and not beyond_chance(index, chance):
         return "too few pairs to tell drift from chance"
     if index < SOME:
         return "no notable drift"

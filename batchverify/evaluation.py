@@ -94,7 +94,8 @@ def evaluate(
     """
     started = time.monotonic()
     options = replace(options or EvaluateOptions(), **changes)
-    review = check_target(options.export_worst[1]) if options.export_worst else None
+    inputs = [os.fspath(each) for each in (scores, reference, options.truth) if each is not None]
+    review = check_target(options.export_worst[1], inputs) if options.export_worst else None
     judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
     judged.document["seconds"] = round(time.monotonic() - started, 2)
     written: list[str] = []
@@ -109,7 +110,7 @@ def evaluate(
 def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     """Every figure of a run, and of the run beside its reference."""
     file = ScoreFile.open(name)
-    file.require(*options.by)
+    grouped = {name: file.groups(name) for name in options.by}
     truth = read_truth(options.truth, file) if options.truth else None
     scores = read_scores(file, threshold=options.threshold, truth=truth)
     pairs = _labelled(scores)
@@ -118,7 +119,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     intervals = _intervals(pairs, units, scores, options)
     document |= _figures(pairs, intervals)
     document["folds"] = _folds(scores, pairs)
-    document["slices"] = {each: _slices(scores, each, units, options) for each in options.by}
+    document["slices"] = {name: _slices(scores, cells, units, options) for name, cells in grouped.items()}
     other, comparison = None, None
     if reference is not None:
         other = _read_reference(reference, options)
@@ -141,7 +142,7 @@ def _labelled(scores: Scores) -> MeasuredPairs:
 
 def _describe(scores: Scores, options: EvaluateOptions) -> dict[str, Any]:
     scored = int(scores.scored.sum())
-    called = int((scores.probability >= np.float32(scores.threshold)).sum())
+    called = int(scores.calls.sum())
     return {
         "version": __version__,
         "scores": scores.file.name,
@@ -189,33 +190,46 @@ def _figures(pairs: MeasuredPairs, intervals: Intervals | None) -> dict[str, Any
 def _never_seen(
     counts: Mapping[str, int], spans: Mapping[str, tuple[float, float]]
 ) -> dict[str, tuple[float, float]]:
-    """Intervals of rates whose event never occurred: no draw can show it, the exact binomial bound does."""
-    pairs = counts["same"] + counts["different"] + counts["same_failed"] + counts["different_failed"]
+    """Intervals of rates whose event never occurred: no draw can show it, the exact binomial bound does.
+
+    So it is with recall, precision and accuracy where no verdict was wrong.
+    """
+    scored = counts["same"] + counts["different"]
+    pairs = scored + counts["same_failed"] + counts["different_failed"]
+    rejected = counts["false_rejects"] + counts["same_failed"]
+    hits = counts["different"] - counts["false_accepts"]
+    called = (counts["false_rejects"], counts["false_rejects"] + hits)
+    verdicts = (counts["false_accepts"] + counts["false_rejects"], scored)
     trials = {
         "far": (counts["false_accepts"], counts["different"]),
         "frr": (counts["false_rejects"], counts["same"]),
         "failure_rate": (counts["same_failed"] + counts["different_failed"], pairs),
+        "far_with_failures": (counts["false_accepts"], counts["different"] + counts["different_failed"]),
+        "frr_with_failures": (rejected, counts["same"] + counts["same_failed"]),
     }
-    return {
-        name: (0.0, 1 - 0.025 ** (1 / of))
-        for name, (seen, of) in trials.items()
-        if not seen and name in spans
-    }
+    wrong = {"recall": trials["far"], "precision": called, "accuracy": verdicts}
+    found = {name: (0.0, _bound(of)) for name, (seen, of) in trials.items() if not seen}
+    found |= {name: (1 - _bound(of), 1.0) for name, (seen, of) in wrong.items() if not seen}
+    return {name: span for name, span in found.items() if name in spans}
+
+
+def _bound(trials: int) -> float:
+    """The highest rate that shows no event in so many independent trials one time in forty."""
+    return 1 - 0.025 ** (1 / trials) if trials else 1.0
 
 
 def _folds(scores: Scores, pairs: MeasuredPairs) -> dict[str, Any] | None:
     if FOLD not in scores.file.schema.names or not len(pairs.scored):
         return None
-    cells = scores.file.column(FOLD).take(pa.array(scores.labelled))
+    cells = scores.file.groups(FOLD).take(pa.array(scores.labelled))
     folds = measure_folds(pairs, cells)
     summary = summarise_folds(folds)
     return None if summary is None else {**summary, "each": [vars(fold) for fold in folds]}
 
 
 def _slices(
-    scores: Scores, column: str, units: Units | None, options: EvaluateOptions
+    scores: Scores, cells: pa.ChunkedArray, units: Units | None, options: EvaluateOptions
 ) -> list[dict[str, Any]]:
-    cells = scores.file.column(column)
     found = measure_slices(scores, cells, units, draws=options.draws, seed=options.seed)
     return slices_document(found)
 

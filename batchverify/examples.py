@@ -34,14 +34,12 @@ class Example:
 
 def false_accepts(scores: Scores, most: int) -> np.ndarray:
     """Rows of different pairs called same, the surest first."""
-    return _first(scores, (scores.truth == 1) & (scores.probability < np.float32(scores.threshold)), 1, most)
+    return _first(scores, (scores.truth == 1) & scores.scored & ~scores.calls, 1, most)
 
 
 def false_rejects(scores: Scores, most: int) -> np.ndarray:
     """Rows of same pairs called different, the surest first."""
-    return _first(
-        scores, (scores.truth == 0) & (scores.probability >= np.float32(scores.threshold)), -1, most
-    )
+    return _first(scores, (scores.truth == 0) & scores.calls, -1, most)
 
 
 def _first(scores: Scores, chosen: np.ndarray, sign: int, most: int) -> np.ndarray:
@@ -99,8 +97,7 @@ def worst(scores: Scores, most: int) -> np.ndarray:
     """Rows for review: wrong verdicts, the surest first, then all others from the threshold outwards."""
     rows = np.flatnonzero(scores.scored)
     gaps = np.abs(scores.probability[rows] - np.float32(scores.threshold))
-    calls = scores.probability[rows] >= np.float32(scores.threshold)
-    wrong = (scores.truth[rows] >= 0) & (calls != (scores.truth[rows] == 1))
+    wrong = (scores.truth[rows] >= 0) & (scores.calls[rows] != (scores.truth[rows] == 1))
     # Every wrong verdict comes before every other: gaps lie between 0 and 1.
     return rows[smallest(np.where(wrong, -gaps, 2 + gaps), most)]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchverify.columns import cell_names
 from batchverify.measured import MeasuredPairs
 
 FOLD = "fold"
@@ -31,8 +32,8 @@ def measure_folds(pairs: MeasuredPairs, folds: pa.ChunkedArray) -> list[Fold]:
     folds: (N,) of the pairs. Empty where there are fewer than two folds, or the rest of one lacks a kind of
     pair. Source: Huang et al. 2007, Labeled Faces in the Wild, section 5.
     """
-    encoded = folds.combine_chunks().dictionary_encode()
-    names = [str(each) for each in encoded.dictionary.to_pylist()]
+    encoded = cell_names(folds).combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
     codes = encoded.indices.fill_null(-1).to_numpy()
     if len(names) < 2:
         return []

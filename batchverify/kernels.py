@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
+
+from batchverify.machine_code import MachineCode
+
+log = logging.getLogger(__name__)
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
@@ -16,11 +21,13 @@ _SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck
 
 def compiled(loop: Loop) -> Loop:
     """Compile at the first call and keep the machine code beside the module, or in the user's cache folder."""
+    dispatcher = njit(**_SETTINGS)(loop)
     try:
-        return njit(cache=True, **_SETTINGS)(loop)
+        dispatcher._cache = MachineCode(loop)
     except RuntimeError:
         # Neither place can be written: it is compiled in every process.
-        return njit(**_SETTINGS)(loop)
+        log.debug("no folder for machine code")
+    return dispatcher
 
 
 @compiled

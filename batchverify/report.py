@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from batchverify.measured import NAMES
 from batchverify.version import __version__
 
@@ -27,6 +29,25 @@ EXPLORER = (
     ("called-different", "Called different"),
 )
 PLAIN_EXPLORER = ("called-same", "called-different")
+# For a reader who is no statistician.
+MEANINGS = {
+    "auc": "the chance that of one different and one same pair the different one has the higher probability; "
+    "1 is perfect, 0.5 a guess",
+    "f1": "precision and recall in one number, their harmonic mean",
+    "precision": "of the pairs called different, the share that is",
+    "recall": "of the different pairs, the share called so",
+    "accuracy": "the share of right verdicts",
+    "far": "of the different pairs, the share called same",
+    "frr": "of the same pairs, the share called different",
+    "equal_error": "the error rates at the threshold where the two are nearest to each other, their mean",
+    "average_precision": "precision averaged over all recalls; a guess gets the share of different pairs",
+    "log_loss": "the cost of wrong probabilities, where a sure error costs most; 0 is perfect",
+    "brier": "the mean squared distance of probability and truth; 0 is perfect, 0.25 is always saying 0.5",
+    "ece": "how far, on average, a probability lies from the share of its like that is different",
+    "failure_rate": "of the labelled pairs, the share that could not be scored",
+    "far_with_failures": "the false accept rate when a pair that failed counts as not accepted",
+    "frr_with_failures": "the false reject rate when a pair that failed counts as rejected",
+}
 # A run record may hold thousands of manifest files.
 SHOWN = 2000
 
@@ -42,7 +63,7 @@ def render(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": count, "figure": figure}
+    environment.filters |= {"count": count, "figure": figure, "threshold": threshold}
     comparison = document.get("comparison")
     measured = any(value is not None for value in document["metrics"].values())
     return environment.from_string(_asset("report.html")).render(
@@ -54,6 +75,7 @@ def render(
         notes=notes(document),
         cards=_figures(document, CARDS) if measured else [],
         figures=_figures(document, tuple(NAMES)),
+        meanings=[(_title(NAMES[name]), text) for name, text in MEANINGS.items()],
         rates=_rates(document["rates"]),
         differences=_differences(comparison or {}),
         explorer=[each for each in EXPLORER if measured or each[0] in PLAIN_EXPLORER],
@@ -144,7 +166,7 @@ def _rates(rates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             **rate,
             "far": f"{rate['far']:g}".replace("e-0", "e-"),
             "tar": figure(rate["tar"]),
-            "threshold": figure(rate["threshold"]),
+            "threshold": threshold(rate["threshold"]),
             "span": _span(rate["interval"]),
         }
         for rate in rates
@@ -178,6 +200,11 @@ def figure(value: float | None) -> str:
     if value is None or math.isnan(value):
         return NONE
     return f"{value:.5f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.3g}"
+
+
+def threshold(value: float | None) -> str:
+    """As short as tells it from its neighbours: given back as --threshold it makes the same verdicts."""
+    return NONE if value is None else str(np.float32(value))
 
 
 def _span(span: Sequence[float] | None) -> str:

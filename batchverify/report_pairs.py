@@ -61,7 +61,7 @@ def _chosen(scores: Scores, flipped: np.ndarray, most: int) -> list[tuple[str, s
 
 def _pair(example: Example, scores: Scores, pictures: Mapping[str | None, Thumbnail]) -> dict[str, Any]:
     scored = not math.isnan(example.probability)
-    called = int(np.float32(example.probability) >= np.float32(scores.threshold))
+    called = int(scores.calls[example.row])
     verdict = (
         "open"
         if example.truth == UNKNOWN or not scored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +20,18 @@ from batchverify.thumbnails import Source
 FORMATS = (".csv", ".parquet")
 
 
-def check_target(path: str) -> Location:
-    """Where the pairs go; `UsageError` for a name of another format."""
+def check_target(path: str, inputs: Sequence[str] = ()) -> Location:
+    """Where the pairs go; `UsageError` for a name of another format and for one of the inputs."""
     target = Location.parse(path)
     if target.suffix not in FORMATS:
         raise UsageError(
             f"{path}: --export-worst writes {' or '.join(FORMATS)}; the name must end in one of them"
         )
+    for each in map(Location.parse, inputs):
+        if each in (target, target.parent):
+            raise UsageError(
+                f"{path}: --export-worst would write into {each}, which is read; name another file"
+            )
     return target
 
 
@@ -57,10 +63,10 @@ def review_table(scores: Scores, rows: np.ndarray, target: Location, source: Sou
     columns: dict[str, pa.Array] = {}
     for name, side in zip(("image_a", "image_b"), sides, strict=True):
         columns[name] = pa.array([_path(each[side], source, stays) for each in found], pa.string())
-    truth, probability = scores.truth[rows], scores.probability[rows]
+    truth = scores.truth[rows]
     columns[LABEL] = pa.array(truth, mask=truth == UNKNOWN)
-    columns[PREDICTED_LABEL] = pa.array((probability >= np.float32(scores.threshold)).astype(np.int8))
-    columns["probability"] = pa.array(probability)
+    columns[PREDICTED_LABEL] = pa.array(scores.calls[rows].astype(np.int8))
+    columns["probability"] = pa.array(scores.probability[rows])
     return pa.table(columns | {name: pa.array([each[name] for each in found]) for name in people})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchverify.columns import is_text
 from batchverify.errors import ManifestError
 from batchverify.locations import Location
 from batchverify.results import RECORD_KEY
@@ -66,7 +67,17 @@ class ScoreFile:
 
     def column(self, name: str, *, dictionary: bool = False) -> pa.ChunkedArray:
         """One column, whole. dictionary: texts as a dictionary and indices, for columns of few values."""
-        return self.table([name], dictionary=dictionary).column(0)
+        cells = self.table([name], dictionary=dictionary).column(0)
+        # Texts of other types, as pandas and polars write them, are read as they stand.
+        return cells.cast(pa.string()).dictionary_encode() if dictionary and not _coded(cells.type) else cells
+
+    def groups(self, name: str) -> pa.ChunkedArray:
+        """A column whose values name groups of pairs; `ManifestError` for one of lists or structs."""
+        self.require(name)
+        kind = self.schema.field(name).type
+        if pa.types.is_nested(kind):
+            raise ManifestError(f"{self.name}: column '{name}' must hold single values, found {kind}")
+        return self.column(name)
 
     def table(self, names: Sequence[str], *, dictionary: bool = False) -> pa.Table:
         """Some columns, whole."""
@@ -125,11 +136,15 @@ class ScoreFile:
                 raise ManifestError(
                     f"{self.name}: column '{name}' must hold floating-point numbers, found {kind}"
                 )
-        if "status" in self.schema.names and not pa.types.is_string(self.schema.field("status").type):
+        if "status" in self.schema.names and not is_text(self.schema.field("status").type):
             kind = self.schema.field("status").type
             raise ManifestError(f"{self.name}: column 'status' must hold reasons (strings), found {kind}")
         if not self.rows:
             raise ManifestError(f"{self.name}: the file has no rows: there is nothing to evaluate")
+
+
+def _coded(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
 
 
 def _footer(part: Location) -> pq.FileMetaData:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.bootstrap import Units
-from batchverify.columns import TRUE_LABEL, check_label_type, read_labels
+from batchverify.columns import TRUE_LABEL, cell_names, check_label_type, read_labels
 from batchverify.errors import ManifestError, UsageError
 from batchverify.score_files import ScoreFile
 
@@ -45,6 +46,11 @@ class Scores:
         """(N,) bool."""
         return ~np.isnan(self.probability)
 
+    @cached_property
+    def calls(self) -> np.ndarray:
+        """(N,) bool: called different, at or above the threshold as float32; false where not scored."""
+        return self.probability >= np.float32(self.threshold)
+
     @property
     def labelled(self) -> np.ndarray:
         """The places of the pairs whose truth is known."""
@@ -71,6 +77,9 @@ def read_scores(
             f"{file.name}: row {row + 1}: probability must lie between 0 and 1, got {probability[row]:g}"
         )
     similarity = _numbers(file, "similarity") if "similarity" in file.schema.names else None
+    if similarity is not None and np.isinf(similarity).any():
+        row = int(np.flatnonzero(np.isinf(similarity))[0])
+        raise ManifestError(f"{file.name}: row {row + 1}: similarity must be a number, got {similarity[row]}")
     reason, reasons = _reasons(file, np.isnan(probability))
     known = truth if truth is not None else _truth(file)
     return Scores(file, probability, similarity, known, reason, reasons, _threshold(file, threshold))
@@ -135,7 +144,7 @@ def read_units(file: ScoreFile) -> Units:
     kind = "images"
     if len(named) == len(PERSONS):
         people = file.table(PERSONS)
-        texts = [person_names(people.column(side)) for side in (0, 1)]
+        texts = [cell_names(people.column(side)) for side in (0, 1)]
         if any(each.null_count < len(each) for each in texts):
             kind = "identities"
             # A person and a picture of one name are not the same.
@@ -145,15 +154,6 @@ def read_units(file: ScoreFile) -> Units:
             ]
     codes, count = encode([*sides])
     return Units(kind, codes[0], codes[1], count)
-
-
-def person_names(cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Names as strings, blank as null; whole numbers are one person with and without a fraction."""
-    texts = cells.cast(pa.string())
-    if pa.types.is_floating(cells.type):
-        texts = pc.replace_substring_regex(texts, r"\.0$", "")
-        texts = pc.if_else(pc.is_nan(cells), pa.scalar(None, pa.string()), texts)
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
 def encode(sides: list[pa.ChunkedArray]) -> tuple[list[np.ndarray], int]:

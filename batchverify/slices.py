@@ -39,9 +39,10 @@ def slice_codes(cells: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
         encoded = encoded.dictionary_encode()
     blank = len(encoded.dictionary)
     codes = encoded.indices.fill_null(blank).to_numpy()
-    texts = [BLANK if each in (None, "") else str(each) for each in encoded.dictionary.to_pylist()]
-    names = list(dict.fromkeys([*texts, BLANK]))
-    codes = np.array([names.index(text) for text in [*texts, BLANK]], np.int32)[codes]
+    texts = [*(BLANK if _blank(each) else str(each) for each in encoded.dictionary.to_pylist()), BLANK]
+    names = list(dict.fromkeys(texts))
+    numbers = {name: number for number, name in enumerate(names)}
+    codes = np.array([numbers[text] for text in texts], np.int32)[codes]
     counts = np.bincount(codes, minlength=len(names))
     order = [each for each in np.argsort(-counts, kind="stable").tolist() if counts[each]]
     kept = order[:MOST_SLICES]
@@ -49,6 +50,11 @@ def slice_codes(cells: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
     place[kept] = np.arange(len(kept))
     shown = [names[each] for each in kept] + ([OTHERS] if len(order) > len(kept) else [])
     return place[codes], tuple(shown)
+
+
+def _blank(value: Any) -> bool:
+    """Nothing, or NaN, as pandas writes a blank among numbers."""
+    return value in (None, "") or value != value
 
 
 def measure_slices(
@@ -67,11 +73,10 @@ def measure_slices(
 
 def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
     truth, scored = scores.truth[chosen], scores.scored[chosen]
-    calls = scores.probability[chosen] >= np.float32(scores.threshold)
     return {
         "pairs": len(truth),
         "failed": int((~scored).sum()),
-        "called_different": int(calls.sum()),
+        "called_different": int(scores.calls[chosen].sum()),
         "same": int((scored & (truth == 0)).sum()),
         "different": int((scored & (truth == 1)).sum()),
         "unknown": int((truth == UNKNOWN).sum()),

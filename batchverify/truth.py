@@ -14,6 +14,9 @@ from batchverify.score_files import ScoreFile
 from batchverify.scores import UNKNOWN
 from batchverify.tables import TableFile, find_files
 
+# Scored pairs searched for at once.
+BITE = 2_000_000
+
 
 def read_truth(manifest: str, scores: ScoreFile) -> np.ndarray:
     """(N,) int8: the truth of each scored pair, -1 where the manifest does not state it.
@@ -30,8 +33,7 @@ def read_truth(manifest: str, scores: ScoreFile) -> np.ndarray:
         raise ManifestError(f"{manifest}: the pair {pair} has label 0 in one row and 1 in another")
     distinct = keys.take(pa.array(first))
     found = []
-    for batch in scores.batches(scores.sides):
-        wanted = _keys(batch.column(0).cast(pa.string()), batch.column(1).cast(pa.string()))
+    for wanted in _bites(scores):
         places = pc.index_in(wanted, value_set=distinct).fill_null(-1).to_numpy()
         found.append(np.where(places >= 0, truth[places], np.int8(UNKNOWN)))
     known = np.concatenate(found)
@@ -43,7 +45,19 @@ def read_truth(manifest: str, scores: ScoreFile) -> np.ndarray:
     return known
 
 
-def _labelled(manifest: str, sides: tuple[str, str]) -> tuple[pa.StringArray, np.ndarray]:
+def _bites(scores: ScoreFile) -> Iterator[pa.LargeStringArray]:
+    """The keys of the scored pairs, many at a time: every search makes an index of all labels anew."""
+    keys: list[pa.LargeStringArray] = []
+    for batch in scores.batches(scores.sides):
+        keys.append(_keys(batch.column(0), batch.column(1)))
+        if sum(map(len, keys)) >= BITE:
+            yield pa.concat_arrays(keys)
+            keys = []
+    if keys:
+        yield pa.concat_arrays(keys)
+
+
+def _labelled(manifest: str, sides: tuple[str, str]) -> tuple[pa.LargeStringArray, np.ndarray]:
     """The keys and labels of a manifest's rows that have one."""
     keys, labels = [], []
     for key, label in _rows(manifest, sides):
@@ -55,7 +69,7 @@ def _labelled(manifest: str, sides: tuple[str, str]) -> tuple[pa.StringArray, np
     return pa.concat_arrays(keys), np.concatenate(labels).astype(np.int8)
 
 
-def _rows(manifest: str, sides: tuple[str, str]) -> Iterator[tuple[pa.StringArray, pa.Int8Array]]:
+def _rows(manifest: str, sides: tuple[str, str]) -> Iterator[tuple[pa.LargeStringArray, pa.Int8Array]]:
     for location in find_files(manifest):
         file, row = TableFile(location), 0
         schema = file.schema()
@@ -70,14 +84,16 @@ def _rows(manifest: str, sides: tuple[str, str]) -> Iterator[tuple[pa.StringArra
             row += batch.num_rows
 
 
-def _keys(a: pa.StringArray, b: pa.StringArray) -> pa.StringArray:
+def _keys(a: pa.Array, b: pa.Array) -> pa.LargeStringArray:
     """One text a pair, the same for (a, b) and (b, a); NUL is in no path."""
-    a, b = a.fill_null(""), b.fill_null("")
+    # Large: ten million pairs have more than 2 GiB of paths.
+    a, b = (each.cast(pa.large_string()).fill_null("") for each in (a, b))
     swapped = pc.greater(a, b)
-    return pc.binary_join_element_wise(pc.if_else(swapped, b, a), pc.if_else(swapped, a, b), "\0")
+    ends = pc.if_else(swapped, b, a), pc.if_else(swapped, a, b)
+    return pc.binary_join_element_wise(*ends, pa.scalar("\0", pa.large_string()))
 
 
-def _unique(keys: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+def _unique(keys: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) the number of each key among the distinct ones, and (D,) where each of those stands first."""
     names = keys.dictionary_encode().indices.to_numpy()
     return names, np.unique(names, return_index=True)[1]

@@ -1,6 +1,7 @@
 """Two runs side by side: paired differences, agreement, flips, drift; slices and folds against slow loops."""
 
 import json
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from score_tables import draw_columns, write_scores
 
 from batchverify.bootstrap import bootstrap
 from batchverify.comparison import compare, pairs_digest
-from batchverify.drift import chance_index, measure_drift, stability_index
+from batchverify.drift import beyond_chance, chance_index, measure_drift, stability_index
 from batchverify.folds import measure_folds, summarise_folds
 from batchverify.measured import MeasuredPairs
 from batchverify.score_files import ScoreFile
@@ -137,8 +138,10 @@ def test_the_stability_index_is_the_slow_sum():
     ]:
         assert stability_index(new, old) == pytest.approx(slow_index(new.tolist(), old.tolist()))
     assert stability_index(old, old) == 0
-    same = np.mean([stability_index(*rng.random((2, 1000))) for _ in range(200)])
-    assert same == pytest.approx(chance_index(1000, 1000), rel=0.1)
+    same = [stability_index(*rng.random((2, 1000))) for _ in range(1000)]
+    chance = chance_index(1000, 1000)
+    assert np.mean(same) == pytest.approx(chance, rel=0.1)
+    assert 0.002 <= np.mean([beyond_chance(each, chance) for each in same]) <= 0.02
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,9 @@ def test_the_stability_index_is_the_slow_sum():
         (0.0, 5000, "no notable drift"),
         (0.4, 5000, "some drift"),
         (1.0, 5000, "strong drift"),
-        (1.0, 100, "too few pairs"),
+        (0.0, 100, "too few pairs"),
+        (0.3, 100, "too few pairs"),
+        (2.0, 100, "strong drift"),
     ],
 )
 def test_the_verdict_is_plain(tmp_path, shift, pairs, verdict):
@@ -203,6 +208,14 @@ def test_many_values_blank_cells_and_numbers_make_slices():
     assert np.bincount(codes)[-1] == 60 + 40 + 2 - np.bincount(codes)[:-1].sum()
     codes, names = slice_codes(pa.chunked_array([["x", "", None, "x"]]))
     assert [names[code] for code in codes] == ["x", "(blank)", "(blank)", "x"]
+    assert slice_codes(pa.chunked_array([[1.5, float("nan"), None]]))[1] == ("(blank)", "1.5")
+
+
+def test_a_value_for_every_pair_takes_no_time():
+    started = time.monotonic()
+    codes, names = slice_codes(pa.chunked_array([[f"picture {each}" for each in range(200_000)]]))
+    assert time.monotonic() - started < 5
+    assert np.bincount(codes)[-1] == 200_000 - MOST_SLICES == 200_000 + 1 - len(names)
 
 
 def test_folds_take_their_thresholds_from_the_others():
@@ -224,6 +237,16 @@ def test_folds_take_their_thresholds_from_the_others():
     assert summary["mean"] == pytest.approx(np.mean(accuracies))
     assert summary["std"] == pytest.approx(np.std(accuracies, ddof=1))
     assert summary["error"] == pytest.approx(summary["std"] / 10**0.5)
+
+
+@pytest.mark.parametrize("blank", ["", None, float("nan")])
+def test_pairs_without_a_fold_take_no_part(blank):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 90).astype(np.int8)
+    pairs = MeasuredPairs(truth, np.clip(rng.normal(0.3 + 0.4 * truth, 0.2), 0, 1).astype(np.float32), 0.5)
+    names = ["1", "2", blank] if blank == "" else [1, 2, blank]
+    found = measure_folds(pairs, pa.chunked_array([pa.array(names * 30)]))
+    assert [(each.name, each.pairs) for each in found] == [("1", 30), ("2", 30)]
 
 
 def test_one_fold_and_folds_without_both_kinds_are_none():

@@ -208,6 +208,14 @@ def test_a_fold_column_asks_for_the_protocol(tmp_path):
     assert "<h2>3 folds</h2>" in page
 
 
+@pytest.mark.parametrize("column", ["fold", "tags"])
+def test_a_column_of_lists_makes_no_groups(tmp_path, column):
+    path = write_scores(tmp_path / "s.parquet", draw_columns(30, **{column: [[1]] * 30}))
+    result = run(path, "-o", tmp_path / "out", *(["--by", "tags"] if column == "tags" else []))
+    assert result.exit_code == 2
+    assert f"{path}: column '{column}' must hold single values, found list<" in result.stderr
+
+
 def test_the_same_seed_gives_the_same_file(tmp_path):
     scores = write_scores(tmp_path / "s.parquet", draw_columns(300))
     found = [batchverify.evaluate(scores, seed=seed, draws=40).document for seed in (0, 0, 1)]
@@ -222,7 +230,22 @@ def test_a_rate_that_never_occurred_has_an_honest_interval(tmp_path):
     )
     found = batchverify.evaluate(write_scores(tmp_path / "s.parquet", columns)).document
     assert found["metrics"]["far"] == 0
-    assert found["intervals"]["far"] == [0, pytest.approx(1 - 0.025 ** (1 / 200))]
+    bound = pytest.approx(1 - 0.025 ** (1 / 200))
+    assert found["intervals"]["far"] == found["intervals"]["far_with_failures"] == [0, bound]
+
+
+def test_a_perfect_run_is_not_said_to_be_certainly_perfect(tmp_path):
+    truth = np.arange(300) % 3 == 0
+    columns = draw_columns(
+        300, probability=pa.array(np.where(truth, 0.9, 0.1)), true_label=pa.array(truth.astype(np.int8))
+    )
+    found = batchverify.evaluate(write_scores(tmp_path / "s.parquet", columns)).document
+    spans = found["intervals"]
+    for name, trials in (("recall", 100), ("precision", 100), ("accuracy", 300)):
+        assert found["metrics"][name] == 1
+        assert spans[name] == [pytest.approx(0.025 ** (1 / trials)), 1]
+    for name, trials in (("far", 100), ("frr", 200), ("frr_with_failures", 200), ("failure_rate", 300)):
+        assert spans[name] == [0, pytest.approx(1 - 0.025 ** (1 / trials))]
 
 
 def test_the_worst_pairs_are_a_manifest_that_train_takes(faces, tmp_path):

@@ -35,6 +35,7 @@ slots fingerprint locations downloads datasets calibration progress cache_report
 augmentation metrics newton moments mtcnn curve bootstrap
 pyramid fused
 errors records version stopwatch memory facenet kernels
+machine_code
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -76,7 +77,7 @@ HEAVY = {
     },
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
-    "numba": {"kernels"},
+    "numba": {"kernels", "machine_code"},
     "scipy": {"slices"},
     "jinja2": {"report"},
     "plotly": {"report"},

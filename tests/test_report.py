@@ -5,13 +5,15 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import REPOSITORY
 from score_tables import draw_columns, write_scores
 
 import batchverify
-from batchverify.report import embedded_json
+from batchverify.measured import NAMES
+from batchverify.report import MEANINGS, embedded_json, threshold
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
@@ -175,6 +177,24 @@ def test_an_attack_does_nothing_in_the_browser(browser, evil):
         assert opened.said == []
         assert opened.page.locator("#slices-1 th[scope=row]").inner_text() == EVIL
         assert opened.page.locator("#nearest .path").nth(0).inner_text() == f"A {EVIL} {EVIL}"
+
+
+def test_every_figure_and_mark_is_explained(report):
+    text = re.sub(r"\s+", " ", report[0].read_text())
+    assert set(MEANINGS) == set(NAMES)
+    for name, meaning in MEANINGS.items():
+        title = NAMES[name][0].upper() + NAMES[name][1:]
+        assert f"<dt>{title}</dt><dd>{meaning}</dd>" in text
+    slices = text[text.index('id="slices-1"') :].partition("</thead>")[0]
+    assert "False accept rate" in slices
+    assert "The stability index compares" in text
+    assert "at the left edge no different pair is accepted" in text
+
+
+@pytest.mark.parametrize("value", [0.9999996423721313, 0.999998, 1e-7, 0.0, 1.0, 0.4950772622391619])
+def test_a_threshold_shown_makes_the_same_verdicts(value):
+    assert np.float32(float(threshold(value))) == np.float32(value)
+    assert len(threshold(value)) <= 12
 
 
 def test_embedded_data_cannot_end_their_element():

@@ -1,6 +1,7 @@
 """Reading score outputs: arrays, reasons, the truth from elsewhere, who is shared; what is said about bad ones."""
 
 import json
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +72,7 @@ BAD = [
     ({"status": list(range(9))}, "column 'status' must hold reasons (strings), found int64"),
     ({"true_label": [0] * 8 + [7]}, "row 9: label must be 0 or 1, got 7"),
     ({"true_label": [[0]] * 9}, "column 'true_label' must hold 0 or 1, found list<"),
+    ({"similarity": [0.5] * 8 + [float("inf")]}, "row 9: similarity must be a number, got inf"),
     ({"probability": pa.array([0.5] * 8 + [1.5])}, "row 9: probability must lie between 0 and 1, got 1.5"),
 ]
 
@@ -81,6 +83,24 @@ def test_wrong_columns_are_named(tmp_path, changes, message):
     with pytest.raises(ManifestError) as caught:
         read_scores(ScoreFile.open(path))
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_texts_are_read_however_another_program_stored_them(tmp_path, kind):
+    columns = draw_columns(250, failed=0.1)
+    lost = columns["status"].tolist().count("no_face")
+    texts = {name: pa.array(columns[name]).cast(kind) for name in ("status", "image_a", "person_a")}
+    path = write_scores(tmp_path / "s.parquet", columns | texts)
+    assert read_scores(ScoreFile.open(path)).failures() == {"no_face": lost}
+    assert read_units(ScoreFile.open(path)).kind == "identities"
+
+
+def test_a_status_of_nothing_states_no_reason(tmp_path):
+    columns = draw_columns(50, failed=0.1, status=pa.nulls(50))
+    path = write_scores(tmp_path / "s.parquet", columns)
+    assert read_scores(ScoreFile.open(path)).failures() == {"not stated": columns["label"].null_count}
 
 
 def test_files_that_are_none_are_named(tmp_path):
@@ -141,6 +161,28 @@ def test_truth_is_found_by_the_pair_in_any_order(tmp_path):
     file = ScoreFile.open(write_scores(tmp_path / "s.parquet", columns))
     (tmp_path / "truth.csv").write_text("label,image_b,image_a\n1,c,d\n0,b,a\n,f,e\n1,x,y\n")
     assert read_truth(str(tmp_path / "truth.csv"), file).tolist() == [0, 1, -1, 0]
+
+
+def test_truth_of_many_parts_takes_no_index_for_each(tmp_path):
+    labelled, scored, parts = 400_000, 4_000, 80
+    names = pa.array([f"folder/{each}.jpg" for each in range(labelled)])
+    labels = np.arange(labelled) % 2
+    columns = {"image_a": names, "image_b": names, "label": pa.array(labels, pa.int8())}
+    pq.write_table(pa.table(columns), tmp_path / "truth.parquet")
+    table = pa.table(columns | {"probability": pa.array(np.full(labelled, 0.5))}).slice(0, scored)
+    pq.write_table(table, tmp_path / "whole.parquet")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for part in range(parts):
+        size = scored // parts
+        pq.write_table(table.slice(part * size, size), folder / f"part-{part:05d}.parquet")
+    (folder / "_SUCCESS").write_text("{}")
+    seconds = []
+    for scores in (tmp_path / "whole.parquet", folder):
+        file, started = ScoreFile.open(str(scores)), time.process_time()
+        assert np.array_equal(read_truth(str(tmp_path / "truth.parquet"), file), labels[:scored])
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 4 * seconds[0]
 
 
 @pytest.mark.parametrize(

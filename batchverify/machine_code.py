@@ -1,0 +1,56 @@
+"""Where the machine code of compiled loops is kept: neither damage to it nor a full disk ends a run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from llvmlite import binding
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+log = logging.getLogger(__name__)
+
+# What a file that was cut off, or that cannot be written, raises.
+_BROKEN = (OSError, EOFError, pickle.UnpicklingError)
+
+
+class MachineCode(FunctionCache):
+    """numba's cache of one loop, beside its module or in the user's cache folder.
+
+    Files that cannot be read are dropped and the loop is compiled again; what cannot be written is not kept.
+    Each kind of CPU has files of its own: in numba's the index knows the CPU, the code does not, and machines
+    of two kinds that compile at once in one folder may leave one the other's instructions.
+    Raises `RuntimeError` where no folder can be written.
+    """
+
+    def __init__(self, loop: Callable[..., Any]) -> None:
+        super().__init__(loop)
+        name = f"{self._impl.filename_base}.{_cpu()}"
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, self._impl.locator.get_source_stamp())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code for a signature; None where there is none that can be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except _BROKEN as exc:
+            log.debug("%s: machine code dropped: %s", self._cache_path, exc)
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code for a signature, where it can be."""
+        try:
+            super().save_overload(sig, data)
+        except _BROKEN as exc:
+            log.debug("%s: machine code not kept: %s", self._cache_path, exc)
+
+
+def _cpu() -> str:
+    """A short name of this kind of CPU."""
+    kind = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    return hashlib.sha256(kind.encode()).hexdigest()[:8]
