@@ -34,6 +34,8 @@ from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.version import __version__
 
 INTERRUPTED = 130
+# Where a command says how it is taken up again after Ctrl-C.
+AGAIN = "batchverify.again"
 
 
 class Group(click.Group):
@@ -53,9 +55,8 @@ class Group(click.Group):
                 os._exit(exc.exit_code)
             ctx.exit(exc.exit_code)
         except KeyboardInterrupt:
-            click.echo(
-                "batchverify: interrupted; what was done is kept, the same command does the rest", err=True
-            )
+            again = ctx.meta.get(AGAIN, "the same command does the rest")
+            click.echo(f"batchverify: interrupted; what was done is kept, {again}", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -94,6 +95,8 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
     OUT.job until it is done.
     """
     set_up(options["verbose"])
+    if options["overwrite"]:
+        click.get_current_context().meta[AGAIN] = "the same command without --overwrite does the rest"
     from batchverify.workflows import score as run
 
     with reporting(as_json, options["quiet"]) as report:

@@ -30,7 +30,7 @@ from batchverify.errors import ManifestError, UsageError
 from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.references import UniqueImages
-from batchverify.tables import BATCH_ROWS, TableFile, find_files, table_of
+from batchverify.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,14 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the files' bytes, in hex; of a table, over its schema and batches."""
+        """SHA-256 over the files' bytes, in hex; of a table, over its Arrow stream."""
         digest = hashlib.sha256()
         for file in self._files:
             if isinstance(file, TableFile):
                 for chunk in file.chunks():
                     digest.update(chunk)
             else:
-                digest.update(file.schema.serialize())
-                for batch in file.to_batches():
-                    digest.update(batch.serialize())
+                stream_table(file, digest.update)
         return digest.hexdigest()
 
     @property

@@ -24,6 +24,7 @@ from batchverify.parts import PartRecord, Parts, PartWriter
 from batchverify.progress import Progress
 from batchverify.results import RECORD_KEY, record_text, result_table
 from batchverify.scheduler import ImageRun
+from batchverify.sinks import writing
 from batchverify.summary import EmbedSummary
 
 
@@ -147,7 +148,8 @@ class PartRows:
         self._computing = True
         if new:
             self._state["compute_path"] = PATHS.join(sorted({*kept, *new}))
-            self._folder.keep(self._state)
+            with writing(self._folder.location):
+                self._folder.keep(self._state)
 
     def counts(self) -> dict[str, int]:
         """See `Rows`."""

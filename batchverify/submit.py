@@ -25,9 +25,11 @@ LOST_SECONDS = 300.0
 RETRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.2
 # Arguments of our commands that are paths: what is read, and what is written.
-READ = ("manifest", "train", "dev", "test", "scores", "image_root", "head", "weights")
+READ = ("manifest", "train", "dev", "test", "scores", "image_root", "head", "weights", "backbone")
 WRITTEN = ("output", "cache", "tensorboard")
 GLOB = frozenset("*?[")
+# What tells a backbone's file from its name.
+WEIGHTS = (".pt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Submission:
                     f"{local[name]}: a relative {name} would go with the job's folder on the cluster; give an "
                     "absolute path that all nodes see, or an object store (s3://…)"
                 )
+        if not local.get("backbone", "").endswith(WEIGHTS):
+            local.pop("backbone", None)
         for name in READ:
             if name in local and not Path(local[name]).is_absolute():
                 self._require_carried(local[name])
@@ -244,6 +248,6 @@ class JobServer:
             raise _LostError(f"{self.address}: the cluster's job server cannot be reached: {exc}") from exc
         except (RuntimeError, ValueError) as exc:
             text = str(exc)
-            for secret in secrets:
+            for secret in filter(None, secrets):
                 text = text.replace(secret, "***")
             raise BatchverifyError(f"{self.address}: {text.strip()}") from exc

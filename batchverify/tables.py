@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,15 @@ def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
     if wanted[0] == "**":
         return any(_fits(parts[at:], wanted[1:]) for at in range(len(parts) + 1))
     return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
+
+
+def would_find(source: str, location: Location) -> bool:
+    """Whether a file at `location`, once it is there, is one of those that a folder or glob names as a manifest."""
+    place = Location.parse(source)
+    kind, alike = place.kind(), (place.scheme, place.query) == (location.scheme, location.query)
+    if kind == "file" or not alike or not is_manifest(location):
+        return False
+    return location.parent == place or _fits(location.path.split("/"), place.path.split("/"))
 
 
 def is_manifest(location: Location) -> bool:
@@ -258,3 +268,23 @@ def table_of(source: Any) -> pa.Table:
     except (pa.ArrowException, ValueError, TypeError) as exc:
         raise ManifestError(f"the table: {' '.join(str(part) for part in exc.args)}") from exc
     raise UsageError(f"a manifest is a path, a DataFrame or an Arrow table, not {type(source).__name__}")
+
+
+class _Tap(io.RawIOBase):
+    """A file that hands on what is written to it."""
+
+    def __init__(self, take: Callable[[Any], None]) -> None:
+        self._take = take
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._take(data)
+        return len(data)
+
+
+def stream_table(table: pa.Table, take: Callable[[Any], None]) -> None:
+    """Hand on the bytes of a table's Arrow stream: schema, rows, and the values that dictionaries hold."""
+    with pa.ipc.new_stream(_Tap(take), table.schema) as writer:
+        writer.write_table(table)

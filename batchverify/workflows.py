@@ -17,10 +17,12 @@ from batchverify.locations import Location
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.output import Output
 from batchverify.progress import Progress
+from batchverify.records import Reason
 from batchverify.results import output_schema
 from batchverify.scheduler import ImageRun
 from batchverify.scoring import MemoryRows, PartRows, run_counts, score_rows
 from batchverify.summary import EmbedSummary, ScoreSummary
+from batchverify.tables import would_find
 
 
 def score(
@@ -46,11 +48,22 @@ def score(
         summary = _score_in_memory(job, head, threshold, document)
     else:
         place = Output(output, [Location.parse(name) for name in job.manifest.names])
+        _spare_source(manifest, place)
         found = _finished(job, options, place, document)
         summary = found or _score_to(job, options, head, threshold, document, place)
         summary = replace(summary, output=os.fspath(output))
     check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
     return summary
+
+
+def _spare_source(manifest: Any, place: Output) -> None:
+    """Refuse an output that the next run of the same command would take for a part of its manifest."""
+    written = place.target if place.single else place.target.join("part-00000.parquet")
+    if isinstance(manifest, str | os.PathLike) and would_find(os.fspath(manifest), written):
+        raise UsageError(
+            f"{place.target}: the next run would read the output as a part of the manifest {manifest}; give it "
+            "another folder with -o"
+        )
 
 
 def _score_in_memory(job: Job, head: Any, threshold: float, document: Mapping[str, Any]) -> ScoreSummary:
@@ -119,7 +132,9 @@ def check_failed(failed: int, total: int, most: float, summary: EmbedSummary) ->
     """Raise `NothingScoredError`, which carries the summary, when all or too many failed."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.failures.items())
     if total and failed == total:
-        message = f"nothing could be scored: all {total:,} failed ({reasons}); is --image-root right?"
+        lost = any(each in summary.failures for each in (Reason.NOT_FOUND.value, Reason.FORBIDDEN.value))
+        hint = "; is --image-root right?" if lost else ""
+        message = f"nothing could be scored: all {total:,} failed ({reasons}){hint}"
         raise NothingScoredError(message, summary)
     if total and failed / total > most:
         message = f"{failed:,} of {total:,} failed, more than --max-failed {most:g} allows ({reasons})"

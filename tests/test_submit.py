@@ -72,6 +72,7 @@ def test_variables_that_cannot_go_along(name, message):
             "score s3://b/p.csv -o s3://b/out --head h.safetensors",
             "h.safetensors: a relative path means nothing",
         ),
+        ("score s3://b/p.csv -o s3://b/out --backbone b.pt", "b.pt: a relative path means nothing"),
         ("score s3://b/p.csv", "Missing option '-o' / '--output'"),
         ("score s3://b/p.csv -o s3://b/out --crop nose", "'nose' is not one of"),
         ("grade s3://b/p.csv", "submit: 'grade' is no command for a cluster"),
@@ -136,6 +137,17 @@ def test_no_cluster_there():
     assert done.returncode == 1
     assert f"batchverify: {url}: the cluster's job server cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_empty_variable_leaves_messages_readable():
+    url = f"http://127.0.0.1:{free_port()}"
+    done = run(
+        "import os; os.environ |= {'EMPTY': '', 'KEY': 'hush'}\n"
+        "from batchverify.submit import JobServer\n"
+        f"server = JobServer.__new__(JobServer); server.address = '{url}'\n"
+        "with server._ours(['', 'hush']): raise RuntimeError('no place for hush')"
+    )
+    assert done.stderr.endswith(f"{url}: no place for ***\n")
 
 
 def test_without_rays_job_client_the_extra_is_named():

@@ -1,0 +1,58 @@
+"""Outputs that lie where they may not: among the manifest's own files, or where nothing can be written."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import REPOSITORY
+
+import batchverify
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.locations import Location
+from batchverify.output import Output
+from batchverify.parts import Parts
+from batchverify.scoring import PartRows
+from batchverify.tables import would_find
+
+SAMPLES = REPOSITORY / "sample_manifests"
+
+
+def halves(folder: Path) -> Path:
+    """The sample pairs as a folder of two Parquet manifests."""
+    frame = pd.read_csv(SAMPLES / "faces.csv")
+    frame[:9].to_parquet(folder / "a.parquet")
+    frame[9:].to_parquet(folder / "b.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [(".", "scores.parquet"), (".", "."), ("*.parquet", "scores.parquet"), ("**/*.parquet", "o/s.parquet")],
+)
+def test_an_output_that_a_rerun_would_read_as_manifest_is_refused(tmp_path, source, out):
+    halves(tmp_path)
+    with pytest.raises(UsageError, match="the next run would read the output as a part of the manifest"):
+        batchverify.score(tmp_path / source, tmp_path / out, image_root=str(SAMPLES), quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
+
+
+def test_an_output_beside_them_is_not(tmp_path):
+    manifests = str(tmp_path)
+    put = Location.parse(tmp_path / "a.csv")
+    Path(put.path).touch()
+    for source, out in (
+        (manifests, "o/scores.parquet"),
+        (manifests, "o/part-00000.parquet"),
+        (f"{manifests}/*.csv", "scores.parquet"),
+        (put.path, "scores.parquet"),
+    ):
+        assert not would_find(source, Location.parse(tmp_path / out))
+
+
+def test_a_job_folder_that_cannot_be_written_any_more_is_an_error_of_ours(tmp_path):
+    place = Output(tmp_path / "o.parquet")
+    parts = Parts(place.folder.location, "token", 9)
+    rows = PartRows(place, parts, {"job": {}, "token": "token"}, pa.schema([]), 9)
+    with pytest.raises(BatchverifyError, match=r"o\.parquet\.job: could not be written: .*No such file"):
+        rows.keep_path("cpu float32 eager, batches of 8")
