@@ -166,13 +166,13 @@ def passes(
     folder: Path, pairs: int, images: int, filled: bool, arguments: list[str], kind: str
 ) -> Iterator[tuple[str, Run]]:
     """Each run over a manifest: its name and what it took, from process start to exit."""
-    manifest, cache = folder / f"{pairs}-{images}.csv", folder / f"cache-{images}"
+    manifest, cache = folder / f"{pairs}-{images}.csv", folder / f"cache-{pairs}-{images}"
     make_images(folder / "images", images)
     if not manifest.exists():
         make_manifest(manifest, pairs, images)
     output = str(folder / (f"out-{pairs}.parquet" if kind == "file" else f"out-{pairs}"))
     if filled:
-        fill_cache(manifest, options_for(cache, folder / "images"), images)
+        fill_cache(manifest, options_for(cache, folder / "images"))
     else:
         yield (
             "cold",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -151,27 +151,27 @@ def make_manifest(path: Path, pairs: int, images: int) -> None:
         writer.close()
 
 
-def fill_cache(manifest: Path, options: ScoreOptions, images: int) -> None:
-    """Put a vector of each picture into the cache, as a run would have done."""
-    cache = Job.open(str(manifest), options).open_cache()
+def fill_cache(manifest: Path, options: ScoreOptions) -> None:
+    """Put a vector of each of the manifest's pictures into the cache, in the order in which a run would."""
+    job = Job.open(str(manifest), options)
+    cache = job.open_cache()
     if cache is None:
         raise ValueError("the options name no cache")
-    known = len(cache.index.keys)
+    if len(cache.index.keys):
+        return
     cache.state_compute_path(StandIn.compute_path)
-    for entries in _entries(known, images):
-        cache.append(entries)
+    numbers = [int(Path(str(each)).stem) for each in job.scan.images.references]
+    for start in range(0, len(numbers), ENTRIES):
+        cache.append(_entries(numbers[start : start + ENTRIES]))
     cache.commit()
 
 
-def _entries(first: int, images: int) -> Iterator[list[Entry]]:
-    for start in range(first, images, ENTRIES):
-        numbers = range(start, min(start + ENTRIES, images))
-        vectors = unit_vectors(len(numbers), start).astype(np.float16)
-        keys = [sha256(image_bytes(number)).digest() for number in numbers]
-        yield [
-            Entry(key, vector, (0.0, 0.0, 8.0, 8.0), 1.0, 1)
-            for key, vector in zip(keys, vectors, strict=True)
-        ]
+def _entries(numbers: Sequence[int]) -> list[Entry]:
+    vectors = unit_vectors(len(numbers), numbers[0]).astype(np.float16)
+    keys = [sha256(image_bytes(number)).digest() for number in numbers]
+    return [
+        Entry(key, vector, (0.0, 0.0, 8.0, 8.0), 1.0, 1) for key, vector in zip(keys, vectors, strict=True)
+    ]
 
 
 def options_for(cache: Path, root: Path, **changes: object) -> ScoreOptions:
