@@ -26,7 +26,7 @@ import sys
 from batchverify import output
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
 from batchverify import cache
-cache.COMMIT_ROWS, cache.COMMIT_SECONDS = 128, 2.0
+cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=128, commit_seconds=2.0)
 from batchverify.cli import main
 main({arguments!r})
 """
@@ -159,8 +159,9 @@ def send(driver: int, how: str) -> bool:
         os.kill(driver, SIGNALS[how])
         return True
     names = {each: name_of(each) for each in descendants(driver)}
-    found = [each for each, name in names.items() if name.startswith("ray::")]
-    found = [each for each in found if ("PairWorker" in names[each]) == (how == "actor")]
+    # Ray's own agents are named like workers; one that dies takes the node along.
+    wanted = ("ray::PairWorker",) if how == "actor" else ("ray::load_chunk", "ray::IDLE")
+    found = [each for each, name in names.items() if name.startswith(wanted)]
     if found:
         os.kill(random.choice(found), signal.SIGKILL)
     return bool(found)
