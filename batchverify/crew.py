@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 PLACING_SECONDS = 60.0
 # How often the list of nodes is looked at.
 REFRESH_SECONDS = 5.0
+# Workers of a node that die one after the other while they start; more, and something is wrong with it.
+START_TRIES = 3
 
 
 @dataclass(eq=False)
@@ -42,6 +45,7 @@ class Crew:
     nodes: dict[str, Node] = field(default_factory=dict)
     _pending: dict[Any, Member] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
+    _failed_starts: Counter[str] = field(default_factory=Counter)
     _next_look: float = 0.0
 
     def workers(self) -> Workers:
@@ -102,9 +106,7 @@ class Crew:
             return True
         ray.kill(member.actor)
         self.members.remove(member)
-        share = member.node.share(use_gpus=self.use_gpus)
-        if share is not None:
-            self._start_one(member.node, share)
+        self._replace(member)
         return False
 
     def drop(self, node: Node) -> None:
@@ -121,6 +123,11 @@ class Crew:
         for each in (*self.members, *self._pending.values()):
             ray.kill(each.actor)
         self.members, self._pending = [], {}
+
+    def _replace(self, member: Member) -> None:
+        share = member.node.share(use_gpus=self.use_gpus)
+        if share is not None:
+            self._start_one(member.node, share)
 
     def _start_one(self, node: Node, share: Share) -> None:
         actor = self.start(node, share)
@@ -142,13 +149,25 @@ class Crew:
             try:
                 problem = ray.get(ref)
             except ray.exceptions.RayError as exc:
-                if node_lives(member.node):
-                    first = str(exc).splitlines()[0]
-                    raise BatchverifyError(f"a Ray worker could not be started: {first}") from exc
-                self.drop(member.node)
+                self._failed_start(member, exc)
                 continue
             if problem:
                 log.warning("node %s takes no part: %s", member.node, problem)
                 self.drop(member.node)
             else:
                 self.members.append(member)
+                self._failed_starts.pop(member.node.id, None)
+
+    def _failed_start(self, member: Member, exc: Exception) -> None:
+        """An actor died before it answered: try again, unless its node died or nothing starts there."""
+        if not node_lives(member.node):
+            self.drop(member.node)
+            return
+        self._failed_starts[member.node.id] += 1
+        first = str(exc).splitlines()[0]
+        if self._failed_starts[member.node.id] >= START_TRIES:
+            raise BatchverifyError(
+                f"a Ray worker could not be started, {START_TRIES} times in a row: {first}"
+            ) from exc
+        log.warning("a worker of node %s died while it started, another is tried: %s", member.node, first)
+        self._replace(member)

@@ -15,7 +15,7 @@ import numpy as np
 
 from batchverify.cache import KeyIndex
 from batchverify.errors import HungError
-from batchverify.pipeline import Loaded, Loader, LoadPlan, embed_images
+from batchverify.pipeline import Loaded, Loader, LoadPlan, Scores, embed_images, score_indices
 from batchverify.records import Skipped
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
@@ -115,7 +115,7 @@ class Engine(Protocol):
         """Make the head and the (N, 512) float16 vectors known to all workers before pairs are scored."""
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Job:
-        """Score pairs of indices into the shared vectors: (probability, similarity)."""
+        """Score pairs of indices into the shared vectors: the result is `Scores`."""
 
     def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
         """The jobs that are done; empty when `timeout` seconds pass first."""
@@ -220,9 +220,8 @@ class LocalEngine:
     def _embedder(self) -> Any:
         return self.plan.embedder()
 
-    def _score(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores: tuple[np.ndarray, np.ndarray] = self._head(self._vectors[a], self._vectors[b])
-        return scores
+    def _score(self, a: np.ndarray, b: np.ndarray) -> Scores:
+        return score_indices(self._head, self._vectors, a, b)
 
 
 def available_cpus() -> int:

@@ -30,7 +30,7 @@ from batchverify.errors import ManifestError, UsageError
 from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.references import UniqueImages
-from batchverify.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
+from batchverify.tables import BATCH_ROWS, TableFile, ahead, find_files, stream_table, table_of
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,9 @@ class Manifest:
         left = self._limit
         for number, (file, schema) in enumerate(zip(self._files, self._schemas, strict=True)):
             root = self._root(file)
-            for batch in file.batches(schema) if isinstance(file, TableFile) else file.to_batches(BATCH_ROWS):
+            for batch in (
+                ahead(file.batches(schema)) if isinstance(file, TableFile) else file.to_batches(BATCH_ROWS)
+            ):
                 if left is not None:
                     batch = batch.slice(0, left)
                     left -= batch.num_rows

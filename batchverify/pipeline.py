@@ -22,11 +22,14 @@ from batchverify.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from batchverify.embedder import Embedder
+    from batchverify.head import Head
 
 # A chunk of large pictures is cut short once this many bytes of pixels are in memory.
 PIXEL_BUDGET = 256 << 20
 # Files read before the next are decoded: bounds the encoded bytes in memory, and nothing is read twice.
 BITE = 16
+# Pairs whose vectors are copied together, some blocks of the head: more would leave the CPU's cache again.
+GATHERED = 4096
 
 Image = Picture | Face
 
@@ -68,6 +71,16 @@ class Embeddings:
     """
 
     entries: list[Entry]
+    seconds: dict[str, float]
+    peak_memory: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of N pairs: (N,) float32 probability and similarity. seconds: by stage (score). peak_memory: as above."""
+
+    probability: np.ndarray
+    similarity: np.ndarray
     seconds: dict[str, float]
     peak_memory: float = 0.0
 
@@ -143,6 +156,17 @@ class Loader:
             return picture
         # Without a detector the face is cut here, so that no more than it travels to the embedder.
         return fixed_face(picture.pixels, self.plan.settings.crop).scaled(picture.scale)
+
+
+def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> Scores:
+    """Gather and score pairs of (N,) indices into (M, 512) float16 vectors."""
+    watch = Stopwatch()
+    probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
+    with watch.stage("score"):
+        for start in range(0, len(a), GATHERED):
+            rows = slice(start, start + GATHERED)
+            probability[rows], similarity[rows] = head(vectors[a[rows]], vectors[b[rows]])
+    return Scores(probability, similarity, watch.seconds, peak_memory())
 
 
 def embed_images(

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from shutil import get_terminal_size
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from batchverify.stopwatch import Stopwatch
 
 TERMINAL_SECONDS = 0.2
 PLAIN_SECONDS = 15.0
+
+
+class Measured(Protocol):
+    """A result that says how long its stages took, and how much memory (MB) its worker had so far."""
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """By stage."""
+
+    @property
+    def peak_memory(self) -> float:
+        """0 where that cannot be told."""
 
 
 @dataclass
@@ -43,6 +56,11 @@ class Progress:
     def done(self) -> int:
         """Images whose fate is known."""
         return self.cached + self.embedded + self.repeated + self.failed
+
+    def measure(self, done: Measured) -> None:
+        """Take note of what a worker's result says about it."""
+        self.watch.add(done.seconds)
+        self.worker_memory = max(self.worker_memory, done.peak_memory)
 
     def show(self) -> None:
         """Draw the line when enough time has passed since the last."""

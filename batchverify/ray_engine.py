@@ -24,7 +24,7 @@ from batchverify.crew import Crew, Member
 from batchverify.engine import Job, NodeLostError, WorkerLostError, Workers, WorkPlan
 from batchverify.errors import BatchverifyError
 from batchverify.memory import keep_freed_memory
-from batchverify.pipeline import Embeddings, Image, Loaded, Loader, embed_images
+from batchverify.pipeline import Embeddings, Image, Loaded, Loader, Scores, embed_images, score_indices
 from batchverify.records import Skipped
 from batchverify.sharing import SharedPaths
 
@@ -67,12 +67,9 @@ class PairWorker:
         embeddings = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
         return embeddings, self._embedder.compute_path
 
-    def score(
-        self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(probability, similarity) of pairs of indices into `vectors`."""
-        scores: tuple[np.ndarray, np.ndarray] = head(vectors[a], vectors[b])
-        return scores
+    def score(self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> Scores:
+        """The scores of pairs of indices into `vectors`."""
+        return score_indices(head, vectors, a, b)
 
 
 class RayEngine:

@@ -161,7 +161,7 @@ class ImageRun:
         except WorkerLostError as exc:
             self._strike(chunk, exc)
             return
-        self._measure(loaded)
+        self.progress.measure(loaded)
         if len(loaded.keys) < len(chunk):
             self._to_load.appendleft(chunk[len(loaded.keys) :])
         wanted = self._take(loaded, chunk)
@@ -169,10 +169,6 @@ class ImageRun:
             places = [loaded.missing.index(position) for position in wanted]
             keys = [loaded.keys[position] or b"" for position in wanted]
             self._to_embed.append(_Embedding(job, places, [chunk[position] for position in wanted], keys))
-
-    def _measure(self, done: Loaded | Embeddings) -> None:
-        self.progress.watch.add(done.seconds)
-        self.progress.worker_memory = max(self.progress.worker_memory, done.peak_memory)
 
     def _take(self, loaded: Loaded, indices: Sequence[int]) -> list[int]:
         """Settle what a load settled; returns the positions that are to be embedded."""
@@ -227,7 +223,7 @@ class ImageRun:
                 self._suspects.extend([other] for other in self._waiting.pop(key, []))
             self._strike(each.indices, exc)
             return
-        self._measure(done)
+        self.progress.measure(done)
         if self.on_path is not None:
             self.on_path(self.engine.compute_path())
         for index, entry in zip(each.indices, done.entries, strict=True):

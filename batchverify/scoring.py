@@ -171,8 +171,10 @@ def score_rows(job: Job, head: Any, threshold: float, rows: Rows, path: str = ""
         engine.require_shared(rows.place, references)
         ImageRun(engine, references, cache, progress, gallery, wanted, rows.keep_path).run()
         progress.rows = rows.resumed
-        for block, scores in score_pairs(engine, head, rows.missing(job.manifest.blocks(job.scan)), gallery):
-            rows.write(block.first, result_table(block, gallery, scores, threshold))
+        missing = rows.missing(job.manifest.blocks(job.scan))
+        for block, scores in score_pairs(engine, head, missing, gallery, progress):
+            with progress.watch.stage("write rows"):
+                rows.write(block.first, result_table(block, gallery, scores, threshold))
             progress.rows += len(block.a)
             progress.show()
         done = run_counts(job, engine, gallery, progress)

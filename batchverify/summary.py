@@ -23,7 +23,8 @@ class EmbedSummary:
     unique_images = embedded + cached + repeated (other paths with the same bytes) + failed + resumed (those of
     rows that an earlier run finished, not looked at again).
     failures: images by reason. stage_seconds: of all workers together; `wait` is what workers that detect and
-    embed had nothing to do. embedder_busy: the share of their time that they had. peak_memory_mb: of the
+    embed had nothing to do. embedder_busy: the share of their time that they had. image_seconds: by the clock,
+    until the fate of every image was known. peak_memory_mb: of the
     `driver`, and with Ray of the hungriest of its `workers`.
     """
 
@@ -42,6 +43,7 @@ class EmbedSummary:
     stage_seconds: Mapping[str, float]
     embedder_busy: float
     resumed: int = 0
+    image_seconds: float = 0.0
     peak_memory_mb: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
@@ -59,6 +61,7 @@ class EmbedSummary:
             "repeated": progress.repeated,
             "images_per_second": round(rate, 1),
             "stage_seconds": {name: round(each, 3) for name, each in stages.items()},
+            "image_seconds": round(progress.image_seconds, 3),
             "embedder_busy": round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
         }
 
@@ -118,6 +121,7 @@ class ScoreSummary(EmbedSummary):
                 **known,
                 **nothing,
                 "stage_seconds": {},
+                "image_seconds": 0.0,
                 "peak_memory_mb": {"driver": round(peak_memory(), 1)},
                 "resumed": record["unique_images"] - record["failed"],
                 "resumed_rows": record["rows"],

@@ -37,10 +37,14 @@ def score(
     Raises `ManifestError`, `ArtifactError` and `UsageError` for bad input before anything is embedded,
     `NothingScoredError` after writing when no row, or too few rows, could be scored.
     """
+    options = replace(options or ScoreOptions(), **changes)
+    return score_job(Job.open(manifest, options), options, output)
+
+
+def score_job(job: Job, options: ScoreOptions, output: str | Path | None = None) -> ScoreSummary:
+    """Score the pairs of a job that was opened; returns and raises as `score` does."""
     from batchverify.head import find_head
 
-    options = replace(options or ScoreOptions(), **changes)
-    job = Job.open(manifest, options)
     head = find_head(options.head, job.fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
     document = job.document(head.digest, threshold)

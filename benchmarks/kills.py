@@ -1,8 +1,8 @@
-"""A job killed at random moments until it gets through: `python benchmarks/kills.py [--kills N] [--append]`.
+"""One job killed many times until it gets through: `python benchmarks/kills.py [--engine ray] [--append]`.
 
-50,000 pairs of small pictures, the real backbone; the driver gets SIGKILL, SIGTERM or Ctrl-C, or a worker of its
-Ray is killed: the first half of the times after some seconds, then soon after a part was published. Prints
-what each kill left, and whether the rows are those of an undisturbed run.
+50,000 pairs of small pictures, the real backbone. Half of the blows fall some moments after a new segment of the
+cache, half after a new part of the output: SIGKILL, SIGTERM or Ctrl-C for the driver; with Ray an actor or another
+worker as well. Prints what each left, and whether the rows are those of an undisturbed run.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,18 +18,32 @@ import pyarrow.parquet as pq
 from results import publish, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from killing import KilledJob, draw_pairs
+from killing import SIGNALS, Blow, KilledJob, draw_pairs
 
-PART_ROWS = 2_500
-KILLS = ("SIGKILL", "SIGKILL", "SIGTERM", "Ctrl-C")
-HEADER = ["kill", "after s", "parts done", "images in the cache"]
+PART_ROWS = 500
+# Seconds after a segment (of 128 images, half a second of work) or a part (some milliseconds).
+MOMENTS = {"segment": 0.5, "part": 0.02}
+HEADER = ["kill", "after a new", "by s", "images in the cache then", "parts then"]
 
 
-def row(job: KilledJob) -> list[str]:
-    """What the last kill left."""
-    how, after = job.kills[-1] if job.kills else ("none", 0.0)
+def runs(kills: int, engine: str, generator: random.Random) -> Iterator[list[Blow]]:
+    """The blows of each run of the driver; the last is the driver's own."""
+    kinds = (
+        {"segment": ["worker", "actor"], "part": ["actor"]}
+        if engine == "ray"
+        else {"segment": [], "part": []}
+    )
+    for stage, share in (("segment", kills // 2), ("part", kills - kills // 2)):
+        while share:
+            hows = [*kinds[stage], generator.choice(list(SIGNALS))][-share:]
+            share -= len(hows)
+            yield [Blow(how, round(generator.uniform(0, MOMENTS[stage]), 3), stage) for how in hows]
+
+
+def state(job: KilledJob) -> list[str]:
+    """What there is."""
     cached = sum(pq.read_metadata(path).num_rows for path in job.cache.rglob("data/*.parquet"))
-    return [how, f"{after:.1f}", str(job.files("part")), f"{cached:,}"]
+    return [f"{cached:,}", str(job.files("part"))]
 
 
 def main(options: argparse.Namespace) -> None:
@@ -40,24 +55,26 @@ def main(options: argparse.Namespace) -> None:
         manifest = draw_pairs(folder / "images", options.images, options.pairs)
         quiet = KilledJob(manifest, folder / "quiet.parquet", folder / "quiet", PART_ROWS)
         quiet.finish()
-        kinds = (*KILLS, "worker") if options.engine == "ray" else KILLS
         job = KilledJob(manifest, folder / "out.parquet", folder / "cache", PART_ROWS, engine=options.engine)
         rows = []
-        while len(job.kills) < options.kills and not job.out.exists():
-            if len(job.kills) < options.kills // 2:
-                job.kill(generator.choice(kinds), generator.uniform(*options.seconds))
-            else:
-                job.kill(generator.choice(KILLS), generator.uniform(0, 0.02), wait_for="part")
-            rows.append(row(job))
-            print(rows[-1], flush=True)
+        for blows in runs(options.kills, options.engine, generator):
+            fallen = job.run(blows)
+            for blow in blows[:fallen]:
+                last = state(job) if blow is blows[fallen - 1] else ["", ""]
+                rows.append([blow.how, blow.wait_for, f"{blow.after:.3f}", *last])
+                print(rows[-1], flush=True)
+        done = job.out.exists()
         summary = job.finish()
         equal = pa.concat_tables(job.table()).equals(pa.concat_tables(quiet.table()))
         twice = job.embedded_twice()
     print(json.dumps(summary))
-    end = f"rows as undisturbed: {equal}; images of committed segments embedded twice: {twice}; parts rewritten: 0"
+    end = (
+        f"{len(job.kills)} kills, the job unfinished after the last: {not done}; rows as undisturbed: {equal}; "
+        f"images of committed segments embedded twice: {twice}; parts written twice: 0"
+    )
     publish(
         f"{len(job.kills)} kills over {options.pairs:,} pairs of {options.images:,} images, engine {options.engine}",
-        "python benchmarks/kills.py",
+        f"python benchmarks/kills.py --engine {options.engine}",
         f"{table(HEADER, rows)}\n\n{end}",
         append=options.append,
     )
@@ -66,9 +83,8 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--images", type=int, default=2_500)
+    parser.add_argument("--images", type=int, default=5_000)
     parser.add_argument("--pairs", type=int, default=50_000)
-    parser.add_argument("--seconds", type=float, nargs=2, default=(1.5, 6.0))
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--append", action="store_true")

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +19,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 # Parts small enough that kills fall between them.
 SCRIPT = """
 import sys
 from batchverify import output
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
 from batchverify import cache
-cache.COMMIT_ROWS, cache.COMMIT_SECONDS = 128, 2.0
+cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=128, commit_seconds=2.0)
 from batchverify.cli import main
 main({arguments!r})
 """
@@ -43,16 +46,28 @@ def draw_pairs(folder: Path, images: int, pairs: int) -> Path:
     return folder / "pairs.csv"
 
 
+@dataclass(frozen=True)
+class Blow:
+    """What is done to a run: a signal to the driver, or an `actor` or another `worker` of its Ray is killed.
+
+    after: seconds since the blow before, or, with `wait_for`, since a new `segment` of the cache or `part`.
+    """
+
+    how: str
+    after: float
+    wait_for: str = ""
+
+
 @dataclass
 class KilledJob:
-    """One `score` command, run again and again until it gets through. kills: what was done to it, and when."""
+    """One `score` command, run again and again until it gets through. kills: the blows that met it."""
 
     manifest: Path
     out: Path
     cache: Path
     part_rows: int
     engine: str = "local"
-    kills: list[tuple[str, float]] = field(default_factory=list)
+    kills: list[Blow] = field(default_factory=list)
     _parts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def command(self) -> list[str]:
@@ -68,30 +83,36 @@ class KilledJob:
         )
 
     def kill(self, how: str, after: float, *, wait_for: str = "") -> bool:
-        """Run, and after some seconds kill the driver, by a signal, or one worker; whether that met a run.
+        """Run, with one blow; whether that met a run."""
+        return self.run([Blow(how, after, wait_for)]) == 1
 
-        wait_for: the seconds begin with a new `segment` of the cache, or a new `part`.
+    def run(self, blows: Sequence[Blow]) -> int:
+        """Run with blows, one after the other; how many fell before the run was over.
+
+        Who loses a worker or an actor goes on by itself, until a blow falls on the driver.
         """
-        process, started = self.start(), time.monotonic()
-        before = self.files(wait_for)
-        while wait_for and process.poll() is None and self.files(wait_for) <= before:
-            time.sleep(0.002)
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            hit = send(process.pid, how)
-            if how == "worker":
-                # Who lost a worker goes on by itself.
-                _, said = process.communicate(timeout=120)
-                assert process.returncode == 0, said
-            self.kills.append((how, round(time.monotonic() - started, 2)))
-        else:
-            hit = False
-        if how != "worker" or not hit:
-            _, said = process.communicate(timeout=60)
+        process, fallen = self.start(), 0
+        while fallen < len(blows) and self._fall(process, blows[fallen]):
+            self.kills.append(blows[fallen])
+            fallen += 1
+        _, said = process.communicate(timeout=170)
         assert "Traceback" not in said, said
+        if fallen < len(blows) or blows[-1].how not in SIGNALS:
+            assert process.returncode == 0, said
         self.check_parts()
-        return hit
+        return fallen
+
+    def _fall(self, process: subprocess.Popen, blow: Blow) -> bool:
+        before = self.files(blow.wait_for)
+        while blow.wait_for and process.poll() is None and self.files(blow.wait_for) <= before:
+            time.sleep(0.002)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(blow.after)
+        while process.poll() is None:
+            if send(process.pid, blow.how):
+                return True
+            time.sleep(0.01)
+        return False
 
     def finish(self) -> dict:
         """The undisturbed last run; its summary."""
@@ -133,15 +154,17 @@ class KilledJob:
 
 
 def send(driver: int, how: str) -> bool:
-    """End the driver by a signal, or kill one worker of its Ray; whether there was one."""
-    signals = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
-    if how in signals:
-        os.kill(driver, signals[how])
+    """End the driver by a signal, or kill an actor or another worker of its Ray; whether there was one."""
+    if how in SIGNALS:
+        os.kill(driver, SIGNALS[how])
         return True
-    workers = [each for each in descendants(driver) if name_of(each).startswith("ray::")]
-    if workers:
-        os.kill(random.choice(workers), signal.SIGKILL)
-    return bool(workers)
+    names = {each: name_of(each) for each in descendants(driver)}
+    # Ray's own agents are named like workers; one that dies takes the node along.
+    wanted = ("ray::PairWorker",) if how == "actor" else ("ray::load_chunk", "ray::IDLE")
+    found = [each for each, name in names.items() if name.startswith(wanted)]
+    if found:
+        os.kill(random.choice(found), signal.SIGKILL)
+    return bool(found)
 
 
 def descendants(process: int) -> list[int]:

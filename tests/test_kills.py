@@ -4,7 +4,7 @@ import random
 
 import pyarrow as pa
 import pytest
-from killing import KilledJob, draw_pairs
+from killing import Blow, KilledJob, draw_pairs
 
 IMAGES, PAIRS, PART = 350, 6000, 500
 
@@ -44,7 +44,7 @@ def test_the_driver_is_killed_at_random_moments(manifest, undisturbed, tmp_path,
 
 
 @pytest.mark.ray
-def test_a_worker_is_killed(manifest, undisturbed, tmp_path):
+def test_a_worker_and_an_actor_are_killed(manifest, undisturbed, tmp_path):
     job = KilledJob(manifest, tmp_path / "out.parquet", tmp_path / "cache", PART, engine="ray")
-    assert job.kill("worker", 0.1, wait_for="segment")
+    assert job.run([Blow("worker", 0.1, "segment"), Blow("actor", 0)]) == 2
     check(job, undisturbed)

@@ -251,8 +251,10 @@ def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
         return (a + b)[:, 0].astype(np.float32), a[:, 0].astype(np.float32)
 
     for lost in ("score", ""):
-        ((_, scores),) = score_pairs(Forgetful(plan, lost), head, iter([block]), gallery)
+        progress = Progress(quiet=True)
+        ((_, scores),) = score_pairs(Forgetful(plan, lost), head, iter([block]), gallery, progress)
         assert scores[0].tolist() == [3, 5, 7]
+        assert progress.worker_memory > 0 and progress.watch.seconds["score"] > 0
 
 
 def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
@@ -267,7 +269,7 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
     with pytest.raises(
         BatchverifyError, match="rows from 1: 5 workers died while they were scored; the last: no node"
     ):
-        list(score_pairs(local(toy_plan(tmp_path)), head, iter([block]), gallery))
+        list(score_pairs(local(toy_plan(tmp_path)), head, iter([block]), gallery, Progress(quiet=True)))
 
 
 class Sleepy(LocalEngine):
