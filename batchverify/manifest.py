@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchverify.ahead import ahead
 from batchverify.columns import (
     LABEL,
     LosslessTypes,
@@ -30,7 +31,7 @@ from batchverify.errors import ManifestError, UsageError
 from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.references import UniqueImages
-from batchverify.tables import BATCH_ROWS, TableFile, ahead, find_files, stream_table, table_of
+from batchverify.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ import fnmatch
 import glob
 import io
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -26,9 +24,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 65_536
 BUNDLE_ROWS = 8 * BATCH_ROWS
-# Batches that are parsed beforehand.
-AHEAD = 2
-T = TypeVar("T")
 # How files begin that people take for text.
 _SIGNATURES = {
     b"PAR1": "a Parquet file; give it a name that ends in .parquet",
@@ -108,16 +103,6 @@ def _plain_name(location: Location) -> str:
     """The name in lower case without the ending of a compression."""
     name = location.name.lower()
     return name.removesuffix(location.suffix) if location.suffix in COMPRESSIONS else name
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, made in a thread while those before them are used: Arrow parses without the GIL."""
-    end: Any = object()
-    with ThreadPoolExecutor(1, "ahead") as pool:
-        coming = deque(pool.submit(next, items, end) for _ in range(AHEAD))
-        while (item := coming.popleft().result()) is not end:
-            coming.append(pool.submit(next, items, end))
-            yield item
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,16 @@ def score(
     `NothingScoredError` after writing when no row, or too few rows, could be scored.
     """
     options = replace(options or ScoreOptions(), **changes)
-    return score_job(Job.open(manifest, options), options, output)
+    return score_job(Job.open(manifest, options), options, output, source=manifest)
 
 
-def score_job(job: Job, options: ScoreOptions, output: str | Path | None = None) -> ScoreSummary:
-    """Score the pairs of a job that was opened; returns and raises as `score` does."""
+def score_job(
+    job: Job, options: ScoreOptions, output: str | Path | None = None, *, source: Any = None
+) -> ScoreSummary:
+    """Score the pairs of a job that was opened; returns and raises as `score` does.
+
+    source: the manifest as it was given; an output that it would take in at the next run is refused.
+    """
     from batchverify.head import find_head
 
     head = find_head(options.head, job.fingerprint)
@@ -52,7 +57,7 @@ def score_job(job: Job, options: ScoreOptions, output: str | Path | None = None)
         summary = _score_in_memory(job, head, threshold, document)
     else:
         place = Output(output, [Location.parse(name) for name in job.manifest.names])
-        _spare_source(manifest, place)
+        _spare_source(source, place)
         found = _finished(job, options, place, document)
         summary = found or _score_to(job, options, head, threshold, document, place)
         summary = replace(summary, output=os.fspath(output))
@@ -60,12 +65,12 @@ def score_job(job: Job, options: ScoreOptions, output: str | Path | None = None)
     return summary
 
 
-def _spare_source(manifest: Any, place: Output) -> None:
+def _spare_source(source: Any, place: Output) -> None:
     """Refuse an output that the next run of the same command would take for a part of its manifest."""
     written = place.target if place.single else place.target.join("part-00000.parquet")
-    if isinstance(manifest, str | os.PathLike) and would_find(os.fspath(manifest), written):
+    if isinstance(source, str | os.PathLike) and would_find(os.fspath(source), written):
         raise UsageError(
-            f"{place.target}: the next run would read the output as a part of the manifest {manifest}; give it "
+            f"{place.target}: the next run would read the output as a part of the manifest {source}; give it "
             "another folder with -o"
         )
 

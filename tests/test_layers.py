@@ -34,7 +34,7 @@ backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap
 pyramid fused
-errors records version stopwatch memory facenet kernels
+ahead errors records version stopwatch memory facenet kernels
 machine_code
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
