@@ -40,7 +40,9 @@ class FileSink:
             if self._upload is not None:
                 # Whether the store takes what is written is found out now and not after the work.
                 self._upload.write_bytes(b"")
-            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+            # Numbers seldom repeat: looking for it took a third of the time, and made files a quarter larger.
+            texts = [each.name for each in schema if _is_text(each.type)]
+            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd", use_dictionary=texts)
         except OSError as exc:
             self.abandon()
             raise UsageError(f"{target}: cannot be written: {exc}") from exc
@@ -106,6 +108,10 @@ class FileSink:
 def part_files(folder: Location) -> list[Location]:
     """The part files of an output folder, in order; none when it is absent."""
     return [each for each, _ in folder.files() if PART.match(each.name)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
 
 
 @contextmanager

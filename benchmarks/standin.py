@@ -104,7 +104,7 @@ def counted(log: Path) -> dict[str, int]:
 
 def unit_vectors(count: int, seed: int = 0) -> np.ndarray:
     """(N, 512) float32 unit rows."""
-    vectors = np.random.default_rng(seed).normal(size=(count, 512)).astype(np.float32)
+    vectors = np.random.default_rng(seed).standard_normal((count, 512), np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -121,11 +121,12 @@ def image_name(number: int) -> str:
 def make_images(folder: Path, count: int) -> None:
     """Write the first `count` pictures that are not there yet."""
     for first in range(0, count, FOLDER_IMAGES):
-        (folder / image_name(first)).parent.mkdir(parents=True, exist_ok=True)
-        for number in range(first, min(first + FOLDER_IMAGES, count)):
-            place = folder / image_name(number)
-            if not place.exists():
-                place.write_bytes(image_bytes(number))
+        wanted = range(first, min(first + FOLDER_IMAGES, count))
+        below = (folder / image_name(first)).parent
+        below.mkdir(parents=True, exist_ok=True)
+        there = {each.name for each in below.iterdir()}
+        for number in wanted if len(there) < len(wanted) else ():
+            (folder / image_name(number)).write_bytes(image_bytes(number))
 
 
 def make_manifest(path: Path, pairs: int, images: int) -> None:

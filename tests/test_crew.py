@@ -12,20 +12,25 @@ from batchverify.errors import BatchverifyError
 pytestmark = pytest.mark.ray
 
 
-class Stillborn:
-    """Dies with its process while it starts, as long as `deaths` has fewer lines than `count`."""
+def stillborn() -> type:
+    """An actor's class that Ray sends as it is: its workers cannot import a test."""
 
-    def __init__(self, deaths: Path, count: int) -> None:
-        with deaths.open("a+") as file:
-            file.seek(0)
-            if len(file.readlines()) < count:
-                file.write("died\n")
-                file.flush()
-                os._exit(1)
+    class Stillborn:
+        """Dies with its process while it starts, as long as `deaths` has fewer lines than `count`."""
 
-    def ready(self) -> str:
-        """Nothing keeps its node from taking part."""
-        return ""
+        def __init__(self, deaths: Path, count: int) -> None:
+            with deaths.open("a+") as file:
+                file.seek(0)
+                if len(file.readlines()) < count:
+                    file.write("died\n")
+                    file.flush()
+                    os._exit(1)
+
+        def ready(self) -> str:
+            """Nothing keeps its node from taking part."""
+            return ""
+
+    return Stillborn
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def crew_of(ray, tmp_path):
     crews = []
 
     def build(count: int) -> Crew:
-        actors = ray.remote(num_cpus=0, max_restarts=0)(Stillborn)
+        actors = ray.remote(num_cpus=0, max_restarts=0)(stillborn())
 
         def start(node: Node, share: Share):
             return actors.remote(tmp_path / "deaths", count)
