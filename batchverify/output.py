@@ -94,12 +94,14 @@ class Output:
                 parts.look()
             except OSError as exc:
                 raise UsageError(f"{self.target}: cannot be written: {exc}") from exc
+            found = bool(parts.done)
             if retry_failed:
                 parts.done = {n: each for n, each in parts.done.items() if each.scored == each.rows}
             try:
                 yield parts, state
             except BaseException:
-                if not (parts.done or state.get("compute_path")):
+                # What was found counts, done or to be done again: the parts are of use without a retry.
+                if not (found or parts.done or state.get("compute_path")):
                     # Nothing is lost with it: a wrong option leaves no trace.
                     self._forget()
                 raise
