@@ -1,7 +1,5 @@
 """What an unfinished or damaged output must survive: failures at the start, full disks, cut files, odd names."""
 
-import json
-import os
 import resource
 from pathlib import Path
 
