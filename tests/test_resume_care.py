@@ -75,6 +75,25 @@ def test_a_retry_that_fails_at_its_start_leaves_a_half_done_job_as_it_was(out, c
     assert run(out, cache, tmp_path / "m.csv").resumed_rows == 2 * PART
 
 
+def test_another_part_size_of_a_later_release_moves_no_row(out, cache, monkeypatch):
+    stopped(out, cache)
+    for name in ("FILE_ROWS", "FOLDER_ROWS"):
+        monkeypatch.setattr(output, name, 10)
+    assert run(out, cache).resumed_rows == 2 * PART
+    there, wanted = pd.read_parquet(out), pd.read_csv(FACES)
+    assert there["image_a"].tolist() == wanted["image_a"].tolist()
+    assert there["image_b"].tolist() == wanted["image_b"].tolist()
+
+
+def test_a_cut_part_of_a_finished_folder_is_done_again(cache, tmp_path):
+    whole = run(tmp_path / "o", cache).to_arrow()
+    part = tmp_path / "o" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:50])
+    summary = run(tmp_path / "o", cache)
+    assert summary.resumed_rows == summary.rows - PART
+    assert summary.to_arrow().equals(whole)
+
+
 def test_a_full_disk_leaves_no_lock_behind(tmp_path):
     folder = JobFolder(Location.parse(tmp_path / "o"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
