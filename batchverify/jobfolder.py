@@ -67,10 +67,14 @@ class JobFolder:
             self.sweep(everything=self.state() is None)
             yield
         finally:
-            if self.state() is None:
-                self.remove()
-            if descriptor is not None:
-                os.close(descriptor)
+            try:
+                # An error here would hide that of the run; what is left is swept by the next.
+                with suppress(OSError, UsageError):
+                    if self.state() is None:
+                        self.remove()
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
 
     def sweep(self, *, everything: bool = True) -> None:
         """Take away what stands in it, or the temporary files alone; never the lock and files of others."""
@@ -103,20 +107,31 @@ class JobFolder:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
                 descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-                self._take(descriptor)
-                if _is_named(descriptor, folder / LOCK):
-                    os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}".encode(), 0)
+                if self._take(descriptor, folder / LOCK):
                     return descriptor
-                # The run before ended and took the folder away between opening and locking.
-                os.close(descriptor)
         raise UsageError(f"{folder}: vanishes again and again; is another program at work there?")
 
-    def _take(self, descriptor: int) -> None:
+    def _take(self, descriptor: int, path: Path) -> bool:
+        """Lock an open file; closed again, unless it is locked and still has its name."""
+        taken = False
+        try:
+            self._flock(descriptor)
+            # Where not, the run before ended and took the folder away between opening and locking.
+            taken = _is_named(descriptor, path)
+        finally:
+            if not taken:
+                os.close(descriptor)
+        if taken:
+            # Who holds it is said in a message alone: a full disk is found out by what is written next.
+            with suppress(OSError):
+                os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}".encode(), 0)
+        return taken
+
+    def _flock(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             host, _, process = os.pread(descriptor, 200, 0).decode(errors="replace").partition(" ")
-            os.close(descriptor)
             raise UsageError(
                 f"{self.output}: another run is at work on this output (process {process} on {host}): wait for "
                 "it, stop it, or give another output"

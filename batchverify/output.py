@@ -80,7 +80,7 @@ class Output:
 
     @contextmanager
     def claimed(
-        self, document: Mapping[str, Any], *, overwrite: bool, retry_failed: bool
+        self, document: Mapping[str, Any], rows: int, *, overwrite: bool, retry_failed: bool
     ) -> Iterator[tuple[Parts, dict[str, Any]]]:
         """Hold the output alone: its parts, those done found, and the job folder's state.
 
@@ -90,16 +90,18 @@ class Output:
             try:
                 stack.enter_context(self.folder.claimed())
                 state = self._begin(document, overwrite, retry_failed)
-                parts = self._parts(state["token"])
-                parts.look()
+                parts = self._parts(state)
+                parts.look(rows)
             except OSError as exc:
                 raise UsageError(f"{self.target}: cannot be written: {exc}") from exc
+            found = bool(parts.done)
             if retry_failed:
                 parts.done = {n: each for n, each in parts.done.items() if each.scored == each.rows}
             try:
                 yield parts, state
             except BaseException:
-                if not (parts.done or state.get("compute_path")):
+                # What was found counts, done or to be done again: the parts are of use without a retry.
+                if not (found or parts.done or state.get("compute_path")):
                     # Nothing is lost with it: a wrong option leaves no trace.
                     self._forget()
                 raise
@@ -137,10 +139,14 @@ class Output:
             with suppress(OSError):
                 Path(self.target.path).rmdir()
 
-    def _parts(self, token: str) -> Parts:
-        if self.single:
-            return Parts(self.folder.location, token, FILE_ROWS)
-        return Parts(self.target, token, FOLDER_ROWS)
+    def _parts(self, kept: Mapping[str, Any]) -> Parts:
+        """The parts of an attempt. kept: its state or run record; a resumed job cuts as it was begun."""
+        folder = self.folder.location if self.single else self.target
+        return Parts(folder, str(kept.get("token", "")), int(kept.get("part_rows") or self._part_rows))
+
+    @property
+    def _part_rows(self) -> int:
+        return FILE_ROWS if self.single else FOLDER_ROWS
 
     def _begin(self, document: Mapping[str, Any], overwrite: bool, retry_failed: bool) -> dict[str, Any]:
         """The state of the attempt that goes on, or of a new one."""
@@ -150,13 +156,14 @@ class Output:
         if overwrite:
             record = state = None
         if state is None or state["job"] != document:
-            state = {"job": document, "token": uuid.uuid4().hex}
+            state = {"job": document, "token": uuid.uuid4().hex, "part_rows": self._part_rows}
             self.folder.sweep()
             if record is not None and record.get("job") == document:
                 state["compute_path"] = record.get("compute_path", "")
-                state["token"] = record.get("token", state["token"])
+                for name in ("token", "part_rows"):
+                    state[name] = record.get(name, state[name])
                 if self.single and retry_failed:
-                    self._take_apart(self._parts(state["token"]))
+                    self._take_apart(self._parts(state))
             self.folder.keep(state)
         if self.target.is_local and not self.single:
             Path(self.target.path).mkdir(exist_ok=True)
@@ -221,8 +228,9 @@ class Output:
         """Whether a finished folder still has all its parts."""
         if self.single:
             return True
-        there = {number_of(each) for each in part_files(self.target)}
-        return there >= set(self._parts("").numbers(int(record["rows"])))
+        parts, rows = self._parts(record), int(record["rows"])
+        parts.look(rows)
+        return parts.done.keys() == set(parts.numbers(rows))
 
     def _sweep_folder(self) -> None:
         """Temporary files of a run that was killed while it wrote a part into the output folder."""

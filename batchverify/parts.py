@@ -56,13 +56,15 @@ class Parts:
         """The file of a part."""
         return self.folder.join(f"part-{number:05d}.parquet")
 
-    def look(self) -> None:
-        """Find what is done: the parts of this attempt."""
+    def look(self, rows: int) -> None:
+        """Find what is done: the parts of this attempt with as many of all `rows` as their numbers demand."""
         for place in part_files(self.folder):
             about = footer(place)
             if about.get("token") == self.token and self.place(int(about["part"])).name == place.name:
                 names = PartRecord.__dataclass_fields__
-                self.done[int(about["part"])] = PartRecord(**{name: about[name] for name in names})
+                record = PartRecord(**{name: about[name] for name in names})
+                if record.rows == min(self.size, rows - record.part * self.size):
+                    self.done[record.part] = record
 
     def split(self, blocks: Iterable[Block]) -> Iterator[tuple[int, Block]]:
         """Blocks cut at the borders, each with the number of its part."""

@@ -97,7 +97,8 @@ def _score_to(
 ) -> ScoreSummary:
     # Read before anything is written: a manifest that is none leaves no job folder behind.
     schema, total = output_schema(job.scan.carried), job.scan.rows
-    with place.claimed(document, overwrite=options.overwrite, retry_failed=options.retry_failed) as claim:
+    begin = place.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
+    with begin as claim:
         parts, state = claim
         rows = PartRows(place, parts, state, schema, total)
         try:
@@ -107,6 +108,7 @@ def _score_to(
         record = {
             **job.record(document, summary.to_json()),
             "token": parts.token,
+            "part_rows": parts.size,
             "output": str(place.target),
         }
         place.publish(parts, record, total)
