@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +19,7 @@ from batchverify.crops import Face, fixed_face
 from batchverify.decoding import decode, decoder_set, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.images import read_image
+from batchverify.locations import scheme_of
 from batchverify.memory import peak_memory
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
@@ -27,6 +32,11 @@ if TYPE_CHECKING:
 PIXEL_BUDGET = 256 << 20
 # Files read before the next are decoded: bounds the encoded bytes in memory, and nothing is read twice.
 BITE = 16
+# From object stores so many are read side by side, as many as pyarrow has connections for, and so many at once.
+READERS = 24
+REMOTE_BITE = 48
+# A chunk is cut short, too, where a store takes so long over it: others see that the run goes on.
+PATIENT_SECONDS = 45.0
 
 Image = Picture | Face
 
@@ -88,19 +98,45 @@ class Loader:
 
     def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
         """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
-        watch = Stopwatch()
+        watch, started = Stopwatch(), time.monotonic()
         loaded, images = Loaded(seconds=watch.seconds), []
-        for start in range(0, len(references), BITE):
-            images += self._bite(loaded, references[start : start + BITE], watch)
-            if sum(image.pixels.nbytes for image in images) > PIXEL_BUDGET:
-                break
+        with closing(self._bites(references, watch)) as bites:
+            for data in bites:
+                images += self._bite(loaded, data, watch)
+                if sum(image.pixels.nbytes for image in images) > PIXEL_BUDGET:
+                    break
+                if time.monotonic() - started > PATIENT_SECONDS:
+                    break
         loaded.peak_memory = peak_memory()
         return loaded, images
 
-    def _bite(self, loaded: Loaded, references: Sequence[str], watch: Stopwatch) -> list[Image]:
+    def _bites(self, references: Sequence[str], watch: Stopwatch) -> Iterator[list[bytes | Skipped]]:
+        """The bytes of the images, in order, some at a time.
+
+        From object stores they come side by side, and while some are decoded the next are on their way.
+        """
+        if not any(map(scheme_of, references)):
+            for start in range(0, len(references), BITE):
+                with watch.stage("read"):
+                    data = [read_image(each, self.plan.limits) for each in references[start : start + BITE]]
+                yield data
+            return
+        pool = ThreadPoolExecutor(READERS, "read")
+        waiting = deque(references)
+        ahead: deque[Future[bytes | Skipped]] = deque()
+        try:
+            while waiting or ahead:
+                while waiting and len(ahead) < 2 * REMOTE_BITE:
+                    ahead.append(pool.submit(read_image, waiting.popleft(), self.plan.limits))
+                with watch.stage("read"):
+                    data = [ahead.popleft().result() for _ in range(min(REMOTE_BITE, len(ahead)))]
+                yield data
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _bite(self, loaded: Loaded, data: Sequence[bytes | Skipped], watch: Stopwatch) -> list[Image]:
         """Settle a few more images of a chunk in `loaded`; returns those that go to the embedder."""
         with watch.stage("read"):
-            data = [read_image(reference, self.plan.limits) for reference in references]
             keys = [None if isinstance(each, Skipped) else self.key(each) for each in data]
         with watch.stage("look up"):
             entries = self._look_up([key for key in keys if key is not None])

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.locations import Location, publish
 from batchverify.results import RECORD_KEY, record_text
+from batchverify.stores import patiently
 
 PART = re.compile(r"^part-(\d{5,})\.parquet$")
 
@@ -64,7 +65,8 @@ class FileSink:
             publish(self._temporary, Path(self._target.path))
             return
         try:
-            self._send(self._upload)
+            upload = self._upload
+            patiently(lambda: self._send(upload))
         except OSError as exc:
             # The work is not lost with the upload (a store may refuse to move more than 5 GB, say).
             kept = self._temporary.rename(

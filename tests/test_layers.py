@@ -32,7 +32,7 @@ spelling
 backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn
-pyramid fused
+pyramid fused stores
 errors records version stopwatch memory facenet kernels
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
