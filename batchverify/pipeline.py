@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 PIXEL_BUDGET = 256 << 20
 # Files read before the next are decoded: bounds the encoded bytes in memory, and nothing is read twice.
 BITE = 16
-# From object stores so many are read side by side, as many as pyarrow has connections for, and so many at once.
+# From object stores they are read side by side: nearly as many as pyarrow has connections for.
 READERS = 24
-REMOTE_BITE = 48
+AHEAD = 2 * BITE
 # A chunk is cut short, too, where a store takes so long over it: others see that the run goes on.
 PATIENT_SECONDS = 45.0
 
@@ -99,19 +99,20 @@ class Loader:
     def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
         """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
         watch, started = Stopwatch(), time.monotonic()
-        loaded, images = Loaded(seconds=watch.seconds), []
-        with closing(self._bites(references, watch)) as bites:
+        loaded = Loaded(seconds=watch.seconds)
+        images: list[Image] = []
+        with closing(self._bites(references, watch, lambda: _room(loaded, images))) as bites:
             for data in bites:
                 images += self._bite(loaded, data, watch)
-                if sum(image.pixels.nbytes for image in images) > PIXEL_BUDGET:
-                    break
-                if time.monotonic() - started > PATIENT_SECONDS:
+                if not _room(loaded, images) or time.monotonic() - started > PATIENT_SECONDS:
                     break
         loaded.peak_memory = peak_memory()
         return loaded, images
 
-    def _bites(self, references: Sequence[str], watch: Stopwatch) -> Iterator[list[bytes | Skipped]]:
-        """The bytes of the images, in order, some at a time.
+    def _bites(
+        self, references: Sequence[str], watch: Stopwatch, room: Callable[[], int]
+    ) -> Generator[list[bytes | Skipped], None, None]:
+        """The bytes of the images in order, some at a time; room: how many more are wanted, by all one knows.
 
         From object stores they come side by side, and while some are decoded the next are on their way.
         """
@@ -122,14 +123,13 @@ class Loader:
                 yield data
             return
         pool = ThreadPoolExecutor(READERS, "read")
-        waiting = deque(references)
-        ahead: deque[Future[bytes | Skipped]] = deque()
+        waiting, ahead = deque(references), deque[Future[bytes | Skipped]]()
         try:
             while waiting or ahead:
-                while waiting and len(ahead) < 2 * REMOTE_BITE:
+                while waiting and len(ahead) < max(BITE, min(AHEAD, room())):
                     ahead.append(pool.submit(read_image, waiting.popleft(), self.plan.limits))
                 with watch.stage("read"):
-                    data = [ahead.popleft().result() for _ in range(min(REMOTE_BITE, len(ahead)))]
+                    data = [ahead.popleft().result() for _ in range(min(BITE, len(ahead)))]
                 yield data
         finally:
             pool.shutdown(cancel_futures=True)
@@ -179,6 +179,14 @@ class Loader:
             return picture
         # Without a detector the face is cut here, so that no more than it travels to the embedder.
         return fixed_face(picture.pixels, self.plan.settings.crop).scaled(picture.scale)
+
+
+def _room(loaded: Loaded, images: Sequence[Image]) -> int:
+    """How many more images of a chunk the memory for pixels will take, if they are as large as those so far."""
+    if not images:
+        return AHEAD
+    taken = sum(image.pixels.nbytes for image in images)
+    return max(0, -(-(PIXEL_BUDGET - taken) * len(loaded.keys) // taken))
 
 
 def embed_images(

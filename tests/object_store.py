@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -13,12 +14,16 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "hidden-hidden-hidden"}
 ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>{}</Message></Error>"
+_RANDOM = re.compile(r"uploadId=[^&]*|\d{20}-\w+-[0-9a-f]{8}|[0-9a-f]{8,}")
+HOP = ("content-length", "connection", "transfer-encoding", "expect")
 ANSWERS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "503": (503, "SlowDown", "Please reduce your request rate."),
@@ -32,12 +37,14 @@ class Weather:
 
     Kinds: 500, 503, 403, reset (of the connection), cut (half of the body), slow (an answer after `slow`). The fate
     of a request follows from the seed, the request and how often it came: the same in every run.
-    poisoned: kinds by a part of the path, for every request of it.
+    first: what befalls every request when it comes for the first time. poisoned: kinds by a part of the path, for
+    every request of it.
     """
 
     latency: float = 0.0
     slow: float = 20.0
     faults: dict[str, float] = field(default_factory=dict)
+    first: str = ""
     poisoned: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     done: Counter[str] = field(default_factory=Counter)
@@ -46,10 +53,14 @@ class Weather:
 
     def fate(self, request: str) -> str:
         """The kind of fault that befalls a request; empty for none."""
+        # Names of temporary objects and segments hold times and random parts: their fate must not.
+        request = _RANDOM.sub("*", request)
         self.came[request] += 1
         for part, kind in self.poisoned.items():
             if part in request:
                 return kind
+        if self.first and self.came[request] == 1:
+            return self.first
         drawn = blake2b(f"{self.seed} {self.came[request]} {request}".encode(), digest_size=4).digest()
         at = struct.unpack("I", drawn)[0] / 2**32
         for kind, share in self.faults.items():
@@ -82,7 +93,6 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         weather = self.server.weather
         body = self._body()
-        # Keys of temporary objects hold random parts: their fate must not.
         fate = weather.fate(f"{self.command} {self.path} {self.headers.get('Range', '')}")
         weather.done[fate or self.command] += 1
         time.sleep(weather.slow if fate == "slow" else weather.latency)
@@ -94,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             status, code, text = ANSWERS[fate]
             self._send(status, {"Content-Type": "application/xml"}, ERROR.format(code, text).encode())
             return
-        self.behind.request(self.command, self.path, body, dict(self.headers.items()))
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP}
+        self.behind.request(self.command, self.path, body, headers)
         answer = self.behind.getresponse()
         self._send(answer.status, dict(answer.getheaders()), answer.read(), cut=fate == "cut")
 
@@ -104,12 +115,20 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Expect") == "100-continue":
             self.send_response_only(100)
             self.end_headers()
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        pieces = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(pieces)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, *, cut: bool = False) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
-            if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+            if name.lower() not in HOP:
                 self.send_header(name, value)
         length = next((v for k, v in headers.items() if k.lower() == "content-length"), str(len(body)))
         self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
@@ -150,6 +169,10 @@ class Store:
         """Other weather from now on; without settings a fine day."""
         self.proxy.weather = Weather(**settings)  # type: ignore[arg-type]
         return self.proxy.weather
+
+    def client(self) -> Any:
+        """A client that talks to the S3 API itself, whatever the weather."""
+        return boto3.client("s3", endpoint_url=f"http://{self.direct}", region_name="us-east-1")
 
     def options(self, address: str = "") -> str:
         """The options of a URI that lead through the proxy."""
