@@ -19,7 +19,8 @@ from batchverify.locations import Location
 
 FOLDER = Path(__file__).resolve().parent.parent / "sample_manifests"
 OPTIONS = {"crop": "none", "quiet": True, "device": "cpu"}
-SEED = 3
+# With it the first job meets each kind of fault, and one slow answer: 10 s until it is asked for again.
+SEED = 0
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_in_bad_weather_all_rows_come_back_and_are_scored(store: Store, tmp_path
     assert (far.rows, far.failed) == (local.rows, 0)
     assert far.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
     assert all(weather.done[kind] for kind in ("500", "503", "slow")), weather.done
-    weather = store.weather(seed=SEED, faults={"500": 0.1, "503": 0.1, "reset": 0.05})
+    weather = store.weather(seed=SEED, faults={"500": 0.04, "503": 0.04, "reset": 0.02})
     again = batchverify.score(
         place.format("faces.csv"), place.format("parts"), cache=place.format("cache"), **OPTIONS
     )
