@@ -31,6 +31,7 @@ from batchverify.segments import (
     vector_table,
     write_segment,
 )
+from batchverify.stores import is_denied, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +235,9 @@ class EmbeddingCache:
             raise self._unusable(exc) from exc
 
     def _mark_bad(self, location: Location, exc: Exception) -> None:
+        if isinstance(exc, OSError) and (is_passing(exc) or is_denied(exc)):
+            # The store's fault says nothing of the segment.
+            raise self._unusable(exc) from exc
         self.bad_segments.add(str(location))
         log.warning("%s: this cache segment is passed over, its images are embedded anew: %s", location, exc)
 
@@ -248,11 +252,10 @@ class EmbeddingCache:
         if stated.kind() == "absent":
             stated.write_bytes(self.fingerprint.canonical.encode(), staging=self.folder.join("tmp"))
             return
-        with stated.filesystem.open_input_file(stated.path) as file:
-            if file.read().decode(errors="replace") != self.fingerprint.canonical:
-                raise ArtifactError(
-                    f"{stated}: not the fingerprint that the folder's name stands for; move it away"
-                )
+        if stated.read_bytes().decode(errors="replace") != self.fingerprint.canonical:
+            raise ArtifactError(
+                f"{stated}: not the fingerprint that the folder's name stands for; move it away"
+            )
 
     def _sweep(self) -> None:
         if not self.folder.is_local:

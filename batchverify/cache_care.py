@@ -63,8 +63,7 @@ class _Folder:
     def document(self) -> Mapping[str, Any]:
         """What `fingerprint.json` says; one of `DAMAGE` where that is not what the name stands for."""
         file = self.location.join("fingerprint.json")
-        with file.filesystem.open_input_file(file.path) as source:
-            document = json.loads(source.read())
+        document = json.loads(file.read_bytes())
         if not isinstance(document, dict) or EmbeddingFingerprint(document).id != self.id:
             raise ValueError("is not the fingerprint that the folder's name stands for")
         return document

@@ -137,10 +137,10 @@ class Head:
         """Read an artifact from a path or URI; `ArtifactError` for a file that is no head."""
         place = location if isinstance(location, Location) else Location.parse(str(location))
         try:
-            with place.filesystem.open_input_file(place.path) as file:
-                return cls.from_bytes(file.read(), str(place))
+            data = place.read_bytes()
         except OSError as exc:
             raise ArtifactError(f"{place}: the head cannot be read: {exc}") from exc
+        return cls.from_bytes(data, str(place))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Head:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from batchverify.errors import UsageError
-from batchverify.locations import REMOTE_SCHEMES, Location, scheme_of
+from batchverify.locations import Location, scheme_of
 from batchverify.records import Limits, Reason, Skipped
+from batchverify.stores import SCHEMES, is_denied, patiently
 
 _DATA_URI = re.compile(r"data:[^/]*(/[^/]*)?[;,]", re.IGNORECASE)
 # Cells come back in messages; a data: URI may hold megabytes.
@@ -36,7 +37,7 @@ class ImageRoot:
         if cell is None or not cell.strip():
             return Skipped(Reason.NOT_FOUND, "the cell is empty")
         scheme = "data" if _DATA_URI.match(cell) else scheme_of(cell)
-        if scheme and scheme not in ("file", *REMOTE_SCHEMES):
+        if scheme and scheme not in ("file", *SCHEMES):
             return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {_short(cell)}")
         try:
             location = self._absolute(cell, scheme)
@@ -71,12 +72,14 @@ def read_image(location: str, limits: Limits) -> bytes | Skipped:
     """The bytes of one image at an absolute path or URI, or the reason why they are not to be had."""
     try:
         if scheme_of(location):
-            return _read_remote(Location.parse(location), limits)
+            place = Location.parse(location)
+            return patiently(lambda: _read_remote(place, limits))
         return _read_local(location, limits)
     except (FileNotFoundError, NotADirectoryError):
         return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
     except (OSError, ValueError, pa.ArrowException, UsageError) as exc:  # ValueError: NUL, lone surrogates
-        return Skipped(Reason.UNREADABLE, f"{location}: {getattr(exc, 'strerror', None) or exc}")
+        reason = Reason.FORBIDDEN if is_denied(exc) else Reason.UNREADABLE
+        return Skipped(reason, f"{location}: {getattr(exc, 'strerror', None) or exc}")
 
 
 def _read_local(path: str, limits: Limits) -> bytes | Skipped:

@@ -41,8 +41,7 @@ class JobFolder:
         """What `job.json` holds; None without one. `UsageError` for one that is not ours."""
         place = self.location.join(STATE)
         try:
-            with place.filesystem.open_input_file(place.path) as file:
-                state = json.loads(file.read())
+            state = json.loads(place.read_bytes())
             if {"job", "token"} <= state.keys():
                 return dict(state)
         except (FileNotFoundError, NotADirectoryError):

@@ -7,48 +7,27 @@ import re
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-import pyarrow as pa
 from pyarrow import fs
 
 from batchverify.errors import UsageError
+from batchverify.stores import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, patiently
 
-REMOTE_SCHEMES = ("s3", "gs", "gcs")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
-# Keys may hold question marks (`photo.php?id=7.jpg`): only the names of pyarrow's options start options.
-_OPTIONS = (
-    "region|scheme|endpoint_override|allow_delayed_open|allow_bucket_creation|allow_bucket_deletion|"
-    "tls_ca_file_path|tls_ca_dir_path|tls_verify_certificates|smart_defaults|retry_limit_seconds|project_id"
-)
-_QUERY = re.compile(rf"\?(?:{_OPTIONS})=[^?]*$")
-# What a file system takes from the environment when it is made: another value, another file system.
-_ENVIRONMENT = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_PROFILE",
-    "AWS_DEFAULT_REGION",
-)
+_CONTAINER = re.compile(r"([a-zA-Z0-9$][a-zA-Z0-9-]*)@([a-zA-Z0-9]+(?:\.[a-zA-Z0-9-]+)*)")
+_QUERY = re.compile(rf"\?(?:{OPTIONS})=[^?]*$")
+_SECRET = re.compile(r"[?&](?:access_key|secret_key|session_token|account_key|client_secret|sas_token|sig)=")
 
 
 def scheme_of(text: str) -> str:
     """The scheme of a URI in lower case; empty for a plain path (`C:\\x` and `a:b` are paths)."""
     match = _SCHEME.match(text)
     return match.group(1).lower() if match else ""
-
-
-@lru_cache(maxsize=64)
-def _file_system(scheme: str, bucket: str, query: str, environment: tuple[str | None, ...]) -> fs.FileSystem:
-    try:
-        return fs.FileSystem.from_uri(f"{scheme}://{bucket}{query}")[0]
-    except (pa.ArrowException, OSError, ValueError) as exc:
-        raise UsageError(f"{scheme}://{bucket}{query}: cannot be opened: {exc}") from exc
 
 
 @dataclass(frozen=True)
@@ -64,7 +43,8 @@ class Location:
         """Parse a path or URI; options follow a question mark (`s3://bucket/key?endpoint_override=…`).
 
         Keys are taken as they stand, without percent-decoding; empty, `.` and `..` parts are resolved.
-        Raises `UsageError` for schemes other than file, s3, gs and gcs, and for URIs without a bucket.
+        `abfs://container@account.dfs.core.windows.net/key` keeps its account among the options. Raises
+        `UsageError` for schemes other than file and those of object stores, and for URIs without a bucket.
         """
         text = os.fspath(text)
         if not text:
@@ -75,15 +55,26 @@ class Location:
         rest = text[len(scheme) + 3 :]
         if scheme == "file":
             return cls._of_file_uri(text, rest)
-        if scheme not in REMOTE_SCHEMES:
-            known = ", ".join(REMOTE_SCHEMES)
+        if scheme not in SCHEMES:
+            known = ", ".join(SCHEMES)
             raise UsageError(f"{text}: scheme '{scheme}' is not supported (local paths, file, {known})")
+        return cls._of_store(scheme, rest)
+
+    @classmethod
+    def _of_store(cls, scheme: str, rest: str) -> Location:
         query = _QUERY.search(rest)
-        path = rest[: query.start()] if query else rest
-        if not _BUCKET.fullmatch(path.split("/", 1)[0]):
-            # The text is not repeated: what stands before the bucket may be a secret.
+        path, options = (rest[: query.start()], query.group(0)) if query else (rest, "")
+        bucket, slash, key = path.partition("/")
+        if scheme in AZURE_SCHEMES:
+            scheme = AZURE_SCHEMES[0]
+            named = _CONTAINER.fullmatch(bucket)
+            if named:
+                bucket = named.group(1)
+                options = f"{ACCOUNT}{named.group(2)}" + options.replace("?", "&", 1)
+        if not _BUCKET.fullmatch(bucket) or _SECRET.search(rest):
+            # The text is not repeated: what stands before the bucket, or in an option, may be a secret.
             raise UsageError(f"{scheme}://…: a bucket's name must follow; keys belong in the environment")
-        return cls(path, scheme, query.group(0) if query else "").normal()
+        return cls(bucket + slash + key, scheme, options).normal()
 
     @classmethod
     def _of_file_uri(cls, text: str, rest: str) -> Location:
@@ -114,8 +105,7 @@ class Location:
             if _SURROGATE.search(self.path):
                 raise UsageError(f"{self.path!a}: the path is not UTF-8")
             return fs.LocalFileSystem()
-        environment = tuple(os.environ.get(name) for name in _ENVIRONMENT)
-        return _file_system(self.scheme, self.path.split("/", 1)[0], self.query, environment)
+        return file_system(self.scheme, self.path.split("/", 1)[0], self.query)
 
     @property
     def name(self) -> str:
@@ -138,11 +128,16 @@ class Location:
         return Location("/".join([self.path.rstrip("/"), *parts]), self.scheme, self.query)
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self.scheme}://{self.path}{self.query}"
+        if self.is_local or not self.query.startswith(ACCOUNT):
+            return self.path if self.is_local else f"{self.scheme}://{self.path}{self.query}"
+        account, more, options = self.query.removeprefix(ACCOUNT).partition("&")
+        bucket, slash, key = self.path.partition("/")
+        return f"{self.scheme}://{bucket}@{account}{slash}{key}{'?' if more else ''}{options}"
 
     def kind(self) -> str:
         """`file`, `folder` or `absent`."""
-        info = self.filesystem.get_file_info(self.path)
+        filesystem = self.filesystem
+        info = patiently(lambda: filesystem.get_file_info(self.path))
         return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(info.type, "absent")
 
     def files(self, *, recursive: bool = False) -> list[tuple[Location, int]]:
@@ -151,7 +146,8 @@ class Location:
         Raises `UsageError` where a name is not UTF-8: neither a manifest nor a message could hold it.
         """
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        infos = self.filesystem.get_file_info(selector)
+        filesystem = self.filesystem
+        infos = patiently(lambda: filesystem.get_file_info(selector))
         try:
             found = [(info.path, info.size) for info in infos if info.type == fs.FileType.File]
         except UnicodeDecodeError as exc:
@@ -169,8 +165,7 @@ class Location:
         `staging` is a folder of the same file system for the temporary file (default: this folder).
         """
         if not self.is_local:
-            with self.filesystem.open_output_stream(self.path) as stream:
-                stream.write(data)
+            patiently(lambda: self._put(data))
             return
         folder = Path((staging or self.parent).path)
         temporary = folder / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -183,6 +178,18 @@ class Location:
         finally:
             with suppress(FileNotFoundError, NotADirectoryError):
                 temporary.unlink()
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises OSError."""
+        return patiently(self._get)
+
+    def _get(self) -> bytes:
+        with self.filesystem.open_input_file(self.path) as file:
+            return bytes(file.read())
+
+    def _put(self, data: Any) -> None:
+        with self.filesystem.open_output_stream(self.path) as stream:
+            stream.write(data)
 
 
 def publish(temporary: Path, target: Path) -> None:

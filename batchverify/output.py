@@ -208,8 +208,7 @@ class Output:
             return record
         success = self.target.join(SUCCESS)
         if success.kind() == "file":
-            with success.filesystem.open_input_file(success.path) as file:
-                return self._parsed(success, file.read())
+            return self._parsed(success, success.read_bytes())
         for part in part_files(self.target):
             if "part" not in footer(part):
                 raise UsageError(f"{part}: {foreign}")

@@ -16,6 +16,7 @@ from batchverify.locations import Location
 from batchverify.manifest import Block
 from batchverify.results import RECORD_KEY
 from batchverify.sinks import PART, SUCCESS, FileSink, part_files
+from batchverify.stores import is_denied, is_passing
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,18 @@ class PartWriter:
 
 
 def footer(place: Location) -> Mapping[str, Any]:
-    """The run record, or the part's, in a Parquet file's footer; empty where there is none."""
+    """The run record, or the part's, in a Parquet file's footer; empty where there is none.
+
+    `BatchverifyError` where an object store does not say.
+    """
     try:
         with place.filesystem.open_input_file(place.path) as file:
             metadata = pq.ParquetFile(file).metadata.metadata or {}
         record = json.loads(metadata.get(RECORD_KEY.encode(), b"{}"))
-    except (OSError, pa.ArrowException, ValueError):
+    except (OSError, pa.ArrowException, ValueError) as exc:
+        if is_passing(exc) or is_denied(exc):
+            # What cannot be read now may be a finished part.
+            raise BatchverifyError(f"{place}: cannot be read: {exc}") from exc
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +19,7 @@ from batchverify.crops import Face, fixed_face
 from batchverify.decoding import decode, decoder_set, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.images import read_image
+from batchverify.locations import scheme_of
 from batchverify.memory import peak_memory
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
@@ -30,6 +35,11 @@ PIXEL_BUDGET = 256 << 20
 BITE = 16
 # Pairs whose vectors are copied together, some blocks of the head: more would leave the CPU's cache again.
 GATHERED = 4096
+# From object stores they are read side by side: nearly as many as pyarrow has connections for.
+READERS = 24
+AHEAD = 2 * BITE
+# A chunk is cut short, too, where a store takes so long over it: others see that the run goes on.
+PATIENT_SECONDS = 45.0
 
 Image = Picture | Face
 
@@ -101,19 +111,45 @@ class Loader:
 
     def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
         """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
-        watch = Stopwatch()
-        loaded, images = Loaded(seconds=watch.seconds), []
-        for start in range(0, len(references), BITE):
-            images += self._bite(loaded, references[start : start + BITE], watch)
-            if sum(image.pixels.nbytes for image in images) > PIXEL_BUDGET:
-                break
+        watch, started = Stopwatch(), time.monotonic()
+        loaded = Loaded(seconds=watch.seconds)
+        images: list[Image] = []
+        with closing(self._bites(references, watch, lambda: _room(loaded, images))) as bites:
+            for data in bites:
+                images += self._bite(loaded, data, watch)
+                if not _room(loaded, images) or time.monotonic() - started > PATIENT_SECONDS:
+                    break
         loaded.peak_memory = peak_memory()
         return loaded, images
 
-    def _bite(self, loaded: Loaded, references: Sequence[str], watch: Stopwatch) -> list[Image]:
+    def _bites(
+        self, references: Sequence[str], watch: Stopwatch, room: Callable[[], int]
+    ) -> Generator[list[bytes | Skipped], None, None]:
+        """The bytes of the images in order, some at a time; room: how many more are wanted, by all one knows.
+
+        From object stores they come side by side, and while some are decoded the next are on their way.
+        """
+        if not any(map(scheme_of, references)):
+            for start in range(0, len(references), BITE):
+                with watch.stage("read"):
+                    data = [read_image(each, self.plan.limits) for each in references[start : start + BITE]]
+                yield data
+            return
+        pool = ThreadPoolExecutor(READERS, "read")
+        waiting, ahead = deque(references), deque[Future[bytes | Skipped]]()
+        try:
+            while waiting or ahead:
+                while waiting and len(ahead) < max(BITE, min(AHEAD, room())):
+                    ahead.append(pool.submit(read_image, waiting.popleft(), self.plan.limits))
+                with watch.stage("read"):
+                    data = [ahead.popleft().result() for _ in range(min(BITE, len(ahead)))]
+                yield data
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _bite(self, loaded: Loaded, data: Sequence[bytes | Skipped], watch: Stopwatch) -> list[Image]:
         """Settle a few more images of a chunk in `loaded`; returns those that go to the embedder."""
         with watch.stage("read"):
-            data = [read_image(reference, self.plan.limits) for reference in references]
             keys = [None if isinstance(each, Skipped) else self.key(each) for each in data]
         with watch.stage("look up"):
             entries = self._look_up([key for key in keys if key is not None])
@@ -167,6 +203,14 @@ def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray)
             rows = slice(start, start + GATHERED)
             probability[rows], similarity[rows] = head(vectors[a[rows]], vectors[b[rows]])
     return Scores(probability, similarity, watch.seconds, peak_memory())
+
+
+def _room(loaded: Loaded, images: Sequence[Image]) -> int:
+    """How many more images of a chunk the memory for pixels will take, if they are as large as those so far."""
+    if not images:
+        return AHEAD
+    taken = sum(image.pixels.nbytes for image in images)
+    return max(0, -(-(PIXEL_BUDGET - taken) * len(loaded.keys) // taken))
 
 
 def embed_images(

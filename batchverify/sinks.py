@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.locations import Location, publish
 from batchverify.results import RECORD_KEY, record_text
+from batchverify.stores import patiently
 
 # Last of all in a folder of parts: all are there.
 SUCCESS = "_SUCCESS"
@@ -68,7 +69,8 @@ class FileSink:
             publish(self._temporary, Path(self._target.path))
             return
         try:
-            self._send(self._upload)
+            upload = self._upload
+            patiently(lambda: self._send(upload))
         except OSError as exc:
             # The work is not lost with the upload (a store may refuse to move more than 5 GB, say).
             kept = self._temporary.rename(

@@ -13,7 +13,8 @@ _PART = r"(?:[^/:?\x00.][^/:?\x00]*|\.[^/:?\x00.][^/:?\x00]*|\.\.[^/:?\x00]+)"
 _PLAIN = rf"{_PART}(?:/{_PART})*"
 # A letter or digit: cells of blanks alone are empty.
 _WORD = r"[A-Za-z0-9]"
-_LED = r"^(?P<lead>(?:\.\.?/)+|/|(?:s3|gs|gcs)://[a-zA-Z0-9][a-zA-Z0-9._-]*/)" + rf"(?P<rest>{_PLAIN})$"
+_STORE = r"(?:s3|gs|gcs)://[a-zA-Z0-9][a-zA-Z0-9._-]*/|abfss?://[a-zA-Z0-9][a-zA-Z0-9-]*@[a-zA-Z0-9.-]+/"
+_LED = rf"^(?P<lead>(?:\.\.?/)+|/|{_STORE})(?P<rest>{_PLAIN})$"
 _REFUSED = b"\0"
 
 

@@ -18,7 +18,7 @@ from batchverify.backbones import build_network, load_backbone
 from batchverify.datasets import prepare_lfw
 from batchverify.embedder import Embedder
 from batchverify.head import find_head
-from batchverify.metrics import Measured, measure
+from batchverify.metrics import Metrics, measure
 
 BATCH = 32
 SETTINGS = ({"crop": "detect"}, {"crop": "detect", "tta": "flip"}, {"crop": "center"}, {"crop": "none"})
@@ -44,7 +44,7 @@ def table_row(manifest: Path, settings: dict[str, str]) -> list[str]:
     return [", ".join(settings.values()), *figures(got), embedded, f"{summary.images_per_second:.1f}"]
 
 
-def figures(got: Measured) -> list[str]:
+def figures(got: Metrics) -> list[str]:
     """The cells of the accuracy columns."""
     return [
         f"{got.auc:.5f}",

@@ -75,7 +75,10 @@ def test_relative_paths_start_here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("http://host/a", "http://host/a: scheme 'http' is not supported (local paths, file, s3, gs, gcs)"),
+        (
+            "http://host/a",
+            "http://host/a: scheme 'http' is not supported (local paths, file, s3, gs, gcs, abfs, abfss, az)",
+        ),
         ("file://host/a", "file://host/a: three slashes and an absolute path must follow 'file:'"),
         ("file://", "file://: three slashes and an absolute path must follow 'file:'"),
         ("s3://", "s3://…: a bucket's name must follow; keys belong in the environment"),

@@ -1,0 +1,132 @@
+"""Whole jobs in an object store in bad weather, and killed on the way: the rows of a local run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from killing import SCRIPT, draw_pairs
+from object_store import Store, object_store
+
+import batchverify
+from batchverify.locations import Location
+
+FOLDER = Path(__file__).resolve().parent.parent / "sample_manifests"
+OPTIONS = {"crop": "none", "quiet": True, "device": "cpu"}
+# With it the first job meets each kind of fault, and one slow answer: 10 s until it is asked for again.
+SEED = 0
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store() as store:
+        store.client().create_bucket(Bucket="faces")
+        yield store
+
+
+def upload(store: Store, folder: Path, prefix: str) -> str:
+    """The files of a folder in the bucket; returns their URI with a gap, through the proxy."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.client().upload_file(str(path), "faces", f"{prefix}/{path.relative_to(folder)}")
+    return f"s3://faces/{prefix}/{{}}{store.options()}"
+
+
+def keys(store: Store, prefix: str) -> list[str]:
+    listed = store.client().list_objects_v2(Bucket="faces", Prefix=prefix).get("Contents", [])
+    return [each["Key"] for each in listed]
+
+
+def rows_of(place: str) -> pa.Table:
+    location = Location.parse(place)
+    with location.filesystem.open_input_file(location.path) as file:
+        return pq.ParquetFile(file).read().replace_schema_metadata()
+
+
+def test_in_bad_weather_all_rows_come_back_and_are_scored(store: Store, tmp_path: Path) -> None:
+    local = batchverify.score(FOLDER / "faces.csv", tmp_path / "o.parquet", no_cache=True, **OPTIONS)
+    place = upload(store, FOLDER, "bad")
+    weather = store.weather(seed=SEED, slow=10.5, faults={"500": 0.02, "503": 0.02, "slow": 0.01})
+    far = batchverify.score(
+        place.format("faces.csv"), place.format("o.parquet"), cache=place.format("cache"), **OPTIONS
+    )
+    assert (far.rows, far.failed) == (local.rows, 0)
+    assert far.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
+    assert all(weather.done[kind] for kind in ("500", "503", "slow")), weather.done
+    weather = store.weather(seed=SEED, faults={"500": 0.04, "503": 0.04, "reset": 0.02})
+    again = batchverify.score(
+        place.format("faces.csv"), place.format("parts"), cache=place.format("cache"), **OPTIONS
+    )
+    assert (again.embedded, again.failed) == (0, 0)
+    assert again.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
+
+
+def test_images_that_stay_away_are_rows_with_reasons(store: Store) -> None:
+    place = upload(store, FOLDER, "some")
+    names = sorted(path.name for path in (FOLDER / "faces").iterdir())
+    store.weather(poisoned={names[0]: "503", names[1]: "403"})
+    summary = batchverify.score(
+        place.format("faces.csv"), place.format("o.parquet"), no_cache=True, **OPTIONS
+    )
+    table = summary.to_arrow()
+    for side in ("a", "b"):
+        pairs = zip(table[f"image_{side}"].to_pylist(), table[f"error_{side}"].to_pylist(), strict=True)
+        expected = {names[0]: "unreadable", names[1]: "forbidden"}
+        assert all(error == expected.get(Path(image).name) for image, error in pairs)
+    assert 0 < summary.failed < summary.rows
+
+
+def command(place: str, *more: str) -> list[str]:
+    arguments = ["score", place.format("pairs.csv"), "-o", place.format("o.parquet"), "--crop", "none"]
+    arguments += ["--cache", place.format("cache"), "--engine", "local", "--device", "cpu", "-q", *more]
+    return [sys.executable, "-c", SCRIPT.format(part_rows=200, arguments=arguments)]
+
+
+def test_killed_and_taken_up_and_begun_anew_with_the_output_in_the_bucket(
+    store: Store, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    manifest = draw_pairs(folder, 30, 2000)
+    expected = batchverify.score(manifest, tmp_path / "o.parquet", no_cache=True, **OPTIONS).to_arrow()
+    place = upload(store, folder, "job")
+    store.weather(latency=0.02)
+    process = subprocess.Popen(command(place), start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not keys(store, "job/o.parquet.job/part-00002") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    parts = [key for key in keys(store, "job/o.parquet.job/") if "/part-" in key]
+    assert 3 <= len(parts) < 10 and not keys(store, "job/o.parquet/")
+    weather = store.weather()
+    done = subprocess.run(command(place), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    written = {request.split()[1].partition("?")[0] for request in weather.came if request.startswith("PUT")}
+    assert not [key for key in parts if f"/faces/{key}" in written]
+    assert rows_of(place.format("o.parquet")).equals(expected.replace_schema_metadata())
+    assert keys(store, "job/o.parquet.job") == []
+
+    weather = store.weather()
+    options = {**OPTIONS, "cache": place.format("cache"), "engine": "local"}
+    batchverify.score(place.format("pairs.csv"), place.format("o.parquet"), **options)
+    assert not any(request.startswith(("PUT", "POST")) for request in weather.came), (
+        "a finished job is left alone"
+    )
+    (folder / "3.jpg").rename(folder / "2.jpg")
+    store.client().upload_file(str(folder / "2.jpg"), "faces", "job/2.jpg")
+    retried = batchverify.score(
+        place.format("pairs.csv"), place.format("o.parquet"), retry_failed=True, **options
+    )
+    errors = expected["error_a"].to_pylist() + expected["error_b"].to_pylist()
+    table = retried.to_arrow()
+    assert "not_found" in errors
+    assert "not_found" not in table["error_a"].to_pylist() + table["error_b"].to_pylist()
+    anew = batchverify.score(place.format("pairs.csv"), place.format("o.parquet"), overwrite=True, **options)
+    assert anew.to_arrow().replace_schema_metadata().equals(table.replace_schema_metadata())

@@ -1,0 +1,170 @@
+"""Object stores that answer late, wrongly or not at all; their schemes, options and secrets."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from object_store import KEYS, Store, object_store
+from pyarrow import fs
+
+from batchverify.cli import main
+from batchverify.errors import UsageError
+from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+from batchverify.images import ImageRoot, read_image
+from batchverify.locations import Location
+from batchverify.pipeline import READERS, Loader, LoadPlan
+from batchverify.records import Limits, Reason, Skipped
+
+FACES = Path(__file__).resolve().parent.parent / "sample_manifests"
+AZURE = "abfs://faces@team.dfs.core.windows.net"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store() as store:
+        store.client().create_bucket(Bucket="faces")
+        yield store
+
+
+@pytest.fixture
+def bucket(store: Store) -> Location:
+    """A bucket behind a proxy in fine weather."""
+    store.weather()
+    return Location.parse(f"s3://faces{store.options()}")
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "reset", "cut"])
+def test_what_fails_in_passing_is_tried_again(store: Store, bucket: Location, kind: str) -> None:
+    place = bucket.join(f"again-{kind}.jpg")
+    weather = store.weather(first=kind if kind != "cut" else "")
+    place.write_bytes(b"x" * 50_000)
+    weather = store.weather(first=kind)
+    assert read_image(str(place), Limits()) == b"x" * 50_000
+    assert place.kind() == "file"
+    assert weather.done[kind] >= 1
+
+
+def test_what_fails_for_good_is_a_reason(store: Store, bucket: Location) -> None:
+    for name in ("broken", "denied"):
+        bucket.join(f"{name}.jpg").write_bytes(b"x")
+    store.weather(poisoned={"broken": "500", "denied": "403"})
+    started = time.monotonic()
+    broken = read_image(str(bucket.join("broken.jpg")), Limits())
+    assert time.monotonic() - started < 25
+    assert isinstance(broken, Skipped) and broken.reason is Reason.UNREADABLE
+    assert str(bucket.join("broken.jpg")) in broken.message and "500" in broken.message
+    denied = read_image(str(bucket.join("denied.jpg")), Limits())
+    assert isinstance(denied, Skipped) and denied.reason is Reason.FORBIDDEN
+    absent = read_image(str(bucket.join("absent.jpg")), Limits())
+    assert isinstance(absent, Skipped) and absent.reason is Reason.NOT_FOUND
+
+
+def test_images_come_side_by_side_over_few_connections(store: Store, bucket: Location) -> None:
+    pictures = [path.read_bytes() for path in sorted((FACES / "faces").iterdir())] * 4
+    for number, data in enumerate(pictures):
+        store.client().put_object(Bucket="faces", Key=f"many/{number}.jpg", Body=data)
+    references = [str(bucket.join(f"many/{number}.jpg")) for number in range(len(pictures))]
+    references[5] = str(bucket.join("many/nothing.jpg"))
+    weather = store.weather(latency=0.05)
+    started = time.monotonic()
+    settings = EmbeddingSettings(crop="none")
+    loaded, images = Loader(LoadPlan(settings, EmbeddingFingerprint({})), None)(references)
+    took = time.monotonic() - started
+    assert len(loaded.keys) == len(references)
+    assert [key is None for key in loaded.keys] == [number == 5 for number in range(len(references))]
+    assert loaded.skipped[5].reason is Reason.NOT_FOUND
+    assert loaded.keys[:5] == [Loader.key(data) for data in pictures[:5]]
+    assert len(images) == len(loaded.missing) == len(set(pictures))
+    # Two requests an image, one after the other: 9.6 s for 96 images.
+    assert took < 0.05 * 2 * len(references) / 4
+    assert weather.connections <= READERS + 1
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ("manifest", "cannot be read"),
+        ("head", "cannot be read"),
+        ("output", "cannot be written"),
+        ("cache", "cannot be used"),
+    ],
+)
+def test_rights_that_lack_are_said_with_the_uri_and_without_keys(
+    store: Store, bucket: Location, tmp_path: Path, which: str, words: str
+) -> None:
+    bucket.join("manifest.csv").write_bytes(b"image_a,image_b\na.jpg,b.jpg\n")
+    bucket.join("head.safetensors").write_bytes(b"x")
+    store.weather(poisoned={which: "403"})
+    command = ["score", str(bucket.join("manifest.csv")), "-o", str(bucket.join("output.parquet"))]
+    command += ["--cache", str(bucket.join("cache")), "--crop", "none", "-q"]
+    if which == "head":
+        command += ["--head", str(bucket.join("head.safetensors"))]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2, done.output
+    assert f"s3://faces/{which}" in done.output and words in done.output
+    assert not any(secret in done.output for secret in KEYS.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        (f"{AZURE}/a/b.jpg", f"{AZURE}/a/b.jpg"),
+        ("abfss://faces@team.dfs.core.windows.net/a//b", f"{AZURE}/a/b"),
+        ("az://faces/a.jpg", "abfs://faces/a.jpg"),
+        (f"{AZURE}/a?enable_tls=false", f"{AZURE}/a?enable_tls=false"),
+        (AZURE, AZURE),
+        ("gs://faces/a.jpg?project_id=x", "gs://faces/a.jpg?project_id=x"),
+    ],
+)
+def test_uris_of_azure_and_google_come_back(text: str, printed: str) -> None:
+    location = Location.parse(text)
+    assert str(location) == printed
+    assert Location.parse(str(location)) == location
+    assert location.path.split("/")[0] == "faces"
+
+
+def test_cells_of_azure_are_held_to_their_root() -> None:
+    root = ImageRoot(Location.parse(f"{AZURE}/in"), fenced=True)
+    assert root.resolve("a.jpg") == f"{AZURE}/in/a.jpg"
+    assert root.resolve(f"{AZURE}/in/a.jpg") == f"{AZURE}/in/a.jpg"
+    assert root.resolve("abfs://faces/in/a.jpg") == f"{AZURE}/in/a.jpg"
+    for outside in (f"{AZURE}/a.jpg", "abfs://faces@other.dfs.core.windows.net/in/a.jpg", "/etc/passwd"):
+        skipped = root.resolve(outside)
+        assert isinstance(skipped, Skipped) and skipped.reason is Reason.FORBIDDEN
+
+
+def test_file_systems_of_azure_and_google(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
+    assert isinstance(Location.parse("gs://faces/a").filesystem, fs.GcsFileSystem)
+    if not hasattr(fs, "AzureFileSystem"):
+        with pytest.raises(UsageError, match="built without abfs://"):
+            _ = Location.parse(f"{AZURE}/a").filesystem
+        return
+    first = Location.parse(f"{AZURE}/a").filesystem
+    assert isinstance(first, fs.AzureFileSystem)
+    assert Location.parse(f"{AZURE}/b").filesystem is first
+    other = Location.parse("abfs://faces@other.dfs.core.chinacloudapi.cn/a").filesystem
+    assert not first.equals(other)
+    with pytest.raises(
+        UsageError, match=r"abfs://faces: cannot be opened: no account: write abfs://CONTAINER@"
+    ):
+        _ = Location.parse("abfs://faces/a").filesystem
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "team")
+    assert Location.parse("abfs://faces/a").filesystem.equals(first)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{AZURE}/a?sig=s3cr3t",
+        f"{AZURE}/a?client_secret=s3cr3t",
+        "s3://faces/a?region=x&secret_key=s3cr3t",
+        "abfs://team:s3cr3t@faces/a",
+    ],
+)
+def test_secrets_in_uris_are_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError, match="keys belong in the environment") as caught:
+        Location.parse(text)
+    assert "s3cr3t" not in str(caught.value)
