@@ -24,6 +24,8 @@ _TEMPORARY = re.compile(r"^\..*\.tmp$")
 _OURS = re.compile(r"^(job\.json|lock|part-\d{5,}\.parquet|\..*\.tmp)$")
 # A folder that is taken away while it is claimed is claimed anew; more than twice in a row is no accident.
 _CLAIMS = 10
+# Differences that are named.
+SHOWN = 5
 
 
 class JobFolder:
@@ -42,13 +44,15 @@ class JobFolder:
         place = self.location.join(STATE)
         try:
             state = json.loads(place.read_bytes())
-            if {"job", "token"} <= state.keys():
+            if {"job", "token"} <= state.keys() and isinstance(state["job"], dict):
                 return dict(state)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, AttributeError):
             pass
-        raise UsageError(f"{place}: not written by batchverify; give another output with -o")
+        raise UsageError(
+            f"{place}: not written by batchverify, or damaged; give another output with -o, or delete it"
+        )
 
     def keep(self, state: Mapping[str, Any]) -> None:
         """Write `job.json`."""
@@ -156,7 +160,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
             found.append(f"{name}: another content")
         else:
             found.append(f"{name}: {old.get(name)} there, {new.get(name)} here")
-    return "; ".join(found)
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(found[:SHOWN]) + more
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,6 +27,10 @@ FOLDER_ROWS = 1_000_000
 FILE_ROWS = 50_000
 
 
+# Names that people give who expect another format; as a folder they would only surprise.
+OTHER_FORMATS = {".csv", ".tsv", ".json", ".jsonl", ".txt", ".xlsx", ".pq", ".gz", ".zst", ".bz2", ".zip"}
+
+
 class Output:
     """Where the rows of a job go. Raises `UsageError` where nothing may or can be written.
 
@@ -37,6 +41,10 @@ class Output:
     def __init__(self, name: str | os.PathLike[str], manifest: Sequence[Location] = ()) -> None:
         self.target = Location.parse(name)
         self.single = self.target.suffix == ".parquet"
+        if self.target.suffix in OTHER_FORMATS:
+            raise UsageError(
+                f"{name}: results are Parquet; give a name that ends in .parquet for one file, or a folder's"
+            )
         self.folder = JobFolder(self.target)
         _spare_manifest(self.target, manifest)
         try:

@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 
 import batchverify
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.jobfolder import differences
 from batchverify.locations import Location
 from batchverify.output import Output
 from batchverify.parts import Parts
@@ -56,3 +57,24 @@ def test_a_job_folder_that_cannot_be_written_any_more_is_an_error_of_ours(tmp_pa
     rows = PartRows(place, parts, {"job": {}, "token": "token"}, pa.schema([]), 9)
     with pytest.raises(BatchverifyError, match=r"o\.parquet\.job: could not be written: .*No such file"):
         rows.keep_path("cpu float32 eager, batches of 8")
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet.gz", "scores.json"])
+def test_names_of_other_formats_are_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=r"results are Parquet; give a name that ends in \.parquet"):
+        Output(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_job_file_is_named_and_may_be_deleted(tmp_path):
+    place = Output(tmp_path / "out.parquet").folder.location.join("job.json")
+    Path(place.parent.path).mkdir()
+    Path(place.path).write_text('{"job": null, "token": "x"}', encoding="utf8")
+    with pytest.raises(UsageError, match=r"job\.json: not written by batchverify, or damaged; .* or delete it"):
+        batchverify.score(SAMPLES / "faces.csv", tmp_path / "out.parquet", no_cache=True, quiet=True)
+
+
+def test_no_more_than_five_differences_are_named():
+    there = dict.fromkeys("abcdefg", 1)
+    said = differences(there, dict.fromkeys("abcdefg", 2))
+    assert said == "; ".join(f"{name}: 1 there, 2 here" for name in "abcde") + "; and 2 more"
