@@ -70,7 +70,9 @@ def test_a_damaged_job_file_is_named_and_may_be_deleted(tmp_path):
     place = Output(tmp_path / "out.parquet").folder.location.join("job.json")
     Path(place.parent.path).mkdir()
     Path(place.path).write_text('{"job": null, "token": "x"}', encoding="utf8")
-    with pytest.raises(UsageError, match=r"job\.json: not written by batchverify, or damaged; .* or delete it"):
+    with pytest.raises(
+        UsageError, match=r"job\.json: not written by batchverify, or damaged; .* or delete it"
+    ):
         batchverify.score(SAMPLES / "faces.csv", tmp_path / "out.parquet", no_cache=True, quiet=True)
 
 
