@@ -142,8 +142,10 @@ def _reason(scheme: str, exc: Exception) -> str:
 
 
 def is_passing(exc: Exception) -> bool:
-    """Whether an error of a store says that the same may go well another time."""
-    return isinstance(exc, OSError) and exc.errno is None and bool(_PASSING.search(str(exc)))
+    """Whether an error of a store says that the same may go well another time; a name without a host does not."""
+    text = str(exc)
+    said = bool(_PASSING.search(text)) and "resolve host" not in text
+    return isinstance(exc, OSError) and exc.errno is None and said
 
 
 def is_denied(exc: Exception) -> bool:

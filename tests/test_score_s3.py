@@ -26,7 +26,7 @@ SEED = 0
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
     with object_store() as store:
-        store.client().create_bucket(Bucket="faces")
+        store.client().create_bucket(Bucket="weather")
         yield store
 
 
@@ -34,12 +34,12 @@ def upload(store: Store, folder: Path, prefix: str) -> str:
     """The files of a folder in the bucket; returns their URI with a gap, through the proxy."""
     for path in folder.rglob("*"):
         if path.is_file():
-            store.client().upload_file(str(path), "faces", f"{prefix}/{path.relative_to(folder)}")
-    return f"s3://faces/{prefix}/{{}}{store.options()}"
+            store.client().upload_file(str(path), "weather", f"{prefix}/{path.relative_to(folder)}")
+    return f"s3://weather/{prefix}/{{}}{store.options()}"
 
 
 def keys(store: Store, prefix: str) -> list[str]:
-    listed = store.client().list_objects_v2(Bucket="faces", Prefix=prefix).get("Contents", [])
+    listed = store.client().list_objects_v2(Bucket="weather", Prefix=prefix).get("Contents", [])
     return [each["Key"] for each in listed]
 
 
@@ -59,7 +59,7 @@ def test_in_bad_weather_all_rows_come_back_and_are_scored(store: Store, tmp_path
     assert (far.rows, far.failed) == (local.rows, 0)
     assert far.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
     assert all(weather.done[kind] for kind in ("500", "503", "slow")), weather.done
-    weather = store.weather(seed=SEED, faults={"500": 0.04, "503": 0.04, "reset": 0.02})
+    weather = store.weather(seed=SEED, faults={"500": 0.02, "503": 0.02, "reset": 0.01})
     again = batchverify.score(
         place.format("faces.csv"), place.format("parts"), cache=place.format("cache"), **OPTIONS
     )
@@ -109,7 +109,7 @@ def test_killed_and_taken_up_and_begun_anew_with_the_output_in_the_bucket(
     done = subprocess.run(command(place), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     written = {request.split()[1].partition("?")[0] for request in weather.came if request.startswith("PUT")}
-    assert not [key for key in parts if f"/faces/{key}" in written]
+    assert not [key for key in parts if f"/weather/{key}" in written]
     assert rows_of(place.format("o.parquet")).equals(expected.replace_schema_metadata())
     assert keys(store, "job/o.parquet.job") == []
 
@@ -120,7 +120,7 @@ def test_killed_and_taken_up_and_begun_anew_with_the_output_in_the_bucket(
         "a finished job is left alone"
     )
     (folder / "3.jpg").rename(folder / "2.jpg")
-    store.client().upload_file(str(folder / "2.jpg"), "faces", "job/2.jpg")
+    store.client().upload_file(str(folder / "2.jpg"), "weather", "job/2.jpg")
     retried = batchverify.score(
         place.format("pairs.csv"), place.format("o.parquet"), retry_failed=True, **options
     )
