@@ -45,6 +45,11 @@ def test_the_driver_is_killed_at_random_moments(manifest, undisturbed, tmp_path,
 
 @pytest.mark.ray
 def test_a_worker_and_an_actor_are_killed(manifest, undisturbed, tmp_path):
-    job = KilledJob(manifest, tmp_path / "out.parquet", tmp_path / "cache", PART, engine="ray")
-    assert job.run([Blow("worker", 0.1, "segment"), Blow("actor", 0)]) == 2
-    check(job, undisturbed)
+    # A fast machine is done before both blows fell: another job then.
+    for number in range(4):
+        job = KilledJob(manifest, tmp_path / f"{number}.parquet", tmp_path / f"{number}", PART, engine="ray")
+        fallen = job.run([Blow("worker", 0, "segment"), Blow("actor", 0)])
+        check(job, undisturbed)
+        if fallen == 2:
+            break
+    assert fallen == 2
