@@ -26,7 +26,7 @@ OPTIONS = (
     "account|enable_tls"
 )
 ACCOUNT = "?account="
-# One request: a store that says nothing for so long is asked again. Half of S3's answers come within 0.1 s.
+# One request: a store that says nothing for so long is asked again.
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 10.0
 # pyarrow's default waits 0.2 s thirty times; the SDK's own back-off doubles (1, 2, 4 s at most, drawn below it).
