@@ -15,3 +15,30 @@ def shared() -> Path:
     if not (folder / "weights").is_dir():
         pytest.skip(f"no real weights and faces at {folder}; set BATCHVERIFY_SHARED")
     return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    """A cache that holds the sample faces, one a test file."""
+    import batchverify
+
+    folder = str(tmp_path_factory.mktemp("cache"))
+    batchverify.embed(REPOSITORY / "sample_manifests" / "faces.csv", cache=folder, quiet=True)
+    return folder
+
+
+@pytest.fixture
+def small_parts(monkeypatch) -> None:
+    """Parts of a few rows: a job of many parts in little time."""
+    from half_done import PART
+
+    from batchverify import output
+
+    monkeypatch.setattr(output, "FILE_ROWS", PART)
+    monkeypatch.setattr(output, "FOLDER_ROWS", PART)
+
+
+@pytest.fixture(params=["one.parquet", "folder"])
+def out(request, tmp_path) -> Path:
+    """An output's path: a file and a folder."""
+    return tmp_path / "o" / request.param

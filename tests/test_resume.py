@@ -11,70 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPOSITORY
+from half_done import FACES, PART, SAMPLES, files, job_folder, run, stopped
 
 import batchverify
-from batchverify import output
-from batchverify.errors import BatchverifyError, NothingScoredError, UsageError
+from batchverify.errors import NothingScoredError, UsageError
 from batchverify.fused import can_fuse
 from batchverify.jobfolder import JobFolder
 from batchverify.locations import Location
 from batchverify.results import read_record
 
-SAMPLES = REPOSITORY / "sample_manifests"
-FACES = SAMPLES / "faces.csv"
+pytestmark = pytest.mark.usefixtures("small_parts")
 ROWS = len(pd.read_csv(FACES))
-PART = 17
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("cache"))
-    batchverify.embed(FACES, cache=folder, quiet=True)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    """Parts of a few rows: a job of many parts in little time."""
-    monkeypatch.setattr(output, "FILE_ROWS", PART)
-    monkeypatch.setattr(output, "FOLDER_ROWS", PART)
-
-
-@pytest.fixture(params=["one.parquet", "folder"])
-def out(request, tmp_path) -> Path:
-    """An output's path: a file and a folder."""
-    return tmp_path / "o" / request.param
-
-
-def run(out: Path, cache: str, manifest: Path = FACES, root: Path = SAMPLES, **options):
-    return batchverify.score(manifest, out, cache=cache, quiet=True, image_root=str(root), **options)
-
-
-def stopped(out: Path, cache: str, parts: int = 2, **options) -> Path:
-    """A job that failed after some parts: a folder is in the way of the next. Returns where its parts lie."""
-    folder = job_folder(out) if out.suffix else out
-    in_the_way = folder / f"part-{parts:05d}.parquet"
-    in_the_way.mkdir(parents=True)
-    with pytest.raises(BatchverifyError, match="could not be written") as caught:
-        run(out, cache, **options)
-    assert caught.value.exit_code == 1
-    in_the_way.rmdir()
-    return folder
-
-
-def job_folder(out: Path) -> Path:
-    return out.with_name(out.name + ".job")
 
 
 def part_files(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every part file."""
     stats = {path.name: path.stat() for path in sorted(folder.glob("part-*.parquet"))}
     return {name: (each.st_ino, each.st_mtime_ns) for name, each in stats.items()}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_a_finished_job_returns_at_once_and_touches_nothing(out, cache):

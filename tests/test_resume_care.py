@@ -1,65 +1,17 @@
 """What an unfinished or damaged output must survive: failures at the start, full disks, cut files, odd names."""
 
 import resource
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from half_done import FACES, PART, files, job_folder, run, stopped
 
-import batchverify
 from batchverify import output
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.errors import UsageError
 from batchverify.jobfolder import JobFolder
 from batchverify.locations import Location
 
-SAMPLES = REPOSITORY / "sample_manifests"
-FACES = SAMPLES / "faces.csv"
-PART = 17
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("cache"))
-    batchverify.embed(FACES, cache=folder, quiet=True)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    """Parts of a few rows: a job of many parts in little time."""
-    monkeypatch.setattr(output, "FILE_ROWS", PART)
-    monkeypatch.setattr(output, "FOLDER_ROWS", PART)
-
-
-@pytest.fixture(params=["one.parquet", "folder"])
-def out(request, tmp_path) -> Path:
-    """An output's path: a file and a folder."""
-    return tmp_path / "o" / request.param
-
-
-def run(out: Path, cache: str, manifest: Path = FACES, **options):
-    return batchverify.score(manifest, out, cache=cache, quiet=True, image_root=str(SAMPLES), **options)
-
-
-def job_folder(out: Path) -> Path:
-    return out.with_name(out.name + ".job")
-
-
-def stopped(out: Path, cache: str, parts: int = 2, **options) -> Path:
-    """A job that failed after some parts: a folder is in the way of the next. Returns where its parts lie."""
-    folder = job_folder(out) if out.suffix else out
-    in_the_way = folder / f"part-{parts:05d}.parquet"
-    in_the_way.mkdir(parents=True)
-    with pytest.raises(BatchverifyError, match="could not be written"):
-        run(out, cache, **options)
-    in_the_way.rmdir()
-    return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path): path.read_bytes() for path in paths}
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 def test_a_retry_that_fails_at_its_start_leaves_a_half_done_job_as_it_was(out, cache, tmp_path):
