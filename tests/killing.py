@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
-# Parts small enough that kills fall between them.
+# Parts small enough that kills fall between them, each with a pause behind it on the fastest machine.
 SCRIPT = """
-import sys
-from batchverify import output
+import time
+from batchverify import output, sinks
+finish = sinks.FileSink.finish
+sinks.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
 from batchverify import cache
 cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=128, commit_seconds=2.0)
@@ -60,13 +62,17 @@ class Blow:
 
 @dataclass
 class KilledJob:
-    """One `score` command, run again and again until it gets through. kills: the blows that met it."""
+    """One `score` command, run again and again until it gets through.
+
+    pause: seconds without work after each part. kills: the blows that met it.
+    """
 
     manifest: Path
     out: Path
     cache: Path
     part_rows: int
     engine: str = "local"
+    pause: float = 0.0
     kills: list[Blow] = field(default_factory=list)
     _parts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -74,7 +80,11 @@ class KilledJob:
         """The command in a process with small parts."""
         options = ["--crop", "none", "--cache", str(self.cache), "--engine", self.engine, "--num-cpus", "2"]
         arguments = ["score", str(self.manifest), "-o", str(self.out), *options, "--json", "-q"]
-        return [sys.executable, "-c", SCRIPT.format(part_rows=self.part_rows, arguments=arguments)]
+        return [sys.executable, "-c", self.script(arguments)]
+
+    def script(self, arguments: list[str]) -> str:
+        """The program."""
+        return SCRIPT.format(part_rows=self.part_rows, pause=self.pause, arguments=arguments)
 
     def start(self) -> subprocess.Popen:
         """The command, begun."""

@@ -34,7 +34,8 @@ def check(job: KilledJob, undisturbed: pa.Table) -> dict:
 @pytest.mark.parametrize("name", ["out.parquet", "folder"])
 def test_the_driver_is_killed_at_random_moments(manifest, undisturbed, tmp_path, name):
     generator = random.Random(name)
-    job = KilledJob(manifest, tmp_path / name, tmp_path / "cache", PART)
+    # The blow falls at most 0.05 s after a part, the next part is not there before 0.2.
+    job = KilledJob(manifest, tmp_path / name, tmp_path / "cache", PART, pause=0.2)
     if name == "folder":
         job.kill("Ctrl-C", generator.uniform(1.5, 4.0))
     assert job.kill("SIGKILL", generator.uniform(0, 0.05), wait_for="part")
