@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import PIL
+import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from batchverify.records import Limits, Picture, Reason, Skipped
@@ -61,7 +62,7 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
         orientation = _orientation(image)
         reduced = _reduce(_rgb(image), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
-        return Picture(np.asarray(upright), max(original) / max(upright.size))
+        return Picture(pixels_of(upright), max(original) / max(upright.size))
     except Image.DecompressionBombError as exc:
         # Pillow's guard, in a process that is not ours; it says nothing about `limits`.
         return Skipped(Reason.TOO_LARGE, _text(exc), f"Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
@@ -72,6 +73,23 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
         return _undecodable(f"{what} (read are {', '.join(FORMATS)})")
     except Exception as exc:  # noqa: BLE001  the seam to Pillow: damaged files raise some twenty types
         return _undecodable(_text(exc))
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """The (H, W, 3) uint8 of an RGB image; Pillow's own way is four times as slow."""
+    from batchverify.kernels import pack
+
+    try:
+        wide = np.frombuffer(pa.array(image).flatten().buffers()[1], "<u4")
+    except ValueError:  # a large image lies in several blocks
+        return np.asarray(image)
+    count = image.width * image.height
+    packed = np.empty(-(-count // 4) * 3, "<u4")
+    pack(wide, packed)
+    pixels = packed.view(np.uint8)[: 3 * count].reshape(count, 3)
+    rest = count - count % 4
+    pixels[rest:] = wide.view(np.uint8).reshape(count, 4)[rest:, :3]
+    return pixels.reshape(image.height, image.width, 3)
 
 
 def too_large_dependence(limits: Limits) -> str:

@@ -192,3 +192,99 @@ def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarr
             kept[count] = index
             count += 1
     return kept[:count]
+
+
+@compiled
+def pack(wide: np.ndarray, packed: np.ndarray) -> None:
+    """Leave out every fourth byte. wide: (4 * N,) uint32, little-endian R G B X; packed: (3 * N,) uint32."""
+    for group in range(len(wide) // 4):
+        first, second = wide[4 * group], wide[4 * group + 1]
+        third, fourth = wide[4 * group + 2], wide[4 * group + 3]
+        packed[3 * group] = (first & np.uint32(0xFFFFFF)) | (second << np.uint32(24))
+        packed[3 * group + 1] = ((second >> np.uint32(8)) & np.uint32(0xFFFF)) | (third << np.uint32(16))
+        packed[3 * group + 2] = ((third >> np.uint32(16)) & np.uint32(0xFF)) | (fourth << np.uint32(8))
+
+
+@compiled
+def _tent(extent: int, firsts: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> None:
+    """What each of S places takes of `extent` pixels, in 2**-22, as Pillow has it for BILINEAR.
+
+    firsts, counts: (S,) uint64, the pixels of a place; weights: (S, T) int32, zero beyond them.
+    """
+    scale = extent / len(firsts)
+    reach = max(scale, 1.0)
+    for place in range(len(firsts)):
+        centre = (place + 0.5) * scale
+        first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), extent)
+        total = 0.0
+        for pixel in range(first, last):
+            total += max(0.0, 1.0 - abs((pixel - centre + 0.5) * (1.0 / reach)))
+        for pixel in range(first, last):
+            share = max(0.0, 1.0 - abs((pixel - centre + 0.5) * (1.0 / reach))) / total
+            weights[place, pixel - first] = int(0.5 + share * (1 << 22))
+        firsts[place], counts[place] = first, last - first
+
+
+@compiled
+def _mix_two(image: np.ndarray, firsts: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> None:
+    """`stretch_rows` to more pixels than there are: two a place at most."""
+    half, ones, twos = np.int32(1 << 21), weights[:, 0].copy(), weights[:, 1].copy()
+    seconds = np.minimum(firsts + np.uint64(1), np.uint64(image.shape[1] - 1))
+    red, green, blue = np.uint64(0), np.uint64(1), np.uint64(2)
+    for row in range(len(image)):
+        y = np.uint64(row)
+        for column in range(len(firsts)):
+            x = np.uint64(column)
+            at, then, one, two = firsts[x], seconds[x], ones[x], twos[x]
+            r = np.int32(image[y, at, red]) * one + np.int32(image[y, then, red]) * two
+            g = np.int32(image[y, at, green]) * one + np.int32(image[y, then, green]) * two
+            b = np.int32(image[y, at, blue]) * one + np.int32(image[y, then, blue]) * two
+            rows[y, x, red] = (r + half) >> 22
+            rows[y, x, green] = (g + half) >> 22
+            rows[y, x, blue] = (b + half) >> 22
+
+
+@compiled
+def stretch_rows(image: np.ndarray, rows: np.ndarray) -> None:
+    """Resample every row. image: (H, W, 3) uint8, any strides; rows: (H, S, 3) uint8."""
+    side = rows.shape[1]
+    width = image.shape[1]
+    firsts, counts = np.empty(side, np.uint64), np.empty(side, np.uint64)
+    weights = np.zeros((side, 2 * int(np.ceil(max(width / side, 1.0))) + 1), np.int32)
+    _tent(width, firsts, counts, weights)
+    if width <= side:
+        _mix_two(image, firsts, weights, rows)
+        return
+    # Unsigned numbers: numba would look for negative ones at every access.
+    red, green, blue = np.uint64(0), np.uint64(1), np.uint64(2)
+    for row in range(len(image)):
+        y = np.uint64(row)
+        for column in range(side):
+            x = np.uint64(column)
+            r = g = b = np.int32(1 << 21)
+            for tap in range(counts[x]):
+                at, weight = firsts[x] + tap, weights[x, tap]
+                r += np.int32(image[y, at, red]) * weight
+                g += np.int32(image[y, at, green]) * weight
+                b += np.int32(image[y, at, blue]) * weight
+            rows[y, x, red], rows[y, x, green], rows[y, x, blue] = r >> 22, g >> 22, b >> 22
+
+
+@compiled
+def stretch_columns(image: np.ndarray, columns: np.ndarray) -> None:
+    """Resample every column. image: (H, N) uint8, contiguous rows; columns: (S, N) uint8."""
+    side, width = columns.shape
+    height = len(image)
+    firsts, counts = np.empty(side, np.uint64), np.empty(side, np.uint64)
+    weights = np.zeros((side, 2 * int(np.ceil(max(height / side, 1.0))) + 1), np.int32)
+    _tent(height, firsts, counts, weights)
+    sums = np.empty(width, np.int32)
+    for row in range(side):
+        y = np.uint64(row)
+        sums[:] = 1 << 21
+        for tap in range(counts[y]):
+            pixels, weight = image[firsts[y] + tap], weights[y, tap]
+            for x in range(width):
+                sums[x] += np.int32(pixels[x]) * weight
+        for x in range(width):
+            columns[y, x] = np.uint8(sums[x] >> 22)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from batchverify.memory import peak_memory
 from batchverify.progress import Progress, duration
@@ -135,6 +134,8 @@ class ScoreSummary(EmbedSummary):
             return self._table
         if self.output is None:
             raise ValueError("this summary has neither rows nor an output file")
+        import pyarrow.dataset as pads  # which imports pandas
+
         from batchverify.locations import Location
         from batchverify.sinks import part_files
 

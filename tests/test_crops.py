@@ -40,6 +40,19 @@ def test_box_faces_equal_facenet_pytorchs(size, margin):
     assert beyond > 5
 
 
+def test_stretching_is_pillows_bilinear_bit_by_bit():
+    dice = np.random.default_rng(1)
+    sizes = [(160, 160), (1, 1), (160, 90), (90, 160), (161, 160), (600, 160), (1, 700), (700, 1)]
+    sizes += [tuple(dice.integers(1, 500, 2)) for _ in range(60)]
+    for height, width in sizes:
+        # Black and white: the largest sums, and errors of rounding show.
+        pixels = (noise(height, width) > 127).astype(np.uint8) * np.uint8(255)
+        wanted = np.asarray(Image.fromarray(pixels).resize((160, 160), Image.Resampling.BILINEAR))
+        assert np.array_equal(whole_face(pixels).pixels, wanted), (height, width)
+        inner = np.pad(pixels, ((3, 2), (5, 1), (0, 0)))[3:-2, 5:-1]
+        assert np.array_equal(whole_face(inner).pixels, wanted), "a view into another array"
+
+
 @pytest.mark.parametrize(
     "box",
     [

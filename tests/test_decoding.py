@@ -41,6 +41,13 @@ def picture(data: bytes, long_side: int = 4096) -> Picture:
     return result
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (5, 7), (64, 63), (2400, 1801)])
+def test_every_pixel_comes_through(size):
+    """Pixels are taken over four at a time; those of a large image lie in several blocks of memory."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    assert np.array_equal(picture(encoded(Image.fromarray(pixels), "BMP")).pixels, pixels)
+
+
 def corners(width: int = 48, height: int = 32) -> np.ndarray:
     """Four quarters of four colours: no rotation or mirroring looks like another."""
     pixels = np.zeros((height, width, 3), np.uint8)

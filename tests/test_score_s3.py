@@ -85,7 +85,7 @@ def test_images_that_stay_away_are_rows_with_reasons(store: Store) -> None:
 def command(place: str, *more: str) -> list[str]:
     arguments = ["score", place.format("pairs.csv"), "-o", place.format("o.parquet"), "--crop", "none"]
     arguments += ["--cache", place.format("cache"), "--engine", "local", "--device", "cpu", "-q", *more]
-    return [sys.executable, "-c", SCRIPT.format(part_rows=200, arguments=arguments)]
+    return [sys.executable, "-c", SCRIPT.format(part_rows=200, pause=0.2, arguments=arguments)]
 
 
 def test_killed_and_taken_up_and_begun_anew_with_the_output_in_the_bucket(
