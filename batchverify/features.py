@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from batchverify.distances import EPSILON
 from batchverify.errors import UsageError
 
-EPSILON = 1e-6
 PLUS = "+"
 
 

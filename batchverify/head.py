@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from batchverify.distances import distances
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.features import product
 from batchverify.fingerprint import EmbeddingFingerprint
@@ -27,6 +28,9 @@ MALFORMED = (LookupError, ValueError, TypeError, OverflowError, RecursionError)
 # Pairs per block, always padded to it: a pair's score does not depend on its neighbours. Measured: the
 # features of larger blocks fall out of the CPU's cache.
 BLOCK = 512
+# Pairs whose vectors are copied together, some blocks of the head: more would leave the CPU's cache again. As
+# many distances are scored together.
+GATHERED = 4096
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Head:
         """
         if a.shape != b.shape or a.ndim != 2 or a.shape[1] != self.dimension:
             raise UsageError(f"the head takes two arrays (N, {self.dimension}), got {a.shape} and {b.shape}")
+        if self._is_distance:
+            return self._of_distances(*distances(a, b, *[np.arange(len(a))] * 2))
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
         left, right = torch.zeros(2, BLOCK, self.dimension).unbind()
         for start in range(0, len(a), BLOCK):
@@ -57,12 +63,41 @@ class Head:
             count = len(a[rows])
             left[:count].copy_(_tensor(a[rows]))
             right[:count].copy_(_tensor(b[rows]))
-            probability[rows] = self._probability(left, right)[:count].numpy()
+            logits = [member.logits(left, right) for member in self.members]
+            probability[rows] = self._probability(logits)[:count].numpy()
             similarity[rows] = product(left, right).sum(dim=1)[:count].numpy()
         return probability, similarity
 
-    def _probability(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        logits = [member.logits(a, b) for member in self.members]
+    @torch.inference_mode()
+    def of_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of (N,) int64 indices into (M, 512) embeddings."""
+        if self._is_distance:
+            return self._of_distances(*distances(vectors, vectors, a, b))
+        probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
+        for start in range(0, len(a), GATHERED):
+            rows = slice(start, start + GATHERED)
+            probability[rows], similarity[rows] = self(vectors[a[rows]], vectors[b[rows]])
+        return probability, similarity
+
+    @cached_property
+    def _is_distance(self) -> bool:
+        """Whether all of it follows from the chi-square distance or the cosine, as with the default heads."""
+        return all(member.features in ("chi2sum", "cosine") for member in self.members)
+
+    def _of_distances(self, chi_square: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probability = np.empty(len(cosine), np.float32)
+        found = {"chi2sum": chi_square, "cosine": cosine}
+        for start in range(0, len(cosine), GATHERED):
+            count = len(cosine[start : start + GATHERED])
+            logits = []
+            for member in self.members:
+                values = torch.zeros(GATHERED, 1)
+                values[:count, 0] = torch.from_numpy(found[member.features][start : start + count])
+                logits.append(member.of_features(values))
+            probability[start : start + count] = self._probability(logits)[:count].numpy()
+        return probability, cosine
+
+    def _probability(self, logits: list[torch.Tensor]) -> torch.Tensor:
         logit = torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
         slope, offset = self.calibration
         return logit.mul_(slope).add_(offset).sigmoid_()

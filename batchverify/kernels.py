@@ -2,32 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
-from numba import njit
 
-from batchverify.machine_code import MachineCode
-
-log = logging.getLogger(__name__)
-
-Loop = TypeVar("Loop", bound=Callable[..., Any])
-
-# Division by zero follows numpy and nothing is reordered: the same bits on every machine.
-_SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-
-
-def compiled(loop: Loop) -> Loop:
-    """Compile at the first call and keep the machine code beside the module, or in the user's cache folder."""
-    dispatcher = njit(**_SETTINGS)(loop)
-    try:
-        dispatcher._cache = MachineCode(loop)
-    except RuntimeError:
-        # Neither place can be written: it is compiled in every process.
-        log.debug("no folder for machine code")
-    return dispatcher
+from batchverify.machine_code import compiled
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Where the machine code of compiled loops is kept: neither damage to it nor a full disk ends a run."""
+"""Loops compiled by numba, and where their machine code is kept: neither damage to it nor a full disk ends a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,31 @@ import logging
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from llvmlite import binding
+from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 log = logging.getLogger(__name__)
 
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+# Division by zero follows numpy and nothing is reordered: the same bits on every machine.
+_SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 # What a file that was cut off, or that cannot be written, raises.
 _BROKEN = (OSError, EOFError, pickle.UnpicklingError)
+
+
+def compiled(loop: Loop) -> Loop:
+    """Compile at the first call and keep the machine code beside the module, or in the user's cache folder."""
+    dispatcher = njit(**_SETTINGS)(loop)
+    try:
+        dispatcher._cache = MachineCode(loop)
+    except RuntimeError:
+        # Neither place can be written: it is compiled in every process.
+        log.debug("no folder for machine code")
+    return dispatcher
 
 
 class MachineCode(FunctionCache):

@@ -41,7 +41,10 @@ class Member:
         return (scores + self._forward(b, a)) / 2
 
     def _forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        values = self._compute(a, b)  # (B, W)
+        return self.of_features(self._compute(a, b))
+
+    def of_features(self, values: torch.Tensor) -> torch.Tensor:
+        """Scores (B,) of (B, W) float32 features, which are overwritten."""
         *hidden, (weight, bias) = self._tensors
         for inner, offset in hidden:
             values = torch.nn.functional.linear(values, inner, offset).relu_()

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 PIXEL_BUDGET = 256 << 20
 # Files read before the next are decoded: bounds the encoded bytes in memory, and nothing is read twice.
 BITE = 16
-# Pairs whose vectors are copied together, some blocks of the head: more would leave the CPU's cache again.
-GATHERED = 4096
 # From object stores they are read side by side: nearly as many as pyarrow has connections for.
 READERS = 24
 AHEAD = 2 * BITE
@@ -197,11 +195,8 @@ class Loader:
 def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> Scores:
     """Gather and score pairs of (N,) indices into (M, 512) float16 vectors."""
     watch = Stopwatch()
-    probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
     with watch.stage("score"):
-        for start in range(0, len(a), GATHERED):
-            rows = slice(start, start + GATHERED)
-            probability[rows], similarity[rows] = head(vectors[a[rows]], vectors[b[rows]])
+        probability, similarity = head.of_pairs(vectors, a, b)
     return Scores(probability, similarity, watch.seconds, peak_memory())
 
 

@@ -33,9 +33,9 @@ spelling
 backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap
-pyramid fused stores
+pyramid fused stores distances
 ahead errors records version stopwatch memory facenet kernels
-machine_code
+machine_code instructions
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -77,7 +77,7 @@ HEAVY = {
     },
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
-    "numba": {"kernels", "machine_code"},
+    "numba": {"machine_code", "instructions"},
     "scipy": {"slices"},
     "jinja2": {"report"},
     "plotly": {"report"},

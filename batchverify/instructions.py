@@ -1,0 +1,41 @@
+"""Single instructions that numba has no word for, to be used in compiled loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+def _wide(context: Any, value: Any) -> Any:
+    """The float32 of a float16's bits, one instruction for many of them; a float32 as it is."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if value == types.float32:
+            return arguments[0]
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(value), code
+
+
+def _fetch(context: Any, row: Any, at: Any) -> Any:
+    """Have the cache line of `row[at]` brought while something else is computed."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(row)(context, builder, arguments[0])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        place = builder.bitcast(builder.gep(array.data, [arguments[1]]), byte)
+        # To be read, to stay near, data.
+        builder.call(prefetch, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(row, at), code
+
+
+# Called in loops without the first argument.
+wide: Any = intrinsic(_wide)
+fetch: Any = intrinsic(_fetch)
