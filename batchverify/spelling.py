@@ -25,7 +25,7 @@ def resolve_many(root: ImageRoot, cells: pa.Array) -> pa.Array:
         pc.match_substring_regex(cells, f"^{_PLAIN}$"), pc.match_substring_regex(cells, _WORD)
     ).fill_null(False)
     values = cells.cast(pa.large_binary())
-    frame = _frame(root, "")
+    frame = frame_of(root)
     if frame is None:
         return _resolved(root, cells)
     texts = _join(frame, values)
@@ -57,7 +57,7 @@ def _others(root: ImageRoot, cells: pa.Array) -> pa.Array:
     texts = pa.nulls(len(cells), pa.large_binary())
     leads, rests = pc.struct_field(led, "lead"), pc.struct_field(led, "rest").cast(pa.large_binary())
     for lead in pc.unique(leads).drop_null().to_pylist():
-        frame = _frame(root, lead)
+        frame = frame_of(root, lead)
         if frame is not None:
             joined = _join(frame, rests)
             good = pc.and_(pc.equal(leads, lead), _inside(root, frame[1], joined))
@@ -70,7 +70,7 @@ def _resolved(root: ImageRoot, cells: pa.Array) -> pa.Array:
     return pa.array([to_bytes(root.resolve(cell)) for cell in cells.to_pylist()], pa.large_binary())
 
 
-def _frame(root: ImageRoot, lead: str) -> tuple[bytes, bytes] | None:
+def frame_of(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
     """What stands before and after the rest of a cell that starts with `lead`; None where it is refused."""
     probe = ImageRoot(root.root).resolve(f"{lead}x")
     if isinstance(probe, Skipped):

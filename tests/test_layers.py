@@ -33,7 +33,7 @@ spelling
 backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap
-pyramid fused stores distances
+pyramid fused stores distances texts
 ahead errors records version stopwatch memory facenet kernels
 machine_code instructions
 """
