@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchverify.ahead import ahead
 from batchverify.errors import UsageError
 from batchverify.jobfolder import JobFolder, differences
 from batchverify.locations import Location
@@ -150,7 +151,8 @@ class Output:
     def _parts(self, kept: Mapping[str, Any]) -> Parts:
         """The parts of an attempt. kept: its state or run record; a resumed job cuts as it was begun."""
         folder = self.folder.location if self.single else self.target
-        return Parts(folder, str(kept.get("token", "")), int(kept.get("part_rows") or self._part_rows))
+        size = int(kept.get("part_rows") or self._part_rows)
+        return Parts(folder, str(kept.get("token", "")), size, passing=self.single)
 
     @property
     def _part_rows(self) -> int:
@@ -186,14 +188,14 @@ class Output:
                 table = file.read_row_group(number)
                 record = PartRecord.of(table, parts.token, number)
                 if record.scored == record.rows:
-                    sink = FileSink(parts.place(number), table.schema.remove_metadata())
+                    sink = parts.sink(number, table.schema.remove_metadata())
                     sink.write(table)
                     sink.finish(record.to_json())
 
     def _join(self, parts: Parts, record: Mapping[str, Any], rows: int) -> None:
         sink: FileSink | None = None
         try:
-            for table in parts.tables(rows):
+            for table in ahead(parts.tables(rows)):
                 # What Parquet made of the types when the parts were written is what comes back anyway.
                 schema = table.schema.remove_metadata()
                 sink = sink or FileSink(self.target, schema, staging=self.folder.location)

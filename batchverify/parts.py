@@ -44,18 +44,23 @@ class PartRecord:
 class Parts:
     """The part files of one attempt at a job in `folder`: part n holds the rows from n * `size` on.
 
-    Borders depend on row numbers alone, so that every run of a job cuts alike. done: the records of the
-    parts that are whole, by number.
+    Borders depend on row numbers alone, so that every run of a job cuts alike. passing: they are soon read and
+    written once more. done: the records of the parts that are whole, by number.
     """
 
     folder: Location
     token: str
     size: int
+    passing: bool = False
     done: dict[int, PartRecord] = field(default_factory=dict)
 
     def place(self, number: int) -> Location:
         """The file of a part."""
         return self.folder.join(f"part-{number:05d}.parquet")
+
+    def sink(self, number: int, schema: pa.Schema) -> FileSink:
+        """A part in the making."""
+        return FileSink(self.place(number), schema, passing=self.passing)
 
     def look(self, rows: int) -> None:
         """Find what is done: the parts of this attempt with as many of all `rows` as their numbers demand."""
@@ -110,9 +115,8 @@ class PartWriter:
     def write(self, first: int, table: pa.Table) -> None:
         """Take rows of one part; `first`: the number of their first row in the whole manifest."""
         number = first // self._parts.size
-        place = self._parts.place(number)
         if self._sink is None:
-            self._sink = FileSink(place, self._schema)
+            self._sink = self._parts.sink(number, self._schema)
         self._sink.write(table)
         self._tables.append(PartRecord.of(table, self._parts.token, number))
         if first + table.num_rows == min((number + 1) * self._parts.size, self._total):

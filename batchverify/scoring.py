@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from batchverify.ahead import Behind
 from batchverify.engine import Engine
 from batchverify.errors import UsageError
 from batchverify.gallery import Gallery
@@ -172,11 +174,16 @@ def score_rows(job: Job, head: Any, threshold: float, rows: Rows, path: str = ""
         ImageRun(engine, references, cache, progress, gallery, wanted, rows.keep_path).run()
         progress.rows = rows.resumed
         missing = rows.missing(job.manifest.blocks(job.scan))
-        for block, scores in score_pairs(engine, head, missing, gallery, progress):
+
+        def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
             with progress.watch.stage("write rows"):
                 rows.write(block.first, result_table(block, gallery, scores, threshold))
             progress.rows += len(block.a)
-            progress.show()
+
+        with Behind() as behind:
+            for block, scores in score_pairs(engine, head, missing, gallery, progress):
+                behind(partial(write, block, scores))
+                progress.show()
         done = run_counts(job, engine, gallery, progress)
     counts = rows.counts()
     return {

@@ -27,11 +27,14 @@ PART = re.compile(r"^part-(\d{5,})\.parquet$")
 class FileSink:
     """One Parquet file that appears whole, in a folder or, through a local temporary file, in an object store.
 
-    staging: folder of the same file system for the temporary file, the target's by default. Raises
+    staging: folder of the same file system for the temporary file, the target's by default. passing: it will be
+    read once and deleted; written in less than half of the time, half as large again. Raises
     `UsageError` at once where nothing can be written, `BatchverifyError` when that fails later.
     """
 
-    def __init__(self, target: Location, schema: pa.Schema, staging: Location | None = None) -> None:
+    def __init__(
+        self, target: Location, schema: pa.Schema, staging: Location | None = None, *, passing: bool = False
+    ) -> None:
         self._target = target
         folder, name = staging or target.parent, f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         self._temporary = Path(folder.path if target.is_local else gettempdir()) / name
@@ -41,9 +44,7 @@ class FileSink:
             if self._upload is not None:
                 # Whether the store takes what is written is found out now and not after the work.
                 self._upload.write_bytes(b"")
-            # Numbers seldom repeat: looking for it took a third of the time, and made files a quarter larger.
-            texts = [each.name for each in schema if _is_text(each.type)]
-            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd", use_dictionary=texts)
+            self._writer = pq.ParquetWriter(self._temporary, schema, **_packing(schema, passing))
         except OSError as exc:
             self.abandon()
             raise UsageError(f"{target}: cannot be written: {exc}") from exc
@@ -110,6 +111,13 @@ class FileSink:
 def part_files(folder: Location) -> list[Location]:
     """The part files of an output folder, in order; none when it is absent."""
     return [each for each, _ in folder.files() if PART.match(each.name)]
+
+
+def _packing(schema: pa.Schema, passing: bool) -> dict[str, Any]:
+    if passing:
+        return {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+    # Numbers seldom repeat: looking for it took a third of the time, and made files a quarter larger.
+    return {"compression": "zstd", "use_dictionary": [each.name for each in schema if _is_text(each.type)]}
 
 
 def _is_text(kind: pa.DataType) -> bool:
