@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchverify.engine import Workers, available_cpus
+from batchverify.engine import GPU_CHUNK, Workers, available_cpus
 from batchverify.errors import BatchverifyError, UsageError
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ SAY_SECONDS = 60.0
 # The processes of a dying node end one after the other.
 GRACE_SECONDS = 0.3
 ANSWER_SECONDS = 3.0
-# Two workers take turns on a GPU while the other is busy with Python, where each has so many CPUs.
-MOST_PER_GPU = 2
+# Workers take turns on a GPU while others are busy with Python, where each has so many CPUs.
+MOST_PER_GPU = 4
 CPUS_PER_GPU_WORKER = 2
 
 
@@ -54,7 +54,8 @@ class Node:
             return Share(Workers.for_cpus(self.cpus))
         each = max(1, min(MOST_PER_GPU, self.cpus // (CPUS_PER_GPU_WORKER * self.gpus)))
         count = min(self.cpus, each * self.gpus)
-        return Share(Workers(count, self.cpus // count, min(self.cpus, 2 * count)), 1 / each)
+        # What the workers leave decodes: Ray's loads ask for no CPU.
+        return Share(Workers(count, self.cpus // count, max(count, self.cpus - count), GPU_CHUNK), 1 / each)
 
     def answers(self) -> bool:
         """Whether its raylet is there: Ray itself takes up to a minute to notice that a machine is gone."""
@@ -99,12 +100,18 @@ def cluster_workers(nodes: Sequence[Node], *, use_gpus: bool) -> Workers:
         sum(each.count for each in shares),
         max(each.threads for each in shares),
         sum(each.loaders for each in shares),
+        max(each.chunk for each in shares),
     )
 
 
-def first_nodes(device: str) -> list[Node]:
-    """The nodes to start on, waiting for one that can work: an autoscaled cluster may begin with none."""
-    deadline = time.monotonic() + NODE_SECONDS
+def first_nodes(device: str, *, may_grow: bool) -> list[Node]:
+    """The nodes to start on, waiting for one that can work: an autoscaled cluster may begin with none.
+
+    may_grow: whether others may join. Raises `UsageError` where there is none.
+    """
+    if device.startswith("cuda:"):
+        raise UsageError(f"--device {device}: under Ray every worker is given a GPU; --device cuda")
+    deadline = time.monotonic() + NODE_SECONDS * may_grow
     wants_gpus = device.startswith("cuda")
     said = 0.0
     while True:
@@ -112,7 +119,7 @@ def first_nodes(device: str) -> list[Node]:
         if any(node.share(use_gpus=wants_gpus) for node in nodes):
             return nodes
         what = "a GPU and a CPU" if wants_gpus else "a CPU"
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             raise UsageError(f"no node of the Ray cluster has {what} for workers ({len(nodes)} nodes)")
         if time.monotonic() - said > SAY_SECONDS:
             log.warning("waiting for a node with %s to join the cluster (%d nodes now)", what, len(nodes))

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchverify.cluster import Node, Share, alive_nodes, cluster_workers, node_lives
@@ -53,7 +53,7 @@ class Crew:
         if not self.nodes:
             return Workers(1, 1, 1)
         planned = cluster_workers(list(self.nodes.values()), use_gpus=self.use_gpus)
-        return Workers(len(self.members) or planned.count, planned.threads, planned.loaders)
+        return replace(planned, count=len(self.members) or planned.count)
 
     def take(self, nodes: Iterable[Node]) -> list[Node]:
         """Start actors on those nodes that are new and can work; returns these."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 
+from batchverify.fingerprint import DETECT_SIDE
 from batchverify.kernels import candidates, resample, suppress
 from batchverify.mtcnn import OutputNetwork, ProposalNetwork, RefineNetwork
 from batchverify.pyramid import CHANNELS, Pyramid, integral, pyramid, regions
@@ -19,9 +21,31 @@ SMALLEST_SHARE = 1 / 24
 THRESHOLDS = (0.6, 0.7, 0.7)
 # A little below the first threshold's own.
 LEAST_LOGIT = 0.4
-# Fixed shapes of the second and third network, so that a face's box does not depend on its neighbours.
-REFINE_BLOCK = 32
-OUTPUT_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How much goes through the networks at a time, padded to it: a face's box does not depend on its neighbours.
+
+    pictures: of one size, through the first. refine, output: candidates, through the second and third.
+    """
+
+    pictures: int = 1
+    refine: int = 32
+    output: int = 16
+
+    @property
+    def smallest(self) -> bool:
+        """Whether they cannot be halved."""
+        return max(vars(self).values()) == 1
+
+    def halved(self) -> Blocks:
+        """Blocks that take half of the memory."""
+        return Blocks(*(max(1, size // 2) for size in vars(self).values()))
+
+
+# A GPU's time goes into calls, not into what is padded.
+GPU_BLOCKS = Blocks(8, 512, 128)
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,16 @@ def smallest_face(height: int, width: int) -> int:
     return max(SMALLEST_FACE, round(min(height, width) * SMALLEST_SHARE))
 
 
+def reduced(picture: np.ndarray) -> np.ndarray:
+    """The picture that faces are searched for in: (H, W, 3), the longer side at most `DETECT_SIDE`."""
+    height, width = picture.shape[:2]
+    shrink = DETECT_SIDE / max(height, width)
+    if shrink >= 1:
+        return picture
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
 def choose_face(found: Detections, height: int, width: int, rule: str = "center") -> int:
     """The index of the face meant, among one or more.
 
@@ -61,40 +95,50 @@ class FaceDetector:
 
     Call it with a sequence of (H, W, 3) uint8 RGB images of any sizes; it returns one `Detections` each.
     The boxes are those of `facenet_pytorch.MTCNN` at the same settings, to rounding. An image's result
-    does not depend on the other images of the call.
+    does not depend on the other images of the call. blocks: what goes through the networks at a time.
     """
 
     def __init__(self, *, min_face: int | None = None, device: str = "cpu") -> None:
         self.min_face = min_face
         self.device = device
+        self.blocks = Blocks() if device == "cpu" else GPU_BLOCKS
         self._proposal = ProposalNetwork(device)
         self._refine, self._output = RefineNetwork(device), OutputNetwork(device)
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    def __call__(self, images: Sequence[np.ndarray], blocks: Blocks | None = None) -> list[Detections]:
         """Detect the faces of each image; images without a face give `Detections` of length 0."""
         if not len(images):
             return []
+        blocks = blocks or self.blocks
         sums = [integral(image) for image in images]
-        boxes = [self._propose(table, *image.shape[:2]) for image, table in zip(images, sums, strict=True)]
-        refined = self._classify(self._refine, REFINE_BLOCK, sums, boxes)
+        boxes = self._propose(sums, blocks.pictures)
+        refined = self._classify(self._refine, blocks.refine, sums, boxes)
         boxes = [
             _refined(found, *outputs, *image.shape[:2])
             for image, found, outputs in zip(images, boxes, refined, strict=True)
         ]
-        final = self._classify(self._output, OUTPUT_BLOCK, sums, boxes)
+        final = self._classify(self._output, blocks.output, sums, boxes)
         return [_final(found, *outputs) for found, outputs in zip(boxes, final, strict=True)]
 
-    def _propose(self, sums: np.ndarray, height: int, width: int) -> np.ndarray:
-        """First stage: (K, 4) float32 square boxes of candidates over all scales of the pyramid."""
-        scales = pyramid(height, width, self.min_face or smallest_face(height, width))
-        if scales is None:
-            return np.zeros((0, 4), np.float32)
-        boxes, shifts, scores = _cells(self._proposal(scales.canvas(sums).to(self.device), scales), scales)
-        kept = suppress(boxes, _best_first(scores), 0.7)
-        boxes, shifts = boxes[kept], shifts[kept]
-        extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-        return _clipped(_square(boxes + shifts * extent), height, width)
+    def _propose(self, sums: Sequence[np.ndarray], block: int) -> list[np.ndarray]:
+        """First stage: per image (K, 4) float32 square boxes of candidates over all scales of its pyramid."""
+        found = [np.zeros((0, 4), np.float32) for _ in sums]
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for place, table in enumerate(sums):
+            sizes.setdefault((table.shape[0] - 1, table.shape[1] - 1), []).append(place)
+        for (height, width), places in sizes.items():
+            scales = pyramid(height, width, self.min_face or smallest_face(height, width))
+            if scales is None:
+                continue
+            for start in range(0, len(places), block):
+                some = places[start : start + block]
+                canvases = [scales.canvas(sums[place]) for place in some]
+                canvases += [torch.zeros_like(canvases[0])] * (block - len(some))
+                answers = self._proposal(torch.cat(canvases).to(self.device), scales)
+                for place, answer in zip(some, answers, strict=False):
+                    found[place] = _candidates(answer, scales, height, width)
+        return found
 
     def _classify(
         self, network: RefineNetwork, block: int, sums: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
@@ -133,6 +177,15 @@ def _fill(
         last = min(int(ends[owner]) - start, len(cut))
         resample(sums[owner], cut[done:last], places[done:last], False, patches)
         done = last
+
+
+def _candidates(answers: np.ndarray, scales: Pyramid, height: int, width: int) -> np.ndarray:
+    """(K, 4) float32 square boxes of one image's candidates, from the first network's answers to its canvas."""
+    boxes, shifts, scores = _cells(answers, scales)
+    kept = suppress(boxes, _best_first(scores), 0.7)
+    boxes, shifts = boxes[kept], shifts[kept]
+    extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    return _clipped(_square(boxes + shifts * extent), height, width)
 
 
 def _cells(answers: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

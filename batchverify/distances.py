@@ -20,18 +20,22 @@ def distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Chi-square distance and dot product of rows `a` of `first` and `b` of `second`: (N,) float32 each.
 
-    first, second: (M, F) and (K, F) float16 or float32; a, b: (N,) int64. The distance is the sum over
+    first, second: (M, F) and (K, F) float16 or float32; a, b: (N,) whole numbers. The distance is the sum over
     (x - y)² / (|x| + |y|). The same bits on every machine, for both number types and for (b, a).
-    Raises `IndexError` for rows that are not there: the loop itself would read whatever lies beyond.
+    Raises `ValueError` for other shapes, `IndexError` for rows that are not there: the loop itself would read
+    whatever lies beyond.
     """
+    a, b = (np.ascontiguousarray(rows).astype(np.int64, casting="same_kind", copy=False) for rows in (a, b))
+    if len(a) != len(b) or first.shape[1] != second.shape[1]:
+        raise ValueError(f"rows {len(a)} and {len(b)} of matrices {first.shape} and {second.shape}")
     for matrix, rows in ((first, a), (second, b)):
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(matrix):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(matrix)}")
-    if first.dtype != second.dtype:
-        first, second = first.astype(np.float32), second.astype(np.float32)
+    if not first.dtype == second.dtype == np.float16:
+        first, second = first.astype(np.float32, copy=False), second.astype(np.float32, copy=False)
     chi, dots = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
     matrices = _readable(first), _readable(second)
-    _distances(*matrices, np.ascontiguousarray(a), np.ascontiguousarray(b), chi, dots)
+    _distances(*matrices, a, b, chi, dots)
     return chi, dots
 
 

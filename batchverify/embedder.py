@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import local
-from typing import Any
+from threading import Lock, local
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from batchverify.backbones import DIMENSION, PACKAGED, Backbone, build_network, fold_batch_norm, load_backbone
-from batchverify.crops import FACE_SIZE, Face, box_face, fixed_face
-from batchverify.detection import Detections, FaceDetector, choose_face
+from batchverify.crops import Face, box_face, fixed_face
+from batchverify.detection import Detections, FaceDetector, choose_face, reduced
+from batchverify.devices import full_float32, number_class, resolve_device
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
+from batchverify.forward import Forward, GpuForward, Pass, faces_per_second, fastest_size, is_out_of_memory
 from batchverify.fused import can_fuse, fuse
 from batchverify.records import Reason, Skipped
 
@@ -28,11 +29,13 @@ log = logging.getLogger(__name__)
 
 # Measured on two-core machines: 32 is the fastest CPU batch in bf16, and a small one to pad.
 CPU_BATCH = 32
-# A chunk's images: larger batches would be padded.
-GPU_BATCH = 128
+# Tried in this order; the largest is `engine.GPU_CHUNK`: larger ones would be padded.
+GPU_BATCHES = (128, 256, 512)
 # Pictures whose candidates are in memory at once.
 DETECT_GROUP = 16
 DETECT_PIXELS = 8_000_000
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -54,38 +57,13 @@ class Embedded:
         return len(self.skipped)
 
 
-def resolve_device(device: str) -> str:
-    """`auto`, `cpu` or `cuda` (`cuda:1`) to a device that is here.
-
-    Raises `UsageError` for another word and for a GPU that is absent.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got '{device}'")
-    number = int(device.partition(":")[2] or 0)
-    if device != "cpu" and number >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {device}: this machine has no such CUDA device that torch {torch.__version__} can use"
-        )
-    return device
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 class Embedder:
     """Build once, call many times: `Embedder()(pictures)`.
 
-    The backbone runs folded, channels last, in bfloat16 where the CPU has it (float16 on a GPU, else
-    float32), always in batches of one fixed shape: a vector does not depend on its neighbours. In float32
-    with batches below 32 its last bit depends on torch's number of threads.
+    The backbone runs folded, channels last, in bfloat16 where the device multiplies it (else float16 on a
+    GPU, float32 on a CPU), always in batches of one fixed shape: a vector does not depend on its neighbours.
+    In float32 with batches below 32 its last bit depends on torch's number of threads. On a GPU the batch is
+    found by trying and halved where memory runs out.
     Raises `UsageError` for settings that make no sense, `ArtifactError` for weights that do not fit.
     """
 
@@ -108,11 +86,10 @@ class Embedder:
         started = time.perf_counter()
         self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face)
         self.device = resolve_device(device)
-        self.batch_size = batch_size or (GPU_BATCH if self.device.startswith("cuda") else CPU_BATCH)
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
-        self._dtype = _number_class(numbers, self.device)
+        self._dtype = number_class(numbers, self.device)
         network = fold_batch_norm(build_network(backbone))
         self.path = "fused" if can_fuse(self.device, self._dtype) else "eager"
         if self.path == "fused":
@@ -120,26 +97,43 @@ class Embedder:
         network = network.to(self.device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)
         self._detector = FaceDetector(min_face=min_face, device=self.device) if crop == "detect" else None
-        self._streams = local()
-        if self.device != "cpu":
+        self._of_thread, self._shrinking = local(), Lock()
+        if self.on_gpu:
+            full_float32()
             # Threads work on streams of their own; what is not there yet must not be used by them.
             torch.cuda.synchronize(self.device)
+        self.batch_size = batch_size or self._best_batch()
         self._starting = {"start": time.perf_counter() - started}
-        log.info("embedding on %s: %s", self.compute_path, self._reason(numbers))
+        self.reason = self._reason(numbers, batch_size)
+        log.info("embedding on %s: %s", self.compute_path, self.reason)
 
     def start_seconds(self) -> dict[str, float]:
         """The seconds that building took, as a stage: the first time it is asked for, nothing afterwards."""
         starting, self._starting = self._starting, {}
         return starting
 
-    def _reason(self, numbers: str) -> str:
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is one."""
+        return self.device != "cpu"
+
+    @torch.inference_mode()
+    def _best_batch(self) -> int:
+        if not self.on_gpu:
+            return CPU_BATCH
+        best = fastest_size(GPU_BATCHES, lambda size: faces_per_second(GpuForward(self._pass, size)))
+        torch.cuda.empty_cache()
+        return best
+
+    def _reason(self, numbers: str, batch_size: int | None) -> str:
         """Why this path, for people."""
         kind = str(self._dtype).removeprefix("torch.")
         here = (
             "that is the fastest that this device multiplies in hardware" if numbers == "auto" else "as asked"
         )
         calls = "one oneDNN call a layer, no compiler needed" if self.path == "fused" else "torch's own calls"
-        return f"{kind}, {here}; {calls}"
+        tried = "; the fastest batch of those tried" if self.on_gpu and batch_size is None else ""
+        return f"{kind}, {here}; {calls}{tried}"
 
     @property
     def compute_path(self) -> str:
@@ -162,11 +156,32 @@ class Embedder:
             return [fixed_face(picture, self.settings.crop) for picture in pictures]
         faces: list[Face | Skipped] = []
         for group in _groups(pictures):
-            reduced = [_reduced(picture) for picture in group]
-            with self._stream():
-                found = self._detector(reduced)
-            faces += [self._chosen(*each) for each in zip(group, reduced, found, strict=True)]
+            smaller = [reduced(picture) for picture in group]
+            found = self._detected(self._detector, smaller)
+            faces += [self._chosen(*each) for each in zip(group, smaller, found, strict=True)]
         return faces
+
+    def _detected(self, detector: FaceDetector, pictures: list[np.ndarray]) -> list[Detections]:
+        """All faces of some pictures, in smaller blocks where a GPU's memory is short."""
+
+        def detect() -> list[Detections]:
+            with self._stream():
+                return detector(pictures, blocks)
+
+        blocks = detector.blocks
+        while (found := self._within_memory(detect)) is None:
+            if blocks.smallest:
+                raise BatchverifyError(f"{self.device}: no memory to find a face")
+            blocks = blocks.halved()
+        return found
+
+    def _stream(self) -> AbstractContextManager[Any]:
+        """This thread's own stream on a GPU: its copies and small kernels hide behind another thread's work."""
+        if not self.on_gpu:
+            return nullcontext()
+        if not hasattr(self._of_thread, "stream"):
+            self._of_thread.stream = torch.cuda.Stream(self.device)
+        return torch.cuda.stream(self._of_thread.stream)
 
     def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
         """Embed cropped faces; what was skipped before stays skipped, in its place."""
@@ -195,52 +210,63 @@ class Embedder:
         rows: list[np.ndarray] = []
         done = 0
         while done < len(pixels):
-            try:
-                rows.append(self._batch(pixels[done : done + self.batch_size]))
-            except torch.cuda.OutOfMemoryError as exc:
-                self._shrink(exc)
+            size = self.batch_size
+            found = self._within_memory(partial(self._batch, size, pixels[done : done + size]))
+            if found is None:
+                self._shrink(size)
                 continue
-            done += len(rows[-1])
+            rows.append(found)
+            done += len(found)
         return np.concatenate(rows) if rows else np.zeros((0, DIMENSION), np.float32)
 
-    def _shrink(self, exc: Exception) -> None:
-        """Halve the batch after the GPU ran out of memory; `BatchverifyError` where one face is too much."""
-        if self.batch_size == 1:
-            raise BatchverifyError(f"{self.device}: no memory for a single face: {exc}") from exc
-        self.batch_size //= 2
+    def _within_memory(self, work: Callable[[], Found]) -> Found | None:
+        """What the work gives; None, all that it held being free again, where a GPU's memory was too small."""
+        try:
+            return work()
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc):
+                raise
+            log.info("%s: %s", self.device, exc)
+        self._of_thread.forward = None
         torch.cuda.empty_cache()
+        return None
+
+    def _shrink(self, size: int) -> None:
+        """Halve the batch that was too large, unless another thread has; `BatchverifyError` where it was one face."""
+        with self._shrinking:
+            if self.batch_size < size:
+                return
+            if size == 1:
+                raise BatchverifyError(f"{self.device}: no memory for a single face")
+            self.batch_size = size // 2
         log.warning("%s: out of memory; going on with batches of %d faces", self.device, self.batch_size)
 
-    def _batch(self, pixels: np.ndarray) -> np.ndarray:
-        """One batch, padded to the fixed shape; a GPU gets bytes, from memory that it copies by itself."""
-        full = torch.zeros(
-            self.batch_size, FACE_SIZE, FACE_SIZE, 3, dtype=torch.uint8, pin_memory=self.device != "cpu"
-        )
-        full.numpy()[: len(pixels)] = pixels
-        with self._stream():
-            inputs = full.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (B, 3, 160, 160)
-            inputs = inputs.float().sub_(127.5).div_(128).to(self._dtype)
-            vectors = self._network(inputs).float()
-            if self.settings.tta == "flip":
-                vectors = vectors + self._network(inputs.flip(3)).float()
-            rows = torch.nn.functional.normalize(vectors).cpu().numpy()[: len(pixels)]
+    def _batch(self, size: int, pixels: np.ndarray) -> np.ndarray:
+        rows = self._forward(size)(pixels)
         if not np.isfinite(rows).all():
             raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.compute_path})")
         return rows
 
-    def _stream(self) -> AbstractContextManager[Any]:
-        """This thread's own stream on a GPU: its copies and small kernels hide behind another thread's work."""
-        if self.device == "cpu":
-            return nullcontext()
-        if not hasattr(self._streams, "own"):
-            self._streams.own = torch.cuda.Stream(self.device)
-        return torch.cuda.stream(self._streams.own)
+    def _forward(self, size: int) -> Forward:
+        """The forward pass at a batch size; on a GPU this thread's own."""
+        if not self.on_gpu:
+            return Forward(self._pass, size)
+        kept: Forward | None = getattr(self._of_thread, "forward", None)
+        if kept is None or kept.size != size:
+            # The old one's memory first.
+            self._of_thread.forward = kept = None
+            self._of_thread.forward = kept = GpuForward(self._pass, size)
+        return kept
 
-    def _chosen(self, picture: np.ndarray, reduced: np.ndarray, found: Detections) -> Face | Skipped:
+    @property
+    def _pass(self) -> Pass:
+        return Pass(self._network, self.device, self._dtype, self.settings.tta == "flip")
+
+    def _chosen(self, picture: np.ndarray, smaller: np.ndarray, found: Detections) -> Face | Skipped:
         nothing = Skipped(Reason.NO_FACE, "the detector found no face")
         if not len(found):
             return nothing
-        height, width = reduced.shape[:2]
+        height, width = smaller.shape[:2]
         index = choose_face(found, height, width, self.settings.face)
         scale = max(picture.shape[:2]) / max(height, width)
         x0, y0, x1, y1 = (float(value) * scale for value in found.boxes[index])
@@ -266,24 +292,3 @@ def _table_pixels(picture: np.ndarray) -> int:
     height, width = picture.shape[:2]
     shrink = min(1.0, DETECT_SIDE / max(height, width))
     return int(height * width * shrink * shrink)
-
-
-def _reduced(picture: np.ndarray) -> np.ndarray:
-    """The picture that faces are searched for in: (H, W, 3), the longer side at most `DETECT_SIDE`."""
-    height, width = picture.shape[:2]
-    shrink = DETECT_SIDE / max(height, width)
-    if shrink >= 1:
-        return picture
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
-
-
-def _number_class(numbers: str, device: str) -> torch.dtype:
-    if numbers == "auto":
-        if device.startswith("cuda"):
-            return torch.float16
-        return torch.bfloat16 if cpu_has_bf16() else torch.float32
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if numbers not in kinds:
-        raise UsageError(f"numbers must be auto, {' or '.join(kinds)}, got '{numbers}'")
-    return kinds[numbers]

@@ -24,6 +24,9 @@ MOST_WORKERS = 8
 MOST_WORKERS_A_GPU = 4
 # Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
 QUEUED_PER_WORKER = 1
+# Images that are loaded, and embedded, as one job. A GPU's is the largest batch that the embedder tries.
+CPU_CHUNK = 128
+GPU_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,22 @@ class WorkPlan:
 
 @dataclass(frozen=True)
 class Workers:
-    """How a machine is cut up: `count` workers with `threads` threads each, `loaders` reading and decoding."""
+    """How a machine is cut up: `count` workers with `threads` threads each, `loaders` reading and decoding.
+
+    chunk: the most images of a job.
+    """
 
     count: int
     threads: int
     loaders: int
+    chunk: int = CPU_CHUNK
 
     @classmethod
     def for_cpus(cls, cpus: int, gpus: int = 0) -> Workers:
         """Up to eight workers that share the CPUs, or up to four a GPU; with GPUs the other CPUs load."""
         if gpus:
             count = gpus * max(1, min(cpus // (2 * gpus), MOST_WORKERS_A_GPU))
-            return cls(count, 1, max(1, cpus - count))
+            return cls(count, 1, max(1, cpus - count), GPU_CHUNK)
         count = max(1, min(cpus, MOST_WORKERS))
         return cls(count, max(1, cpus // count), max(1, min(cpus, 2 * count)))
 
@@ -235,9 +242,12 @@ def available_cpus() -> int:
 
 
 def visible_gpus(device: str) -> int:
+    """GPUs that this process may use: one at most, since all of them are Ray's to share out.
+
+    Raises `UsageError` for one that is asked for and absent.
+    """
     if device == "cpu":
         return 0
-    import torch
+    from batchverify.devices import resolve_device
 
-    # One GPU a process: all of them are Ray's to share out.
-    return min(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1
+    return int(resolve_device(device) != "cpu")

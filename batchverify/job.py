@@ -19,7 +19,7 @@ from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.version import __version__
 
 # Raised whenever rows come out otherwise than before for the same document.
-ROWS_FORMAT = 1
+ROWS_FORMAT = 2
 # As `Embedder.compute_path` states it.
 PATHS = " + "  # between those of an engine with CPUs of several kinds
 _COMPUTE_PATH = re.compile(

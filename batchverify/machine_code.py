@@ -7,6 +7,8 @@ import logging
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llvmlite import binding
@@ -39,13 +41,14 @@ class MachineCode(FunctionCache):
 
     Files that cannot be read are dropped and the loop is compiled again; what cannot be written is not kept.
     Each kind of CPU has files of its own: in numba's the index knows the CPU, the code does not, and machines
-    of two kinds that compile at once in one folder may leave one the other's instructions.
+    of two kinds that compile at once in one folder may leave one the other's instructions. Nor does the index
+    know `instructions.py`, which all loops may use.
     Raises `RuntimeError` where no folder can be written.
     """
 
     def __init__(self, loop: Callable[..., Any]) -> None:
         super().__init__(loop)
-        name = f"{self._impl.filename_base}.{_cpu()}"
+        name = f"{self._impl.filename_base}.{_kind()}"
         self._cache_file = IndexDataCacheFile(self._cache_path, name, self._impl.locator.get_source_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -66,7 +69,9 @@ class MachineCode(FunctionCache):
             log.debug("%s: machine code not kept: %s", self._cache_path, exc)
 
 
-def _cpu() -> str:
-    """A short name of this kind of CPU."""
-    kind = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    return hashlib.sha256(kind.encode()).hexdigest()[:8]
+@cache
+def _kind() -> str:
+    """A short name of this kind of CPU and of the instructions that loops are made of."""
+    cpu = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    instructions = Path(__file__).with_name("instructions.py").read_bytes()
+    return hashlib.sha256(cpu.encode() + instructions).hexdigest()[:8]

@@ -73,21 +73,24 @@ def pooled(
     """
     height, width = values.shape[2:]
     whole = areas is None
+    if values.is_cuda:
+        return pooled_on_gpu(prelu(values, slopes), window, areas)
     if areas is None:
         areas = np.array([[0, 0, height, width]])
     rows, columns = (-(-(length - window) // 2) + 1 for length in (height, width))
-    if values.is_cuda:
-        return _pooled_on_gpu(prelu(values, slopes), window, areas, rows, columns)
     # What no area covers is never looked at; it is zero all the same, so that nothing depends on the past.
     target = (np.empty if whole else np.zeros)((len(values), rows, columns, values.shape[1]), np.float32)
     slope_and_pool(values.permute(0, 2, 3, 1).numpy(), slopes.numpy(), window, areas, target)
     return torch.from_numpy(target).permute(0, 3, 1, 2)
 
 
-def _pooled_on_gpu(
-    values: torch.Tensor, window: int, areas: np.ndarray, rows: int, columns: int
-) -> torch.Tensor:
-    target = values.new_zeros(len(values), values.shape[1], rows, columns)
+def pooled_on_gpu(values: torch.Tensor, window: int, areas: np.ndarray | None = None) -> torch.Tensor:
+    """The maxima of `pooled`, by calls that GPUs have, too."""
+    if areas is None:
+        return max_pool2d(values, window, 2, ceil_mode=True)
+    rows, columns = (-(-(length - window) // 2) + 1 for length in values.shape[2:])
+    shape = len(values), values.shape[1], rows, columns
+    target = torch.empty(shape, device=values.device, memory_format=torch.channels_last).zero_()
     for top, left, height, width in areas.tolist():
         area = values[:, :, top : top + height, left : left + width]
         maxima = max_pool2d(area, window, 2, ceil_mode=True)
@@ -121,7 +124,7 @@ class _Dense:
 
 
 class ProposalNetwork:
-    """P-Net over a whole canvas of scales: what it says of every cell, (h, w, 16) float32.
+    """P-Net over whole canvases of scales: what it says of every cell, (B, h, w, 16) float32.
 
     Columns 0 and 1 are its logits of no face and of a face, 2 to 5 the shifts of the box.
     """
@@ -132,10 +135,10 @@ class ProposalNetwork:
         self._heads = Convolution(tensors, ["conv4_1", "conv4_2"], self._layers[-1].outputs, device)
 
     def __call__(self, canvas: torch.Tensor, pyramid: Pyramid) -> np.ndarray:
-        """canvas: (1, 3, H, W) float32 from `Pyramid.canvas`."""
+        """canvas: (B, 3, H, W) float32, one beside another from `Pyramid.canvas`."""
         first, second, third = self._layers
         values = first.pooled(canvas, 2, pyramid.areas)
-        return self._heads(third(second(values)))[0].permute(1, 2, 0).cpu().numpy()
+        return self._heads(third(second(values))).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class RefineNetwork:

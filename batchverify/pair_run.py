@@ -19,6 +19,8 @@ from batchverify.progress import Progress
 log = logging.getLogger(__name__)
 
 PAIR_TRIES = 5
+# Silence for this long is reported.
+PATIENCE_SECONDS = 300.0
 
 
 def score_pairs(
@@ -47,6 +49,11 @@ def _scored(
     reason = ""
     for _ in range(PAIR_TRIES):
         try:
+            while not engine.wait([job], timeout=PATIENCE_SECONDS):
+                progress.say(
+                    f"no progress for {PATIENCE_SECONDS:g} s: waiting for the scores of {len(block.a):,} rows "
+                    f"from {block.first + 1:,}"
+                )
             done: Scores = engine.result(job)
         except WorkerLostError as exc:
             reason = str(exc).splitlines()[0]

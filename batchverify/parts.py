@@ -65,11 +65,11 @@ class Parts:
     def look(self, rows: int) -> None:
         """Find what is done: the parts of this attempt with as many of all `rows` as their numbers demand."""
         for place in part_files(self.folder):
-            about = footer(place)
+            about, there = footer_and_rows(place)
             if about.get("token") == self.token and self.place(int(about["part"])).name == place.name:
                 names = PartRecord.__dataclass_fields__
                 record = PartRecord(**{name: about[name] for name in names})
-                if record.rows == min(self.size, rows - record.part * self.size):
+                if record.rows == there == min(self.size, rows - record.part * self.size):
                     self.done[record.part] = record
 
     def split(self, blocks: Iterable[Block]) -> Iterator[tuple[int, Block]]:
@@ -111,9 +111,12 @@ class PartWriter:
         self._parts, self._schema, self._total, self._before = parts, schema, total, before
         self._sink: FileSink | None = None
         self._tables: list[PartRecord] = []
+        self._abandoned = False
 
     def write(self, first: int, table: pa.Table) -> None:
         """Take rows of one part; `first`: the number of their first row in the whole manifest."""
+        if self._abandoned:
+            raise BatchverifyError(f"{self._parts.folder}: rows came after the run was given up")
         number = first // self._parts.size
         if self._sink is None:
             self._sink = self._parts.sink(number, self._schema)
@@ -134,7 +137,8 @@ class PartWriter:
         self._sink, self._tables = None, []
 
     def abandon(self) -> None:
-        """Remove the part in the making."""
+        """Remove the part in the making; no rows are taken any more."""
+        self._abandoned = True
         if self._sink is not None:
             self._sink.abandon()
             self._sink = None
@@ -145,16 +149,21 @@ def footer(place: Location) -> Mapping[str, Any]:
 
     `BatchverifyError` where an object store does not say.
     """
+    return footer_and_rows(place)[0]
+
+
+def footer_and_rows(place: Location) -> tuple[Mapping[str, Any], int]:
+    """`footer`, and how many rows the file itself counts."""
     try:
         with place.filesystem.open_input_file(place.path) as file:
-            metadata = pq.ParquetFile(file).metadata.metadata or {}
-        record = json.loads(metadata.get(RECORD_KEY.encode(), b"{}"))
+            found = pq.ParquetFile(file).metadata
+        record = json.loads((found.metadata or {}).get(RECORD_KEY.encode(), b"{}"))
     except (OSError, pa.ArrowException, ValueError) as exc:
         if is_passing(exc) or is_denied(exc):
             # What cannot be read now may be a finished part.
             raise BatchverifyError(f"{place}: cannot be read: {exc}") from exc
-        return {}
-    return record if isinstance(record, dict) else {}
+        return {}, 0
+    return (record if isinstance(record, dict) else {}), found.num_rows
 
 
 def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:

@@ -113,7 +113,7 @@ class RayEngine:
         self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(PairWorker)
         self._crew = Crew(self._new_actor, use_gpus=False)
         try:
-            nodes = first_nodes(plan.device)
+            nodes = first_nodes(plan.device, may_grow=address is not None or not self._ours)
             self._crew.use_gpus = uses_gpus(nodes, plan.device)
             self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
             self._crew.take(nodes)

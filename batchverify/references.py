@@ -119,6 +119,9 @@ class UniqueImages:
         numbers = np.full(len(cells), -1, np.int64)
         if found is not None:
             numbers, _ = self.references.find(cells.cast(pa.large_binary()), found, plain=True)
+        if cells.null_count:
+            # Under a cell that is null there may be bytes.
+            numbers[cells.is_null().to_numpy(zero_copy_only=False)] = -1
         left = np.flatnonzero(numbers < 0)
         if len(left):
             encoded = cells.take(pa.array(left)).dictionary_encode(null_encoding="encode")

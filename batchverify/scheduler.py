@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from batchverify.cache import EmbeddingCache
-from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, NodeLostError, WorkerLostError
+from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, NodeLostError, WorkerLostError, Workers
 from batchverify.gallery import Gallery
 from batchverify.owners import Owners
 from batchverify.pipeline import Embeddings, Loaded
@@ -21,8 +21,8 @@ from batchverify.segments import Entry
 
 log = logging.getLogger(__name__)
 
-IMAGE_CHUNK = 128
-SMALLEST_CHUNK = 32
+# What a chunk shrinks to at the end of a run.
+SMALLEST_SHARE = 4
 # Silence for this long is reported; the second time in a row the workers at work are taken for hung.
 PATIENCE_SECONDS = 300.0
 SILENCES = 2
@@ -100,7 +100,7 @@ class ImageRun:
     def _cut(self) -> None:
         """Cut the next chunks, no more than are soon loaded: what is ahead takes no memory."""
         while self._next < self._count and len(self._to_load) < self.engine.workers.loaders:
-            size = chunk_size(self._count - self._next, self.engine.workers.count)
+            size = chunk_size(self._count - self._next, self.engine.workers)
             end = self._next + size
             some = range(self._next, end) if self.wanted is None else self.wanted[self._next : end].tolist()
             self._next, chunk = end, []
@@ -274,11 +274,12 @@ class ImageRun:
             self._finish_embed(job, self._embedding[job])
 
 
-def chunk_size(left: int, workers: int) -> int:
+def chunk_size(left: int, workers: Workers) -> int:
     """How many of the images that are left the next chunk takes.
 
     Towards the end chunks get smaller, so that no worker stands idle while another has a long one; they are
     whole forward passes all the same.
     """
-    share = -(-left // (2 * workers * SMALLEST_CHUNK)) * SMALLEST_CHUNK
-    return min(IMAGE_CHUNK, share, left)
+    smallest = workers.chunk // SMALLEST_SHARE
+    share = -(-left // (2 * workers.count * smallest)) * smallest
+    return min(workers.chunk, share, left)

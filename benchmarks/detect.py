@@ -16,7 +16,8 @@ from PIL import Image
 from results import publish, table
 
 from batchverify.detection import Detections, FaceDetector, choose_face
-from batchverify.embedder import DETECT_GROUP, resolve_device
+from batchverify.devices import resolve_device
+from batchverify.embedder import DETECT_GROUP
 from batchverify.engine import Workers, available_cpus, visible_gpus
 from batchverify.memory import keep_freed_memory
 

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
+from ray_nodes import RayNodes
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 # Parts small enough that kills fall between them, each with a pause behind it on the fastest machine.
@@ -76,9 +78,20 @@ class KilledJob:
     kills: list[Blow] = field(default_factory=list)
     _parts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    def engine_options(self) -> list[str]:
+        """Those that say who does the work."""
+        return ["--engine", self.engine, "--num-cpus", "2"]
+
+    def environment(self) -> dict[str, str] | None:
+        """That of the command; None for this process's."""
+        return None
+
+    def close(self) -> None:
+        """End what the runs left."""
+
     def command(self) -> list[str]:
         """The command in a process with small parts."""
-        options = ["--crop", "none", "--cache", str(self.cache), "--engine", self.engine, "--num-cpus", "2"]
+        options = ["--crop", "none", "--cache", str(self.cache), *self.engine_options()]
         arguments = ["score", str(self.manifest), "-o", str(self.out), *options, "--json", "-q"]
         return [sys.executable, "-c", self.script(arguments)]
 
@@ -89,7 +102,12 @@ class KilledJob:
     def start(self) -> subprocess.Popen:
         """The command, begun."""
         return subprocess.Popen(
-            self.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            self.command(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=self.environment(),
         )
 
     def kill(self, how: str, after: float, *, wait_for: str = "") -> bool:
@@ -119,14 +137,20 @@ class KilledJob:
         with suppress(subprocess.TimeoutExpired):
             process.wait(blow.after)
         while process.poll() is None:
-            if send(process.pid, blow.how):
+            if self.send(process.pid, blow.how):
                 return True
             time.sleep(0.01)
         return False
 
+    def send(self, driver: int, how: str) -> bool:
+        """One blow; whether there was what it was to meet."""
+        return send(driver, how, descendants(driver))
+
     def finish(self) -> dict:
         """The undisturbed last run; its summary."""
-        done = subprocess.run(self.command(), capture_output=True, text=True, timeout=170)
+        done = subprocess.run(
+            self.command(), capture_output=True, text=True, timeout=170, env=self.environment()
+        )
         assert done.returncode == 0, done.stderr
         self.check_parts()
         return json.loads(done.stdout)
@@ -163,12 +187,48 @@ class KilledJob:
         return [pq.ParquetFile(path).read() for path in paths]
 
 
-def send(driver: int, how: str) -> bool:
-    """End the driver by a signal, or kill an actor or another worker of its Ray; whether there was one."""
+class ClusterJob(KilledJob):
+    """The same on a cluster of three nodes: the head, which runs nothing, and two of which one may be killed."""
+
+    def __init__(self, *places: Any) -> None:
+        super().__init__(*places, engine="ray")
+        self.nodes = RayNodes("a-token-of-32-characters-and-more")
+        self.nodes.start("head", 0)
+        self._names = [f"n{number}" for number in range(100)]
+        self._alive = [self._join(), self._join()]
+
+    def engine_options(self) -> list[str]:
+        """See `KilledJob`."""
+        return ["--address", f"127.0.0.1:{self.nodes.gcs}"]
+
+    def environment(self) -> dict[str, str]:
+        """See `KilledJob`."""
+        return self.nodes.environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.nodes.token)
+
+    def send(self, driver: int, how: str) -> bool:
+        """See `KilledJob`; a node is replaced by a new one."""
+        if how != "node":
+            return send(driver, how, [each for name in self._alive for each in self.nodes.processes(name)])
+        self.nodes.kill(self._alive.pop(0))
+        self._alive.append(self._join())
+        return True
+
+    def close(self) -> None:
+        """See `KilledJob`."""
+        self.nodes.close()
+
+    def _join(self) -> str:
+        name = self._names.pop(0)
+        self.nodes.start(name, 1)
+        return name
+
+
+def send(driver: int, how: str, processes: Sequence[int]) -> bool:
+    """End the driver by a signal, or kill an actor or another worker among processes; whether there was one."""
     if how in SIGNALS:
         os.kill(driver, SIGNALS[how])
         return True
-    names = {each: name_of(each) for each in descendants(driver)}
+    names = {each: name_of(each) for each in processes}
     # Ray's own agents are named like workers; one that dies takes the node along.
     wanted = ("ray::PairWorker",) if how == "actor" else ("ray::load_chunk", "ray::IDLE")
     found = [each for each, name in names.items() if name.startswith(wanted)]

@@ -53,7 +53,7 @@ class RayNodes:
         self.folder = Path(tempfile.mkdtemp(prefix="bv", dir="/tmp"))
         self._marker = f"BATCHVERIFY_TEST_NODE={uuid.uuid4().hex}"
         self.gcs, self.dashboard = free_port(), free_port()
-        self._token = token
+        self.token = token
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -96,7 +96,7 @@ class RayNodes:
         settings = {
             **QUICK,
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self._token,
+            "RAY_AUTH_TOKEN": self.token,
             "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",
             marker: value,
         }

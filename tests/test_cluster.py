@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from batchverify.cluster import Node, Share, cluster_workers, start_ray, uses_gpus
-from batchverify.engine import Workers
+from batchverify.cluster import Node, Share, cluster_workers, first_nodes, start_ray, uses_gpus
+from batchverify.engine import GPU_CHUNK, Workers
 from batchverify.errors import BatchverifyError, UsageError
 
 
@@ -18,11 +18,12 @@ def node(cpus: int, gpus: int = 0, port: int = 1) -> Node:
     [
         (2, 0, Share(Workers(2, 1, 2))),
         (64, 0, Share(Workers(8, 8, 16))),
-        (4, 1, Share(Workers(2, 2, 4), 0.5)),
-        (3, 1, Share(Workers(1, 3, 2), 1)),
-        (16, 2, Share(Workers(4, 4, 8), 0.5)),
-        (8, 4, Share(Workers(4, 2, 8), 1)),
-        (4, 8, Share(Workers(4, 1, 4), 1)),
+        (4, 1, Share(Workers(2, 2, 2, GPU_CHUNK), 0.5)),
+        (3, 1, Share(Workers(1, 3, 2, GPU_CHUNK), 1)),
+        (16, 1, Share(Workers(4, 4, 12, GPU_CHUNK), 0.25)),
+        (16, 2, Share(Workers(8, 2, 8, GPU_CHUNK), 0.25)),
+        (8, 4, Share(Workers(4, 2, 4, GPU_CHUNK), 1)),
+        (4, 8, Share(Workers(4, 1, 4, GPU_CHUNK), 1)),
         (0, 0, None),
     ],
 )
@@ -39,7 +40,7 @@ def test_a_run_on_gpus_leaves_nodes_without_one_alone():
     assert uses_gpus(nodes, "auto")
     assert not uses_gpus(nodes, "cpu")
     assert not uses_gpus(nodes[1:], "auto")
-    assert cluster_workers(nodes, use_gpus=True) == Workers(4, 4, 8)
+    assert cluster_workers(nodes, use_gpus=True) == Workers(8, 2, 8, GPU_CHUNK)
     assert cluster_workers(nodes, use_gpus=False) == Workers(16, 2, 24)
 
 
@@ -62,3 +63,17 @@ def test_a_node_answers_while_its_port_is_open():
 def test_ray_client_is_refused_and_submit_named():
     with pytest.raises(UsageError, match="batchverify submit --address http://HEAD:8265 -- "):
         start_ray("ray://head:10001", None, verbose=False)
+
+
+def test_gpus_of_a_machine_alone_that_has_none_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr("batchverify.cluster.alive_nodes", lambda: [node(8)])
+    with pytest.raises(
+        UsageError, match=r"no node of the Ray cluster has a GPU and a CPU for workers \(1 nodes"
+    ):
+        first_nodes("cuda", may_grow=False)
+    assert first_nodes("auto", may_grow=False) == [node(8)]
+
+
+def test_under_ray_no_gpu_is_chosen_by_number():
+    with pytest.raises(UsageError, match="--device cuda:1: under Ray every worker is given a GPU"):
+        first_nodes("cuda:1", may_grow=True)

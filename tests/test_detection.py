@@ -10,6 +10,8 @@ from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
 
 from batchverify.detection import (
+    GPU_BLOCKS,
+    Blocks,
     Detections,
     FaceDetector,
     choose_face,
@@ -65,6 +67,21 @@ def reference(pixels: np.ndarray, min_face: int) -> tuple[np.ndarray, np.ndarray
 
 def equal(one: Detections, other: Detections) -> bool:
     return np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("blocks", [GPU_BLOCKS, Blocks(3, 5, 7), Blocks(1, 1, 1)])
+def test_the_size_of_blocks_moves_no_box(detector, faces, blocks):
+    pictures = [*faces, *faces[:4], faces[0][::-1].copy()]
+    for ours, wanted in zip(detector(pictures, blocks), detector(pictures), strict=True):
+        np.testing.assert_allclose(ours.boxes, wanted.boxes, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(ours.scores, wanted.scores, rtol=0, atol=1e-5)
+
+
+def test_blocks_are_halved_down_to_one():
+    assert GPU_BLOCKS.halved() == Blocks(4, 256, 64)
+    assert Blocks(1, 3, 2).halved() == Blocks(1, 1, 1)
+    assert Blocks(1, 1, 1).smallest and not Blocks(1, 2, 1).smallest
 
 
 @pytest.mark.weights
@@ -146,8 +163,9 @@ class OneCell:
     """Answers like the first network: a face in the first cell of the largest level."""
 
     def __call__(self, canvas: torch.Tensor, scales: Pyramid) -> np.ndarray:
-        answers = np.zeros(((canvas.shape[2] - 1) // 2 - 4, (canvas.shape[3] - 1) // 2 - 4, 16), np.float32)
-        answers[0, 0, 1] = 9
+        rows, columns = ((side - 1) // 2 - 4 for side in canvas.shape[2:])
+        answers = np.zeros((len(canvas), rows, columns, 16), np.float32)
+        answers[:, 0, 0, 1] = 9
         return answers
 
 

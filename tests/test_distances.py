@@ -75,3 +75,20 @@ def test_rows_that_are_not_there_are_refused(rows):
     for pair in ((rows, [0, 0]), ([0, 0], rows)):
         with pytest.raises(IndexError, match="of 5"):
             distances(vectors, vectors, *map(np.array, pair))
+
+
+def test_what_does_not_fit_is_refused_and_other_numbers_are_float32():
+    vectors, none = unit_rows(5, 32), np.zeros(0, np.int64)
+    for first, second, a, b in (
+        (vectors, vectors, np.arange(3), np.arange(2)),
+        (vectors, vectors, none, np.arange(2)),
+        (vectors, unit_rows(5, 16), np.arange(3), np.arange(3)),
+    ):
+        with pytest.raises(ValueError, match="of matrices"):
+            distances(first, second, a, b)
+    with pytest.raises(TypeError):
+        distances(vectors, vectors, np.array([0.0]), np.array([1.0]))
+    rows = np.arange(5)
+    expected = np.stack(distances(vectors.astype(np.float32), vectors.astype(np.float32), rows, rows[::-1]))
+    found = distances(vectors.astype(np.float64), vectors, rows.astype(np.uint8), rows[::-1])
+    assert np.array_equal(np.stack(found), expected)

@@ -1,5 +1,8 @@
 """The embedder: order, crops, views, and vectors that depend on their picture alone."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,10 @@ from PIL import Image
 
 from batchverify.backbones import Backbone, load_backbone
 from batchverify.crops import box_face, center_face, whole_face
-from batchverify.detection import FaceDetector, choose_face
-from batchverify.embedder import CPU_BATCH, Embedded, Embedder, cpu_has_bf16, resolve_device
+from batchverify.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
+from batchverify.devices import cpu_has_bf16, resolve_device
+from batchverify.embedder import CPU_BATCH, GPU_BATCHES, Embedded, Embedder
+from batchverify.engine import GPU_CHUNK
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.records import Reason, Skipped
 
@@ -233,6 +238,66 @@ def test_batches_are_halved_where_memory_is_short(backbone, caplog):
     embedder._network = Crowded(0)
     with pytest.raises(BatchverifyError, match="no memory for a single face"):
         embedder.vectors(pixels)
+
+
+def test_threads_that_run_out_of_memory_at_once_halve_the_batch_once(backbone):
+    embedder = Embedder(backbone, crop="none", device="cpu", batch_size=32, numbers="float32")
+    barrier = threading.Barrier(4)
+    pixels = np.random.default_rng(1).integers(0, 256, (70, 160, 160, 3), dtype=np.uint8)
+
+    class Together(Crowded):
+        def forward(self, faces: torch.Tensor) -> torch.Tensor:
+            if len(faces) > self.most:
+                barrier.wait(10)
+            return super().forward(faces)
+
+    embedder._network = Together(16)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(embedder.vectors, [pixels] * 4))
+    assert embedder.batch_size == 16
+    assert all(np.array_equal(each, found[0]) for each in found)
+
+
+def test_a_library_without_memory_is_known_by_its_words(backbone):
+    class Library(Crowded):
+        def forward(self, faces: torch.Tensor) -> torch.Tensor:
+            if len(faces) > self.most:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+            if len(faces) == 1:
+                raise RuntimeError("something else")
+            return super().forward(faces)
+
+    embedder = Embedder(backbone, crop="none", device="cpu", batch_size=4, numbers="float32")
+    embedder._network = Library(1)
+    with pytest.raises(RuntimeError, match="something else"):
+        embedder.vectors(np.zeros((3, 160, 160, 3), np.uint8))
+    assert embedder.batch_size == 1
+
+
+def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, faces):
+    embedder = Embedder(backbone, device="cpu", batch_size=BATCH)
+    wanted, detector = embedder.find_faces(faces), embedder._detector
+
+    class Small:
+        blocks = GPU_BLOCKS
+
+        def __call__(self, pictures, blocks):
+            if blocks.refine > 100:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return detector(pictures, blocks)
+
+    embedder._detector = Small()
+    for ours, theirs in zip(embedder.find_faces(faces), wanted, strict=True):
+        np.testing.assert_allclose(ours.box, theirs.box, atol=1e-3)
+    Small.blocks = Blocks(1, 1, 1)
+    embedder._detector = lambda pictures, blocks: Small()(pictures, GPU_BLOCKS)
+    embedder._detector.blocks = Blocks(1, 1, 1)
+    with pytest.raises(BatchverifyError, match="no memory to find a face"):
+        embedder.find_faces(faces)
+
+
+def test_the_largest_batch_tried_is_a_chunk():
+    assert GPU_BATCHES[-1] == GPU_CHUNK
 
 
 def test_nothing_in_nothing_out(embedder):

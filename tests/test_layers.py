@@ -29,11 +29,11 @@ perceptron
 cache embedder labelled head measured
 gallery manifest member owners
 references
-spelling
+spelling forward
 backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap
-pyramid fused stores distances texts
+pyramid fused stores distances texts devices
 ahead errors records version stopwatch memory facenet kernels
 machine_code instructions
 """
@@ -53,10 +53,12 @@ HEAVY = {
     "torch": {
         "backbones",
         "detection",
+        "devices",
         "embedder",
         "engine",
         "facenet",
         "features",
+        "forward",
         "fused",
         "head",
         "labelled",

@@ -61,7 +61,7 @@ def test_a_full_disk_is_done_without(tmp_path):
 def test_without_any_folder_it_is_compiled_every_time(tmp_path):
     package = tmp_path / "batchverify"
     package.mkdir()
-    for name in ("__init__", "kernels", "machine_code"):
+    for name in ("__init__", "kernels", "machine_code", "instructions"):
         shutil.copy(PACKAGE / f"{name}.py", package)
     # A file where a folder would be made stops an administrator, too.
     for name in ("batchverify/__pycache__", "home"):

@@ -6,7 +6,15 @@ import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 from torch.nn.functional import max_pool2d, prelu
 
-from batchverify.mtcnn import Convolution, OutputNetwork, ProposalNetwork, RefineNetwork, pooled, sloped
+from batchverify.mtcnn import (
+    Convolution,
+    OutputNetwork,
+    ProposalNetwork,
+    RefineNetwork,
+    pooled,
+    pooled_on_gpu,
+    sloped,
+)
 from batchverify.pyramid import integral, pyramid
 
 
@@ -16,7 +24,9 @@ def test_proposals_on_the_canvas_are_those_of_each_level(height, width):
     pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
     scales = pyramid(height, width, 20)
     canvas = scales.canvas(integral(pixels))
-    answers = torch.from_numpy(ProposalNetwork("cpu")(canvas, scales))
+    both = torch.from_numpy(ProposalNetwork("cpu")(torch.cat([canvas, torch.zeros_like(canvas)]), scales))
+    answers, empty = both
+    assert not torch.allclose(answers, empty)
     network = PNet().eval()
     for level, (top, left, rows, columns) in zip(scales.levels, scales.cells.tolist(), strict=True):
         alone = canvas[:, :3, level.top : level.top + level.height, level.left : level.left + level.width]
@@ -57,12 +67,14 @@ def test_pooling_is_torchs(height, width, window):
     wanted = max_pool2d(prelu(values, SLOPES), window, 2, ceil_mode=True)
     assert torch.equal(pooled(values, SLOPES, window), wanted)
     assert torch.equal(values, before)
+    assert torch.equal(pooled_on_gpu(prelu(values, SLOPES), window), wanted)
 
 
 def test_areas_are_pooled_as_if_each_were_alone():
     values = laid_out(1, 16, 13, 20)
     areas = np.array([[0, 0, 7, 9], [8, 0, 5, 6], [0, 10, 13, 10]])
     found = pooled(values, SLOPES, 2, areas)
+    assert torch.equal(pooled_on_gpu(prelu(values, SLOPES), 2, areas), found)
     assert found.shape == (1, 16, 7, 10)
     covered = torch.zeros(7, 10, dtype=torch.bool)
     for top, left, height, width in areas.tolist():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
-from batchverify import scheduler
+from batchverify import pair_run, scheduler
 from batchverify.cache import EmbeddingCache
 from batchverify.engine import Engine, Job, LocalEngine, WorkerLostError, Workers
 from batchverify.errors import BatchverifyError
@@ -137,12 +137,11 @@ class Impatient(LocalEngine):
         return super().wait(jobs, timeout)
 
 
-def test_ctrl_c_keeps_what_was_embedded(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "IMAGE_CHUNK", 10)
+def test_ctrl_c_keeps_what_was_embedded(tmp_path):
     plan = toy_plan(tmp_path)
     references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(200)]
     with pytest.raises(KeyboardInterrupt):
-        run(Impatient(plan, open_cache(plan).index, Workers(1, 1, 1)), plan, references)
+        run(Impatient(plan, open_cache(plan).index, Workers(1, 1, 1, chunk=10)), plan, references)
     kept = plan.count()
     assert 10 <= kept < 200
     assert len(open_cache(plan).index.keys) == kept
@@ -169,7 +168,7 @@ def test_ray_does_what_threads_do(tmp_path, ray_session):
 def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
     tmp_path, ray_session, monkeypatch
 ):
-    monkeypatch.setattr(scheduler, "IMAGE_CHUNK", 4)
+    monkeypatch.setattr("batchverify.engine.Workers.for_cpus", lambda cpus: Workers(cpus, 1, cpus, chunk=4))
     plan = toy_plan(tmp_path)
     references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(12)]
     references[2] = draw(tmp_path / "pictures" / "poison.png", POISON)
@@ -247,12 +246,13 @@ def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
     carried = pa.record_batch({"row": [0, 1, 2]})
     block = Block(0, carried, np.array([0, 1, 2]), np.array([1, 2, 3]))
 
-    def head(a, b):
-        return (a + b)[:, 0].astype(np.float32), a[:, 0].astype(np.float32)
+    class First:
+        def of_pairs(self, vectors, a, b):
+            return (vectors[a] + vectors[b])[:, 0].astype(np.float32), vectors[a, 0].astype(np.float32)
 
     for lost in ("score", ""):
         progress = Progress(quiet=True)
-        ((_, scores),) = score_pairs(Forgetful(plan, lost), head, iter([block]), gallery, progress)
+        ((_, scores),) = score_pairs(Forgetful(plan, lost), First(), iter([block]), gallery, progress)
         assert scores[0].tolist() == [3, 5, 7]
         assert progress.worker_memory > 0 and progress.watch.seconds["score"] > 0
 
@@ -263,13 +263,30 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
     gallery.put(1, np.ones(512, np.float16))
     block = Block(0, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
 
-    def head(a, b):
-        raise WorkerLostError("no node left")
+    class Lost:
+        def of_pairs(self, vectors, a, b):
+            raise WorkerLostError("no node left")
 
     with pytest.raises(
         BatchverifyError, match="rows from 1: 5 workers died while they were scored; the last: no node"
     ):
-        list(score_pairs(local(toy_plan(tmp_path)), head, iter([block]), gallery, Progress(quiet=True)))
+        list(score_pairs(local(toy_plan(tmp_path)), Lost(), iter([block]), gallery, Progress(quiet=True)))
+
+
+def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pair_run, "PATIENCE_SECONDS", 0.1)
+    gallery = Gallery(2)
+    for index in range(2):
+        gallery.put(index, np.ones(512, np.float16))
+    block = Block(6, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
+
+    class Slow:
+        def of_pairs(self, vectors, a, b):
+            time.sleep(0.5)
+            return np.zeros(1, np.float32), np.ones(1, np.float32)
+
+    list(score_pairs(local(toy_plan(tmp_path)), Slow(), iter([block]), gallery, Progress()))
+    assert "no progress for 0.1 s: waiting for the scores of 1 rows from 7" in capsys.readouterr().err
 
 
 class Sleepy(LocalEngine):

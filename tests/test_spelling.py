@@ -101,6 +101,17 @@ def test_images_that_are_not_known_are_none_without_add():
     assert images.indices(root, pa.nulls(2, pa.string())).tolist() == [2, 2]
 
 
+def test_bytes_under_a_null_cell_are_no_image():
+    images, root = UniqueImages(), ImageRoot(Location.parse("/data"))
+    full = pa.array(["a.jpg", "b.jpg", "c.jpg"])
+    mask = pa.py_buffer(bytes([0b101]))
+    cells = pa.StringArray.from_buffers(3, full.buffers()[1], full.buffers()[2], mask, null_count=1)
+    assert cells.to_pylist() == ["a.jpg", None, "c.jpg"]
+    assert images.indices(root, full).tolist() == [0, 1, 2]
+    assert images.indices(root, cells).tolist() == [0, 3, 2]
+    assert images.references[3] == root.resolve(None)
+
+
 def test_one_file_under_two_roots_is_one_image():
     images = UniqueImages()
     outer, inner = (ImageRoot(Location.parse(each)) for each in ("/data", "/data/m"))
@@ -127,6 +138,13 @@ def test_hashes_look_at_every_byte_and_the_length():
     assert len(set(hashes.tolist())) == len(texts)
     # The table looks at the last bits: ten may fall together by chance, of half of a million pairs one in 8,192.
     assert len(set((hashes & 8191).tolist())) > 0.9 * len(texts)
+
+
+def test_names_that_differ_in_their_last_bytes_spread_over_the_table():
+    names = [b"/data/" + bytes([first, last]) for first in range(128, 256) for last in range(128, 256)]
+    _, hashes = References().find(pa.array(names, pa.large_binary()))
+    # As many slots as names: by chance a share of 1 / e stays empty.
+    assert len(set((hashes & (len(names) - 1)).tolist())) > 0.6 * len(names)
 
 
 def test_numbers_are_found_whatever_the_order_and_the_size():
