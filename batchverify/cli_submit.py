@@ -92,6 +92,8 @@ def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> N
         command, options["env"], options["working_dir"], options["package"], options["pip"]
     )
     local = submission.require_paths(arguments)
+    # Once before anybody is asked: a variable that is not set is a mistake of the command's.
+    submission.runtime_env()
     server = JobServer(options["address"])
     job = server.submit(submission)
     click.echo(f"job {job} submitted to {server.address}", err=True)

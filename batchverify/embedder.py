@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from batchverify.backbones import DIMENSION, PACKAGED, Backbone, build_network, fold_batch_norm, load_backbone
-from batchverify.crops import Face, box_face, fixed_face
+from batchverify.crops import FACE_SIZE, Face, box_face, fixed_face
 from batchverify.detection import Detections, FaceDetector, choose_face, reduced
 from batchverify.devices import full_float32, number_class, resolve_device
 from batchverify.errors import BatchverifyError, UsageError
@@ -103,9 +103,9 @@ class Embedder:
             # Threads work on streams of their own; what is not there yet must not be used by them.
             torch.cuda.synchronize(self.device)
         self.batch_size = batch_size or self._best_batch()
+        self._warm_up()
         self._starting = {"start": time.perf_counter() - started}
-        self.reason = self._reason(numbers, batch_size)
-        log.info("embedding on %s: %s", self.compute_path, self.reason)
+        log.info("embedding on %s", self.compute_path)
 
     def start_seconds(self) -> dict[str, float]:
         """The seconds that building took, as a stage: the first time it is asked for, nothing afterwards."""
@@ -118,22 +118,18 @@ class Embedder:
         return self.device != "cpu"
 
     @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """The first pass, which packs weights: that belongs to the start. On a GPU trying batches was it."""
+        if not self.on_gpu:
+            self._forward(self.batch_size)(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
+
+    @torch.inference_mode()
     def _best_batch(self) -> int:
         if not self.on_gpu:
             return CPU_BATCH
         best = fastest_size(GPU_BATCHES, lambda size: faces_per_second(GpuForward(self._pass, size)))
         torch.cuda.empty_cache()
         return best
-
-    def _reason(self, numbers: str, batch_size: int | None) -> str:
-        """Why this path, for people."""
-        kind = str(self._dtype).removeprefix("torch.")
-        here = (
-            "that is the fastest that this device multiplies in hardware" if numbers == "auto" else "as asked"
-        )
-        calls = "one oneDNN call a layer, no compiler needed" if self.path == "fused" else "torch's own calls"
-        tried = "; the fastest batch of those tried" if self.on_gpu and batch_size is None else ""
-        return f"{kind}, {here}; {calls}{tried}"
 
     @property
     def compute_path(self) -> str:

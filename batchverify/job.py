@@ -125,6 +125,22 @@ class Job:
         }
 
 
+def reason_of(path: str) -> str:
+    """Why a compute path is taken, for people; nothing where none was."""
+    kept = _COMPUTE_PATH.match(path.split(PATHS)[0])
+    if kept is None:
+        return ""
+    numbers = {
+        "bfloat16": "multiplied in hardware here, with float32's range",
+        "float16": "this GPU multiplies no bfloat16",
+        "float32": "this device multiplies no shorter numbers",
+    }
+    calls = "one oneDNN call a layer, nothing to compile" if kept["kind"] == "fused" else "torch's own calls"
+    if kept["device"] == "cuda":
+        calls += ", recorded as a CUDA graph"
+    return f"{numbers[kept['numbers']]}; {calls}"
+
+
 def same_path(there: str, here: str) -> bool:
     """Whether two compute paths give one vector: device, numbers and kind are equal.
 

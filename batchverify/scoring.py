@@ -15,7 +15,7 @@ from batchverify.ahead import Behind
 from batchverify.engine import Engine
 from batchverify.errors import UsageError
 from batchverify.gallery import Gallery
-from batchverify.job import PATHS, Job, same_path
+from batchverify.job import PATHS, Job, reason_of, same_path
 from batchverify.jobfolder import JobFolder
 from batchverify.launch import engine_of
 from batchverify.manifest import Block
@@ -214,6 +214,7 @@ def run_counts(job: Job, engine: Engine, gallery: Gallery, progress: Progress) -
         "engine": engine.name,
         "peak_memory_mb": _peaks(engine, progress),
         "compute_path": engine.compute_path(),
+        "compute_reason": reason_of(engine.compute_path()),
         "cache": job.options.cache_root,
     }
 

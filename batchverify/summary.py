@@ -21,10 +21,10 @@ class EmbedSummary:
 
     unique_images = embedded + cached + repeated (other paths with the same bytes) + failed + resumed (those of
     rows that an earlier run finished, not looked at again).
-    failures: images by reason. stage_seconds: of all workers together; `wait` is what workers that detect and
-    embed had nothing to do. embedder_busy: the share of their time that they had. image_seconds: by the clock,
-    until the fate of every image was known. peak_memory_mb: of the
-    `driver`, and with Ray of the hungriest of its `workers`.
+    failures: images by reason. stage_seconds: of all workers together; `start` is building the embedder and its
+    first pass, `wait` is what workers that detect and embed had nothing to do. embedder_busy: the share of their
+    time that they had. compute_reason: why this compute path. image_seconds: by the clock, until the fate of every
+    image was known. peak_memory_mb: of the `driver`, and with Ray of the hungriest of its `workers`.
     """
 
     rows: int
@@ -41,6 +41,7 @@ class EmbedSummary:
     cache: str | None
     stage_seconds: Mapping[str, float]
     embedder_busy: float
+    compute_reason: str = ""
     resumed: int = 0
     image_seconds: float = 0.0
     peak_memory_mb: Mapping[str, float] = field(default_factory=dict)
@@ -83,6 +84,7 @@ class EmbedSummary:
             lines.append(("images failed", f"{self.failed:,} ({reasons})"))
         if self.embedded:
             stages = ", ".join(f"{name} {each:.1f} s" for name, each in self.stage_seconds.items())
+            lines.append(("computed", f"{self.compute_path} ({self.compute_reason})"))
             lines.append(("stages", f"{stages}; embedder busy {self.embedder_busy:.0%}"))
         if self.peak_memory_mb:
             peaks = ", ".join(f"{name} {each:,.0f} MB" for name, each in self.peak_memory_mb.items())
@@ -91,7 +93,7 @@ class EmbedSummary:
         return lines
 
     def _rate(self) -> str:
-        return f"  ({self.images_per_second:.1f} images/s, {self.compute_path})" if self.embedded else ""
+        return f"  ({self.images_per_second:.1f} images/s)" if self.embedded else ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the chosen face agree, and how often only one of the two finds a face.
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import faces
@@ -44,7 +45,8 @@ def ours(
 def peer(pictures: list[np.ndarray], device: str) -> tuple[float, list[Detections]]:
     """The same of facenet-pytorch's MTCNN; a batch that it cannot do for want of a face goes one by one."""
     mtcnn = MTCNN(keep_all=True, min_face_size=SMALLEST, device=device)
-    mtcnn.detect(pictures[:PEER_BATCH])
+    with suppress(ValueError):
+        mtcnn.detect(pictures[:PEER_BATCH])
     started, found = time.perf_counter(), []
     for start in range(0, len(pictures), PEER_BATCH):
         batch = pictures[start : start + PEER_BATCH]
@@ -121,7 +123,7 @@ def recall_table(pictures: list[np.ndarray], device: str) -> str:
         started = time.perf_counter()
         shares = [recall(sample, size, smallest, device) for size in SIZES]
         seconds = time.perf_counter() - started
-        rows.append([name, *(f"{found / total:.0%}" for found, total in shares), f"{seconds:.1f}"])
+        rows.append([name, *(f"{found / max(total, 1):.0%}" for found, total in shares), f"{seconds:.1f}"])
     return table(
         ["faces in pictures of 2,048 x 1,536, by size", *(f"{size} px" for size in SIZES), "seconds"], rows
     )
@@ -147,7 +149,7 @@ def main(root: Path | None, synthetic: int | None, device: str, append: bool) ->
         rows.append(cells + agreement(pictures, mine, theirs))
     header = [f"detection alone, {len(pictures):,} pictures", "images/s", "ratio", "median IoU (lowest)"]
     header += ["with a face", "face found by one alone"]
-    command = faces.command_line("detect.py", root, synthetic)
+    command = faces.command_line("detect.py", root, synthetic, device)
     body = f"{table(header, rows)}\n\n{recall_table(pictures, device)}"
     publish("Detect only", command, body, append=append)
 

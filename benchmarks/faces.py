@@ -29,9 +29,10 @@ def image_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.command()(command)
 
 
-def command_line(script: str, root: Path | None, synthetic: int | None) -> str:
+def command_line(script: str, root: Path | None, synthetic: int | None, device: str) -> str:
     """How a benchmark was called, for RESULTS.md."""
-    return f"python benchmarks/{script} {'ROOT' if root else f'--synthetic {synthetic}'}"
+    where = f" --device {device}" if device != "auto" else ""
+    return f"python benchmarks/{script} {'ROOT' if root else f'--synthetic {synthetic}'}{where}"
 
 
 def manifest(folder: Path, root: Path | None, synthetic: int | None) -> Path:

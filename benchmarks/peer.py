@@ -1,4 +1,4 @@
-"""What one writes with facenet-pytorch's documented API: `python benchmarks/peer.py MANIFEST OUT CROP`.
+"""What one writes with facenet-pytorch's documented API: `python benchmarks/peer.py MANIFEST OUT CROP DEVICE`.
 
 A DataLoader with two workers decodes; its MTCNN finds faces in batches (or a fixed crop is cut); the model embeds
 in batches of 32; cosines of the pairs are written. Every image once, which is more than most such scripts do.
@@ -38,12 +38,18 @@ class Pictures(Dataset):
 
 
 @torch.inference_mode()
-def main(manifest: Path, output: Path, crop: str) -> None:
+def main(manifest: Path, output: Path, crop: str, device: str) -> None:
     """Embed the images of a manifest and write the cosine of every pair."""
     frame = pd.read_csv(manifest)
     names = pd.unique(frame[["image_a", "image_b"]].to_numpy().ravel())
-    network = build_network(load_backbone("vggface2"))
-    mtcnn = MTCNN(image_size=160, margin=44, selection_method="center_weighted_size", post_process=True)
+    network = build_network(load_backbone("vggface2")).to(device)
+    mtcnn = MTCNN(
+        image_size=160,
+        margin=44,
+        selection_method="center_weighted_size",
+        post_process=True,
+        device=device,
+    )
     vectors = {}
     pictures = Pictures([manifest.parent / name for name in names], crop)
     for number, batch in enumerate(DataLoader(pictures, BATCH, num_workers=2, collate_fn=list)):
@@ -55,7 +61,8 @@ def main(manifest: Path, output: Path, crop: str) -> None:
         else:
             faces = [(torch.from_numpy(each).permute(2, 0, 1).float() - 127.5) / 128 for each in batch]
         kept = [place for place, face in enumerate(faces) if face is not None]
-        rows = torch.nn.functional.normalize(network(torch.stack([faces[place] for place in kept])))
+        inputs = torch.stack([faces[place] for place in kept]).to(device)
+        rows = torch.nn.functional.normalize(network(inputs)).cpu()
         vectors |= {names[number * BATCH + place]: row for place, row in zip(kept, rows, strict=True)}
     pairs = zip(frame.image_a, frame.image_b, strict=True)
     cosines = [float(vectors[a] @ vectors[b]) if a in vectors and b in vectors else None for a, b in pairs]
@@ -63,4 +70,4 @@ def main(manifest: Path, output: Path, crop: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])

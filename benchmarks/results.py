@@ -3,19 +3,22 @@
 from datetime import date
 from pathlib import Path
 
+import torch
+
 from batchverify.engine import available_cpus
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def machine() -> str:
-    """The CPU's name, its matrix extensions and the number of CPUs in use."""
+    """The CPU's name, its matrix extensions, the number of CPUs in use, the GPU where there is one, and torch."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
     facts = dict(each.split(":", 1) for each in lines if ":" in each)
     name = next((value.strip() for key, value in facts.items() if key.strip() == "model name"), "unknown CPU")
     flags = next((value for key, value in facts.items() if key.strip() == "flags"), "").split()
     has = [each for each in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if each in flags][:1]
-    return f"{name} ({', '.join(has)}), {available_cpus()} CPUs"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name} ({', '.join(has)}), {available_cpus()} CPUs{gpu}, torch {torch.__version__}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 import faces
 from results import publish, table
 
+from batchverify.devices import resolve_device
+
 SIZES = (500, 1000, 2500, 4992)
 
 
@@ -52,7 +54,8 @@ def score(manifest: Path, cache: Path, crop: str, device: str) -> Run:
 
 def compared(manifest: Path, folder: Path, crop: str, device: str) -> list[list[str]]:
     """Peer, cold and warm run of one crop."""
-    peer = run(str(Path(__file__).parent / "peer.py"), str(manifest), str(folder / "peer.parquet"), crop)
+    script = str(Path(__file__).parent / "peer.py")
+    peer = run(script, str(manifest), str(folder / "peer.parquet"), crop, resolve_device(device))
     rows = [[f"{crop}: facenet-pytorch script", f"{peer.seconds:.1f}", "1.00", f"{peer.megabytes:,.0f}", ""]]
     cache = folder / f"cache-{crop}"
     for name in ("cold cache", "warm cache"):
@@ -66,9 +69,11 @@ def compared(manifest: Path, folder: Path, crop: str, device: str) -> list[list[
 
 
 def stages(summary: dict) -> str:
-    """Where the time went, by the run's own account."""
+    """Where the time went, by the run's own account; of cold runs the rate from files to vectors as well."""
     parts = [f"{name} {seconds:.1f}" for name, seconds in summary.get("stage_seconds", {}).items()]
-    return ", ".join([f"engine {summary['engine']}", *parts])
+    rate = f"{summary['images_per_second']:,.1f} images/s, embedder busy {summary['embedder_busy']:.0%}"
+    path = [rate, summary["compute_path"]] if summary["embedded"] else []
+    return ", ".join([f"engine {summary['engine']}", *path, *parts])
 
 
 @faces.image_options
@@ -92,7 +97,7 @@ def main(root: Path | None, synthetic: int | None, device: str, append: bool) ->
                 [f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"]
             )
             rows[-1].append(stages(json.loads(ours.said)))
-    command = faces.command_line("score.py", root, synthetic)
+    command = faces.command_line("score.py", root, synthetic, device)
     publish(f"Score, {total:,} images", command, table(header, rows), append=append)
 
 

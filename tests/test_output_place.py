@@ -12,7 +12,7 @@ from batchverify.errors import BatchverifyError, UsageError
 from batchverify.jobfolder import differences
 from batchverify.locations import Location
 from batchverify.output import Output
-from batchverify.parts import Parts
+from batchverify.parts import PartRecord, Parts, PartWriter
 from batchverify.scoring import PartRows
 from batchverify.tables import would_find
 
@@ -57,6 +57,28 @@ def test_a_job_folder_that_cannot_be_written_any_more_is_an_error_of_ours(tmp_pa
     rows = PartRows(place, parts, {"job": {}, "token": "token"}, pa.schema([]), 9)
     with pytest.raises(BatchverifyError, match=r"o\.parquet\.job: could not be written: .*No such file"):
         rows.keep_path("cpu float32 eager, batches of 8")
+
+
+def test_a_part_that_holds_other_rows_than_its_footer_says_is_not_done(tmp_path):
+    rows = pa.table({"label": pa.array([0, 1, None], pa.int8())})
+    parts = Parts(Location.parse(tmp_path), "token", 10)
+    for number, said in ((0, 10), (1, 3)):
+        sink = parts.sink(number, rows.schema)
+        sink.write(rows)
+        sink.finish(PartRecord("token", number, said, 2, 1).to_json())
+    parts.look(13)
+    assert list(parts.done) == [1]
+
+
+def test_a_writer_that_was_given_up_takes_no_rows(tmp_path):
+    rows = pa.table({"label": pa.array([0, 1], pa.int8())})
+    parts = Parts(Location.parse(tmp_path), "token", 4)
+    writer = PartWriter(parts, rows.schema, 4, lambda: None)
+    writer.write(0, rows)
+    writer.abandon()
+    with pytest.raises(BatchverifyError, match="rows came after the run was given up"):
+        writer.write(2, rows)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["scores.csv", "scores.parquet.gz", "scores.json"])

@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 
 import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
+from batchverify.job import reason_of
 from batchverify.launch import cluster_address
 from batchverify.locations import Location
 from batchverify.results import read_record
@@ -313,3 +314,24 @@ def test_an_output_that_cannot_be_reached_is_said_at_once(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     with pytest.raises(UsageError, match=r"s3://nowhere/o\.parquet: cannot be written"):
         batchverify.score(FACES, "s3://nowhere/o.parquet", no_cache=True)
+
+
+def test_the_summary_says_how_and_why_vectors_were_computed_and_where_the_time_went(tmp_path):
+    summary = batchverify.score(FACES, tmp_path / "o.parquet", no_cache=True, device="cpu", quiet=True)
+    assert summary.compute_path.startswith("cpu ") and "; one oneDNN call a layer" in summary.compute_reason
+    stages = summary.stage_seconds
+    assert {"start", "read", "decode", "detect", "embed", "wait", "score", "write rows"} <= stages.keys()
+    assert 0 < summary.embedder_busy <= 1 and summary.images_per_second > 0
+    text = "\n".join(" ".join(line) for line in summary.lines())
+    assert f"{summary.compute_path} ({summary.compute_reason})" in text and "embedder busy" in text
+    assert read_record(str(tmp_path / "o.parquet"))["compute_reason"] == summary.compute_reason
+
+
+def test_reasons_of_compute_paths():
+    assert reason_of("cuda bfloat16 eager, batches of 512") == (
+        "multiplied in hardware here, with float32's range; torch's own calls, recorded as a CUDA graph"
+    )
+    assert reason_of("cpu float32 fused, batches of 32 + cpu bfloat16 fused, batches of 32").startswith(
+        "this"
+    )
+    assert reason_of("") == reason_of("toy") == ""
