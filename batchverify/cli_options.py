@@ -91,7 +91,10 @@ run_options = together(
     option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),
     device_option,
     option(
-        "--batch-size", "Faces per forward pass. Default: 32 on a CPU, 256 on a GPU.", type=int, metavar="N"
+        "--batch-size",
+        "Faces per forward pass. Default: 32 on a CPU, found by trying on a GPU.",
+        type=int,
+        metavar="N",
     ),
     option(
         "--engine",
