@@ -262,13 +262,17 @@ def _source(scores: Scores, options: EvaluateOptions) -> Source:
 
 def _plots(judged: Judged) -> dict[str, Any]:
     scores, pairs, reference = judged.scores, judged.pairs, judged.reference
-    found: dict[str, Any] = {"histograms": plots.histograms(scores), "curves": plots.curves(pairs)}
-    found["calibration"] = plots.calibration(pairs) if len(pairs.scored) else None
-    found["explorer"] = plots.explorer(scores) if scores.scored.any() else None
+    found = {
+        "histograms": plots.histograms(scores),
+        "curves": plots.curves(pairs),
+        "calibration": plots.calibration(pairs),
+        "explorer": plots.explorer(scores),
+        "drift": None,
+        "scatter": None,
+    }
     if reference is not None and judged.comparison is not None:
         found["drift"] = plots.overlaid(scores, reference)
-        if len(judged.comparison.scatter):
-            found["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
+        found["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
     return found
 
 

@@ -17,8 +17,11 @@ GRID = 1000
 KINDS = {"same": 0, "different": 1, "unknown": UNKNOWN}
 
 
-def histograms(scores: Scores) -> dict[str, Any]:
-    """Counts by truth of probabilities and similarities: edges (B + 1,) and a list of B counts a kind."""
+def histograms(scores: Scores) -> dict[str, Any] | None:
+    """Counts by truth of probabilities and similarities: edges (B + 1,) and a list of B counts a kind.
+
+    None, as of every plot here, where there is nothing to draw: an empty object is true to JavaScript.
+    """
     found: dict[str, Any] = {}
     for name, low in (("probability", 0.0), ("similarity", -1.0)):
         values = getattr(scores, name)
@@ -34,14 +37,14 @@ def histograms(scores: Scores) -> dict[str, Any]:
                 # A cosine of rounded vectors may exceed 1 by a rounding.
                 counts[kind] = np.histogram(np.clip(inside, low, 1.0), edges)[0].tolist()
         found[name] = {"edges": _rounded(edges), "counts": counts}
-    return found
+    return found or None
 
 
-def curves(pairs: MeasuredPairs) -> dict[str, Any]:
-    """Points of the ROC and DET curves, false accept rates ascending; empty unless both kinds are there."""
+def curves(pairs: MeasuredPairs) -> dict[str, Any] | None:
+    """Points of the ROC and DET curves, false accept rates ascending; None unless both kinds are there."""
     curve = pairs.curve
     if not curve.both:
-        return {}
+        return None
     places = _spread(curve)
     at = pairs.ranking.place(pairs.threshold)
     accepts, rejects = curve.false_accepts(), curve.false_rejects()
@@ -69,11 +72,13 @@ def _spread(curve: Curve) -> np.ndarray:
     return np.unique(np.concatenate([*wanted, [0, len(curve.same) - 1]]))
 
 
-def calibration(pairs: MeasuredPairs) -> dict[str, Any]:
+def calibration(pairs: MeasuredPairs) -> dict[str, Any] | None:
     """By bin of probability, those that hold pairs: mean probability, share that is different, pairs.
 
     low, high: the share's 95 % interval of that many independent pairs (Wilson 1927).
     """
+    if not len(pairs.scored):
+        return None
     counts = np.bincount(pairs.bins, minlength=BINS)
     kept = np.flatnonzero(counts)
     truth = pairs.truth[pairs.scored].astype(np.float64)
@@ -86,11 +91,13 @@ def calibration(pairs: MeasuredPairs) -> dict[str, Any]:
     return {"mean": _rounded(means), "share": _rounded(shares), **spans, "pairs": many.tolist()}
 
 
-def explorer(scores: Scores) -> dict[str, Any]:
+def explorer(scores: Scores) -> dict[str, Any] | None:
     """What each threshold of a grid accepts, by truth: counts of probabilities below it.
 
     The grid is even and grows finer towards 0 and 1, where the probabilities are; the run's threshold is on it.
     """
+    if not scores.scored.any():
+        return None
     tails = np.geomspace(1e-7, 1e-3, 40)
     grid = np.unique(np.concatenate([np.linspace(0, 1, GRID + 1), tails, 1 - tails, [scores.threshold]]))
     grid = np.unique(grid.astype(np.float32))
@@ -99,19 +106,19 @@ def explorer(scores: Scores) -> dict[str, Any]:
         inside = np.sort(scores.probability[(scores.truth == code) & scores.scored])
         totals[kind] = len(inside)
         accepted[kind] = np.searchsorted(inside, grid, side="left").tolist()
-    failed = {kind: int(((scores.truth == code) & ~scores.scored).sum()) for kind, code in KINDS.items()}
     return {
         # As short as tells float32 apart.
         "grid": [float(str(each)) for each in grid],
         "start": int(np.searchsorted(grid, np.float32(scores.threshold))),
         "accepted": accepted,
         "totals": totals,
-        "failed": failed,
     }
 
 
-def scatter(new: Scores, reference: Scores, rows: np.ndarray) -> dict[str, Any]:
+def scatter(new: Scores, reference: Scores, rows: np.ndarray) -> dict[str, Any] | None:
     """Both runs' probabilities of some rows, and their truth."""
+    if not len(rows):
+        return None
     return {
         "new": _rounded(new.probability[rows]),
         "reference": _rounded(reference.probability[rows]),
@@ -120,13 +127,15 @@ def scatter(new: Scores, reference: Scores, rows: np.ndarray) -> dict[str, Any]:
     }
 
 
-def overlaid(new: Scores, reference: Scores) -> dict[str, Any]:
-    """Shares of all probabilities by bin in both runs."""
+def overlaid(new: Scores, reference: Scores) -> dict[str, Any] | None:
+    """Shares of all probabilities by bin in both runs; None where one of them scored nothing."""
+    if not (new.scored.any() and reference.scored.any()):
+        return None
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     shares = {}
     for name, run in (("new", new), ("reference", reference)):
         counts = np.histogram(run.probability[run.scored], edges)[0]
-        shares[name] = _rounded(counts / max(counts.sum(), 1))
+        shares[name] = _rounded(counts / counts.sum())
     return {"edges": _rounded(edges), "shares": shares}
 
 

@@ -70,7 +70,7 @@ def render(
         d=document,
         measured=measured,
         comparison=comparison,
-        plots={"scatter": None, "drift": None, **plots},
+        plots=plots,
         galleries=galleries,
         notes=notes(document),
         cards=_figures(document, CARDS) if measured else [],

@@ -34,7 +34,6 @@ def test_the_explorer_counts_what_each_threshold_accepts(tmp_path):
         for place in (0, 1, 300, found["start"], len(grid) - 1):
             assert found["accepted"][kind][place] == (inside < grid[place]).sum()
         assert found["totals"][kind] == len(inside)
-        assert found["failed"][kind] == ((scores.truth == code) & ~scores.scored).sum()
     # A score at a threshold is called different.
     at_the_grid = scores_of(
         tmp_path, draw_columns(9, failed=0.0, probability=pa.array([0.25] * 9, pa.float32()))
@@ -112,3 +111,14 @@ def test_the_smallest_are_found_among_ties():
     assert examples.smallest(values, 5).tolist() == [1, 2, 4, 5, 0]
     assert examples.smallest(values, 9).tolist() == [1, 2, 4, 5, 0, 3]
     assert examples.smallest(values, 0).tolist() == []
+
+
+def test_what_cannot_be_drawn_is_none(tmp_path):
+    """An empty object is true in JavaScript."""
+    scores = scores_of(tmp_path, draw_columns(30, failed=2.0))
+    pairs = measured(scores)
+    assert plots.histograms(scores) is plots.curves(pairs) is plots.calibration(pairs) is None
+    assert plots.explorer(scores) is plots.overlaid(scores, scores) is None
+    assert plots.scatter(scores, scores, np.zeros(0, np.int64)) is None
+    one_kind = MeasuredPairs(np.ones(9, np.int8), np.linspace(0, 1, 9, dtype=np.float32), 0.5)
+    assert plots.curves(one_kind) is None

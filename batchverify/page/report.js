@@ -39,6 +39,12 @@
       { barmode: "overlay", shapes: lines.map((x) => upright(x)) }));
   }
 
+  function histograms() {
+    const { probability, similarity } = plots.histograms;
+    if (probability) bars("probability", probability, "probability of two people", [data.threshold]);
+    if (similarity) bars("similarity", similarity, "similarity", []);
+  }
+
   function curves() {
     const { far, frr, here, floor } = plots.curves;
     const above = (values, least) => values.map((value) => Math.max(value, least));
@@ -71,7 +77,7 @@
     ], layout({ title: { text: "mean probability" }, range: [-0.06, 1.06] }, { title: { text: "share different" }, range: [-0.06, 1.06] }));
   }
 
-  function comparison() {
+  function drift() {
     const { edges, shares } = plots.drift;
     const least = Math.min(1, ...Object.values(shares).flat().filter((value) => value > 0)) / 2;
     const colours = { new: css("same"), reference: css("different") };
@@ -79,7 +85,9 @@
       type: "scatter", mode: "lines", line: { shape: "hvh", color: colours[name], width: 2, dash: name === "new" ? "solid" : "dot" },
       name, x: middles(edges), y: values.map((value) => Math.max(value, least)),
     })), layout({ title: { text: "probability" }, range: [0, 1] }, { title: { text: "share of pairs" }, ...rates, range: [Math.log10(least), 0.05] }));
-    if (!plots.scatter) return;
+  }
+
+  function scatter() {
     const { truth, reference, threshold } = plots.scatter;
     const kinds = [["same", 0], ["different", 1], ["unknown", -1]].filter(([, code]) => truth.includes(code));
     draw("scatter", kinds.map(([name, code]) => ({
@@ -95,12 +103,10 @@
   }
 
   function drawAll() {
-    const shown = plots.histograms || {};
-    if (shown.probability) bars("probability", shown.probability, "probability of two people", [data.threshold]);
-    if (shown.similarity) bars("similarity", shown.similarity, "similarity", []);
-    if (plots.curves) curves();
-    if (plots.calibration) calibration();
-    if (plots.drift) comparison();
+    for (const [name, drawing] of Object.entries({ histograms, curves, calibration, drift, scatter })) {
+      // A plot that cannot be drawn says so in the console, and takes no other one with it.
+      try { if (plots[name]) drawing(); } catch (error) { console.error(name, error); }
+    }
   }
 
   function explore() {

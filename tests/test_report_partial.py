@@ -1,0 +1,44 @@
+"""Reports of what is not a whole run, in a real browser: nothing is thrown, what can be drawn is."""
+
+import pyarrow as pa
+import pytest
+from pages import Opened, chromium
+from score_tables import draw_columns, write_scores
+
+import batchverify
+
+BARS = {"probability", "similarity"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+def labels(kind):
+    return pa.array([kind] * 300, pa.int8())
+
+
+PARTIAL = {
+    "no truth": ({"true_label": None}, BARS),
+    "same pairs alone": ({"true_label": labels(0)}, BARS | {"calibration"}),
+    "different pairs alone": ({"true_label": labels(1)}, BARS | {"calibration"}),
+    "all failed": ({"failed": 2.0}, set()),
+    "no similarity": ({"similarity": None}, {"probability", "roc", "det", "calibration"}),
+}
+
+
+@pytest.mark.parametrize("case", PARTIAL)
+@pytest.mark.parametrize("beside", [None, "the same pairs", "other pairs"])
+def test_a_partial_report_throws_nothing_and_draws_what_it_can(browser, tmp_path, case, beside):
+    changes, plots = PARTIAL[case]
+    new = write_scores(tmp_path / "new.parquet", draw_columns(300, **changes))
+    old = write_scores(tmp_path / "old.parquet", draw_columns(300, beside == "other pairs", **changes))
+    batchverify.evaluate(new, tmp_path / "out", old if beside else None, by="camera", draws=0)
+    if beside and case != "all failed":
+        plots = plots | {"drift"} | ({"scatter"} if beside == "the same pairs" else set())
+    with Opened(browser, tmp_path / "out" / "report.html") as opened:
+        assert opened.said == []
+        assert opened.drawn() == plots
+        assert opened.page.locator("#threshold").count() == (case != "all failed")
