@@ -67,16 +67,15 @@ class Evaluation:
         return f"{value:.5f}{interval(span)}"
 
     def _rates(self) -> list[tuple[str, str]]:
-        lines = []
+        lines, said = [], ""
         for rate in self.document["rates"]:
+            name = f"TAR at FAR {rate['far']:g}"
             if rate["supported"]:
-                lines.append(
-                    (f"TAR at FAR {rate['far']:g}", f"{rate['tar']:.5f}{interval(rate['interval'])}")
-                )
-        missing = [rate for rate in self.document["rates"] if not rate["supported"]]
-        if missing and self.document["truth"]["different"]:
-            least = missing[0]
-            lines.append((f"FAR {least['far']:g} and below", f"needs {least['needed']:,} different pairs"))
+                lines.append((name, f"{rate['tar']:.5f}{interval(rate['interval'])}"))
+            elif not said:
+                # What the first one lacks the rarer ones lack, too.
+                said = rate["reason"]
+                lines.append((f"{name} and below", said))
         return lines
 
     def _folds(self) -> list[tuple[str, str]]:

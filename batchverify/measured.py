@@ -136,10 +136,13 @@ class MeasuredPairs:
         same, different = curve.totals
         accepts, rejects = float(curve.different[at]), same - float(curve.same[at])
         hits = different - accepts
-        # As scikit-learn has it: where nothing is called different, or nothing is, precision and recall are 0.
-        both = {"f1": _share(2 * hits, 2 * hits + accepts + rejects, 0.0)} if same and different else {}
+        both = {}
+        if same and different:
+            # With one kind of pair either says nothing. As scikit-learn has it: where nothing is called
+            # different they are 0.
+            both["f1"] = _share(2 * hits, 2 * hits + accepts + rejects, 0.0)
+            both["precision"] = _share(hits, hits + rejects, 0.0)
         return both | {
-            "precision": _share(hits, hits + rejects, 0.0) if different else math.nan,
             "recall": _share(hits, different),
             "accuracy": _share(hits + same - rejects, same + different),
             "far": _share(accepts, different),
@@ -184,23 +187,33 @@ def rate_name(rate: float) -> str:
 
 
 def rate_table(pairs: MeasuredPairs, intervals: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """A row for each of `RATES`: true accept rate and threshold, or how many different pairs it would take."""
-    curve, supported, rows = pairs.curve, pairs.supported(), []
+    """A row for each of `RATES`: true accept rate and threshold, or the reason why there are none."""
+    curve, rows = pairs.curve, []
     for rate in RATES:
         row: dict[str, Any] = {
             "far": rate,
             "supported": False,
+            "reason": _lacking(pairs, rate),
             "pairs": int(curve.totals[1]),
             "needed": needed_pairs(rate),
         }
         row |= {"tar": None, "threshold": None, "interval": None}
-        if curve.both and rate in supported:
+        if row["reason"] is None:
             place = curve.at_rate(rate)
             tar = float(curve.same[place] / curve.totals[0])
             row |= {"supported": True, "tar": tar, "threshold": curve.threshold(place)}
             row["interval"] = intervals.get(rate_name(rate))
         rows.append(row)
     return rows
+
+
+def _lacking(pairs: MeasuredPairs, rate: float) -> str | None:
+    """What a true accept rate needs that is not there."""
+    counts, needed = pairs.counts(), needed_pairs(rate)
+    same, different = ("scored " if counts[f"{kind}_failed"] else "" for kind in ("same", "different"))
+    if counts["different"] < needed:
+        return f"needs {needed:,} {different}different pairs, here {counts['different']:,}"
+    return None if counts["same"] else f"needs {same}same pairs"
 
 
 def _share(part: float, whole: float, otherwise: float = math.nan) -> float:

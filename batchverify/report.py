@@ -16,19 +16,19 @@ from batchverify.version import __version__
 PAGE = "page"
 NONE = "–"
 CARDS = ("auc", "f1", "accuracy", "far", "frr", "equal_error", "failure_rate")
+# Id, title and the kinds of labelled pairs that it takes.
 EXPLORER = (
-    ("far", "False accept rate"),
-    ("frr", "False reject rate"),
-    ("f1", "F1"),
-    ("accuracy", "Accuracy"),
-    ("precision", "Precision"),
-    ("recall", "Recall"),
-    ("false-accepts", "False accepts"),
-    ("false-rejects", "False rejects"),
-    ("called-same", "Called same"),
-    ("called-different", "Called different"),
+    ("far", "False accept rate", {"different"}),
+    ("frr", "False reject rate", {"same"}),
+    ("f1", "F1", {"same", "different"}),
+    ("accuracy", "Accuracy", {"same", "different"}),
+    ("precision", "Precision", {"same", "different"}),
+    ("recall", "Recall", {"different"}),
+    ("false-accepts", "False accepts", {"different"}),
+    ("false-rejects", "False rejects", {"same"}),
+    ("called-same", "Called same", set[str]()),
+    ("called-different", "Called different", set[str]()),
 )
-PLAIN_EXPLORER = ("called-same", "called-different")
 # For a reader who is no statistician.
 MEANINGS = {
     "auc": "the chance that of one different and one same pair the different one has the higher probability; "
@@ -78,7 +78,7 @@ def render(
         meanings=[(_title(NAMES[name]), text) for name, text in MEANINGS.items()],
         rates=_rates(document["rates"]),
         differences=_differences(comparison or {}),
-        explorer=[each for each in EXPLORER if measured or each[0] in PLAIN_EXPLORER],
+        explorer=_explorer(document["counts"]),
         sections=_sections(document, plots, galleries, measured),
         record=[(name, _shown(value)) for name, value in document["record"].items()],
         # Scripts and styles of our own and of Plotly; the data are escaped by themselves.
@@ -144,6 +144,12 @@ def _sections(
         ("record", "Run record", True),
     ]
     return [(name, title) for name, title, there in found if there]
+
+
+def _explorer(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Ids and titles of the figures that follow the slider."""
+    there = {kind for kind in ("same", "different") if counts[kind]}
+    return [(name, title) for name, title, kinds in EXPLORER if kinds <= there]
 
 
 def _figures(document: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, str]]:

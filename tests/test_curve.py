@@ -118,6 +118,27 @@ def test_a_rate_is_supported_from_ten_expected_false_accepts_on(pairs, supported
     assert needed_pairs(1e-6) == 10_000_000
 
 
+@pytest.mark.parametrize(
+    ("same", "different", "reasons"),
+    [
+        ("S", "D" * 100, [None, "needs 1,000 different pairs, here 100"]),
+        ("", "D" * 100, ["needs same pairs", "needs 1,000 different pairs, here 100"]),
+        ("s", "D" * 100, ["needs scored same pairs", "needs 1,000 different pairs, here 100"]),
+        ("S", "D" * 9, ["needs 100 different pairs, here 9", "needs 1,000 different pairs, here 9"]),
+        ("s", "d" * 9, [f"needs {each} scored different pairs, here 0" for each in ("100", "1,000")]),
+        ("S", "", ["needs 100 different pairs, here 0", "needs 1,000 different pairs, here 0"]),
+    ],
+)
+def test_what_is_not_supported_says_what_it_needs(same, different, reasons):
+    """Capitals are pairs that were scored."""
+    each = same + different
+    scores = np.array([0.5 if letter.isupper() else np.nan for letter in each], np.float32)
+    truth = np.array([letter in "Dd" for letter in each], np.int8)
+    rows = rate_table(MeasuredPairs(truth, scores, 0.5), {})
+    assert [row["reason"] for row in rows[:2]] == reasons
+    assert [row["supported"] for row in rows[:2]] == [reason is None for reason in reasons]
+
+
 def test_shares_that_floats_round_up_lose_no_pair():
     # 0.1 * 30 is 3.0000000000000004, 0.7 * 10 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996.
     truth, scores = np.ones(100, np.int8), np.arange(100, dtype=np.float32) / 100
@@ -160,9 +181,9 @@ def test_one_kind_of_pair_leaves_the_figures_of_both_open(kind):
             np.full(4, kind, np.int8), np.array([0.1, 0.4, 0.6, np.nan], np.float32), 0.5
         ).figures()
     open_figures = {name for name, value in found.items() if math.isnan(value)}
-    both = {"auc", "average_precision", "equal_error", "f1"}
+    both = {"auc", "average_precision", "equal_error", "f1", "precision"}
     others = (
-        {"far", "far_with_failures", "precision", "recall"} if kind == 0 else {"frr", "frr_with_failures"}
+        {"far", "far_with_failures", "recall"} if kind == 0 else {"frr", "frr_with_failures"}
     )
     assert open_figures == both | others
     assert found["far" if kind else "frr"] == pytest.approx(2 / 3 if kind else 1 / 3)

@@ -79,7 +79,7 @@ def test_a_run_of_faces_is_measured_shown_and_written(faces, tmp_path):
     shown = table(result)
     assert shown["ROC AUC"].startswith(f"{found['metrics']['auc']:.5f}  [")
     assert shown["written to"].endswith("report.html")
-    assert "needs" in shown[next(name for name in shown if name.startswith("FAR"))]
+    assert shown["TAR at FAR 0.1 and below"] == "needs 100 different pairs, here 28"
     assert len(found["slices"]["person_a"]) == len(set(pd.read_csv(FACES)["person_a"]))
     # Faces by their boxes in the cache: every picture is there.
     assert page.count('<img src="data:image/jpeg;base64,') == 2 * page.count('<li tabindex="0"')
@@ -142,6 +142,13 @@ def test_one_kind_of_pair_gives_the_figures_that_it_can(tmp_path, kind):
     missing = "different" if kind == 0 else "same"
     assert f"figures that need {missing} pairs are left out" in table(result)["truth"]
     assert f"No pair is labelled {missing}" in page
+    shown = table(result)["TAR at FAR 0.1 and below"]
+    assert shown == ("needs same pairs" if kind else "needs 100 different pairs, here 0")
+    assert f"not supported: {shown}" in page
+    # With one kind of pair it is 0 or 1, whatever the run.
+    assert found["metrics"]["precision"] is None
+    assert "explore-precision" not in page
+    assert "explore-false-rejects" in page if kind == 0 else "explore-false-accepts" in page
 
 
 def test_a_run_that_failed_wholly_is_reported_by_reason(tmp_path):
@@ -153,6 +160,7 @@ def test_a_run_that_failed_wholly_is_reported_by_reason(tmp_path):
     assert table(result)["not scored"] == "50 (no_face 50)"
     assert "Not scored: no_face" in page
     assert "No pair could be scored" in page
+    assert "scored different pairs, here 0" in table(result)["TAR at FAR 0.1 and below"]
 
 
 @pytest.mark.parametrize(
