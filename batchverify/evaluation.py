@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from batchverify import plots
 from batchverify.bootstrap import DRAWS, Intervals, Units, bootstrap
+from batchverify.bounds import honest, verdict_trials
 from batchverify.comparison import Comparison, compare
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation_summary import Evaluation
@@ -168,10 +169,8 @@ def _intervals(
 
 def _figures(pairs: MeasuredPairs, intervals: Intervals | None) -> dict[str, Any]:
     """Figures, intervals, counts and rates; null where the pairs do not support them."""
-    spans = dict(intervals.spans) if intervals else {}
-    found = pairs.figures()
-    counts = pairs.counts()
-    spans |= _never_seen(counts, spans)
+    found, counts = pairs.figures(), pairs.counts()
+    spans, exact = honest(intervals.spans if intervals else {}, pairs.rate_trials() | verdict_trials(counts))
     equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
     return {
         "metrics": {name: value for name, value in found.items() if not name.startswith("tar@")},
@@ -183,39 +182,9 @@ def _figures(pairs: MeasuredPairs, intervals: Intervals | None) -> dict[str, Any
             "draws": intervals.draws if intervals else 0,
             "unit": intervals.unit if intervals else None,
             "units": intervals.units if intervals else None,
+            "exact": exact,
         },
     }
-
-
-def _never_seen(
-    counts: Mapping[str, int], spans: Mapping[str, tuple[float, float]]
-) -> dict[str, tuple[float, float]]:
-    """Intervals of rates whose event never occurred: no draw can show it, the exact binomial bound does.
-
-    So it is with recall, precision and accuracy where no verdict was wrong.
-    """
-    scored = counts["same"] + counts["different"]
-    pairs = scored + counts["same_failed"] + counts["different_failed"]
-    rejected = counts["false_rejects"] + counts["same_failed"]
-    hits = counts["different"] - counts["false_accepts"]
-    called = (counts["false_rejects"], counts["false_rejects"] + hits)
-    verdicts = (counts["false_accepts"] + counts["false_rejects"], scored)
-    trials = {
-        "far": (counts["false_accepts"], counts["different"]),
-        "frr": (counts["false_rejects"], counts["same"]),
-        "failure_rate": (counts["same_failed"] + counts["different_failed"], pairs),
-        "far_with_failures": (counts["false_accepts"], counts["different"] + counts["different_failed"]),
-        "frr_with_failures": (rejected, counts["same"] + counts["same_failed"]),
-    }
-    wrong = {"recall": trials["far"], "precision": called, "accuracy": verdicts}
-    found = {name: (0.0, _bound(of)) for name, (seen, of) in trials.items() if not seen}
-    found |= {name: (1 - _bound(of), 1.0) for name, (seen, of) in wrong.items() if not seen}
-    return {name: span for name, span in found.items() if name in spans}
-
-
-def _bound(trials: int) -> float:
-    """The highest rate that shows no event in so many independent trials one time in forty."""
-    return 1 - 0.025 ** (1 / trials) if trials else 1.0
 
 
 def _folds(scores: Scores, pairs: MeasuredPairs) -> dict[str, Any] | None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchverify.measured import NAMES
+from batchverify.measured import NAMES, rate_name
 
 # The figures of the table on the terminal; the rest stand in the files.
 SHOWN = ("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "equal_error", "brier", "ece")
-NOT_MEASURED = "–"
+EXACT = "exact binomial bound of what was never or always seen, as if pairs were independent"
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Evaluation:
             lines += [(NAMES[name], self._figure(name)) for name in SHOWN if metrics[name] is not None]
             lines += self._rates()
         lines += self._folds() + self._slices() + self._comparison()
-        if document["bootstrap"]["draws"]:
-            drawn = document["bootstrap"]
-            lines.append(
-                (
-                    "in brackets",
-                    f"95 % by bootstrap, {drawn['draws']} draws of {drawn['units']:,} {drawn['unit']}",
-                )
-            )
+        lines += self._bootstrap()
         lines += [("written to", path) for path in self.written]
         return lines
+
+    def _bootstrap(self) -> list[tuple[str, str]]:
+        drawn = self.document["bootstrap"]
+        if not drawn["draws"]:
+            return []
+        how = f"95 % by bootstrap, {drawn['draws']} draws of {drawn['units']:,} {drawn['unit']}"
+        return [("in brackets", how), *([("*", EXACT)] if drawn["exact"] else [])]
 
     def _pairs(self) -> str:
         document = self.document
@@ -64,14 +64,22 @@ class Evaluation:
 
     def _figure(self, name: str) -> str:
         value, span = self.document["metrics"][name], self.document["intervals"].get(name)
-        return f"{value:.5f}{interval(span)}"
+        return f"{value:.5f}{interval(span)}{self._star(name)}"
+
+    def _star(self, name: str) -> str:
+        return "*" if name in self.document["bootstrap"]["exact"] else ""
 
     def _rates(self) -> list[tuple[str, str]]:
         lines, said = [], ""
         for rate in self.document["rates"]:
             name = f"TAR at FAR {rate['far']:g}"
             if rate["supported"]:
-                lines.append((name, f"{rate['tar']:.5f}{interval(rate['interval'])}"))
+                lines.append(
+                    (
+                        name,
+                        f"{rate['tar']:.5f}{interval(rate['interval'])}{self._star(rate_name(rate['far']))}",
+                    )
+                )
             elif not said:
                 # What the first one lacks the rarer ones lack, too.
                 said = rate["reason"]

@@ -115,6 +115,12 @@ class MeasuredPairs:
                 found[rate_name(rate)] = float(curve.same[curve.at_rate(rate)] / curve.totals[0])
         return found
 
+    def rate_trials(self) -> dict[str, tuple[float, float]]:
+        """(same pairs accepted, same pairs) at each false accept rate supported, by `tar@RATE`."""
+        curve = self.curve
+        rates = self.supported() if curve.both else []
+        return {rate_name(rate): (float(curve.same[curve.at_rate(rate)]), curve.totals[0]) for rate in rates}
+
     def counts(self) -> dict[str, int]:
         """Right and wrong verdicts at the threshold, and what could not be scored."""
         curve, at = self.curve, self.ranking.place(self.threshold)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.measured import NAMES
+from batchverify.measured import NAMES, rate_name
 from batchverify.version import __version__
 
 PAGE = "page"
@@ -76,7 +76,7 @@ def render(
         cards=_figures(document, CARDS) if measured else [],
         figures=_figures(document, tuple(NAMES)),
         meanings=[(_title(NAMES[name]), text) for name, text in MEANINGS.items()],
-        rates=_rates(document["rates"]),
+        rates=_rates(document["rates"], document["bootstrap"]["exact"]),
         differences=_differences(comparison or {}),
         explorer=_explorer(document["counts"]),
         sections=_sections(document, plots, galleries, measured),
@@ -154,9 +154,13 @@ def _explorer(counts: Mapping[str, int]) -> list[tuple[str, str]]:
 
 def _figures(document: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, str]]:
     """Rows of the table: name, value and interval as texts."""
-    metrics, spans = document["metrics"], document["intervals"]
+    metrics, spans, exact = document["metrics"], document["intervals"], document["bootstrap"]["exact"]
     return [
-        {"name": _title(NAMES[name]), "value": figure(metrics[name]), "span": _span(spans.get(name))}
+        {
+            "name": _title(NAMES[name]),
+            "value": figure(metrics[name]),
+            "span": _span(spans.get(name), name in exact),
+        }
         for name in names
         if metrics[name] is not None
     ]
@@ -166,14 +170,14 @@ def _title(name: str | None) -> str:
     return name[0].upper() + name[1:] if name else ""
 
 
-def _rates(rates: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _rates(rates: Sequence[Mapping[str, Any]], exact: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             **rate,
             "far": f"{rate['far']:g}".replace("e-0", "e-"),
             "tar": figure(rate["tar"]),
             "threshold": threshold(rate["threshold"]),
-            "span": _span(rate["interval"]),
+            "span": _span(rate["interval"], rate_name(rate["far"]) in exact),
         }
         for rate in rates
     ]
@@ -213,8 +217,9 @@ def threshold(value: float | None) -> str:
     return NONE if value is None else str(np.float32(value))
 
 
-def _span(span: Sequence[float] | None) -> str:
-    return f"{figure(span[0])} to {figure(span[1])}" if span else ""
+def _span(span: Sequence[float] | None, exact: bool = False) -> str:
+    """An interval; with a star where it is no bootstrap's."""
+    return f"{figure(span[0])} to {figure(span[1])}{'*' * exact}" if span else ""
 
 
 def _shown(value: Any) -> str:

@@ -182,9 +182,7 @@ def test_one_kind_of_pair_leaves_the_figures_of_both_open(kind):
         ).figures()
     open_figures = {name for name, value in found.items() if math.isnan(value)}
     both = {"auc", "average_precision", "equal_error", "f1", "precision"}
-    others = (
-        {"far", "far_with_failures", "recall"} if kind == 0 else {"frr", "frr_with_failures"}
-    )
+    others = {"far", "far_with_failures", "recall"} if kind == 0 else {"frr", "frr_with_failures"}
     assert open_figures == both | others
     assert found["far" if kind else "frr"] == pytest.approx(2 / 3 if kind else 1 / 3)
 

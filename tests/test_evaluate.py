@@ -77,7 +77,7 @@ def test_a_run_of_faces_is_measured_shown_and_written(faces, tmp_path):
     assert result.exit_code == 0, result.stderr
     found, page = documents(tmp_path / "out")
     shown = table(result)
-    assert shown["ROC AUC"].startswith(f"{found['metrics']['auc']:.5f}  [")
+    assert shown["F1"].startswith(f"{found['metrics']['f1']:.5f}  [")
     assert shown["written to"].endswith("report.html")
     assert shown["TAR at FAR 0.1 and below"] == "needs 100 different pairs, here 28"
     assert len(found["slices"]["person_a"]) == len(set(pd.read_csv(FACES)["person_a"]))
@@ -240,6 +240,7 @@ def test_a_rate_that_never_occurred_has_an_honest_interval(tmp_path):
     assert found["metrics"]["far"] == 0
     bound = pytest.approx(1 - 0.025 ** (1 / 200))
     assert found["intervals"]["far"] == found["intervals"]["far_with_failures"] == [0, bound]
+    assert "far" in found["bootstrap"]["exact"]
 
 
 def test_a_perfect_run_is_not_said_to_be_certainly_perfect(tmp_path):
@@ -247,8 +248,23 @@ def test_a_perfect_run_is_not_said_to_be_certainly_perfect(tmp_path):
     columns = draw_columns(
         300, probability=pa.array(np.where(truth, 0.9, 0.1)), true_label=pa.array(truth.astype(np.int8))
     )
-    found = batchverify.evaluate(write_scores(tmp_path / "s.parquet", columns)).document
+    result = run(write_scores(tmp_path / "s.parquet", columns), "-o", tmp_path / "out")
+    found, page = documents(tmp_path / "out")
     spans = found["intervals"]
+    # Nothing is known about how far off these may be.
+    assert not {"auc", "equal_error", "average_precision"} & spans.keys()
+    low = 0.025 ** (1 / 100)
+    assert spans["f1"] == [pytest.approx(low), 1]
+    assert found["rates"][0]["interval"] == spans["tar@1e-1"] == [pytest.approx(0.025 ** (1 / 200)), 1]
+    assert {"f1", "tar@1e-1", "far"} <= set(found["bootstrap"]["exact"])
+    assert "log_loss" not in found["bootstrap"]["exact"]
+    assert table(result)["ROC AUC"] == "1.00000"
+    assert table(result)["F1"] == f"1.00000  [{low:.4f}, 1.0000]*"
+    assert (
+        table(result)["*"]
+        == "exact binomial bound of what was never or always seen, as if pairs were independent"
+    )
+    assert "takes pairs for independent" in page
     for name, trials in (("recall", 100), ("precision", 100), ("accuracy", 300)):
         assert found["metrics"][name] == 1
         assert spans[name] == [pytest.approx(0.025 ** (1 / trials)), 1]

@@ -32,7 +32,7 @@ references
 spelling forward
 backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton moments mtcnn curve bootstrap
+augmentation metrics newton moments mtcnn curve bootstrap bounds
 pyramid fused stores distances texts devices
 ahead errors records version stopwatch memory facenet kernels
 machine_code instructions
