@@ -78,6 +78,22 @@ def test_the_explorer_starts_at_the_run_and_follows_mouse_and_keys(browser, repo
         assert opened.page.locator("#threshold-value").inner_text() == start
 
 
+def test_a_threshold_copied_from_the_explorer_makes_the_same_verdicts(browser, report):
+    path, figures = report
+    with Opened(browser, path) as opened:
+        shown = opened.page.locator("#threshold-value").inner_text()
+        assert np.float32(float(shown)) == np.float32(figures["threshold"])
+        assert f"at threshold {shown}." in opened.page.locator("header").inner_text()
+        slider = opened.page.locator("#threshold")
+        grid = np.array(json.loads(opened.page.locator("#data").text_content())["plots"]["explorer"]["grid"])
+        for place in (1, 30, 499, len(grid) - 2):
+            slider.fill(str(place))
+            shown = opened.page.locator("#threshold-value").inner_text()
+            assert np.float32(float(shown)) == np.float32(grid[place])
+            called = batchverify.evaluate(path.parents[1] / "new.parquet", threshold=float(shown), draws=0)
+            assert opened.number("called-different") == str(called.document["called_different"])
+
+
 def test_the_gallery_shows_faces_and_takes_the_keys(browser, report):
     with Opened(browser, report[0]) as opened:
         cards = opened.page.locator("#nearest li")

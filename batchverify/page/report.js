@@ -119,11 +119,12 @@
     };
     const say = (id, text) => { const place = document.getElementById(`explore-${id}`); if (place) place.textContent = text; };
     function update() {
+      // The grid's numbers are as short as tells float32 apart: given back as --threshold they mean the same.
       const at = Number(slider.value), { accepted, totals } = about, threshold = about.grid[at];
       const missed = accepted.different[at], found = totals.different - missed;
       const rejected = totals.same - accepted.same[at], known = totals.same + totals.different;
       const below = accepted.same[at] + missed + accepted.unknown[at];
-      document.getElementById("threshold-value").textContent = String(Number(threshold.toPrecision(7)));
+      document.getElementById("threshold-value").textContent = String(threshold);
       slider.setAttribute("aria-valuetext", `threshold ${threshold}`);
       say("far", share(missed, totals.different));
       say("frr", share(rejected, totals.same));
