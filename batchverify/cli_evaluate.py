@@ -35,7 +35,7 @@ _options = together(
         default=200,
         show_default=True,
         metavar="N",
-        help="Of the bootstrap behind the 95 % intervals; 0: no intervals.",
+        help="Of the bootstrap behind the 95 % intervals, at least 40; 0: no intervals.",
     ),
     click.option("--seed", default=0, show_default=True, help="Of the bootstrap's draws."),
     click.option(

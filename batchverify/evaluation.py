@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify import plots
-from batchverify.bootstrap import DRAWS, Intervals, Units, bootstrap
+from batchverify.bootstrap import DRAWS, FEWEST, Intervals, Units, bootstrap
 from batchverify.bounds import honest, verdict_trials
 from batchverify.comparison import Comparison, compare
 from batchverify.errors import BatchverifyError, UsageError
@@ -63,6 +63,8 @@ class EvaluateOptions:
         for name, most in (("draws", MOST_DRAWS), ("examples", MOST_EXAMPLES)):
             if not 0 <= getattr(self, name) <= most:
                 raise UsageError(f"--{name} lies between 0 and {most:,}, got {getattr(self, name)}")
+        if 0 < self.draws < FEWEST:
+            raise UsageError(f"--draws is 0, for no intervals, or at least {FEWEST}, got {self.draws}")
         if self.export_worst is not None and self.export_worst[0] < 1:
             raise UsageError(f"--export-worst takes at least 1 pair, got {self.export_worst[0]}")
 

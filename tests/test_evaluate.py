@@ -173,6 +173,8 @@ def test_a_run_that_failed_wholly_is_reported_by_reason(tmp_path):
         (["s.parquet", "--truth", "none.csv"], "none.csv: no such file or folder"),
         (["s.parquet", "--threshold", "2"], "--threshold lies between 0 and 1, got 2.0"),
         (["s.parquet", "--draws", "-1"], "--draws lies between 0 and 10,000, got -1"),
+        (["s.parquet", "--draws", "1"], "--draws is 0, for no intervals, or at least 40, got 1"),
+        (["s.parquet", "--draws", "39"], "--draws is 0, for no intervals, or at least 40, got 39"),
         (["s.parquet", "--export-worst", "9", "w.txt"], "w.txt: --export-worst writes .csv or .parquet"),
         (["s.parquet", "--export-worst", "0", "w.csv"], "--export-worst takes at least 1 pair, got 0"),
     ],
