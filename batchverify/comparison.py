@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,15 @@ from batchverify.measured import MeasuredPairs
 from batchverify.score_files import ScoreFile
 from batchverify.scores import UNKNOWN, Scores
 
+# What a run record says about how the run went, and what stands in it twice: no reason why scores differ.
+# fmt: off
+OUTCOMES = {
+    "cached", "different", "embedded", "embedder_busy", "failed", "failed_rows", "failures",
+    "image_seconds", "images_per_second", "job", "output", "part_rows", "peak_memory_mb", "repeated",
+    "resumed", "resumed_rows", "rows", "run_id", "scored", "seconds", "stage_seconds", "token",
+    "unique_images", "options.overwrite", "options.quiet", "options.verbose",
+}
+# fmt: on
 CALLS = ("same", "different", "not scored")
 TRUTHS = ("same", "different", "unknown")
 SCATTER = 2000
@@ -31,14 +41,20 @@ class Comparison:
     scatter: np.ndarray
 
 
-def compare(new: Scores, reference: Scores, units: Units | None, *, draws: int, seed: int) -> Comparison:
-    """Compare two runs; of different pairs only their distributions. units: of the new run's pairs, or None."""
-    same = pairs_digest(new.file) == pairs_digest(reference.file)
+def compare(
+    new: Scores, reference: Scores, units: Units | None, *, same: bool, draws: int, seed: int
+) -> Comparison:
+    """Compare two runs. units: of the new run's pairs, or None. same: whether both scored the same pairs.
+
+    Of other pairs only the distributions are compared.
+    """
     document: dict[str, Any] = {
         "reference": reference.file.name,
         "same_pairs": same,
         "rows": [len(new), len(reference)],
         "threshold": [new.threshold, reference.threshold],
+        "record_differences": record_differences(new, reference),
+        "reference_record": dict(reference.file.record),
         "drift": measure_drift(new, reference),
     }
     if not same:
@@ -51,6 +67,34 @@ def compare(new: Scores, reference: Scores, units: Units | None, *, draws: int, 
     document["differences"] = _differences(new, reference, units, draws, seed)
     ranked = flipped[np.argsort(-moved[flipped], kind="stable")]
     return Comparison(document, ranked, _scatter(moved, ranked, seed))
+
+
+def same_pairs(new: ScoreFile, reference: ScoreFile) -> bool:
+    """Whether two runs scored the same pairs in the same order."""
+    return new.rows == reference.rows and pairs_digest(new) == pairs_digest(reference)
+
+
+def record_differences(new: Scores, reference: Scores) -> list[dict[str, Any]]:
+    """What both runs say differently about how they were made: each key with dots, and its two values.
+
+    The thresholds are those in use. A key that one record lacks is None there.
+    """
+    flat = [dict(_flat(each.file.record)) | {"threshold": each.threshold} for each in (new, reference)]
+    keys = sorted(key for key in flat[0].keys() | flat[1].keys() if not _outcome(key))
+    pairs = [(key, flat[0].get(key), flat[1].get(key)) for key in keys]
+    return [{"key": key, "new": ours, "reference": other} for key, ours, other in pairs if ours != other]
+
+
+def _outcome(key: str) -> bool:
+    return key in OUTCOMES or key.partition(".")[0] in OUTCOMES
+
+
+def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def pairs_digest(file: ScoreFile) -> str:
@@ -85,7 +129,9 @@ def _agreement(calls: list[np.ndarray], truth: np.ndarray) -> list[dict[str, Any
 
 
 def _flips(calls: list[np.ndarray], truth: np.ndarray, flipped: np.ndarray) -> dict[str, int]:
-    """fixed: wrong in the reference and right now; broken: the other way round."""
+    """fixed: wrong in the reference and right now; broken: the other way round; neither without any truth."""
+    if (truth == UNKNOWN).all():
+        return {"pairs": len(flipped)}
     known, right = truth[flipped], calls[0][flipped] == truth[flipped]
     return {
         "pairs": len(flipped),

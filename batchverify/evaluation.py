@@ -17,7 +17,8 @@ import pyarrow as pa
 from batchverify import plots
 from batchverify.bootstrap import DRAWS, FEWEST, Intervals, Units, bootstrap
 from batchverify.bounds import honest, verdict_trials
-from batchverify.comparison import Comparison, compare
+from batchverify.columns import TRUE_LABEL
+from batchverify.comparison import Comparison, compare, same_pairs
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation_summary import Evaluation
 from batchverify.folds import FOLD, measure_folds, summarise_folds
@@ -116,17 +117,24 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     grouped = {name: file.groups(name) for name in options.by}
     truth = read_truth(options.truth, file) if options.truth else None
     scores = read_scores(file, threshold=options.threshold, truth=truth)
+    other = _read_reference(reference, options) if reference is not None else None
+    same = other is not None and same_pairs(file, other.file)
+    source = options.truth
+    if other is not None and same and not len(scores.labelled) and len(other.labelled):
+        scores, source = (
+            replace(scores, truth=other.truth),
+            f"{TRUE_LABEL} of the reference {other.file.name}",
+        )
     pairs = _labelled(scores)
     units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
-    document = _describe(scores, options)
+    document = _describe(scores, source)
     intervals = _intervals(pairs, units, scores, options)
     document |= _figures(pairs, intervals)
     document["folds"] = _folds(scores, pairs)
     document["slices"] = {name: _slices(scores, cells, units, options) for name, cells in grouped.items()}
-    other, comparison = None, None
-    if reference is not None:
-        other = _read_reference(reference, options)
-        comparison = compare(scores, other, units, draws=options.draws, seed=options.seed)
+    comparison = None
+    if other is not None:
+        comparison = compare(scores, other, units, same=same, draws=options.draws, seed=options.seed)
         document["comparison"] = comparison.document
     document["record"] = dict(file.record)
     return Judged(scores, pairs, other, comparison, plain(document))
@@ -143,7 +151,7 @@ def _labelled(scores: Scores) -> MeasuredPairs:
     return MeasuredPairs(scores.truth[rows], scores.probability[rows], scores.threshold)
 
 
-def _describe(scores: Scores, options: EvaluateOptions) -> dict[str, Any]:
+def _describe(scores: Scores, source: str | None) -> dict[str, Any]:
     scored = int(scores.scored.sum())
     called = int(scores.calls.sum())
     return {
@@ -156,7 +164,7 @@ def _describe(scores: Scores, options: EvaluateOptions) -> dict[str, Any]:
         "threshold": scores.threshold,
         "called_different": called,
         "called_same": scored - called,
-        "truth": describe_truth(scores, options.truth),
+        "truth": describe_truth(scores, source),
     }
 
 

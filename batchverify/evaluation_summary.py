@@ -60,7 +60,8 @@ class Evaluation:
         unknown = f", {truth['unknown']:,} unknown" if truth["unknown"] else ""
         text = f"{truth['same']:,} same, {truth['different']:,} different{unknown}"
         missing = [name for name in ("same", "different") if not truth[name]]
-        return f"{text}; figures that need {missing[0]} pairs are left out" if missing else text
+        text += f"; figures that need {missing[0]} pairs are left out" if missing else ""
+        return f"{text}; from {truth['source']}" if " of the reference " in truth["source"] else text
 
     def _figure(self, name: str) -> str:
         value, span = self.document["metrics"][name], self.document["intervals"].get(name)
@@ -110,6 +111,8 @@ class Evaluation:
         if found is None:
             return []
         lines = [("reference", found["reference"])]
+        if found["record_differences"]:
+            lines.append(("differs in", ", ".join(each["key"] for each in found["record_differences"])))
         if not found["same_pairs"]:
             lines.append(("", "other pairs: only the distributions are compared"))
         for name in ("probability", "similarity"):
@@ -118,10 +121,7 @@ class Evaluation:
                 text = f"stability index {drift['stability_index']:.4f}: {drift['verdict']}"
                 lines.append((f"drift of {name}", text))
         if "flipped" in found:
-            flips = found["flipped"]
-            lines.append(
-                ("flipped", f"{flips['pairs']:,} pairs; {flips['fixed']:,} fixed, {flips['broken']:,} broken")
-            )
+            lines.append(("flipped", flips_text(found["flipped"])))
         for name in ("auc", "f1", "accuracy"):
             if name in found.get("differences", {}):
                 each = found["differences"][name]
@@ -129,6 +129,12 @@ class Evaluation:
                     (f"{NAMES[name]} more", f"{each['difference']:+.5f}{interval(each['interval'], '+')}")
                 )
         return lines
+
+
+def flips_text(flips: Mapping[str, int]) -> str:
+    """How many pairs flipped, and which way where the truth is known."""
+    ways = [f"{flips[name]:,} {name}" for name in ("fixed", "broken") if name in flips]
+    return "; ".join([f"{flips['pairs']:,} pairs", *([", ".join(ways)] if ways else [])])
 
 
 def interval(span: Any, sign: str = "") -> str:

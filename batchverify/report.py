@@ -80,6 +80,10 @@ def render(
         differences=_differences(comparison or {}),
         explorer=_explorer(document["counts"]),
         sections=_sections(document, plots, galleries, measured),
+        changes=[
+            {"key": each["key"], **{run: _shown(each[run]) for run in ("new", "reference")}}
+            for each in (comparison or {}).get("record_differences", [])
+        ],
         record=[(name, _shown(value)) for name, value in document["record"].items()],
         # Scripts and styles of our own and of Plotly; the data are escaped by themselves.
         css=Markup(_asset("report.css")),
@@ -119,6 +123,8 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     elif not truth["same"] or not truth["different"]:
         missing = "same" if not truth["same"] else "different"
         found.append(f"No pair is labelled {missing}: figures that need such pairs are left out.")
+    if truth["source"] and " of the reference " in truth["source"]:
+        found.append(f"The truth is from {truth['source']}: the scores have none of their own.")
     if truth["unknown"] and truth["same"] + truth["different"]:
         found.append(f"{count(truth['unknown'])} pairs without a label take no part in the figures.")
     return found

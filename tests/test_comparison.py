@@ -12,7 +12,7 @@ import sklearn.metrics as reference
 from score_tables import draw_columns, write_scores
 
 from batchverify.bootstrap import bootstrap
-from batchverify.comparison import compare, pairs_digest
+from batchverify.comparison import compare, pairs_digest, record_differences, same_pairs
 from batchverify.drift import beyond_chance, chance_index, measure_drift, stability_index
 from batchverify.folds import measure_folds, summarise_folds
 from batchverify.measured import MeasuredPairs
@@ -43,7 +43,7 @@ def runs(tmp_path):
 def test_differences_are_those_of_the_pairs_that_both_scored(runs):
     new, old = runs
     units = read_units(new.file)
-    found = compare(new, old, units, draws=50, seed=2).document
+    found = compare(new, old, units, same=True, draws=50, seed=2).document
     both = new.scored & old.scored
     truth = new.truth[both]
     aucs = [reference.roc_auc_score(truth, each.probability[both].astype(float)) for each in runs]
@@ -66,13 +66,13 @@ def test_differences_are_those_of_the_pairs_that_both_scored(runs):
 
 def test_a_paired_interval_is_narrower_than_two(runs):
     new, _ = runs
-    same = compare(new, new, read_units(new.file), draws=50, seed=0).document["differences"]
+    same = compare(new, new, read_units(new.file), same=True, draws=50, seed=0).document["differences"]
     assert all(each["interval"] == (0, 0) for each in same.values())
 
 
 def test_agreement_and_flips_count_every_pair(runs):
     new, old = runs
-    found = compare(new, old, None, draws=0, seed=0)
+    found = compare(new, old, None, same=True, draws=0, seed=0)
     calls = [
         np.where(
             each.scored,
@@ -110,11 +110,32 @@ def test_other_pairs_are_told_from_the_same_however_they_are_cut(tmp_path):
             ScoreFile.open(write_scores(tmp_path / "x.parquet", columns | change))
         ) != pairs_digest(file)
     other = scores_of(tmp_path / "other.parquet", draw_columns(200, seed=9))
-    found = compare(read_scores(file), other, None, draws=0, seed=0)
+    assert not same_pairs(file, other.file)
+    found = compare(read_scores(file), other, None, same=False, draws=0, seed=0)
     assert found.document["same_pairs"] is False
     assert "differences" not in found.document
     assert len(found.flipped) == 0
     assert found.document["drift"]["probability"]["stability_index"] > 0
+
+
+def test_runs_tell_what_they_were_made_with(tmp_path):
+    columns = draw_columns(60)
+    crop = {"mode": "detect", "margin": 44}
+    made = {"head": "a", "embedding": {"crop": crop, "size": 160}, "seconds": 3.0, "job": {"head": "a"}}
+    other = {"head": "b", "embedding": {"crop": crop | {"mode": "center"}, "size": 160}, "seconds": 4.0}
+    new = scores_of(tmp_path / "new.parquet", columns, **made, options={"limit": 60})
+    old = scores_of(
+        tmp_path / "old.parquet", columns, **other, threshold=0.4, manifest=new.file.record["manifest"]
+    )
+    assert record_differences(new, old) == [
+        {"key": "embedding.crop.mode", "new": "detect", "reference": "center"},
+        {"key": "head", "new": "a", "reference": "b"},
+        {"key": "options.limit", "new": 60, "reference": None},
+        {"key": "threshold", "new": 0.5, "reference": 0.4},
+    ]
+    assert record_differences(new, new) == []
+    found = compare(new, old, None, same=True, draws=0, seed=0).document
+    assert found["reference_record"]["head"] == "b"
 
 
 def slow_index(new, old, bins=10):

@@ -208,6 +208,44 @@ def test_two_runs_of_other_manifests_are_compared_by_their_distributions(tmp_pat
     assert 'id="plot-scatter"' not in page
 
 
+def test_truth_that_the_reference_alone_knows_is_taken(tmp_path):
+    columns = draw_columns(400)
+    noisy = 1 - columns["probability"].to_numpy(zero_copy_only=False)[::-1]
+    changed = columns | {"probability": pa.array(noisy, mask=np.isnan(noisy))}
+    old, known = (
+        write_scores(tmp_path / f"{at}.parquet", each) for at, each in enumerate((columns, changed))
+    )
+    del changed["true_label"]
+    new = write_scores(tmp_path / "new.parquet", changed)
+    result = run(new, old, "-o", tmp_path / "out", "--draws", 0)
+    found, page = documents(tmp_path / "out")
+    own = batchverify.evaluate(known, reference=old, draws=0).document
+    assert found["metrics"] == own["metrics"]
+    assert found["comparison"]["flipped"] == own["comparison"]["flipped"]
+    assert found["comparison"]["flipped"]["fixed"] + found["comparison"]["flipped"]["broken"] > 0
+    assert found["truth"]["source"] == f"true_label of the reference {old}"
+    assert table(result)["truth"].endswith(f"different; from true_label of the reference {old}")
+    assert "the scores have none of their own" in page
+
+
+def test_without_any_truth_nothing_is_said_to_be_fixed_or_broken(tmp_path):
+    columns = draw_columns(200, true_label=None)
+    runs = [
+        write_scores(tmp_path / f"{name}.parquet", columns, threshold=threshold)
+        for name, threshold in (("new", 0.5), ("old", 0.9))
+    ]
+    result = run(*runs, "-o", tmp_path / "out")
+    found, page = documents(tmp_path / "out")
+    flips = found["comparison"]["flipped"]
+    assert flips.keys() == {"pairs"}
+    assert table(result)["flipped"] == f"{flips['pairs']:,} pairs"
+    assert f"<p>{flips['pairs']} pairs flipped.</p>" in page
+    assert "the other way round" not in page
+    # What made the difference is said.
+    assert table(result)["differs in"] == "manifest, threshold"
+    assert '<th scope="row">threshold</th><td>0.5</td><td>0.9</td>' in page
+
+
 def test_a_fold_column_asks_for_the_protocol(tmp_path):
     folds = [str(each % 3) for each in range(300)]
     result = run(write_scores(tmp_path / "s.parquet", draw_columns(300, fold=folds)), "-o", tmp_path / "out")
