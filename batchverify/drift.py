@@ -13,6 +13,8 @@ BINS = 10
 SOME, MUCH = 0.1, 0.25
 # The 99 % point of chi-squared with `BINS - 1` degrees of freedom.
 CHI_SQUARED = 21.666
+# A share that differs so seldom by chance is said to have changed.
+RARE = 0.01
 # What stands for an empty bin: half a pair.
 EMPTY = 0.5
 
@@ -47,9 +49,10 @@ def beyond_chance(index: float, chance: float) -> bool:
 
 def measure_drift(new: Scores, reference: Scores) -> dict[str, Any]:
     """Index and verdict for probabilities and similarities; shares called different and failed, in both runs."""
+    runs = (new, reference)
     document: dict[str, Any] = {
-        "called_different": [_called(each) for each in (new, reference)],
-        "failure_rate": [float((~each.scored).mean()) for each in (new, reference)],
+        "called_different": _shares_of([each.calls[each.scored] for each in runs]),
+        "failure_rate": _shares_of([~each.scored for each in runs]),
     }
     for name in ("probability", "similarity"):
         values = [getattr(each, name) for each in (new, reference)]
@@ -68,10 +71,24 @@ def measure_drift(new: Scores, reference: Scores) -> dict[str, Any]:
     return document
 
 
-def _called(scores: Scores) -> float | None:
-    """The share of the scored pairs called different."""
-    calls = scores.calls[scores.scored]
-    return float(calls.mean()) if len(calls) else None
+def _shares_of(chosen: list[np.ndarray]) -> dict[str, Any]:
+    """The shares of two runs' pairs that are chosen, (N,) bool each, and whether they differ beyond chance.
+
+    Fisher's exact test: it takes the runs for independent, which of two runs of the same pairs errs on the
+    side of saying nothing.
+    """
+    from scipy.stats import fisher_exact
+
+    seen, of = [int(each.sum()) for each in chosen], [len(each) for each in chosen]
+    shares = [part / whole if whole else None for part, whole in zip(seen, of, strict=True)]
+    if None in shares:
+        return {"share": shares, "p_value": None, "verdict": "nothing to compare"}
+    p = float(fisher_exact([[part, whole - part] for part, whole in zip(seen, of, strict=True)]).pvalue)
+    more = seen[0] * of[1] > seen[1] * of[0]
+    verdict = (
+        f"{'more' if more else 'fewer'} than chance explains" if p < RARE else "no more than chance explains"
+    )
+    return {"share": shares, "p_value": p, "verdict": verdict}
 
 
 def _verdict(index: float, chance: float) -> str:

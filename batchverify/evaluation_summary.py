@@ -10,6 +10,8 @@ from batchverify.measured import NAMES, rate_name
 
 # The figures of the table on the terminal; the rest stand in the files.
 SHOWN = ("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "equal_error", "brier", "ece")
+SHARES = {"called_different": "share called different", "failure_rate": "share not scored"}
+NOT_MEASURED = "–"
 EXACT = "exact binomial bound of what was never or always seen, as if pairs were independent"
 
 
@@ -120,6 +122,7 @@ class Evaluation:
                 drift = found["drift"][name]
                 text = f"stability index {drift['stability_index']:.4f}: {drift['verdict']}"
                 lines.append((f"drift of {name}", text))
+        lines += [(title, share_text(found["drift"][name])) for name, title in SHARES.items()]
         if "flipped" in found:
             lines.append(("flipped", flips_text(found["flipped"])))
         for name in ("auc", "f1", "accuracy"):
@@ -129,6 +132,12 @@ class Evaluation:
                     (f"{NAMES[name]} more", f"{each['difference']:+.5f}{interval(each['interval'], '+')}")
                 )
         return lines
+
+
+def share_text(drift: Mapping[str, Any]) -> str:
+    """A share in both runs, and whether the difference is more than chance."""
+    new, reference = (NOT_MEASURED if each is None else f"{each:.4f}" for each in drift["share"])
+    return f"{new}, reference {reference}: {drift['verdict']}"
 
 
 def flips_text(flips: Mapping[str, int]) -> str:

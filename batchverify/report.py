@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.evaluation_summary import SHARES
 from batchverify.measured import NAMES, rate_name
 from batchverify.version import __version__
 
@@ -80,6 +81,7 @@ def render(
         differences=_differences(comparison or {}),
         explorer=_explorer(document["counts"]),
         sections=_sections(document, plots, galleries, measured),
+        shares=SHARES,
         changes=[
             {"key": each["key"], **{run: _shown(each[run]) for run in ("new", "reference")}}
             for each in (comparison or {}).get("record_differences", [])

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import sklearn.metrics as reference
+from scipy import stats
 from score_tables import draw_columns, write_scores
 
 from batchverify.bootstrap import bootstrap
@@ -187,7 +188,39 @@ def test_the_verdict_is_plain(tmp_path, shift, pairs, verdict):
     ]
     found = measure_drift(*runs)
     assert found["probability"]["verdict"].startswith(verdict)
-    assert found["called_different"] == [pytest.approx((each > 0).mean()) for each in logits]
+    assert found["called_different"]["share"] == [pytest.approx((each > 0).mean()) for each in logits]
+
+
+@pytest.mark.parametrize(
+    ("rates", "pairs", "verdict"),
+    [
+        ((0.045, 0.0), 1000, "more than chance explains"),
+        ((0.0, 0.045), 1000, "fewer than chance explains"),
+        ((0.05, 0.05), 1000, "no more than chance explains"),
+        ((0.06, 0.0), 50, "no more than chance explains"),
+    ],
+)
+def test_more_failures_than_chance_explains_are_said(tmp_path, rates, pairs, verdict):
+    failed = [pa.array(np.arange(pairs) < rate * pairs) for rate in rates]
+    values = np.linspace(0, 1, pairs).astype(np.float32)
+    runs = [
+        scores_of(
+            tmp_path / f"{at}.parquet", draw_columns(pairs, probability=pa.array(values, mask=np.array(each)))
+        )
+        for at, each in enumerate(failed)
+    ]
+    found = measure_drift(*runs)["failure_rate"]
+    assert found["share"] == [pytest.approx(rate) for rate in rates]
+    assert found["verdict"] == verdict
+    expected = stats.chi2_contingency([[sum(each.to_pylist()), pairs] for each in failed]).pvalue
+    assert (found["p_value"] < 0.01) == (expected < 0.01)
+
+
+def test_a_run_that_scored_nothing_has_no_share_called_different(tmp_path):
+    runs = [scores_of(tmp_path / f"{at}.parquet", draw_columns(60, failed=at * 2.0)) for at in (0, 1)]
+    found = measure_drift(*runs)
+    assert (found["called_different"]["share"][1], found["called_different"]["p_value"]) == (None, None)
+    assert found["failure_rate"]["verdict"] == "fewer than chance explains"
 
 
 def test_slices_are_the_figures_of_their_rows_and_the_odd_one_is_marked(tmp_path):

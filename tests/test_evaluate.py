@@ -122,6 +122,9 @@ def test_without_truth_there_are_distributions_and_drift(tmp_path):
     assert shown["truth"].startswith("unknown: give a manifest with labels as --truth")
     assert "ROC AUC" not in shown
     assert re.match(r"stability index 0\.\d+: no notable drift", shown["drift of probability"])
+    assert re.fullmatch(
+        r"0\.\d{4}, reference 0\.\d{4}: no more than chance explains", shown["share called different"]
+    )
     found, page = documents(tmp_path / "out")
     assert set(found["metrics"].values()) == {None}
     assert {"plot-probability", "explore-called-same", 'id="nearest"'} <= set(
@@ -244,6 +247,16 @@ def test_without_any_truth_nothing_is_said_to_be_fixed_or_broken(tmp_path):
     # What made the difference is said.
     assert table(result)["differs in"] == "manifest, threshold"
     assert '<th scope="row">threshold</th><td>0.5</td><td>0.9</td>' in page
+
+
+def test_more_failures_than_in_the_reference_are_flagged(tmp_path):
+    columns = draw_columns(1000, failed=0.0)
+    lost = np.arange(1000) % 22 == 0
+    fewer = columns | {"probability": pa.array(columns["probability"].to_numpy(), mask=lost)}
+    new, old = (write_scores(tmp_path / f"{at}.parquet", each) for at, each in enumerate((fewer, columns)))
+    result = run(new, old, "-o", tmp_path / "out", "--draws", 0)
+    assert table(result)["share not scored"] == "0.0460, reference 0.0000: more than chance explains"
+    assert re.search(r'class="marked"><th scope="row">share not scored', documents(tmp_path / "out")[1])
 
 
 def test_a_fold_column_asks_for_the_protocol(tmp_path):

@@ -80,7 +80,7 @@ HEAVY = {
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
     "numba": {"machine_code", "instructions"},
-    "scipy": {"slices"},
+    "scipy": {"drift", "slices"},
     "jinja2": {"report"},
     "plotly": {"report"},
     "pandas": {"summary"},
