@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ from batchverify import examples
 from batchverify.examples import Example
 from batchverify.scores import UNKNOWN, Scores
 from batchverify.thumbnails import Source, Thumbnail, thumbnails
+
+log = logging.getLogger(__name__)
 
 TRUTHS = {0: "same person", 1: "two people", UNKNOWN: "unknown"}
 NO_IMAGE = Thumbnail(None, "no image shown")
@@ -26,6 +30,7 @@ def galleries(
     read = {each.row: each for each in examples.read_examples(scores, rows, reference)}
     cells = examples.sides(list(read.values()))
     pictures = thumbnails(cells, source) if source is not None else {}
+    _warn(pictures)
     return [
         {
             "id": name,
@@ -37,6 +42,14 @@ def galleries(
         for name, title, about, total, kept in chosen
         if len(kept) and read
     ]
+
+
+def _warn(pictures: Mapping[str | None, Thumbnail]) -> None:
+    """Say why where pictures were asked for and not one can be shown."""
+    if pictures and not any(each.uri for each in pictures.values()):
+        notes = Counter(each.note for each in pictures.values()).most_common()
+        reasons = ", ".join(f"{note}: {count}" for note, count in notes)
+        log.warning("the report shows no picture (%s); see --image-root", reasons)
 
 
 def _chosen(scores: Scores, flipped: np.ndarray, most: int) -> list[tuple[str, str, str, int, np.ndarray]]:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ QUALITY = 82
 # Files in memory at once.
 BITE = 16
 GONE = "the image is gone"
+OUTSIDE = "outside --image-root"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class Source:
                 return each
         return next(iter(found[-1:]), Skipped(Reason.NOT_FOUND, "the run record names no image root"))
 
+    def fences(self, cell: str | None) -> bool:
+        """Whether a cell is refused only because it leads out of the root that the user named."""
+        open_roots = [replace(root, fenced=False) for root in self.roots]
+        refused = isinstance(self.resolve(cell), Skipped)
+        return refused and any(isinstance(root.resolve(cell), str) for root in open_roots)
+
 
 def _folders(record: Mapping[str, Any]) -> list[ImageRoot]:
     """The folders of the manifest's files, where relative paths start by default."""
@@ -85,6 +92,11 @@ def _some(cells: Sequence[str | None], source: Source) -> dict[str | None, Thumb
     for cell in cells:
         path = source.resolve(cell)
         data[cell] = path if isinstance(path, Skipped) else read_image(path, source.limits)
+    made = _made(data, source)
+    return made | {cell: Thumbnail(None, OUTSIDE) for cell in data if source.fences(cell)}
+
+
+def _made(data: Mapping[str | None, bytes | Skipped], source: Source) -> dict[str | None, Thumbnail]:
     keys = {cell: hashlib.sha256(each).digest() for cell, each in data.items() if isinstance(each, bytes)}
     entries = _entries(list(keys.values()), source)
     return {cell: _thumbnail(each, entries.get(keys.get(cell, b"")), source) for cell, each in data.items()}

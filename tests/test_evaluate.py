@@ -100,6 +100,30 @@ def test_no_images_and_images_that_are_gone(faces, tmp_path):
     assert page.count("data:image/jpeg") == page.count('whole picture"')
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--image-root", "elsewhere"], "outside --image-root"),
+        (["--image-root", "."], "the image is gone"),
+        ([], "the image is gone"),
+        (["--no-images"], None),
+    ],
+)
+def test_why_no_picture_is_shown_is_said_once(tmp_path, monkeypatch, caplog, arguments, why):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cells = [f"{'../' * ('elsewhere' in arguments)}pictures/{each % 12}.jpg" for each in range(60)]
+    path = write_scores(tmp_path / "s.parquet", draw_columns(60, failed=0.0, image_a=cells, image_b=cells))
+    assert run(path, "-o", "out", "--draws", 0, *arguments).exit_code == 0
+    said = [record.getMessage() for record in caplog.records]
+    if why is None:
+        assert said == []
+    else:
+        assert len(said) == 1
+        assert re.fullmatch(rf"the report shows no picture \({why}: \d+\); see --image-root", said[0])
+        assert f">{why}</div>" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_truth_from_a_manifest_is_the_truth_of_the_scores(faces, tmp_path):
     frame = pd.read_csv(FACES)
     unlabelled = tmp_path / "unlabelled.csv"

@@ -90,7 +90,8 @@ def test_the_whole_picture_keeps_its_shape(tmp_path):
         ("", "the image is gone"),
         (None, "the image is gone"),
         ("text.png", "undecodable: not shown"),
-        ("../secret.png", "forbidden: not shown"),
+        ("../secret.png", "outside --image-root"),
+        ("/etc/secret.png", "outside --image-root"),
         ("http://x/a.png", "forbidden: not shown"),
     ],
 )
