@@ -30,6 +30,8 @@ EXPLORER = (
     ("called-same", "Called same", set[str]()),
     ("called-different", "Called different", set[str]()),
 )
+# What the table of slices leads with; the other figures stand in a second one.
+SLICE_LEAD = ("far", "frr", "f1", "accuracy", "auc")
 # For a reader who is no statistician.
 MEANINGS = {
     "auc": "the chance that of one different and one same pair the different one has the higher probability; "
@@ -86,6 +88,7 @@ def render(
             {"key": each["key"], **{run: _shown(each[run]) for run in ("new", "reference")}}
             for each in (comparison or {}).get("record_differences", [])
         ],
+        slices=[_slices(column, rows) for column, rows in document["slices"].items()],
         record=[(name, _shown(value)) for name, value in document["record"].items()],
         # Scripts and styles of our own and of Plotly; the data are escaped by themselves.
         css=Markup(_asset("report.css")),
@@ -191,13 +194,40 @@ def _rates(rates: Sequence[Mapping[str, Any]], exact: Sequence[str]) -> list[dic
     ]
 
 
+def _slices(column: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A column's values: the rows of the first table, titles and rows of the second."""
+    names = dict.fromkeys(name for row in rows for name in row if name in NAMES or name.startswith("tar@"))
+    more = [
+        name for name in names if name not in SLICE_LEAD and any(row.get(name) is not None for row in rows)
+    ]
+    lead = [
+        {
+            **row,
+            "spans": {
+                name: _span(row["intervals"].get(name), name in row["exact"]) for name in ("far", "frr")
+            },
+        }
+        for row in rows
+    ]
+    return {
+        "column": column,
+        "rows": lead,
+        "more": [_figure_title(name) for name in more],
+        "figures": [(row["value"], [figure(row.get(name)) for name in more]) for row in rows],
+    }
+
+
+def _figure_title(name: str) -> str:
+    return _title(NAMES.get(name)) or f"TAR at FAR {name.removeprefix('tar@')}"
+
+
 def _differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, each in comparison.get("differences", {}).items():
         span = each["interval"]
         rows.append(
             {
-                "name": _title(NAMES.get(name)) or f"TAR at FAR {name.removeprefix('tar@')}",
+                "name": _figure_title(name),
                 "new": figure(each["new"]),
                 "reference": figure(each["reference"]),
                 "difference": f"{each['difference']:+.5f}",

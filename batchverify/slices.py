@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.bootstrap import Units, bootstrap
-from batchverify.measured import MeasuredPairs
+from batchverify.bounds import Span, honest
+from batchverify.measured import NAMES, MeasuredPairs
 from batchverify.scores import UNKNOWN, Scores
 
 # Of a column with more values the rarer ones are taken together.
@@ -19,21 +20,27 @@ MOST_SLICES = 50
 OTHERS = "(all others)"
 BLANK = "(blank)"
 LEVEL = 0.05
-FIGURES = ("far", "frr", "failure_rate", "f1", "accuracy", "auc", "equal_error")
+RATES = ("far", "frr")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One value's pairs. figures: by name, NaN without truth. marks: `far` or `frr` to `higher` or `lower`."""
+    """One value's pairs.
+
+    figures: as of `MeasuredPairs.figures`, NaN without truth. intervals: of `far` and `frr`; exact: which of
+    them are no bootstrap's but binomial bounds. marks: `far` or `frr` to `higher` or `lower`.
+    """
 
     name: str
     counts: dict[str, int]
     figures: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Span] = field(default_factory=dict)
+    exact: list[str] = field(default_factory=list)
     marks: dict[str, str] = field(default_factory=dict)
 
 
 def slice_codes(cells: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(N,) int32 numbers of the slices and their names: the values, the most frequent first."""
+    """(N,) int32 numbers of the slices and their names: numbers ascending, other values by their frequency."""
     encoded = cells.combine_chunks()
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
@@ -45,11 +52,19 @@ def slice_codes(cells: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
     codes = np.array([numbers[text] for text in texts], np.int32)[codes]
     counts = np.bincount(codes, minlength=len(names))
     order = [each for each in np.argsort(-counts, kind="stable").tolist() if counts[each]]
-    kept = order[:MOST_SLICES]
+    kept = _ascending(order[:MOST_SLICES], names)
     place = np.full(len(names), len(kept), np.int32)
     place[kept] = np.arange(len(kept))
     shown = [names[each] for each in kept] + ([OTHERS] if len(order) > len(kept) else [])
     return place[codes], tuple(shown)
+
+
+def _ascending(kept: list[int], names: Sequence[str]) -> list[int]:
+    """The same slices by their numbers, blank last; unchanged where one is no number."""
+    try:
+        return sorted(kept, key=lambda each: math.inf if names[each] == BLANK else float(names[each]))
+    except ValueError:
+        return kept
 
 
 def _blank(value: Any) -> bool:
@@ -64,9 +79,17 @@ def measure_slices(
     codes, names = slice_codes(cells)
     rows = scores.labelled
     pairs = MeasuredPairs(scores.truth[rows], scores.probability[rows], scores.threshold)
-    marks = _Test(pairs, codes[rows], len(names)).marks(units.subset(rows) if units else None, draws, seed)
+    rates = _Rates(pairs, codes[rows], len(names))
+    spans = rates.spans(units.subset(rows), draws, seed) if units and draws else None
+    marks = rates.marks(spans)
     return [
-        Slice(name, _counts(scores, codes == code), _figures(pairs, codes[rows] == code), marks[code])
+        Slice(
+            name,
+            _counts(scores, codes == code),
+            _figures(pairs, codes[rows] == code),
+            *rates.intervals(code, spans or {}),
+            marks[code],
+        )
         for code, name in enumerate(names)
     ]
 
@@ -85,14 +108,12 @@ def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
 
 def _figures(pairs: MeasuredPairs, chosen: np.ndarray) -> dict[str, float]:
     if not chosen.any():
-        return dict.fromkeys(FIGURES, math.nan)
-    inside = MeasuredPairs(pairs.truth[chosen], pairs.probability[chosen], pairs.threshold)
-    figures = inside.figures()
-    return {name: figures[name] for name in FIGURES}
+        return dict.fromkeys(NAMES, math.nan)
+    return MeasuredPairs(pairs.truth[chosen], pairs.probability[chosen], pairs.threshold).figures()
 
 
-class _Test:
-    """Whether a slice's error rates differ from those of all other pairs.
+class _Rates:
+    """The error rates of slices: their intervals, and whether they differ from those of all other pairs.
 
     Fisher's exact test with Holm's correction for the number of slices; it takes pairs for independent, so
     the bootstrap's interval of the difference must exclude 0, too, where there is a bootstrap.
@@ -107,17 +128,33 @@ class _Test:
             "frr": self._trials["frr"] & pairs.calls,
         }
 
-    def marks(self, units: Units | None, draws: int, seed: int) -> list[dict[str, str]]:
-        """For each slice the rates that differ, and whether they are higher or lower."""
+    def spans(self, units: Units, draws: int, seed: int) -> Mapping[str, Span]:
+        """The bootstrap's intervals of what `_measure` gives. units: of the pairs."""
+        return bootstrap(units, self._measure, draws=draws, seed=seed).spans
+
+    def intervals(self, code: int, spans: Mapping[str, Span]) -> tuple[dict[str, Span], list[str]]:
+        """The intervals of a slice's rates, and which of them are binomial bounds."""
+        drawn = {rate: spans[name] for rate in RATES if (name := f"{rate}:{code}") in spans}
+        masks = {rate: (self._wrong[rate], self._trials[rate]) for rate in drawn}
+        trials = {
+            rate: (float((self._codes[wrong] == code).sum()), float((self._codes[of] == code).sum()))
+            for rate, (wrong, of) in masks.items()
+        }
+        return honest(drawn, trials)
+
+    def marks(self, spans: Mapping[str, Span] | None) -> list[dict[str, str]]:
+        """For each slice the rates that differ, and whether they are higher or lower.
+
+        spans: of the bootstrap that must agree; None for no bootstrap.
+        """
         found: list[dict[str, str]] = [{} for _ in range(self._slices)]
-        observed = self._differences(None)
-        suspects = [name for name in self._small() if observed[name] != 0]
-        if suspects and units is not None and draws:
-            spans = bootstrap(units, self._differences, draws=draws, seed=seed).spans
-            suspects = [name for name in suspects if name in spans and spans[name][0] * spans[name][1] > 0]
-        for name in suspects:
-            rate, code = name.split(":")
-            found[int(code)][rate] = "higher" if observed[name] > 0 else "lower"
+        observed = self._measure(None)
+        for name in self._small():
+            gap = observed[f"{name}:gap"]
+            low, high = (gap, gap) if spans is None else spans.get(f"{name}:gap", (0.0, 0.0))
+            if gap != 0 and low * high > 0:
+                rate, code = name.split(":")
+                found[int(code)][rate] = "higher" if gap > 0 else "lower"
         return found
 
     def _small(self) -> list[str]:
@@ -125,7 +162,7 @@ class _Test:
         from scipy.stats import fisher_exact
 
         values: dict[str, float] = {}
-        for rate in ("far", "frr"):
+        for rate in RATES:
             wrong = np.bincount(self._codes[self._wrong[rate]], minlength=self._slices)
             trials = np.bincount(self._codes[self._trials[rate]], minlength=self._slices)
             for code in np.flatnonzero((trials > 0) & (trials < trials.sum())).tolist():
@@ -134,14 +171,19 @@ class _Test:
                 values[f"{rate}:{code}"] = float(fisher_exact([inside, outside]).pvalue)
         return _holm(values)
 
-    def _differences(self, weights: np.ndarray | None) -> dict[str, float]:
-        """Each slice's rate less that of all others, by `RATE:SLICE`; NaN where either has no pairs."""
+    def _measure(self, weights: np.ndarray | None) -> dict[str, float]:
+        """Each slice's rate by `RATE:SLICE`, and what it has more than all others by `RATE:SLICE:gap`.
+
+        NaN where there are no pairs.
+        """
         found: dict[str, float] = {}
-        for rate in ("far", "frr"):
+        for rate in RATES:
             wrong, trials = self._sums(self._wrong[rate], weights), self._sums(self._trials[rate], weights)
             with np.errstate(invalid="ignore", divide="ignore"):
-                gaps = wrong / trials - (wrong.sum() - wrong) / (trials.sum() - trials)
-            found |= {f"{rate}:{code}": float(gap) for code, gap in enumerate(gaps)}
+                shares = wrong / trials
+                gaps = shares - (wrong.sum() - wrong) / (trials.sum() - trials)
+            found |= {f"{rate}:{code}": share for code, share in enumerate(shares.tolist())}
+            found |= {f"{rate}:{code}:gap": gap for code, gap in enumerate(gaps.tolist())}
         return found
 
     def _sums(self, chosen: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
@@ -162,5 +204,13 @@ def _holm(values: dict[str, float]) -> list[str]:
 def slices_document(slices: Sequence[Slice]) -> list[dict[str, Any]]:
     """As they stand in `metrics.json`."""
     return [
-        {"value": each.name, **each.counts, **each.figures, "differs": dict(each.marks)} for each in slices
+        {
+            "value": each.name,
+            **each.counts,
+            **each.figures,
+            "intervals": each.intervals,
+            "exact": each.exact,
+            "differs": dict(each.marks),
+        }
+        for each in slices
     ]

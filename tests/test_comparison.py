@@ -16,7 +16,7 @@ from batchverify.bootstrap import bootstrap
 from batchverify.comparison import compare, pairs_digest, record_differences, same_pairs
 from batchverify.drift import beyond_chance, chance_index, measure_drift, stability_index
 from batchverify.folds import measure_folds, summarise_folds
-from batchverify.measured import MeasuredPairs
+from batchverify.measured import NAMES, MeasuredPairs
 from batchverify.score_files import ScoreFile
 from batchverify.scores import read_scores, read_units
 from batchverify.slices import MOST_SLICES, OTHERS, measure_slices, slice_codes
@@ -240,9 +240,60 @@ def test_slices_are_the_figures_of_their_rows_and_the_odd_one_is_marked(tmp_path
         assert each.counts["pairs"] == (cameras == each.name).sum()
         assert each.figures["f1"] == pytest.approx(reference.f1_score(truth, calls))
         assert each.figures["frr"] == pytest.approx(calls[truth == 0].mean())
+        assert each.figures.keys() >= NAMES.keys() | {"tar@1e-1"}
+        p = scores.probability[inside].astype(float)
+        assert each.figures["average_precision"] == pytest.approx(reference.average_precision_score(truth, p))
+        assert each.figures["log_loss"] == pytest.approx(reference.log_loss(truth, p))
+        assert each.intervals["frr"][0] < each.figures["frr"] < each.intervals["frr"][1]
     marks = {each.name: each.marks for each in slices}
     assert marks["east"] == {"frr": "higher"}
     assert "higher" not in str([marks["north"], marks["south"]])
+
+
+def test_intervals_of_slices_are_the_bootstrap_of_their_rows(tmp_path):
+    scores = scores_of(tmp_path / "s.parquet", draw_columns(800, seed=3))
+    units, cameras = read_units(scores.file), np.array(scores.file.column("camera").to_pylist())
+    for each in measure_slices(scores, scores.file.column("camera"), units, draws=50, seed=4):
+        inside = scores.scored & (cameras == each.name)
+        for rate, kind in (("far", 1), ("frr", 0)):
+            chosen = inside & (scores.truth == kind)
+            wrong = scores.calls[chosen] != kind
+
+            def share(weights, chosen=chosen, wrong=wrong):
+                return {"share": weights[chosen] @ wrong / weights[chosen].sum()}
+
+            expected = bootstrap(units, share, draws=50, seed=4).spans["share"]
+            assert each.intervals[rate] == pytest.approx(expected)
+        assert each.exact == []
+
+
+def test_a_slice_without_an_error_has_the_exact_bound(tmp_path):
+    columns = draw_columns(200, failed=0.0)
+    truth = columns["true_label"].to_numpy()
+    columns |= {"probability": pa.array(np.where(truth == 1, 0.9, 0.1))}
+    scores = scores_of(tmp_path / "s.parquet", columns)
+    for each in measure_slices(
+        scores, scores.file.column("camera"), read_units(scores.file), draws=40, seed=0
+    ):
+        assert each.intervals["far"] == (0, pytest.approx(1 - 0.025 ** (1 / each.counts["different"])))
+        assert each.exact == ["far", "frr"]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([10, 9, 9, 100, None], ["9", "10", "100", "(blank)"]),
+        (["10", "9", "100", "", "10"], ["9", "10", "100", "(blank)"]),
+        ([2.5, -1.0, 2.5], ["-1.0", "2.5"]),
+        (["b", "10", "9", "b"], ["b", "10", "9"]),
+        ([True, False, False], ["False", "True"]),
+    ],
+)
+def test_numbers_stand_in_their_order(values, names):
+    codes, found = slice_codes(pa.chunked_array([pa.array(values)]))
+    assert list(found) == names
+    texts = ["(blank)" if each in (None, "") else str(each) for each in values]
+    assert [found[code] for code in codes] == texts
 
 
 def test_slices_that_differ_by_chance_alone_are_seldom_marked(tmp_path):
@@ -262,7 +313,7 @@ def test_many_values_blank_cells_and_numbers_make_slices():
     assert np.bincount(codes)[-1] == 60 + 40 + 2 - np.bincount(codes)[:-1].sum()
     codes, names = slice_codes(pa.chunked_array([["x", "", None, "x"]]))
     assert [names[code] for code in codes] == ["x", "(blank)", "(blank)", "x"]
-    assert slice_codes(pa.chunked_array([[1.5, float("nan"), None]]))[1] == ("(blank)", "1.5")
+    assert slice_codes(pa.chunked_array([[1.5, float("nan"), None]]))[1] == ("1.5", "(blank)")
 
 
 def test_a_value_for_every_pair_takes_no_time():

@@ -32,9 +32,7 @@ def report(tmp_path_factory):
     settings = {"cache": str(folder / "cache"), "quiet": True}
     batchverify.score(FACES, folder / "new.parquet", **settings)
     batchverify.score(FACES, folder / "old.parquet", threshold=0.9, **settings)
-    batchverify.evaluate(
-        folder / "new.parquet", folder / "out", folder / "old.parquet", by="person_a", draws=40
-    )
+    batchverify.evaluate(folder / "new.parquet", folder / "out", folder / "old.parquet", by="person_a")
     return folder / "out" / "report.html", json.loads((folder / "out" / "metrics.json").read_text())
 
 
@@ -76,6 +74,23 @@ def test_the_explorer_starts_at_the_run_and_follows_mouse_and_keys(browser, repo
         assert 0.5 < float(opened.page.locator("#threshold-value").inner_text()) < 0.9
         opened.page.locator("#threshold-reset").click()
         assert opened.page.locator("#threshold-value").inner_text() == start
+
+
+def test_every_figure_of_a_slice_is_there(browser, report):
+    path, figures = report
+    with Opened(browser, path) as opened:
+        slices = figures["slices"]["person_a"]
+        at, first = next((at, each) for at, each in enumerate(slices) if "far" in each["intervals"])
+        opened.page.locator("#slices-1 summary").click()
+        tables = opened.page.locator("#slices-1 table")
+        titles = " ".join(tables.nth(each).locator("thead").inner_text() for each in (0, 1)).lower()
+        for name in NAMES:
+            if first[name] is not None:
+                assert (NAMES[name] if name != "auc" else "auc").lower() in titles
+        row = tables.nth(1).locator("tbody tr").nth(at).inner_text()
+        assert f"{first['recall']:.5f}" in row
+        low, high = first["intervals"]["far"]
+        assert f"{low:.5f} to {high:.5f}*" in tables.nth(0).locator("tbody tr").nth(at).inner_text()
 
 
 def test_a_threshold_copied_from_the_explorer_makes_the_same_verdicts(browser, report):
@@ -156,7 +171,7 @@ def test_an_attack_does_nothing_in_the_browser(browser, evil):
     with Opened(browser, evil) as opened:
         assert opened.page.title().startswith("Evaluation of")
         assert opened.said == []
-        assert opened.page.locator("#slices-1 th[scope=row]").inner_text() == EVIL
+        assert opened.page.locator("#slices-1 th[scope=row]").first.inner_text() == EVIL
         assert opened.page.locator("#nearest .path").nth(0).inner_text() == f"A {EVIL} {EVIL}"
 
 
