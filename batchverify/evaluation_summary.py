@@ -9,7 +9,10 @@ from typing import Any
 from batchverify.measured import NAMES, rate_name
 
 # The figures of the table on the terminal; the rest stand in the files.
-SHOWN = ("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "equal_error", "brier", "ece")
+SHOWN = (
+    *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
+    *("equal_error", "average_precision", "log_loss", "brier", "ece"),
+)
 SHARES = {"called_different": "share called different", "failure_rate": "share not scored"}
 NOT_MEASURED = "–"
 EXACT = "exact binomial bound of what was never or always seen, as if pairs were independent"
@@ -129,7 +132,10 @@ class Evaluation:
             if name in found.get("differences", {}):
                 each = found["differences"][name]
                 lines.append(
-                    (f"{NAMES[name]} more", f"{each['difference']:+.5f}{interval(each['interval'], '+')}")
+                    (
+                        f"{NAMES[name]}, new - reference",
+                        f"{each['difference']:+.5f}{interval(each['interval'], '+')}",
+                    )
                 )
         return lines
 

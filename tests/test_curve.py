@@ -64,6 +64,29 @@ def test_equal_error_and_calibration_are_those_of_metrics(seed, levels):
     assert pairs.figures()["ece"] == pytest.approx(calibration_error(truth, wide), abs=1e-12)
 
 
+@pytest.mark.parametrize(("seed", "levels"), CASES)
+def test_weights_are_rows_repeated(seed, levels):
+    """What the bootstrap measures is what a table would give in which each pair stands so often."""
+    truth, scores = draw(seed, levels, pairs=3000)
+    rng = np.random.default_rng(seed)
+    scores[rng.random(3000) < 0.05] = np.nan
+    weights = rng.poisson(1, 3000) * rng.poisson(1, 3000)
+    found = MeasuredPairs(truth, scores, 0.6).figures(weights)
+    repeated = MeasuredPairs(np.repeat(truth, weights), np.repeat(scores, weights), 0.6).figures()
+    assert {*NAMES, "tar@1e-1", "tar@1e-2"} <= found.keys() & repeated.keys()
+    for name in found.keys() & repeated.keys():
+        assert found[name] == pytest.approx(repeated[name], abs=1e-12), name
+    # By hand, the figures whose thresholds are searched for under the weights.
+    kinds = [np.repeat(scores, weights * (truth == kind)) for kind in (0, 1)]
+    same, different = (each[~np.isnan(each)] for each in kinds)
+    rates = [
+        ((different < at).mean(), (same >= at).mean()) for at in [*np.unique(scores[~np.isnan(scores)]), 2]
+    ]
+    nearest = min(reversed(rates), key=lambda each: abs(each[0] - each[1]))
+    assert found["equal_error"] == pytest.approx(sum(nearest) / 2)
+    assert found["tar@1e-1"] == pytest.approx(max(1 - reject for accept, reject in rates if accept <= 0.1))
+
+
 @pytest.mark.parametrize(
     ("labels", "scores"),
     [

@@ -18,6 +18,7 @@ from score_tables import draw_columns, write_scores
 import batchverify
 from batchverify.cli import main
 from batchverify.errors import ManifestError, UsageError
+from batchverify.measured import NAMES
 
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
 
@@ -67,7 +68,12 @@ def test_figures_of_lfw_are_those_of_scikit_learn(shared, tmp_path, tmp_path_fac
         assert found["metrics"][name] == pytest.approx(value, abs=1e-12), name
         low, high = found["intervals"][name]
         assert low <= value <= high
-    assert found["bootstrap"] == {"draws": 200, "unit": "identities", "units": 963}
+    assert found["bootstrap"] == {
+        "draws": 200,
+        "unit": "identities",
+        "units": 963,
+        "exact": ["failure_rate"],
+    }
     assert [rate["supported"] for rate in found["rates"]] == [True] + [False] * 5
     assert len(page) < 15e6
 
@@ -281,6 +287,17 @@ def test_more_failures_than_in_the_reference_are_flagged(tmp_path):
     result = run(new, old, "-o", tmp_path / "out", "--draws", 0)
     assert table(result)["share not scored"] == "0.0460, reference 0.0000: more than chance explains"
     assert re.search(r'class="marked"><th scope="row">share not scored', documents(tmp_path / "out")[1])
+
+
+def test_the_terminal_shows_every_main_figure_and_the_differences(tmp_path):
+    columns = draw_columns(300)
+    new = write_scores(tmp_path / "new.parquet", columns)
+    result = run(new, write_scores(tmp_path / "old.parquet", columns, threshold=0.4), "-o", tmp_path / "out")
+    found, shown = documents(tmp_path / "out")[0], table(result)
+    for name in ("failure_rate", "average_precision", "log_loss"):
+        low, high = found["intervals"][name]
+        assert shown[NAMES[name]] == f"{found['metrics'][name]:.5f}  [{low:.4f}, {high:.4f}]"
+    assert shown["ROC AUC, new - reference"].startswith("+0.00000")
 
 
 def test_a_fold_column_asks_for_the_protocol(tmp_path):
