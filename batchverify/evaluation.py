@@ -157,6 +157,7 @@ def _describe(scores: Scores, source: str | None) -> dict[str, Any]:
     return {
         "version": __version__,
         "scores": scores.file.name,
+        "scores_written": scores.file.written(),
         "rows": len(scores),
         "scored": scored,
         "failed": len(scores) - scored,

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-
+from batchverify import report_record
 from batchverify.evaluation_summary import SHARES
 from batchverify.measured import NAMES, rate_name
 from batchverify.version import __version__
@@ -51,8 +50,6 @@ MEANINGS = {
     "far_with_failures": "the false accept rate when a pair that failed counts as not accepted",
     "frr_with_failures": "the false reject rate when a pair that failed counts as rejected",
 }
-# A run record may hold thousands of manifest files.
-SHOWN = 2000
 
 
 def render(
@@ -84,12 +81,10 @@ def render(
         explorer=_explorer(document["counts"]),
         sections=_sections(document, plots, galleries, measured),
         shares=SHARES,
-        changes=[
-            {"key": each["key"], **{run: _shown(each[run]) for run in ("new", "reference")}}
-            for each in (comparison or {}).get("record_differences", [])
-        ],
+        changes=report_record.changes(comparison),
         slices=[_slices(column, rows) for column, rows in document["slices"].items()],
-        record=[(name, _shown(value)) for name, value in document["record"].items()],
+        lead=report_record.lead(document) if document["record"] else [],
+        record=report_record.everything(document["record"]),
         # Scripts and styles of our own and of Plotly; the data are escaped by themselves.
         css=Markup(_asset("report.css")),
         js=Markup(_script(_asset("report.js"))),
@@ -251,15 +246,10 @@ def figure(value: float | None) -> str:
 
 
 def threshold(value: float | None) -> str:
-    """As short as tells it from its neighbours: given back as --threshold it makes the same verdicts."""
-    return NONE if value is None else str(np.float32(value))
+    """A threshold that can be given back, or a dash for none."""
+    return report_record.threshold(value) or NONE
 
 
 def _span(span: Sequence[float] | None, exact: bool = False) -> str:
     """An interval; with a star where it is no bootstrap's."""
     return f"{figure(span[0])} to {figure(span[1])}{'*' * exact}" if span else ""
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"

@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from batchverify.thumbnails import Source, Thumbnail, thumbnails
 log = logging.getLogger(__name__)
 
 TRUTHS = {0: "same person", 1: "two people", UNKNOWN: "unknown"}
+# Folders that all paths start with are printed once from so many characters on.
+LONG = 16
 NO_IMAGE = Thumbnail(None, "no image shown")
 
 
@@ -29,6 +32,7 @@ def galleries(
     rows = np.unique(np.concatenate([each for _, _, _, _, each in chosen] or [np.zeros(0, np.int64)]))
     read = {each.row: each for each in examples.read_examples(scores, rows, reference)}
     cells = examples.sides(list(read.values()))
+    folder = common_folder(cells)
     pictures = thumbnails(cells, source) if source is not None else {}
     _warn(pictures)
     return [
@@ -37,7 +41,9 @@ def galleries(
             "title": title,
             "about": about,
             "shown": f"{len(kept)} of {total:,}" if total > len(kept) else f"{total:,}",
-            "pairs": [_pair(read[row], scores, pictures) for row in kept.tolist()],
+            "folder": folder,
+            "pictures": source is not None,
+            "pairs": [_pair(read[row], scores, pictures, folder) for row in kept.tolist()],
         }
         for name, title, about, total, kept in chosen
         if len(kept) and read
@@ -72,7 +78,19 @@ def _chosen(scores: Scores, flipped: np.ndarray, most: int) -> list[tuple[str, s
     return listed
 
 
-def _pair(example: Example, scores: Scores, pictures: Mapping[str | None, Thumbnail]) -> dict[str, Any]:
+def common_folder(cells: Sequence[str | None]) -> str:
+    """The folders that all paths start with, where this is long enough to be in the way; else nothing."""
+    paths = [cell for cell in cells if cell]
+    if len(paths) < 2:
+        return ""
+    shared = commonprefix(paths)  # noqa: RUF071  cut at a slash below
+    folder = shared[: shared.rfind("/") + 1]
+    return folder if len(folder) >= LONG else ""
+
+
+def _pair(
+    example: Example, scores: Scores, pictures: Mapping[str | None, Thumbnail], folder: str
+) -> dict[str, Any]:
     scored = not math.isnan(example.probability)
     called = int(scores.calls[example.row])
     verdict = (
@@ -89,16 +107,27 @@ def _pair(example: Example, scores: Scores, pictures: Mapping[str | None, Thumbn
         "truth": TRUTHS[example.truth],
         "called": TRUTHS[called],
         "verdict": verdict,
-        "sides": _sides(example, pictures),
+        "sides": _sides(example, pictures, folder),
     }
 
 
-def _sides(example: Example, pictures: Mapping[str | None, Thumbnail]) -> Sequence[dict[str, Any]]:
+def _sides(
+    example: Example, pictures: Mapping[str | None, Thumbnail], folder: str
+) -> Sequence[dict[str, Any]]:
     sides = []
     for name, cell, error in zip("AB", example.cells, example.errors, strict=True):
         picture = pictures.get(cell, NO_IMAGE)
-        shown = cell if cell else "(empty cell)"
-        sides.append({"name": name, "cell": shown, "error": error, "uri": picture.uri, "note": picture.note})
+        shown = cell.removeprefix(folder) if cell else "(empty cell)"
+        sides.append(
+            {
+                "name": name,
+                "cell": shown,
+                "path": cell or "",
+                "error": error,
+                "uri": picture.uri,
+                "note": picture.note,
+            }
+        )
     return sides
 
 

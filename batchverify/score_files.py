@@ -59,6 +59,13 @@ class ScoreFile:
         """How many pairs."""
         return sum(self.part_rows)
 
+    def written(self) -> str | None:
+        """When the newest of its files was written, in UTC to the second; None where the store does not say."""
+        with _seam(self.name):
+            infos = [part.filesystem.get_file_info(part.path) for part in self.parts]
+        times = [info.mtime for info in infos if info.mtime is not None]
+        return max(times).strftime("%Y-%m-%d %H:%M:%S UTC") if times else None
+
     @property
     def sides(self) -> tuple[str, str]:
         """The names of the two columns that hold the pictures' paths."""

@@ -88,14 +88,18 @@ def test_a_run_of_faces_is_measured_shown_and_written(faces, tmp_path):
     assert shown["TAR at FAR 0.1 and below"] == "needs 100 different pairs, here 28"
     assert len(found["slices"]["person_a"]) == len(set(pd.read_csv(FACES)["person_a"]))
     # Faces by their boxes in the cache: every picture is there.
-    assert page.count('<img src="data:image/jpeg;base64,') == 2 * page.count('<li tabindex="0"')
+    assert page.count('<img src="data:image/jpeg;base64,') == 2 * page.count('<li tabindex="')
     assert ': face"' in page
     assert "whole picture" not in page
 
 
 def test_no_images_and_images_that_are_gone(faces, tmp_path):
     assert run(faces[0], "-o", tmp_path / "none", "--no-images").exit_code == 0
-    assert "data:image/jpeg" not in documents(tmp_path / "none")[1]
+    page = documents(tmp_path / "none")[1]
+    assert "data:image/jpeg" not in page
+    # Nor empty boxes.
+    assert '<li tabindex="' in page
+    assert 'class="gone"' not in page and 'class="faces"' not in page
     assert run(faces[0], "-o", tmp_path / "gone", "--image-root", tmp_path).exit_code == 0
     page = documents(tmp_path / "gone")[1]
     assert "data:image/jpeg" not in page

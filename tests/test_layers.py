@@ -18,7 +18,7 @@ scoring
 launch output
 prediction tuning scheduler pair_run checking cache_care job parts slices drift truth plots examples
 scores report
-ray_engine summary train_summary planning submit score_files folds evaluation_summary
+ray_engine summary train_summary planning submit score_files folds evaluation_summary report_record
 crew sharing
 cluster
 sinks jobfolder thumbnails

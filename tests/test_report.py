@@ -122,6 +122,105 @@ def test_the_gallery_shows_faces_and_takes_the_keys(browser, report):
         assert opened.page.locator("#nearest img").nth(0).get_attribute("alt").startswith("Image A of row ")
 
 
+def test_tab_enters_a_gallery_once_where_it_was_left(browser, report):
+    with Opened(browser, report[0]) as opened:
+        cards = opened.page.locator("#nearest li")
+
+        def stops():
+            return opened.page.eval_on_selector_all("#nearest li", "all => all.map(each => each.tabIndex)")
+
+        assert stops() == [0] + [-1] * 11
+        cards.nth(0).focus()
+        opened.page.keyboard.press("ArrowRight")
+        assert stops() == [-1, 0] + [-1] * 10
+        opened.page.keyboard.press("Tab")
+        assert not cards.nth(2).evaluate("each => each === document.activeElement")
+        opened.page.keyboard.press("Shift+Tab")
+        assert cards.nth(1).evaluate("each => each === document.activeElement")
+
+
+def test_the_slider_moves_a_line_and_two_points(browser, report):
+    places = """() => ({
+      line: document.getElementById("plot-probability").layout.shapes[0].x0,
+      roc: ["x", "y"].map(axis => document.getElementById("plot-roc").data[2][axis][0]),
+      det: ["x", "y"].map(axis => document.getElementById("plot-det").data[2][axis][0]),
+    })"""
+    path, figures = report
+    with Opened(browser, path) as opened:
+        start = opened.page.evaluate(places)
+        assert start["line"] == pytest.approx(figures["threshold"])
+        assert start["roc"][1] == pytest.approx(1 - figures["metrics"]["frr"])
+        opened.page.locator("#threshold").fill("930")
+        shown = float(opened.page.locator("#threshold-value").inner_text())
+        opened.page.wait_for_function(
+            f"document.getElementById('plot-probability').layout.shapes[0].x0 === {shown}"
+        )
+        moved = opened.page.evaluate(places)
+        far = float(opened.number("far"))
+        assert far > 0
+        assert moved["roc"] == [pytest.approx(far, abs=1e-5), pytest.approx(1)]
+        assert moved["det"][0] == pytest.approx(far, abs=1e-5)
+        # It stays where it is when the page turns dark.
+        opened.page.emulate_media(color_scheme="dark")
+        assert opened.page.evaluate(places) == moved
+        assert opened.said == []
+
+
+def test_a_reader_of_screens_hears_the_two_error_rates_alone(report):
+    live = re.findall(r'<(\w+) id="([\w-]+)" aria-live="polite">', report[0].read_text())
+    assert live == [("dd", "explore-far"), ("dd", "explore-frr")]
+
+
+def test_verdicts_have_colours_of_their_own(browser, report):
+    names = ("right", "wrong", "same", "different", "run", "slider")
+    script = "name => getComputedStyle(document.documentElement).getPropertyValue('--' + name)"
+    for scheme in ("light", "dark"):
+        with Opened(browser, report[0], scheme=scheme) as opened:
+            colours = [opened.page.evaluate(script, name) for name in names]
+            assert len(set(colours)) == len(names)
+            card = opened.page.locator("#nearest li").first
+            # The word says it, too; what the reference said has a line of its own.
+            assert card.locator(".verdict").inner_text() in ("right", "wrong")
+            assert card.locator(".before").inner_text().startswith("In the reference: ")
+
+
+def test_first_columns_stay_in_sight_on_a_phone(browser, report):
+    with Opened(browser, report[0], width=390) as opened:
+        table = opened.page.locator("#slices-1 .scroll").first
+        head = table.locator("tbody th").first
+        before = head.bounding_box()["x"]
+        assert table.evaluate("each => { each.scrollLeft = 1000; return each.scrollLeft; }") > 100
+        assert head.bounding_box()["x"] == before
+
+
+def test_the_record_leads_with_what_matters(browser, report):
+    path, figures = report
+    with Opened(browser, path) as opened:
+        lead = opened.page.locator("#record .lead").inner_text()
+        record = figures["record"]
+        assert f"vggface2, {record['backbone_fingerprint'][:12]}" in lead
+        assert "detect, margin 44" in lead
+        assert record["head"][:12] in lead
+        assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", lead)
+        assert not opened.page.locator("#record table").is_visible()
+        opened.page.locator("#record summary").click()
+        assert opened.page.locator("#record table").is_visible()
+        # What made the two runs differ: the threshold.
+        made = opened.page.locator("#comparison table.record").inner_text()
+        assert "0.9" in made and "threshold" in made
+
+
+@pytest.mark.parametrize("folder", ["/data/of/all/the/pictures/", "a/"])
+def test_long_folders_that_all_paths_share_are_printed_once(tmp_path, folder):
+    cells = [f"{folder}{each}/{each}.jpg" for each in range(60)]
+    path = write_scores(tmp_path / "s.parquet", draw_columns(60, image_a=cells, image_b=cells[::-1]))
+    batchverify.evaluate(path, tmp_path / "out", draws=0, no_images=True)
+    text = re.sub(r'title="[^"]*"', "", (tmp_path / "out" / "report.html").read_text())
+    once = folder != "a/"
+    assert (text.count(folder) == 1) == once
+    assert ("All paths below start with" in text) == once
+
+
 def test_dark_comes_and_goes_with_the_system(browser, report):
     from playwright.sync_api import expect
 

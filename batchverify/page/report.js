@@ -6,6 +6,9 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+  // Where the slider stands: {threshold, far, frr}; null where there is none.
+  let moved = null;
+
   function layout(x, y, more = {}) {
     const axis = (about) => ({
       gridcolor: css("line"), linecolor: css("line"), zeroline: false, automargin: true, fixedrange: true, ...about,
@@ -18,16 +21,15 @@
       xaxis: axis(x), yaxis: axis(y), ...more,
     };
   }
-  const upright = (x, name) => ({
-    type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: css("ink"), width: 1, dash: "dot" },
-    name,
+  const upright = (x, line = {}) => ({
+    type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: css("ink"), width: 1.5, dash: "dot", ...line },
   });
   const level = (y) => ({ ...upright(y), yref: "y", xref: "paper", x0: 0, x1: 1, y0: y, y1: y });
   const decades = { type: "log", exponentformat: "power", dtick: 1 };
   const rates = { type: "log", exponentformat: "power", dtick: 1, showexponent: "all" };
   const middles = (edges) => edges.slice(1).map((edge, at) => (edge + edges[at]) / 2);
 
-  function bars(id, histogram, title, lines) {
+  function bars(id, histogram, title, shapes) {
     const traces = Object.entries(histogram.counts).map(([kind, counts]) => ({
       type: "bar", name: kind, x: middles(histogram.edges), y: counts.map((count) => count || null),
       width: histogram.edges[1] - histogram.edges[0], marker: { color: css(kind), opacity: 0.6 },
@@ -36,32 +38,49 @@
     const most = Math.max(1, ...Object.values(histogram.counts).flat());
     const low = histogram.edges[0], high = histogram.edges[histogram.edges.length - 1];
     draw(id, traces, layout({ title: { text: title }, range: [low, high] }, { title: { text: "pairs" }, ...decades, range: [-0.3, Math.log10(most) + 0.15] },
-      { barmode: "overlay", shapes: lines.map((x) => upright(x)) }));
+      { barmode: "overlay", shapes }));
   }
 
   function histograms() {
     const { probability, similarity } = plots.histograms;
-    if (probability) bars("probability", probability, "probability of two people", [data.threshold]);
+    const slider = moved ? [upright(moved.threshold, { color: css("slider"), width: 2, dash: "solid" })] : [];
+    if (probability) bars("probability", probability, "probability of two people", [...slider, upright(data.threshold)]);
     if (similarity) bars("similarity", similarity, "similarity", []);
   }
 
   function curves() {
     const { far, frr, here, floor } = plots.curves;
+    const { roc, det } = dots();
     const above = (values, least) => values.map((value) => Math.max(value, least));
     const lowest = Math.log10(floor[0]) - 0.1;
-    const point = (x, y) => ({
-      type: "scatter", mode: "markers", name: "threshold", x: [x], y: [y],
-      marker: { size: 11, color: css("different"), line: { color: css("paper"), width: 2 } },
+    const point = ([x, y], name, marker) => ({
+      type: "scatter", mode: "markers", name, x: [x], y: [y],
+      marker: { size: 11, color: css("ink"), line: { color: css("paper"), width: 2 }, ...marker },
     });
+    const slider = (at) => point(at, "slider", { size: 13, color: css("slider"), symbol: "diamond" });
     const line = (x, y, name) => ({
-      type: "scatter", mode: "lines", name, x, y, line: { color: css("same"), width: 2.5 },
+      type: "scatter", mode: "lines", name, x, y, line: { color: css("run"), width: 2.5 },
     });
     const x = { title: { text: "false accept rate" }, ...rates, range: [lowest, 0.02] };
     const accepted = frr.map((value) => 1 - value);
-    draw("roc", [line(above(far, floor[0]), accepted, "ROC"), point(Math.max(here[0], floor[0]), 1 - here[1])],
+    draw("roc", [line(above(far, floor[0]), accepted, "ROC"), point([Math.max(here[0], floor[0]), 1 - here[1]], "run"), slider(roc)],
       layout(x, { title: { text: "true accept rate" }, range: [Math.min(0.9, ...accepted.filter((_, at) => far[at] > 0)) - 0.02, 1.01] }));
-    draw("det", [line(above(far, floor[0]), above(frr, floor[1]), "DET"), point(Math.max(here[0], floor[0]), Math.max(here[1], floor[1]))],
+    draw("det", [line(above(far, floor[0]), above(frr, floor[1]), "DET"), point(here.map((rate, at) => Math.max(rate, floor[at])), "run"), slider(det)],
       layout(x, { title: { text: "false reject rate" }, ...rates, range: [Math.log10(floor[1]) - 0.1, 0.02] }));
+  }
+
+  // Where the slider's point lies on either curve.
+  function dots() {
+    const { here, floor } = plots.curves, { far, frr } = moved || { far: here[0], frr: here[1] };
+    const x = Math.max(far, floor[0]);
+    return { roc: [x, 1 - frr], det: [x, Math.max(frr, floor[1])] };
+  }
+
+  function follow() {
+    const histogram = plots.histograms && plots.histograms.probability;
+    if (histogram) Plotly.relayout("plot-probability", { "shapes[0].x0": moved.threshold, "shapes[0].x1": moved.threshold });
+    if (!plots.curves) return;
+    for (const [name, [x, y]] of Object.entries(dots())) Plotly.restyle(`plot-${name}`, { x: [[x]], y: [[y]] }, [2]);
   }
 
   function calibration() {
@@ -72,7 +91,7 @@
       { type: "scatter", mode: "markers", name: "this run", x: mean, y: share, customdata: pairs,
         error_y: { type: "data", symmetric: false, array: share.map((value, at) => high[at] - value),
           arrayminus: share.map((value, at) => value - low[at]), color: css("quiet"), thickness: 1, width: 3 },
-        marker: { size: pairs.map((count) => 6 + 14 * Math.log10(count + 1) / largest), color: css("same"), opacity: 0.85 },
+        marker: { size: pairs.map((count) => 6 + 14 * Math.log10(count + 1) / largest), color: css("run"), opacity: 0.85 },
         hovertemplate: "promised %{x:.3f}, found %{y:.3f}<br>%{customdata} pairs<extra></extra>" },
     ], layout({ title: { text: "mean probability" }, range: [-0.06, 1.06] }, { title: { text: "share different" }, range: [-0.06, 1.06] }));
   }
@@ -80,7 +99,7 @@
   function drift() {
     const { edges, shares } = plots.drift;
     const least = Math.min(1, ...Object.values(shares).flat().filter((value) => value > 0)) / 2;
-    const colours = { new: css("same"), reference: css("different") };
+    const colours = { new: css("run"), reference: css("quiet") };
     draw("drift", Object.entries(shares).map(([name, values]) => ({
       type: "scatter", mode: "lines", line: { shape: "hvh", color: colours[name], width: 2, dash: name === "new" ? "solid" : "dot" },
       name, x: middles(edges), y: values.map((value) => Math.max(value, least)),
@@ -126,6 +145,7 @@
       const below = accepted.same[at] + missed + accepted.unknown[at];
       document.getElementById("threshold-value").textContent = String(threshold);
       slider.setAttribute("aria-valuetext", `threshold ${threshold}`);
+      moved = { threshold, far: missed / totals.different, frr: rejected / totals.same };
       say("far", share(missed, totals.different));
       say("frr", share(rejected, totals.same));
       say("f1", totals.same && totals.different ? share(2 * found, 2 * found + missed + rejected) : "–");
@@ -137,8 +157,15 @@
       say("called-same", number.format(below));
       say("called-different", number.format(known + totals.unknown - below));
     }
-    slider.addEventListener("input", update);
-    document.getElementById("threshold-reset").addEventListener("click", () => { slider.value = about.start; update(); });
+    let waiting = false;
+    function move() {
+      update();
+      // Plots are drawn once a frame, however fast the slider moves.
+      if (!waiting) requestAnimationFrame(() => { waiting = false; follow(); });
+      waiting = true;
+    }
+    slider.addEventListener("input", move);
+    document.getElementById("threshold-reset").addEventListener("click", () => { slider.value = about.start; move(); });
     slider.value = about.start;
     update();
   }
@@ -152,7 +179,15 @@
     card[step].focus();
   }
 
+  // Tab enters a gallery once, at the pair looked at last.
+  function rove(event) {
+    const card = event.target.closest ? event.target.closest(".gallery li") : null;
+    if (!card) return;
+    for (const each of card.parentElement.children) each.tabIndex = each === card ? 0 : -1;
+  }
+
   document.addEventListener("keydown", walk);
+  document.addEventListener("focusin", rove);
   dark.addEventListener("change", drawAll);
   explore();
   drawAll();
