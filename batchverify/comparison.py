@@ -157,7 +157,9 @@ def _differences(
 
     spans = {}
     if units is not None and draws:
-        spans = dict(bootstrap(units.subset(rows), differences, draws=draws, seed=seed).spans)
+        drawn = bootstrap(units.subset(rows), differences, draws=draws, seed=seed).spans
+        # Two perfect runs differ in no draw: that does not make it certain.
+        spans = {name: span for name, span in drawn.items() if span[0] < span[1]}
     first, second, gaps = both[0].figures(), both[1].figures(), differences(None)
     return {
         name: {"new": first[name], "reference": second[name], "difference": gap, "interval": spans.get(name)}

@@ -65,10 +65,26 @@ def test_differences_are_those_of_the_pairs_that_both_scored(runs):
     assert found["differences"]["auc"]["interval"] == pytest.approx(spans["auc"], abs=1e-9)
 
 
-def test_a_paired_interval_is_narrower_than_two(runs):
+def test_a_paired_interval_is_narrower_than_two(runs, tmp_path):
+    new, _ = runs
+    units = read_units(new.file)
+    columns = new.file.table(new.file.schema.names)
+    rng = np.random.default_rng(0)
+    near = np.clip(new.probability + rng.normal(0, 0.01, 600), 0, 1).astype(np.float32)
+    columns = {name: columns.column(name) for name in columns.column_names}
+    other = scores_of(
+        tmp_path / "near.parquet", columns | {"probability": pa.array(near, mask=np.isnan(near))}
+    )
+    found = compare(new, other, units, same=True, draws=50, seed=0).document["differences"]["auc"]
+    pairs = MeasuredPairs(new.truth, new.probability, 0.5)
+    low, high = bootstrap(units, pairs.figures, draws=50, seed=0).spans["auc"]
+    assert found["interval"][1] - found["interval"][0] < (high - low) / 2
+
+
+def test_runs_that_differ_in_no_draw_have_no_interval(runs):
     new, _ = runs
     same = compare(new, new, read_units(new.file), same=True, draws=50, seed=0).document["differences"]
-    assert all(each["interval"] == (0, 0) for each in same.values())
+    assert all((each["difference"], each["interval"]) == (0, None) for each in same.values())
 
 
 def test_agreement_and_flips_count_every_pair(runs):
