@@ -232,7 +232,9 @@ def _page(judged: Judged, options: EvaluateOptions) -> str:
     scores, compared = judged.scores, judged.comparison
     source = None if options.no_images else _source(scores, options)
     flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
-    shown = galleries(scores, judged.reference, flipped, most=options.examples, source=source)
+    # A row of other pairs says nothing about ours.
+    before = judged.reference if judged.document.get("comparison", {}).get("same_pairs") else None
+    shown = galleries(scores, before, flipped, most=options.examples, source=source)
     return render(judged.document, _plots(judged), shown)
 
 
