@@ -20,7 +20,7 @@ from batchverify.scores import UNKNOWN, Scores
 # What a run record says about how the run went, and what stands in it twice: no reason why scores differ.
 # fmt: off
 OUTCOMES = {
-    "cached", "different", "embedded", "embedder_busy", "failed", "failed_rows", "failures",
+    "cached", "compute_reason", "different", "embedded", "embedder_busy", "failed", "failed_rows", "failures",
     "image_seconds", "images_per_second", "job", "output", "part_rows", "peak_memory_mb", "repeated",
     "resumed", "resumed_rows", "rows", "run_id", "scored", "seconds", "stage_seconds", "token",
     "unique_images", "options.overwrite", "options.quiet", "options.verbose",
