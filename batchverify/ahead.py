@@ -55,11 +55,12 @@ class Behind:
         with self._working:
             if self._stopped:
                 return
+            done = False
             try:
                 work()
-            except BaseException:
-                self._stopped = True
-                raise
+                done = True
+            finally:
+                self._stopped |= not done
 
     def _stop(self) -> None:
         """Begin nothing more, and see what is being done to its end, whoever presses Ctrl-C meanwhile."""

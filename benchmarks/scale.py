@@ -67,15 +67,8 @@ def place(folder: Path | None) -> Iterator[Path]:
 @append_option
 def workers(counts: tuple[int, ...], each: int, seconds: float, append: bool) -> None:
     """Images/s by the number of Ray workers, one CPU each by Ray's books; each job takes about a minute."""
-    header = [
-        "workers",
-        "images",
-        "seconds",
-        "images/s",
-        "against the first",
-        "share of the sleeping rate",
-        "embedded",
-    ]
+    header = ["workers", "images", "seconds", "images/s", "against the first"]
+    header += ["share of the sleeping rate", "embedded"]
     rows: list[list[str]] = []
     first = 0.0
     with place(None) as folder:
@@ -132,17 +125,8 @@ def sizes_command(
     sizes: tuple[str, ...], filled: bool, engine: str, kind: str, folder: Path | None, append: bool
 ) -> None:
     """Seconds per million pairs and the peak memory of every process, by the size of the manifest."""
-    header = [
-        "run",
-        "pairs",
-        "images",
-        "seconds",
-        "a million pairs",
-        "image stage",
-        "driver MB",
-        "a worker's MB",
-    ]
-    header += ["embedded", "engine, stages in seconds of all workers"]
+    header = ["run", "pairs", "images", "seconds", "a million pairs", "image stage", "driver MB"]
+    header += ["a worker's MB", "embedded", "engine, stages in seconds of all workers"]
     rows, peaks = [], []
     with place(folder) as kept:
         for size in sizes:
