@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -102,7 +103,7 @@ class Parts:
 
 
 class PartWriter:
-    """Takes result rows in order and publishes each part once its last row is there.
+    """Takes result rows in order, in any one thread, and publishes each part once its last row is there.
 
     before: called before each part is published.
     """
@@ -111,12 +112,17 @@ class PartWriter:
         self._parts, self._schema, self._total, self._before = parts, schema, total, before
         self._sink: FileSink | None = None
         self._tables: list[PartRecord] = []
-        self._abandoned = False
+        # A file that is closed while it is written to ends the process.
+        self._busy, self._abandoned = Lock(), False
 
     def write(self, first: int, table: pa.Table) -> None:
         """Take rows of one part; `first`: the number of their first row in the whole manifest."""
-        if self._abandoned:
-            raise BatchverifyError(f"{self._parts.folder}: rows came after the run was given up")
+        with self._busy:
+            if self._abandoned:
+                raise BatchverifyError(f"{self._parts.folder}: rows came after the run was given up")
+            self._write(first, table)
+
+    def _write(self, first: int, table: pa.Table) -> None:
         number = first // self._parts.size
         if self._sink is None:
             self._sink = self._parts.sink(number, self._schema)
@@ -138,10 +144,11 @@ class PartWriter:
 
     def abandon(self) -> None:
         """Remove the part in the making; no rows are taken any more."""
-        self._abandoned = True
-        if self._sink is not None:
-            self._sink.abandon()
-            self._sink = None
+        with self._busy:
+            self._abandoned = True
+            if self._sink is not None:
+                self._sink.abandon()
+                self._sink = None
 
 
 def footer(place: Location) -> Mapping[str, Any]:

@@ -84,6 +84,8 @@ def test_ctrl_c_at_the_end_waits_for_what_is_being_done(times):
 
     def press():
         begun.wait(5)
+        # By then the block is over and its end waits.
+        time.sleep(0.1)
         for _ in range(times):
             # A real signal: it interrupts the main thread's waiting.
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
