@@ -135,7 +135,8 @@ class FaceDetector:
                 some = places[start : start + block]
                 canvases = [scales.canvas(sums[place]) for place in some]
                 canvases += [torch.zeros_like(canvases[0])] * (block - len(some))
-                answers = self._proposal(torch.cat(canvases).to(self.device), scales)
+                together = torch.cat(canvases) if block > 1 else canvases[0]
+                answers = self._proposal(together.to(self.device), scales)
                 for place, answer in zip(some, answers, strict=False):
                     found[place] = _candidates(answer, scales, height, width)
         return found

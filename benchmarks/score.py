@@ -17,6 +17,7 @@ import faces
 from results import publish, table
 
 from batchverify.devices import resolve_device
+from batchverify.engine import available_cpus
 
 SIZES = (500, 1000, 2500, 4992)
 
@@ -63,16 +64,31 @@ def compared(manifest: Path, folder: Path, crop: str, device: str) -> list[list[
         summary = json.loads(ours.said)
         ratio = f"{peer.seconds / ours.seconds:.2f}"
         rows.append(
-            [f"{crop}: ours, {name}", f"{ours.seconds:.1f}", ratio, f"{ours.megabytes:,.0f}", stages(summary)]
+            [
+                f"{crop}: ours, {name}",
+                f"{ours.seconds:.1f}",
+                ratio,
+                f"{ours.megabytes:,.0f}",
+                stages(summary, ours.seconds),
+            ]
         )
     return rows
 
 
-def stages(summary: dict) -> str:
-    """Where the time went, by the run's own account; of cold runs the rate from files to vectors as well."""
-    parts = [f"{name} {seconds:.1f}" for name, seconds in summary.get("stage_seconds", {}).items()]
+def stages(summary: dict, took: float) -> str:
+    """Where the time went, by the run's own account; of cold runs the rate from files to vectors as well.
+
+    took: seconds from start to exit, beside what the stages took themselves, on as many CPUs as there are.
+    """
+    found = summary.get("stage_seconds", {})
+    parts = [f"{name} {seconds:.1f}" for name, seconds in found.items()]
     rate = f"{summary['images_per_second']:,.1f} images/s, embedder busy {summary['embedder_busy']:.0%}"
-    path = [rate, summary["compute_path"]] if summary["embedded"] else []
+    own = (sum(found.values()) - found.get("wait", 0.0)) / available_cpus()
+    path = (
+        [rate, summary["compute_path"], f"end to end / stages {took / own:.2f}"]
+        if summary["embedded"]
+        else []
+    )
     return ", ".join([f"engine {summary['engine']}", *path, *parts])
 
 
@@ -96,7 +112,7 @@ def main(root: Path | None, synthetic: int | None, device: str, append: bool) ->
             rows.append(
                 [f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"]
             )
-            rows[-1].append(stages(json.loads(ours.said)))
+            rows[-1].append(stages(json.loads(ours.said), ours.seconds))
     command = faces.command_line("score.py", root, synthetic, device)
     publish(f"Score, {total:,} images", command, table(header, rows), append=append)
 
