@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -43,6 +44,13 @@ class Opened:
 
     def __exit__(self, *exc):
         self.context.close()
+
+    def until(self, script, wanted):
+        """What a script says once it is what is wanted, or after 10 s; the page allows no waiting of its own."""
+        deadline = time.monotonic() + 10
+        while not wanted(found := self.page.evaluate(script)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
 
     def number(self, name):
         """A figure of the threshold explorer."""

@@ -152,17 +152,14 @@ def test_the_slider_moves_a_line_and_two_points(browser, report):
         assert start["roc"][1] == pytest.approx(1 - figures["metrics"]["frr"])
         opened.page.locator("#threshold").fill("930")
         shown = float(opened.page.locator("#threshold-value").inner_text())
-        opened.page.wait_for_function(
-            f"document.getElementById('plot-probability').layout.shapes[0].x0 === {shown}"
-        )
-        moved = opened.page.evaluate(places)
+        moved = opened.until(places, lambda found: found["line"] == shown)
         far = float(opened.number("far"))
         assert far > 0
         assert moved["roc"] == [pytest.approx(far, abs=1e-5), pytest.approx(1)]
         assert moved["det"][0] == pytest.approx(far, abs=1e-5)
         # It stays where it is when the page turns dark.
         opened.page.emulate_media(color_scheme="dark")
-        assert opened.page.evaluate(places) == moved
+        assert opened.until(places, lambda found: found == moved) == moved
         assert opened.said == []
 
 
