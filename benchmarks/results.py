@@ -3,6 +3,8 @@
 from datetime import date
 from pathlib import Path
 
+import torch
+
 from batchverify.engine import available_cpus
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -15,8 +17,6 @@ def machine() -> str:
     name = next((value.strip() for key, value in facts.items() if key.strip() == "model name"), "unknown CPU")
     flags = next((value for key, value in facts.items() if key.strip() == "flags"), "").split()
     has = [each for each in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if each in flags][:1]
-    import torch  # not before a child is measured: its peak would begin with this process's
-
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name} ({', '.join(has)}), {available_cpus()} CPUs{gpu}, torch {torch.__version__}"
 
