@@ -22,7 +22,7 @@ from batchverify.devices import full_float32, number_class, resolve_device
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.forward import Forward, GpuForward, Pass, faces_per_second, fastest_size, is_out_of_memory
-from batchverify.fused import can_fuse, fuse
+from batchverify.fused import fuse, kind_of_network
 from batchverify.records import Reason, Skipped
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ class Embedder:
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
         self._dtype = number_class(numbers, self.device)
         network = fold_batch_norm(build_network(backbone))
-        self.path = "fused" if can_fuse(self.device, self._dtype) else "eager"
-        if self.path == "fused":
+        self.path = kind_of_network(self.device, self._dtype)
+        if self.path != "eager":
             network = fuse(network, self._dtype)
         network = network.to(self.device, self._dtype)
         self._network = network.to(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 
@@ -36,6 +37,23 @@ def _fetch(context: Any, row: Any, at: Any) -> Any:
     return types.void(row, at), code
 
 
+def _copy(context: Any, source: Any, target: Any, start: Any) -> Any:
+    """Write all bytes of one array into another from `start` on, where there must be room.
+
+    Not `target[start:end] = source`: what numba compiles for its errors takes two seconds.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = zip((source, target), arguments, strict=False)
+        given, taken = (context.make_array(kind)(context, builder, each) for kind, each in kinds)
+        place = builder.gep(taken.data, [arguments[2]])
+        cgutils.raw_memcpy(builder, place, given.data, given.nitems, 1)
+        return context.get_dummy_value()
+
+    return types.void(source, target, types.int64), code
+
+
 # Called in loops without the first argument.
+copy: Any = intrinsic(_copy)
 wide: Any = intrinsic(_wide)
 fetch: Any = intrinsic(_fetch)

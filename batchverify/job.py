@@ -135,7 +135,11 @@ def reason_of(path: str) -> str:
         "float16": "this GPU multiplies no bfloat16",
         "float32": "this device multiplies no shorter numbers",
     }
-    calls = "one oneDNN call a layer, nothing to compile" if kept["kind"] == "fused" else "torch's own calls"
+    calls = {
+        "winograd": "3 x 3 convolutions with fewer multiplications, the others one oneDNN call each",
+        "fused": "one oneDNN call a layer, nothing to compile",
+        "eager": "torch's own calls",
+    }.get(kept["kind"], "")
     if kept["device"] == "cuda":
         calls += ", recorded as a CUDA graph"
     return f"{numbers[kept['numbers']]}; {calls}"

@@ -80,42 +80,6 @@ def slope(values: np.ndarray, slopes: np.ndarray) -> None:
 
 
 @compiled
-def slope_and_pool(
-    values: np.ndarray, slopes: np.ndarray, window: int, areas: np.ndarray, pooled: np.ndarray
-) -> None:
-    """PReLU, then maxima of windows of 2 or 3, two apart, the last cut off where its area ends.
-
-    values: (B, h, w, C) float32. slopes: (C,). areas: (R, 4) int64 top, left (both even), height, width, each
-    pooled by itself. pooled: (B, h', w', C), filled where the areas, halved, lie.
-    """
-    channels = values.shape[3]
-    row = np.empty((areas[:, 3].max(), channels), np.float32)
-    for n in range(values.shape[0]):
-        for r in range(len(areas)):
-            top, left, height, width = areas[r]
-            for y in range((height - window + 1) // 2 + 1):
-                first = top + 2 * y
-                second = min(first + 1, top + height - 1)
-                third = min(first + window - 1, top + height - 1)
-                for x in range(width):
-                    for c in range(channels):
-                        factor = slopes[c]
-                        one, two = values[n, first, left + x, c], values[n, second, left + x, c]
-                        three = values[n, third, left + x, c]
-                        one = one if one > 0 else one * factor
-                        two = two if two > 0 else two * factor
-                        three = three if three > 0 else three * factor
-                        one = one if one > two else two
-                        row[x, c] = one if one > three else three
-                for x in range((width - window + 1) // 2 + 1):
-                    near, far = min(2 * x + 1, width - 1), min(2 * x + window - 1, width - 1)
-                    for c in range(channels):
-                        one, two, three = row[2 * x, c], row[near, c], row[far, c]
-                        one = one if one > two else two
-                        pooled[n, top // 2 + y, left // 2 + x, c] = one if one > three else three
-
-
-@compiled
 def candidates(
     answers: np.ndarray, levels: np.ndarray, scales: np.ndarray, least: float, rows: np.ndarray
 ) -> int:
@@ -138,7 +102,9 @@ def candidates(
                     found[1] = np.floor(np.float32(2 * y + 1) / scale)
                     found[2] = np.floor(np.float32(2 * x + 12) / scale)
                     found[3] = np.floor(np.float32(2 * y + 12) / scale)
-                    found[4:10] = cell[:6]
+                    # Not by slices: numba compiles their errors for two seconds.
+                    for column in range(6):
+                        found[4 + column] = cell[column]
                     found[10] = level
                     count += 1
     return count

@@ -21,6 +21,8 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 # Division by zero follows numpy and nothing is reordered: the same bits on every machine.
 _SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+# Modules that become part of loops in others.
+_SHARED = ("instructions.py", "tiles.py", "vectors.py")
 # What a file that was cut off, or that cannot be written, raises.
 _BROKEN = (OSError, EOFError, pickle.UnpicklingError)
 
@@ -42,7 +44,7 @@ class MachineCode(FunctionCache):
     Files that cannot be read are dropped and the loop is compiled again; what cannot be written is not kept.
     Each kind of CPU has files of its own: in numba's the index knows the CPU, the code does not, and machines
     of two kinds that compile at once in one folder may leave one the other's instructions. Nor does the index
-    know `instructions.py`, which all loops may use.
+    know `instructions.py` and `tiles.py`, which become part of loops elsewhere.
     Raises `RuntimeError` where no folder can be written.
     """
 
@@ -73,5 +75,5 @@ class MachineCode(FunctionCache):
 def _kind() -> str:
     """A short name of this kind of CPU and of the instructions that loops are made of."""
     cpu = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    instructions = Path(__file__).with_name("instructions.py").read_bytes()
-    return hashlib.sha256(cpu.encode() + instructions).hexdigest()[:8]
+    code = [Path(__file__).with_name(name).read_bytes() for name in _SHARED]
+    return hashlib.sha256(cpu.encode() + b"".join(code)).hexdigest()[:8]

@@ -9,8 +9,10 @@ import torch
 from torch.nn.functional import conv2d, linear, max_pool2d, pad, prelu
 
 from batchverify.facenet import mtcnn_weights
-from batchverify.kernels import slope, slope_and_pool
+from batchverify.kernels import slope
 from batchverify.pyramid import CHANNELS, Pyramid
+from batchverify.strips import PooledConvolution, maxima
+from batchverify.winograd import WinogradConvolution
 
 # Channels are padded to a multiple of this: half-filled vectors cost as much.
 LANES = 16
@@ -37,22 +39,34 @@ class Convolution:
         return conv2d(values, self.weight, self.bias)
 
 
-class _Layer:
-    """A convolution and its slope for negative values, with or without maxima of windows after it."""
+class Layer:
+    """A convolution and PReLU, then maxima of windows two apart where there is a window."""
 
-    def __init__(self, tensors: Tensors, number: int, inputs: int, device: str) -> None:
-        self._convolution = Convolution(tensors, [f"conv{number}"], inputs, device)
-        self.outputs = self._convolution.outputs
+    def __init__(self, tensors: Tensors, number: int, inputs: int, window: int, device: str) -> None:
+        self._window = window
+        self._convolution = convolution = Convolution(tensors, [f"conv{number}"], inputs, device)
+        self.outputs = convolution.outputs
         slopes = tensors[f"prelu{number}.weight"]
         self._slopes = pad(slopes, (0, self.outputs - len(slopes))).to(device)
+        self._compiled: PooledConvolution | WinogradConvolution | None = None
+        if device == "cpu" and convolution.weight.shape[2:] == (3, 3):
+            arrays = convolution.weight.numpy(), convolution.bias.numpy(), self._slopes.numpy()
+            if inputs == CHANNELS:
+                self._compiled = PooledConvolution(*arrays, window)
+            else:
+                self._compiled = WinogradConvolution(*arrays)
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) to (B, D, h', w'), channels last."""
-        return sloped(self._convolution(values), self._slopes)
-
-    def pooled(self, values: torch.Tensor, window: int, areas: np.ndarray | None = None) -> torch.Tensor:
-        """The layer, then `pooled`."""
-        return pooled(self._convolution(values), self._slopes, window, areas)
+    def __call__(self, values: torch.Tensor, areas: np.ndarray | None = None) -> torch.Tensor:
+        """(B, C, h, w) to (B, D, h', w'), channels last; areas: as `PooledConvolution` takes them."""
+        if self._compiled is None:
+            return _pooled(sloped(self._convolution(values), self._slopes), self._window, areas)
+        rows = values.permute(0, 2, 3, 1).numpy()
+        if isinstance(self._compiled, PooledConvolution):
+            found = self._compiled(rows, areas)
+        else:
+            found = self._compiled(rows)
+            found = maxima(found, self._window) if self._window else found
+        return torch.from_numpy(found).permute(0, 3, 1, 2)
 
 
 def sloped(values: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
@@ -64,28 +78,10 @@ def sloped(values: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def pooled(
-    values: torch.Tensor, slopes: torch.Tensor, window: int, areas: np.ndarray | None = None
-) -> torch.Tensor:
-    """PReLU, then `max_pool2d(window, 2, ceil_mode=True)`: (B, C, h, w) channels last to (B, C, h', w').
-
-    areas: (R, 4) int64 top, left (both even), height, width: each is pooled by itself, as if it were alone.
-    """
-    height, width = values.shape[2:]
-    whole = areas is None
-    if values.is_cuda:
-        return pooled_on_gpu(prelu(values, slopes), window, areas)
-    if areas is None:
-        areas = np.array([[0, 0, height, width]])
-    rows, columns = (-(-(length - window) // 2) + 1 for length in (height, width))
-    # What no area covers is never looked at; it is zero all the same, so that nothing depends on the past.
-    target = (np.empty if whole else np.zeros)((len(values), rows, columns, values.shape[1]), np.float32)
-    slope_and_pool(values.permute(0, 2, 3, 1).numpy(), slopes.numpy(), window, areas, target)
-    return torch.from_numpy(target).permute(0, 3, 1, 2)
-
-
-def pooled_on_gpu(values: torch.Tensor, window: int, areas: np.ndarray | None = None) -> torch.Tensor:
-    """The maxima of `pooled`, by calls that GPUs have, too."""
+def _pooled(values: torch.Tensor, window: int, areas: np.ndarray | None = None) -> torch.Tensor:
+    """Maxima of windows, of each area by itself, by calls that GPUs have, too; no window: the values."""
+    if not window:
+        return values
     if areas is None:
         return max_pool2d(values, window, 2, ceil_mode=True)
     rows, columns = (-(-(length - window) // 2) + 1 for length in values.shape[2:])
@@ -93,16 +89,18 @@ def pooled_on_gpu(values: torch.Tensor, window: int, areas: np.ndarray | None = 
     target = torch.empty(shape, device=values.device, memory_format=torch.channels_last).zero_()
     for top, left, height, width in areas.tolist():
         area = values[:, :, top : top + height, left : left + width]
-        maxima = max_pool2d(area, window, 2, ceil_mode=True)
-        bottom, right = top // 2 + maxima.shape[2], left // 2 + maxima.shape[3]
-        target[:, :, top // 2 : bottom, left // 2 : right] = maxima
+        found = max_pool2d(area, window, 2, ceil_mode=True)
+        bottom, right = top // 2 + found.shape[2], left // 2 + found.shape[3]
+        target[:, :, top // 2 : bottom, left // 2 : right] = found
     return target
 
 
-def _layers(tensors: Tensors, count: int, device: str) -> list[_Layer]:
-    layers: list[_Layer] = []
-    for number in range(1, count + 1):
-        layers.append(_Layer(tensors, number, layers[-1].outputs if layers else CHANNELS, device))
+def _layers(tensors: Tensors, windows: Sequence[int], device: str) -> list[Layer]:
+    """Convolutions one after the other, each with the window of its maxima, 0 for none."""
+    layers: list[Layer] = []
+    for number, window in enumerate(windows, 1):
+        inputs = layers[-1].outputs if layers else CHANNELS
+        layers.append(Layer(tensors, number, inputs, window, device))
     return layers
 
 
@@ -131,14 +129,13 @@ class ProposalNetwork:
 
     def __init__(self, device: str) -> None:
         tensors = mtcnn_weights("pnet")
-        self._layers = _layers(tensors, 3, device)
+        self._layers = _layers(tensors, (2, 0, 0), device)
         self._heads = Convolution(tensors, ["conv4_1", "conv4_2"], self._layers[-1].outputs, device)
 
     def __call__(self, canvas: torch.Tensor, pyramid: Pyramid) -> np.ndarray:
         """canvas: (B, 3, H, W) float32, one beside another from `Pyramid.canvas`."""
         first, second, third = self._layers
-        values = first.pooled(canvas, 2, pyramid.areas)
-        return self._heads(third(second(values))).permute(0, 2, 3, 1).cpu().numpy()
+        return self._heads(third(second(first(canvas, pyramid.areas)))).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class RefineNetwork:
@@ -148,16 +145,15 @@ class RefineNetwork:
 
     def __init__(self, device: str) -> None:
         tensors = mtcnn_weights("rnet")
-        self._layers = _layers(tensors, 3, device)
+        self._layers = _layers(tensors, (3, 3, 0), device)
         self._dense = _Dense(tensors, 4, device)
 
     def __call__(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See the class."""
-        return self._dense(self._values(patches))
-
-    def _values(self, patches: torch.Tensor) -> torch.Tensor:
-        first, second, third = self._layers
-        return third(second.pooled(first.pooled(patches, 3), 3))
+        values = patches
+        for layer in self._layers:
+            values = layer(values)
+        return self._dense(values)
 
 
 class OutputNetwork(RefineNetwork):
@@ -167,10 +163,5 @@ class OutputNetwork(RefineNetwork):
 
     def __init__(self, device: str) -> None:
         tensors = mtcnn_weights("onet")
-        self._layers = _layers(tensors, 4, device)
+        self._layers = _layers(tensors, (3, 3, 2, 0), device)
         self._dense = _Dense(tensors, 5, device)
-
-    def _values(self, patches: torch.Tensor) -> torch.Tensor:
-        first, second, third, fourth = self._layers
-        values = second.pooled(first.pooled(patches, 3), 3)
-        return fourth(third.pooled(values, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchverify.instructions import fetch
+from batchverify.instructions import copy, fetch
 from batchverify.machine_code import compiled
 
 _WORD = 8
@@ -76,7 +76,7 @@ def hash_all(
         longest = max(longest, borders[at + 1] - borders[at])
     scratch = np.zeros((around + longest + _WORD) // _WORD * _WORD, np.uint8)
     words = scratch.view(np.uint64)
-    scratch[: len(before)] = before
+    copy(before, scratch, 0)
     for at in range(len(numbers)):
         text = data[borders[at] : borders[at + 1]]
         if plain and not is_plain(text):
@@ -84,8 +84,8 @@ def hash_all(
             continue
         numbers[at] = 0
         middle, size = len(before) + len(text), around + len(text)
-        scratch[len(before) : middle] = text
-        scratch[middle:size] = after
+        copy(text, scratch, len(before))
+        copy(after, scratch, middle)
         scratch[size : (size + _WORD - 1) // _WORD * _WORD] = 0
         hashes[at] = hash_of(words, size, secret[0], secret[1])
 

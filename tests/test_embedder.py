@@ -16,6 +16,7 @@ from batchverify.devices import cpu_has_bf16, resolve_device
 from batchverify.embedder import CPU_BATCH, GPU_BATCHES, Embedded, Embedder
 from batchverify.engine import GPU_CHUNK
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.fused import kind_of_network
 from batchverify.records import Reason, Skipped
 
 BATCH = 2
@@ -359,10 +360,12 @@ def test_without_a_gpu():
 
 
 def test_the_compute_path_is_told(backbone, exact):
-    assert exact.compute_path == "cpu float32 fused, batches of 2"
+    assert exact.compute_path == "cpu float32 winograd, batches of 2"
     fastest = "bfloat16" if cpu_has_bf16() else "float32"
     plain = Embedder(backbone, crop="none", device="cpu")
-    assert plain.compute_path == f"cpu {fastest} fused, batches of {CPU_BATCH}"
+    assert (
+        plain.compute_path == f"cpu {fastest} {kind_of_network('cpu', plain._dtype)}, batches of {CPU_BATCH}"
+    )
 
 
 def test_vectors_that_are_no_numbers_never_come_out(backbone):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batchverify.backbones import build_network, fold_batch_norm, load_backbone
-from batchverify.fused import can_fuse, fuse
+from batchverify.fused import fuse, kind_of_network
 
 BATCH = 4
 
@@ -53,7 +53,21 @@ def test_threads_may_pack_at_once(faces):
     assert all(torch.equal(first, each) for each in others)
 
 
-def test_what_cannot_be_fused():
-    assert can_fuse("cpu", torch.float32)
-    assert not can_fuse("cpu", torch.float16)
-    assert not can_fuse("cuda", torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_threads_share_the_images(faces, dtype):
+    network, before = fused(dtype), torch.get_num_threads()
+    values, found = torch.cat([faces, -faces, faces[:1]]).to(dtype), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(network.conv2d_2b(network.conv2d_2a(network.conv2d_1a(values))))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found)
+
+
+def test_what_is_computed_how():
+    assert kind_of_network("cpu", torch.float32) == "winograd"
+    assert kind_of_network("cpu", torch.bfloat16) in ("winograd", "fused")
+    assert kind_of_network("cpu", torch.float16) == kind_of_network("cuda", torch.float32) == "eager"

@@ -34,8 +34,10 @@ backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap bounds
 pyramid fused stores distances texts devices
+winograd strips
 ahead errors records version stopwatch memory facenet kernels
-machine_code instructions
+machine_code instructions tiles
+vectors
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -79,7 +81,7 @@ HEAVY = {
     },
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
-    "numba": {"machine_code", "instructions"},
+    "numba": {"machine_code", "instructions", "tiles", "vectors"},
     "scipy": {"drift", "slices"},
     "jinja2": {"report"},
     "plotly": {"report"},

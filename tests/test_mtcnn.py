@@ -1,20 +1,12 @@
-"""The rearranged networks against facenet-pytorch's own, and pooling against torch's."""
+"""The rearranged networks against facenet-pytorch's own, and torch's calls, for GPUs, against compiled ones."""
 
 import numpy as np
 import pytest
 import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
-from torch.nn.functional import max_pool2d, prelu
+from torch.nn.functional import prelu
 
-from batchverify.mtcnn import (
-    Convolution,
-    OutputNetwork,
-    ProposalNetwork,
-    RefineNetwork,
-    pooled,
-    pooled_on_gpu,
-    sloped,
-)
+from batchverify.mtcnn import Convolution, Layer, OutputNetwork, ProposalNetwork, RefineNetwork, sloped
 from batchverify.pyramid import integral, pyramid
 
 
@@ -49,48 +41,35 @@ def test_patches_are_judged_as_by_the_original(ours, theirs, size):
     assert ours.size == size
 
 
-def laid_out(*shape: int) -> torch.Tensor:
-    """Values as convolutions leave them: channels last."""
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-    return values.contiguous(memory_format=torch.channels_last)
-
-
 SLOPES = torch.linspace(-1.3, 1.3, 16)  # as the networks have: below zero and above one, too
-
-
-@pytest.mark.parametrize("height", range(3, 12))
-@pytest.mark.parametrize("width", [3, 6, 9, 14])
-@pytest.mark.parametrize("window", [2, 3])
-def test_pooling_is_torchs(height, width, window):
-    values = laid_out(2, 16, height, width)
-    before = values.clone()
-    wanted = max_pool2d(prelu(values, SLOPES), window, 2, ceil_mode=True)
-    assert torch.equal(pooled(values, SLOPES, window), wanted)
-    assert torch.equal(values, before)
-    assert torch.equal(pooled_on_gpu(prelu(values, SLOPES), window), wanted)
-
-
-def test_areas_are_pooled_as_if_each_were_alone():
-    values = laid_out(1, 16, 13, 20)
-    areas = np.array([[0, 0, 7, 9], [8, 0, 5, 6], [0, 10, 13, 10]])
-    found = pooled(values, SLOPES, 2, areas)
-    assert torch.equal(pooled_on_gpu(prelu(values, SLOPES), 2, areas), found)
-    assert found.shape == (1, 16, 7, 10)
-    covered = torch.zeros(7, 10, dtype=torch.bool)
-    for top, left, height, width in areas.tolist():
-        alone = values[:, :, top : top + height, left : left + width]
-        wanted = max_pool2d(prelu(alone, SLOPES), 2, 2, ceil_mode=True)
-        place = slice(top // 2, top // 2 + wanted.shape[2]), slice(left // 2, left // 2 + wanted.shape[3])
-        assert torch.equal(found[:, :, place[0], place[1]], wanted)
-        covered[place] = True
-    assert not found[:, :, ~covered].any()
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 5, 4), (1, 16, 1, 1), (7, 16)])
 def test_slopes_are_torchs(shape):
-    values = laid_out(*shape) if len(shape) == 4 else torch.randn(*shape)
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+    if len(shape) == 4:
+        values = values.contiguous(memory_format=torch.channels_last)
     wanted = prelu(values, SLOPES)
     assert torch.equal(sloped(values, SLOPES), wanted)
+
+
+@pytest.mark.parametrize("window", [0, 2, 3])
+@torch.inference_mode()
+def test_torchs_calls_give_what_the_compiled_ones_give(window):
+    """GPUs take torch's: here on a CPU."""
+    areas = np.array([[0, 0, 7, 9], [8, 0, 5, 6], [0, 10, 13, 10]]) if window == 2 else None
+    random = torch.Generator().manual_seed(1)
+    tensors = {
+        f"{name}.weight": torch.randn(*shape, generator=random) / 10
+        for name, shape in (("conv1", (10, 3 if window else 16, 3, 3)), ("prelu1", (10,)))
+    }
+    tensors["conv1.bias"] = torch.linspace(-1, 1, 10)
+    inputs = 3 if window else 16
+    layer = Layer(tensors, 1, inputs, window, "cpu")
+    values = torch.randn(2, inputs, 15, 22, generator=random).contiguous(memory_format=torch.channels_last)
+    found = layer(values, areas)
+    layer._compiled = None
+    torch.testing.assert_close(found, layer(values, areas), rtol=0, atol=2e-5)
 
 
 def test_convolutions_side_by_side_are_padded_with_nothing():

@@ -15,7 +15,7 @@ from half_done import FACES, PART, SAMPLES, files, job_folder, run, stopped
 
 import batchverify
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.fused import can_fuse
+from batchverify.fused import kind_of_network
 from batchverify.jobfolder import JobFolder
 from batchverify.locations import Location
 from batchverify.results import read_record
@@ -236,8 +236,8 @@ def begun_on(out: Path, cache: str, path: str) -> None:
 
 
 def test_a_resumed_job_keeps_its_compute_path(cache, tmp_path):
-    kind = "fused" if can_fuse("cpu", torch.float32) else "eager"
-    path, out, empty = f"cpu float32 {kind}, batches of 8", tmp_path / "o.parquet", str(tmp_path / "c")
+    path = f"cpu float32 {kind_of_network('cpu', torch.float32)}, batches of 8"
+    out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
     begun_on(out, cache, path)
     with pytest.raises(UsageError, match="--batch-size 16: this job was begun with 8"):
         run(out, empty, batch_size=16)

@@ -318,7 +318,9 @@ def test_an_output_that_cannot_be_reached_is_said_at_once(monkeypatch):
 
 def test_the_summary_says_how_and_why_vectors_were_computed_and_where_the_time_went(tmp_path):
     summary = batchverify.score(FACES, tmp_path / "o.parquet", no_cache=True, device="cpu", quiet=True)
-    assert summary.compute_path.startswith("cpu ") and "; one oneDNN call a layer" in summary.compute_reason
+    assert summary.compute_path.startswith("cpu ") and summary.compute_reason == reason_of(
+        summary.compute_path
+    )
     stages = summary.stage_seconds
     assert {"start", "read", "decode", "detect", "embed", "wait", "score", "write rows"} <= stages.keys()
     assert 0 < summary.embedder_busy <= 1 and summary.images_per_second > 0
@@ -331,7 +333,11 @@ def test_reasons_of_compute_paths():
     assert reason_of("cuda bfloat16 eager, batches of 512") == (
         "multiplied in hardware here, with float32's range; torch's own calls, recorded as a CUDA graph"
     )
-    assert reason_of("cpu float32 fused, batches of 32 + cpu bfloat16 fused, batches of 32").startswith(
-        "this"
+    assert reason_of("cpu float32 winograd, batches of 32 + cpu bfloat16 fused, batches of 32") == (
+        "this device multiplies no shorter numbers; 3 x 3 convolutions with fewer multiplications, "
+        "the others one oneDNN call each"
+    )
+    assert reason_of("cpu bfloat16 fused, batches of 32").endswith(
+        "; one oneDNN call a layer, nothing to compile"
     )
     assert reason_of("") == reason_of("toy") == ""

@@ -1,0 +1,222 @@
+"""Convolutions of 3 x 3 with fewer multiplications: Winograd's minimal filtering, compiled for the CPU at hand."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from batchverify.machine_code import compiled
+from batchverify.tiles import finished_grid, grid, move, tile, tile_rows
+from batchverify.vectors import LANES
+
+KERNEL = 3
+NOTHING = np.zeros(LANES, np.float32)
+# By the side of a tile of outputs: matrices for a tile of inputs, for the kernel (times a number), for the
+# outputs (Lavin and Gray 2015, arXiv 1509.09308; interpolation points 0, 1, -1, of the larger one 2, too, and
+# infinity). 2 takes 4 multiplications an output, 3 takes 2.8, the plain convolution 9. Rounding grows with the tile:
+# 2 is for bfloat16, where it costs nothing beside rounding the inputs; 3 for float32.
+INPUTS = {
+    2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+    3: [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]],
+}
+KERNELS = {
+    2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
+    3: np.array([[3, 0, 0], [-3, -3, -3], [-1, 1, -1], [1, 2, 4], [0, 0, 6]]) / 6,
+}
+OUTPUTS = {
+    2: [[1, 1, 1, 0], [0, 1, -1, -1]],
+    3: [[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 1]],
+}
+
+
+class WinogradConvolution:
+    """A convolution of 3 x 3, its bias, and a slope for what is negative (0 is ReLU, 1 leaves it).
+
+    weight: (D, C, 3, 3) float32, C and D multiples of 16. bias, slopes: (D,) float32. padding: zeros around the
+    image. pairs: inputs, outputs and products in bfloat16, sums in float32; for CPUs where
+    `tiles.multipliesbfloat16()`.
+    """
+
+    def __init__(
+        self,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        slopes: np.ndarray,
+        *,
+        padding: int = 0,
+        pairs: bool = False,
+    ) -> None:
+        outputs = len(weight)
+        size = 2 if pairs else 3
+        self.padding, self.outputs, self._size = padding, outputs, size
+        self._weights = transformed(weight, size, pairs)
+        self._bias, self._slopes = np.ascontiguousarray(bias), np.ascontiguousarray(slopes)
+        self._loop = _loop(size, pairs)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(B, h, w, C) to (B, h', w', D): float32, or the bits of bfloat16 as int16; contiguous."""
+        images, height, width, channels = values.shape
+        less = KERNEL - 1 - 2 * self.padding
+        target = np.empty((images, height - less, width - less, self.outputs), values.dtype)
+        side, block = self._size + KERNEL - 1, _block()
+        # What is left over in the last block are old numbers.
+        spread = np.zeros((side * side, channels // LANES, block, LANES), values.dtype)
+        # Rows of a power of two would fall upon one another in the cache.
+        products = np.empty((side * side, block, self.outputs + LANES), np.float32)
+        # A tile of inputs or outputs, and an empty pixel.
+        edge = np.zeros(side * side * max(channels, self.outputs) + channels, values.dtype)
+        numbers = self._weights, self._bias, self._slopes, NOTHING
+        shapes = np.array([*values.shape, *target.shape[1:], self.padding])
+        factors = spread.view(self._weights.dtype).reshape(-1)
+        scratch = spread.reshape(-1), factors, products.reshape(-1), edge
+        self._loop(values.reshape(-1), shapes, numbers, scratch, target.reshape(-1))
+        return target
+
+
+def _block() -> int:
+    """Tiles whose products are in the cache together."""
+    return tile_rows() * -(-24 // tile_rows())
+
+
+def transformed(weight: np.ndarray, size: int, pairs: bool) -> np.ndarray:
+    """(D, C, 3, 3) to the kernels' transforms, (P, D / 16, C, 16) float32, P positions of an input tile.
+
+    pairs: (P, D / 16, C / 2, 16) int32, two channels beside one another as bfloat16.
+    """
+    outputs, channels = weight.shape[:2]
+    kernels = KERNELS[size]
+    found = np.einsum("ay,bx,dcyx->abcd", kernels, kernels, weight.astype(np.float64), optimize=True)
+    panels = found.reshape(-1, channels, outputs // LANES, LANES).transpose(0, 2, 1, 3).astype(np.float32)
+    if not pairs:
+        return panels.reshape(-1)
+    halves = bfloat16(panels).reshape(*panels.shape[:2], channels // 2, 2, LANES)
+    return np.ascontiguousarray(halves.swapaxes(3, 4)).reshape(-1).view(np.int32)
+
+
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits, int16, of the nearest bfloat16; of two the even one."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(np.int16)
+
+
+@cache
+def _loop(size: int, pairs: bool) -> Any:
+    """The loop of `WinogradConvolution` for tiles of `size` outputs.
+
+    All arrays but `shapes` are flat, and there are no slices: what numba compiles for those takes seconds.
+    """
+    rows, block = tile_rows(), _block()
+    spread_tiles, finish_tiles, depth = _spreading(size), _finishing(size), LANES // 2 if pairs else LANES
+    shape, positions = (rows, 1, depth, depth), (size + KERNEL - 1) ** 2
+
+    @compiled
+    def convolve(values: Any, shapes: Any, numbers: Any, scratch: Any, target: Any) -> None:
+        images, channels, down, across, filters = shapes[0], shapes[3], shapes[4], shapes[5], shapes[6]
+        weights, bias, slopes, nothing = numbers
+        spread, factors, products, edge = scratch
+        tiles = images * -(-down // size) * -(-across // size)
+        row, bands, panels = filters + LANES, channels // LANES, filters // LANES
+        for start in range(0, tiles, block):
+            count = min(block, tiles - start)
+            spread_tiles(values, shapes, start, count, edge, spread)
+            for position in range(positions):
+                for panel in range(panels):
+                    kernel = (position * panels + panel) * bands * depth * LANES
+                    for t in range(0, count, rows):
+                        at = (position * bands * block + t) * depth
+                        to = (position * block + t) * row + panel * LANES
+                        tile(
+                            shape,
+                            factors,
+                            at,
+                            block * depth,
+                            bands,
+                            weights,
+                            kernel,
+                            nothing,
+                            0,
+                            products,
+                            to,
+                            row,
+                        )
+            finish_tiles(products, shapes, start, count, bias, slopes, edge, target)
+
+    return convolve
+
+
+@cache
+def _spreading(size: int) -> Any:
+    """The transform of a block of tiles of inputs.
+
+    In bands of LANES channels: their distances are the same for any number of channels.
+    """
+    side, band = size + KERNEL - 1, _block() * LANES
+    matrix = (side, *chain(*INPUTS[size]))
+
+    @compiled
+    def spread_tiles(values: Any, shapes: Any, start: int, count: int, edge: Any, spread: Any) -> None:
+        height, width, channels, padding = shapes[1], shapes[2], shapes[3], shapes[7]
+        high, wide = -(-shapes[4] // size), -(-shapes[5] // size)
+        beside, empty = channels // LANES * band, len(edge) - channels
+        for t in range(count):
+            image = (start + t) // (high * wide)
+            place = start + t - image * high * wide
+            y, x = place // wide * size - padding, place % wide * size - padding
+            source, at, line = values, ((image * height + y) * width + x) * channels, width * channels
+            if y < 0 or x < 0 or y + side > height or x + side > width:
+                for v in range(side):
+                    for u in range(side):
+                        inside = 0 <= y + v < height and 0 <= x + u < width
+                        pixels, there = (values, at + v * line + u * channels) if inside else (edge, empty)
+                        move(pixels, there, edge, (v * side + u) * channels, channels)
+                source, at, line = edge, 0, side * channels
+            grid(matrix, source, at, line, channels, spread, t * LANES, side * beside, beside, band, channels)
+
+    return spread_tiles
+
+
+@cache
+def _finishing(size: int) -> Any:
+    """The transform of a block of tiles of products to outputs, with bias and slope."""
+    side, block = size + KERNEL - 1, _block()
+    matrix = (side, *chain(*OUTPUTS[size]))
+
+    @compiled
+    def finish_tiles(
+        products: Any, shapes: Any, start: int, count: int, bias: Any, slopes: Any, edge: Any, target: Any
+    ) -> None:
+        down, across, filters = shapes[4], shapes[5], shapes[6]
+        high, wide, row = -(-down // size), -(-across // size), filters + LANES
+        beside, line = block * row, across * filters
+        for t in range(count):
+            image = (start + t) // (high * wide)
+            place = start + t - image * high * wide
+            y, x = place // wide * size, place % wide * size
+            first = (image * down + y) * line + x * filters
+            whole = y + size <= down and x + size <= across
+            aim, to, under = (target, first, line) if whole else (edge, 0, size * filters)
+            at = t * row
+            finished_grid(
+                matrix,
+                products,
+                at,
+                side * beside,
+                beside,
+                aim,
+                to,
+                under,
+                filters,
+                LANES,
+                filters,
+                bias,
+                slopes,
+            )
+            if not whole:
+                for v in range(min(size, down - y)):
+                    for u in range(min(size, across - x)):
+                        move(edge, (v * size + u) * filters, target, first + v * line + u * filters, filters)
+
+    return finish_tiles
