@@ -24,6 +24,8 @@ from batchverify.winograd import WinogradConvolution
 
 # Workers are threads that share a network.
 _PACKING = Lock()
+# The first part of InceptionResnetV1 that leaves 3 x 3.
+_SMALL = "mixed_7a"
 # The calls that torch.compile itself makes for frozen networks; without a compiler they serve as well.
 _CALLS = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
 
@@ -39,20 +41,21 @@ def kind_of_network(device: str, dtype: torch.dtype) -> str:
     return "winograd" if dtype == torch.float32 or multiplies_bfloat16() else "fused"
 
 
-def fuse(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def fuse(network: nn.Module, dtype: torch.dtype, small: bool = False) -> nn.Module:
     """Put fused calls in place of facenet-pytorch's blocks; the network's batch-norms must be folded.
 
-    Takes and gives what the network does, in `dtype` and channels last: `network` itself, changed.
+    Takes and gives what the network does, in `dtype` and channels last: `network` itself, changed. small: whether its
+    outputs are 3 x 3.
     """
     parts, compiled = inception(), kind_of_network("cpu", dtype) == "winograd"
     for name, child in list(network.named_children()):
         if isinstance(child, parts.BasicConv2d):
-            kind = _Winograd if compiled and _saves(child.conv) else _Convolution
+            kind = _Winograd if compiled and _saves(child.conv, small) else _Convolution
             setattr(network, name, kind(child.conv, dtype))
             continue
         if name == "maxpool_3a" and compiled:
             setattr(network, name, _Maxima())
-        fuse(child, dtype)
+        fuse(child, dtype, small or name == _SMALL)
         if isinstance(child, parts.Block8 | parts.Block17 | parts.Block35):
             setattr(network, name, _Residual(child, dtype))
     return network
@@ -92,9 +95,11 @@ class _Convolution(_Packed):
         return call(values, weight, self.bias, self.padding, self.stride, [1, 1], 1, "relu", [], "")
 
 
-def _saves(layer: Any) -> bool:
-    """Whether a convolution has a form with fewer multiplications."""
-    return bool(layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.in_channels % LANES == 0)
+def _saves(layer: Any, small: bool) -> bool:
+    """Whether a convolution has a faster form; in small images the tiles of every other output are half empty."""
+    if small and layer.stride != (1, 1):
+        return False
+    return layer.kernel_size == (3, 3) and layer.in_channels % LANES == 0
 
 
 class _Winograd(nn.Module):
@@ -104,7 +109,9 @@ class _Winograd(nn.Module):
         super().__init__()
         weight, bias = layer.weight.float().numpy(), layer.bias.float().numpy()
         pairs, padding = dtype == torch.bfloat16, layer.padding[0]
-        self.convolution = WinogradConvolution(weight, bias, 0 * bias, padding=padding, pairs=pairs)
+        self.convolution = WinogradConvolution(
+            weight, bias, 0 * bias, stride=layer.stride[0], padding=padding, pairs=pairs
+        )
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) channels last to (B, D, h', w')."""
@@ -123,7 +130,7 @@ def _on_arrays(work: Callable[[np.ndarray], np.ndarray], values: torch.Tensor) -
     """What compiled loops make of (B, C, h, w) channels last; as many threads as torch has share the images."""
     rows = values.permute(0, 2, 3, 1).contiguous()
     bits = (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
-    parts = np.array_split(bits, min(torch.get_num_threads(), len(bits)))
+    parts = np.array_split(bits, max(1, min(torch.get_num_threads(), len(bits))))
     found = work(bits) if len(parts) == 1 else np.concatenate(list(_helpers().map(work, parts)))
     return torch.from_numpy(found).view(values.dtype).permute(0, 3, 1, 2)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from llvmlite import binding
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,12 @@ class MachineCode(FunctionCache):
         name = f"{self._impl.filename_base}.{_kind()}"
         self._cache_file = IndexDataCacheFile(self._cache_path, name, self._impl.locator.get_source_stamp())
 
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        """As numba's, but loops that a loop closes over are known by what they are, not by when they were made."""
+        closed = repr(_closed_over(self._py_func)).encode()
+        bytecode = self._py_func.__code__.co_code
+        return sig, codegen.magic_tuple(), hashlib.sha256(bytecode + closed).hexdigest()
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code for a signature; None where there is none that can be read."""
         try:
@@ -69,6 +76,15 @@ class MachineCode(FunctionCache):
             super().save_overload(sig, data)
         except _BROKEN as exc:
             log.debug("%s: machine code not kept: %s", self._cache_path, exc)
+
+
+def _closed_over(loop: Callable[..., Any]) -> list[Any]:
+    """The numbers that a loop closes over, and the loops with theirs."""
+    values = [cell.cell_contents for cell in loop.__closure__ or ()]
+    return [
+        (each.py_func.__qualname__, _closed_over(each.py_func)) if isinstance(each, Dispatcher) else each
+        for each in values
+    ]
 
 
 @cache

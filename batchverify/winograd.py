@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -14,30 +15,63 @@ from batchverify.vectors import LANES
 
 KERNEL = 3
 NOTHING = np.zeros(LANES, np.float32)
-# By the side of a tile of outputs: matrices for a tile of inputs, for the kernel (times a number), for the
-# outputs (Lavin and Gray 2015, arXiv 1509.09308; interpolation points 0, 1, -1, of the larger one 2, too, and
-# infinity). 2 takes 4 multiplications an output, 3 takes 2.8, the plain convolution 9. Rounding grows with the tile:
-# 2 is for bfloat16, where it costs nothing beside rounding the inputs; 3 for float32.
-INPUTS = {
-    2: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
-    3: [[2, -1, -2, 1, 0], [0, -2, -1, 1, 0], [0, 2, -3, 1, 0], [0, -1, 0, 1, 0], [0, 2, -1, -2, 1]],
-}
-KERNELS = {
-    2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
-    3: np.array([[3, 0, 0], [-3, -3, -3], [-1, 1, -1], [1, 2, 4], [0, 0, 6]]) / 6,
-}
-OUTPUTS = {
-    2: [[1, 1, 1, 0], [0, 1, -1, -1]],
-    3: [[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 1]],
-}
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """How a line of inputs is filtered by three weights: outputs = O ((K weights) * (I inputs)).
+
+    In an image the same along both sides. stride: inputs from one output to the next.
+    """
+
+    stride: int
+    inputs: Matrix
+    kernel: Matrix
+    outputs: Matrix
+
+    @property
+    def size(self) -> int:
+        """Outputs of a tile."""
+        return len(self.outputs)
+
+    @property
+    def side(self) -> int:
+        """Inputs, and products, of a tile."""
+        return len(self.inputs)
+
+
+# Lavin and Gray 2015, arXiv 1509.09308, with the points 0, 1, -1 and infinity: 4 multiplications an output, where the
+# plain convolution takes 9. It costs no precision beside rounding inputs and weights to bfloat16.
+TWO = Filtering(
+    1,
+    ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+    ((1, 1, 1, 0), (0, 1, -1, -1)),
+)
+# With the point 2, too: 2.8 multiplications an output. It needs float32.
+THREE = Filtering(
+    1,
+    ((2, -1, -2, 1, 0), (0, -2, -1, 1, 0), (0, 2, -3, 1, 0), (0, -1, 0, 1, 0), (0, 2, -1, -2, 1)),
+    ((1 / 2, 0, 0), (-1 / 2, -1 / 2, -1 / 2), (-1 / 6, 1 / 6, -1 / 6), (1 / 6, 1 / 3, 2 / 3), (0, 0, 1)),
+    ((1, 1, 1, 1, 0), (0, 1, -1, 2, 0), (0, 1, 1, 4, 1)),
+)
+# Every other output: the first and third weight filter the even inputs, the second the odd ones. 6.25 for 9.
+APART = Filtering(
+    2,
+    ((1, 0, -1, 0, 0), (0, 0, 1, 0, 0), (0, 0, -1, 0, 1), (0, 1, 0, 0, 0), (0, 0, 0, 1, 0)),
+    ((1, 0, 0), (1, 0, 1), (0, 0, 1), (0, 1, 0), (0, 1, 0)),
+    ((1, 1, 0, 1, 0), (0, 1, 1, 0, 1)),
+)
 
 
 class WinogradConvolution:
     """A convolution of 3 x 3, its bias, and a slope for what is negative (0 is ReLU, 1 leaves it).
 
-    weight: (D, C, 3, 3) float32, C and D multiples of 16. bias, slopes: (D,) float32. padding: zeros around the
-    image. pairs: inputs, outputs and products in bfloat16, sums in float32; for CPUs where
-    `tiles.multipliesbfloat16()`.
+    weight: (D, C, 3, 3) float32, C and D multiples of 16. bias, slopes: (D,) float32. stride: 1 or 2. padding: zeros
+    around the image. pairs: inputs, outputs and products in bfloat16, sums in float32; for CPUs where
+    `tiles.multiplies_bfloat16()`.
     """
 
     def __init__(
@@ -46,22 +80,22 @@ class WinogradConvolution:
         bias: np.ndarray,
         slopes: np.ndarray,
         *,
+        stride: int = 1,
         padding: int = 0,
         pairs: bool = False,
     ) -> None:
-        outputs = len(weight)
-        size = 2 if pairs else 3
-        self.padding, self.outputs, self._size = padding, outputs, size
-        self._weights = transformed(weight, size, pairs)
+        self.padding, self.outputs = padding, len(weight)
+        self._filtering = APART if stride == 2 else TWO if pairs else THREE
+        self._weights = transformed(weight, self._filtering, pairs)
         self._bias, self._slopes = np.ascontiguousarray(bias), np.ascontiguousarray(slopes)
-        self._loop = _loop(size, pairs)
+        self._loop = _loop(self._filtering, pairs)
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(B, h, w, C) to (B, h', w', D): float32, or the bits of bfloat16 as int16; contiguous."""
         images, height, width, channels = values.shape
-        less = KERNEL - 1 - 2 * self.padding
-        target = np.empty((images, height - less, width - less, self.outputs), values.dtype)
-        side, block = self._size + KERNEL - 1, _block()
+        side, block, stride = self._filtering.side, _block(), self._filtering.stride
+        down, across = ((length + 2 * self.padding - KERNEL) // stride + 1 for length in (height, width))
+        target = np.empty((images, down, across, self.outputs), values.dtype)
         # What is left over in the last block are old numbers.
         spread = np.zeros((side * side, channels // LANES, block, LANES), values.dtype)
         # Rows of a power of two would fall upon one another in the cache.
@@ -81,14 +115,14 @@ def _block() -> int:
     return tile_rows() * -(-24 // tile_rows())
 
 
-def transformed(weight: np.ndarray, size: int, pairs: bool) -> np.ndarray:
+def transformed(weight: np.ndarray, filtering: Filtering, pairs: bool) -> np.ndarray:
     """(D, C, 3, 3) to the kernels' transforms, (P, D / 16, C, 16) float32, P positions of an input tile.
 
     pairs: (P, D / 16, C / 2, 16) int32, two channels beside one another as bfloat16.
     """
     outputs, channels = weight.shape[:2]
-    kernels = KERNELS[size]
-    found = np.einsum("ay,bx,dcyx->abcd", kernels, kernels, weight.astype(np.float64), optimize=True)
+    kernel = np.array(filtering.kernel)
+    found = np.einsum("ay,bx,dcyx->abcd", kernel, kernel, weight.astype(np.float64), optimize=True)
     panels = found.reshape(-1, channels, outputs // LANES, LANES).transpose(0, 2, 1, 3).astype(np.float32)
     if not pairs:
         return panels.reshape(-1)
@@ -103,14 +137,15 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _loop(size: int, pairs: bool) -> Any:
-    """The loop of `WinogradConvolution` for tiles of `size` outputs.
+def _loop(filtering: Filtering, pairs: bool) -> Any:
+    """The loop of `WinogradConvolution`.
 
     All arrays but `shapes` are flat, and there are no slices: what numba compiles for those takes seconds.
     """
-    rows, block = tile_rows(), _block()
-    spread_tiles, finish_tiles, depth = _spreading(size), _finishing(size), LANES // 2 if pairs else LANES
-    shape, positions = (rows, 1, depth, depth), (size + KERNEL - 1) ** 2
+    rows, block, size, positions = tile_rows(), _block(), filtering.size, filtering.side**2
+    spread_tiles, finish_tiles = _spreading(filtering), _finishing(filtering)
+    depth = LANES // 2 if pairs else LANES
+    shape, jump = (rows, 1, depth, depth), block * depth
 
     @compiled
     def convolve(values: Any, shapes: Any, numbers: Any, scratch: Any, target: Any) -> None:
@@ -128,33 +163,20 @@ def _loop(size: int, pairs: bool) -> Any:
                     for t in range(0, count, rows):
                         at = (position * bands * block + t) * depth
                         to = (position * block + t) * row + panel * LANES
-                        tile(
-                            shape,
-                            factors,
-                            at,
-                            block * depth,
-                            bands,
-                            weights,
-                            kernel,
-                            nothing,
-                            0,
-                            products,
-                            to,
-                            row,
-                        )
+                        tile(shape, factors, at, jump, bands, weights, kernel, nothing, 0, products, to, row)
             finish_tiles(products, shapes, start, count, bias, slopes, edge, target)
 
     return convolve
 
 
 @cache
-def _spreading(size: int) -> Any:
+def _spreading(filtering: Filtering) -> Any:
     """The transform of a block of tiles of inputs.
 
     In bands of LANES channels: their distances are the same for any number of channels.
     """
-    side, band = size + KERNEL - 1, _block() * LANES
-    matrix = (side, *chain(*INPUTS[size]))
+    size, side, band = filtering.size, filtering.side, _block() * LANES
+    matrix, hop = (side, *chain(*filtering.inputs)), size * filtering.stride
 
     @compiled
     def spread_tiles(values: Any, shapes: Any, start: int, count: int, edge: Any, spread: Any) -> None:
@@ -164,7 +186,7 @@ def _spreading(size: int) -> Any:
         for t in range(count):
             image = (start + t) // (high * wide)
             place = start + t - image * high * wide
-            y, x = place // wide * size - padding, place % wide * size - padding
+            y, x = place // wide * hop - padding, place % wide * hop - padding
             source, at, line = values, ((image * height + y) * width + x) * channels, width * channels
             if y < 0 or x < 0 or y + side > height or x + side > width:
                 for v in range(side):
@@ -179,44 +201,32 @@ def _spreading(size: int) -> Any:
 
 
 @cache
-def _finishing(size: int) -> Any:
+def _finishing(filtering: Filtering) -> Any:
     """The transform of a block of tiles of products to outputs, with bias and slope."""
-    side, block = size + KERNEL - 1, _block()
-    matrix = (side, *chain(*OUTPUTS[size]))
+    size, side, block = filtering.size, filtering.side, _block()
+    matrix = (side, *chain(*filtering.outputs))
 
     @compiled
     def finish_tiles(
         products: Any, shapes: Any, start: int, count: int, bias: Any, slopes: Any, edge: Any, target: Any
     ) -> None:
-        down, across, filters = shapes[4], shapes[5], shapes[6]
-        high, wide, row = -(-down // size), -(-across // size), filters + LANES
-        beside, line = block * row, across * filters
+        down, across, n = shapes[4], shapes[5], shapes[6]
+        high, wide, row = -(-down // size), -(-across // size), n + LANES
+        across_from, line = block * row, across * n
+        down_from = side * across_from
         for t in range(count):
             image = (start + t) // (high * wide)
             place = start + t - image * high * wide
             y, x = place // wide * size, place % wide * size
-            first = (image * down + y) * line + x * filters
+            first, at = (image * down + y) * line + x * n, t * row
             whole = y + size <= down and x + size <= across
-            aim, to, under = (target, first, line) if whole else (edge, 0, size * filters)
-            at = t * row
+            aim, to, under = (target, first, line) if whole else (edge, 0, size * n)
             finished_grid(
-                matrix,
-                products,
-                at,
-                side * beside,
-                beside,
-                aim,
-                to,
-                under,
-                filters,
-                LANES,
-                filters,
-                bias,
-                slopes,
+                matrix, products, at, down_from, across_from, aim, to, under, n, LANES, n, bias, slopes
             )
             if not whole:
                 for v in range(min(size, down - y)):
                     for u in range(min(size, across - x)):
-                        move(edge, (v * size + u) * filters, target, first + v * line + u * filters, filters)
+                        move(edge, (v * size + u) * n, target, first + v * line + u * n, n)
 
     return finish_tiles

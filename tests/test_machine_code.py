@@ -43,6 +43,18 @@ def test_what_was_compiled_is_used_again(kept):
     assert call(kept) == "30 0"
 
 
+def test_loops_that_close_over_loops_are_used_again(tmp_path):
+    code = """
+import numpy as np
+from batchverify.winograd import THREE, WinogradConvolution, _loop
+zeros = np.zeros(16, np.float32)
+convolution = WinogradConvolution(np.ones((16, 16, 3, 3), np.float32), zeros, zeros)
+print(convolution(np.ones((1, 3, 3, 16), np.float32))[0, 0, 0, 0])
+print(sum(_loop(THREE, False).stats.cache_misses.values()))
+"""
+    assert [call(tmp_path, code).split() for _ in range(2)] == [["144.0", "1"], ["144.0", "0"]]
+
+
 @pytest.mark.parametrize("size", [0, 60])
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 def test_damaged_code_is_made_anew(kept, kind, size):

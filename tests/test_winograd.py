@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import conv2d, prelu
 
 from batchverify.tiles import multiplies_bfloat16, tile_rows
-from batchverify.winograd import INPUTS, KERNELS, OUTPUTS, WinogradConvolution, bfloat16
+from batchverify.winograd import APART, THREE, TWO, WinogradConvolution, bfloat16
 
 needs_bfloat16 = pytest.mark.skipif(
     not multiplies_bfloat16(), reason="this CPU multiplies no bfloat16 in vectors"
@@ -29,32 +29,36 @@ def images(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def wanted(values: torch.Tensor, parts: tuple[torch.Tensor, ...], padding: int) -> torch.Tensor:
+def wanted(
+    values: torch.Tensor, parts: tuple[torch.Tensor, ...], padding: int, stride: int = 1
+) -> torch.Tensor:
     """The layer in float64: (B, h, w, C) to (B, h', w', D)."""
     weight, bias, slopes = (part.double() for part in parts)
-    return prelu(conv2d(values.double().permute(0, 3, 1, 2), weight, bias, padding=padding), slopes).permute(
-        0, 2, 3, 1
-    )
+    pixels = values.double().permute(0, 3, 1, 2)
+    return prelu(conv2d(pixels, weight, bias, stride, padding), slopes).permute(0, 2, 3, 1)
 
 
 def built(parts: tuple[torch.Tensor, ...], **options: object) -> WinogradConvolution:
     return WinogradConvolution(*(part.numpy() for part in parts), **options)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_the_matrices_filter(size):
+@pytest.mark.parametrize(("filtering", "size"), [(TWO, 2), (THREE, 3), (APART, 2)])
+def test_the_matrices_filter(filtering, size):
     random = np.random.default_rng(0)
-    line, kernel = random.standard_normal(size + 2), random.standard_normal(3)
-    products = (KERNELS[size] @ kernel) * (np.array(INPUTS[size]) @ line)
-    np.testing.assert_allclose(np.array(OUTPUTS[size]) @ products, np.correlate(line, kernel, "valid"))
+    line, kernel = random.standard_normal(filtering.side), random.standard_normal(3)
+    products = (np.array(filtering.kernel) @ kernel) * (np.array(filtering.inputs) @ line)
+    right = np.correlate(line, kernel, "valid")[:: filtering.stride]
+    np.testing.assert_allclose(np.array(filtering.outputs) @ products, right)
+    assert filtering.size == len(right) == size
 
 
 @pytest.mark.parametrize("height", range(3, 13))
 @pytest.mark.parametrize("padding", [0, 1])
-def test_float32_is_the_convolution(height, padding):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_float32_is_the_convolution(height, padding, stride):
     values, parts = images(3, height, 17 - height, 16), layer(16, 32)
-    found = built(parts, padding=padding)(values.numpy())
-    np.testing.assert_allclose(found, wanted(values, parts, padding), rtol=0, atol=2e-5)
+    found = built(parts, padding=padding, stride=stride)(values.numpy())
+    np.testing.assert_allclose(found, wanted(values, parts, padding, stride), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(16, 16), (32, 48), (80, 64), (64, 80)])
@@ -69,11 +73,12 @@ def test_any_number_of_channels(inputs, outputs):
     ("inputs", "outputs", "padding"), [(32, 64, 1), (80, 192, 0), (192, 192, 1), (16, 16, 1)]
 )
 @pytest.mark.parametrize("side", [4, 8, 17])
-def test_bfloat16_is_near_the_convolution(inputs, outputs, padding, side):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_is_near_the_convolution(inputs, outputs, padding, side, stride):
     values, parts = images(2, side, side + 1, inputs).bfloat16(), layer(inputs, outputs)
-    bits = built(parts, padding=padding, pairs=True)(values.view(torch.int16).numpy())
+    bits = built(parts, padding=padding, stride=stride, pairs=True)(values.view(torch.int16).numpy())
     found = torch.from_numpy(bits).view(torch.bfloat16).double()
-    right = wanted(values, parts, padding)
+    right = wanted(values, parts, padding, stride)
     assert (found - right).norm() / right.norm() < 0.006
 
 
