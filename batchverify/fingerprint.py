@@ -12,7 +12,7 @@ from typing import Any
 from batchverify.augmentation import AUGMENTATION
 from batchverify.errors import UsageError
 
-# Raised whenever decoding, detection or resampling changes its result.
+# Raised whenever decoding, detection or resampling changes its result by more than rounding.
 PIPELINE = 2
 CROPS = ("detect", "center", "none")
 TTA = ("none", "flip")

@@ -97,9 +97,10 @@ class _Convolution(_Packed):
 
 def _saves(layer: Any, small: bool) -> bool:
     """Whether a convolution has a faster form; in small images the tiles of every other output are half empty."""
-    if small and layer.stride != (1, 1):
-        return False
-    return layer.kernel_size == (3, 3) and layer.in_channels % LANES == 0
+    strides = ((1, 1),) if small else ((1, 1), (2, 2))
+    plain = layer.dilation == (1, 1) and layer.groups == 1 and len(set(layer.padding)) == 1
+    whole = layer.in_channels % LANES == 0 == layer.out_channels % LANES
+    return plain and whole and layer.kernel_size == (3, 3) and layer.stride in strides
 
 
 class _Winograd(nn.Module):
@@ -131,8 +132,17 @@ def _on_arrays(work: Callable[[np.ndarray], np.ndarray], values: torch.Tensor) -
     rows = values.permute(0, 2, 3, 1).contiguous()
     bits = (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
     parts = np.array_split(bits, max(1, min(torch.get_num_threads(), len(bits))))
-    found = work(bits) if len(parts) == 1 else np.concatenate(list(_helpers().map(work, parts)))
+    found = work(bits) if len(parts) == 1 else np.concatenate(_shared(work, parts))
     return torch.from_numpy(found).view(values.dtype).permute(0, 3, 1, 2)
+
+
+def _shared(work: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]) -> list[np.ndarray]:
+    """What is made of each part, by threads; by this one when the process is about to end."""
+    try:
+        jobs = [_helpers().submit(work, part) for part in parts]
+    except RuntimeError:
+        return [work(part) for part in parts]
+    return [job.result() for job in jobs]
 
 
 @cache

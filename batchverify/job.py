@@ -18,7 +18,7 @@ from batchverify.options import EmbedOptions
 from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.version import __version__
 
-# Raised whenever rows come out otherwise than before for the same document.
+# Raised whenever rows come out otherwise than before for the same document and vectors.
 ROWS_FORMAT = 2
 # As `Embedder.compute_path` states it.
 PATHS = " + "  # between those of an engine with CPUs of several kinds

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from llvmlite import binding
 from numba import njit
+from numba.core import config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
-# Division by zero follows numpy and nothing is reordered: the same bits on every machine.
+# Division by zero follows numpy and nothing is reordered: the same bits on every machine, but for what `tiles.py`
+# sums up, which CPUs without fused multiplication round once more.
 _SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 # Modules that become part of loops in others.
 _SHARED = ("instructions.py", "tiles.py", "vectors.py")
@@ -30,6 +32,11 @@ _BROKEN = (OSError, EOFError, pickle.UnpicklingError)
 
 def compiled(loop: Loop) -> Loop:
     """Compile at the first call and keep the machine code beside the module, or in the user's cache folder."""
+    if loop.__closure__:
+        # A name of its own for what it closes over: numba numbers symbols of one name by the order in which a
+        # process compiles them, and of two with one number the first that is loaded would stand for both.
+        digest = hashlib.sha256(repr(_closed_over(loop)).encode()).hexdigest()[:8]
+        loop.__qualname__ = f"{loop.__qualname__}.{digest}"
     dispatcher = njit(**_SETTINGS)(loop)
     try:
         dispatcher._cache = MachineCode(loop)
@@ -45,7 +52,7 @@ class MachineCode(FunctionCache):
     Files that cannot be read are dropped and the loop is compiled again; what cannot be written is not kept.
     Each kind of CPU has files of its own: in numba's the index knows the CPU, the code does not, and machines
     of two kinds that compile at once in one folder may leave one the other's instructions. Nor does the index
-    know `instructions.py` and `tiles.py`, which become part of loops elsewhere.
+    know the modules of `_SHARED`, which become part of loops elsewhere.
     Raises `RuntimeError` where no folder can be written.
     """
 
@@ -79,7 +86,7 @@ class MachineCode(FunctionCache):
 
 
 def _closed_over(loop: Callable[..., Any]) -> list[Any]:
-    """The numbers that a loop closes over, and the loops with theirs."""
+    """The numbers that a loop closes over, and the loops (of the same module) with theirs; no arrays."""
     values = [cell.cell_contents for cell in loop.__closure__ or ()]
     return [
         (each.py_func.__qualname__, _closed_over(each.py_func)) if isinstance(each, Dispatcher) else each
@@ -90,6 +97,7 @@ def _closed_over(loop: Callable[..., Any]) -> list[Any]:
 @cache
 def _kind() -> str:
     """A short name of this kind of CPU and of the instructions that loops are made of."""
-    cpu = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    told = (vars(config)[name] for name in ("CPU_NAME", "CPU_FEATURES", "ENABLE_AVX"))
+    cpu = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()} {list(told)}"
     code = [Path(__file__).with_name(name).read_bytes() for name in _SHARED]
     return hashlib.sha256(cpu.encode() + b"".join(code)).hexdigest()[:8]

@@ -12,10 +12,8 @@ from batchverify.facenet import mtcnn_weights
 from batchverify.kernels import slope
 from batchverify.pyramid import CHANNELS, Pyramid
 from batchverify.strips import PooledConvolution, maxima
+from batchverify.vectors import LANES
 from batchverify.winograd import WinogradConvolution
-
-# Channels are padded to a multiple of this: half-filled vectors cost as much.
-LANES = 16
 
 Tensors = dict[str, torch.Tensor]
 
@@ -26,6 +24,7 @@ class Convolution:
     def __init__(self, tensors: Tensors, names: Sequence[str], inputs: int, device: str) -> None:
         weights = torch.cat([tensors[f"{name}.weight"] for name in names])
         used, given, *kernel = weights.shape
+        # Half-filled vectors cost as much.
         self.outputs = -(-used // LANES) * LANES
         weight = torch.zeros(self.outputs, inputs, *kernel)
         weight[:used, :given] = weights

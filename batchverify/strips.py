@@ -129,8 +129,9 @@ def _loop(channels: int, vectors: int, window: int) -> Any:
 def maxima(values: np.ndarray, window: int) -> np.ndarray:
     """`max_pool2d(window, 2, ceil_mode=True)` of (B, h, w, C), C a multiple of 16: (B, h', w', C).
 
-    float32, or the bits of bfloat16 as int16.
+    float32, or the bits of bfloat16 as int16. Of a number and NaN the number may be taken.
     """
+    values = np.ascontiguousarray(values)
     images, height, width, channels = values.shape
     rows, columns = (-(-(length - window) // 2) + 1 for length in (height, width))
     target = np.empty((images, rows, columns, channels), values.dtype)

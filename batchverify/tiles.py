@@ -8,9 +8,10 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from batchverify.vectors import LANES, PLACE, Code
@@ -20,9 +21,7 @@ from batchverify.vectors import LANES, PLACE, Code
 def _has(feature: str) -> bool:
     """Whether this CPU, or the one that numba is told to compile for, has a kind of instruction."""
     told: str | None = vars(config)["CPU_FEATURES"]
-    if told is not None:
-        return f"+{feature}" in told.split(",")
-    return bool(binding.get_host_cpu_features().get(feature))
+    return f"+{feature}" in (get_host_cpu_features() if told is None else told).split(",")
 
 
 def tile_rows(vectors: int = 1) -> int:

@@ -90,7 +90,7 @@ class WinogradConvolution:
     ) -> None:
         self.padding, self.outputs = padding, len(weight)
         small = pairs and weight.shape[1] < DEEP
-        self._filtering = APART if stride == 2 else TWO if small else THREE
+        self._filtering = {1: TWO if small else THREE, 2: APART}[stride]
         self._weights = transformed(weight, self._filtering, pairs)
         self._bias, self._slopes = np.ascontiguousarray(bias), np.ascontiguousarray(slopes)
         self._loop = _loop(self._filtering, pairs)

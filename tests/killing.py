@@ -29,8 +29,10 @@ from batchverify import output, sinks
 finish = sinks.FileSink.finish
 sinks.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
-from batchverify import cache
-cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=128, commit_seconds=2.0)
+from batchverify import cache, engine
+# Chunks small enough that the first segment is there long before the last chunk.
+engine.Workers.__init__.__defaults__ = (32,)
+cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=64, commit_seconds=2.0)
 from batchverify.cli import main
 main({arguments!r})
 """
@@ -82,9 +84,10 @@ class KilledJob:
         """Those that say who does the work."""
         return ["--engine", self.engine, "--num-cpus", "2"]
 
-    def environment(self) -> dict[str, str] | None:
-        """That of the command; None for this process's."""
-        return None
+    def environment(self) -> dict[str, str]:
+        """That of the command."""
+        # A worker that is killed while it starts is waited for, by default for a minute.
+        return {**os.environ, "RAY_worker_register_timeout_seconds": "20"}
 
     def close(self) -> None:
         """End what the runs left."""

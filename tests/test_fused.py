@@ -7,6 +7,7 @@ import torch
 
 from batchverify.backbones import build_network, fold_batch_norm, load_backbone
 from batchverify.fused import fuse, kind_of_network
+from batchverify.tiles import multiplies_bfloat16
 
 BATCH = 4
 
@@ -67,7 +68,16 @@ def test_threads_share_the_images(faces, dtype):
     torch.testing.assert_close(*found)
 
 
+def test_what_has_a_faster_form_takes_it():
+    network = fused(torch.float32)
+    names = {name for name, part in network.named_modules() if type(part).__name__ == "_Winograd"}
+    alone = {"conv2d_2a", "conv2d_2b", "conv2d_4a", "conv2d_4b", "mixed_6a.branch0", "mixed_6a.branch1.1"}
+    assert alone <= names and {"mixed_6a.branch1.2", "mixed_7a.branch2.1"} <= names
+    assert len(names) == 8 + 5 * 3 and "conv2d_1a" not in names and "mixed_7a.branch0.1" not in names
+    assert type(network.maxpool_3a).__name__ == "_Maxima"
+
+
 def test_what_is_computed_how():
     assert kind_of_network("cpu", torch.float32) == "winograd"
-    assert kind_of_network("cpu", torch.bfloat16) in ("winograd", "fused")
+    assert kind_of_network("cpu", torch.bfloat16) == ("winograd" if multiplies_bfloat16() else "fused")
     assert kind_of_network("cpu", torch.float16) == kind_of_network("cuda", torch.float32) == "eager"

@@ -55,6 +55,21 @@ print(sum(_loop(THREE, False).stats.cache_misses.values()))
     assert [call(tmp_path, code).split() for _ in range(2)] == [["144.0", "1"], ["144.0", "0"]]
 
 
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_loops_of_one_name_from_two_processes_are_not_mixed_up(tmp_path, order):
+    code = """
+import numpy as np, sys
+from batchverify.winograd import WinogradConvolution
+zeros, ones = np.zeros(16, np.float32), np.ones((1, 9, 9, 16), np.float32)
+for stride in ORDER:
+    convolution = WinogradConvolution(np.ones((16, 16, 3, 3), np.float32), zeros, zeros, stride=stride)
+    print({round(each, 3) for each in convolution(ones).reshape(-1).tolist()})
+"""
+    for strides in ([order[0]], [order[1]], order, order[::-1]):
+        found = call(tmp_path, code.replace("ORDER", repr(tuple(strides))))
+        assert found.splitlines() == ["{144.0}"] * len(strides)
+
+
 @pytest.mark.parametrize("size", [0, 60])
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 def test_damaged_code_is_made_anew(kept, kind, size):

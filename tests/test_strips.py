@@ -16,7 +16,7 @@ def pooled(values: torch.Tensor, window: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("height", [5, 6, 9, 24])
 @pytest.mark.parametrize("width", [5, 8, 13, 14, 17, 18, 48])
-@pytest.mark.parametrize(("window", "outputs"), [(2, 16), (3, 32)])
+@pytest.mark.parametrize(("window", "outputs"), [(2, 16), (3, 32), (2, 48), (3, 64)])
 def test_it_is_torchs(height, width, window, outputs):
     values, parts = images(2, height, width, 3), layer(3, outputs)
     found = PooledConvolution(*(part.numpy() for part in parts), window)(values.numpy())
