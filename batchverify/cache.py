@@ -92,6 +92,8 @@ class EmbeddingCache:
         self._dimension = int(fingerprint.document.get("dimension", DIMENSION))
         self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
         self._pending: list[Entry] = []
+        # Keys of what is pending and of what was committed last.
+        self._recent: set[bytes] = set()
         self._last_commit = time.monotonic()
         self._index = index
 
@@ -144,11 +146,17 @@ class EmbeddingCache:
     def append(self, entries: Iterable[Entry]) -> None:
         """Collect entries; they are committed once there are enough or a minute has passed.
 
-        Failures that do not follow from an image's bytes are passed over: the next run tries again.
+        Failures that do not follow from an image's bytes are passed over: the next run tries again. So are
+        entries that were just collected: after Ctrl-C in the middle of it they are handed in once more.
         """
-        self._pending.extend(
-            each for each in entries if each.skipped is None or each.skipped.reason in CACHED_REASONS
-        )
+        kept = [
+            each
+            for each in entries
+            if (each.skipped is None or each.skipped.reason in CACHED_REASONS)
+            and each.key not in self._recent
+        ]
+        self._pending.extend(kept)
+        self._recent.update(each.key for each in kept)
         if (
             len(self._pending) >= self._commit_rows
             or time.monotonic() - self._last_commit > self._commit_seconds
@@ -158,6 +166,7 @@ class EmbeddingCache:
     def commit(self) -> None:
         """Write what was collected; when this returns it is durable. When it raises, nothing is forgotten."""
         self._last_commit = time.monotonic()
+        self._recent = {entry.key for entry in self._pending} or self._recent
         vectors = [entry for entry in self._pending if entry.vector is not None]
         failures = [entry for entry in self._pending if entry.vector is None]
         staging = self.folder.join("tmp")

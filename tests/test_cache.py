@@ -241,3 +241,16 @@ def test_files_that_are_no_segments_are_not_read(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         assert open_cache(tmp_path).get_many([key(1)])[0] is not None
     assert caplog.records == []
+
+
+def test_entries_handed_in_once_more_are_kept_once(tmp_path):
+    """After Ctrl-C in the middle of it the scheduler hands in what it may have handed in already."""
+    cache = new_cache(tmp_path)
+    some = [entry(number) for number in range(3)]
+    cache.append(some)
+    cache.append(some)
+    cache.commit()
+    cache.append([*some, entry(3)])
+    cache.commit()
+    kept = [pq.read_table(path)["key"].to_pylist() for path in segments(tmp_path)]
+    assert sorted(map(len, kept)) == [1, 3]
