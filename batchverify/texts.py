@@ -50,7 +50,9 @@ def hash_of(words: np.ndarray, size: int, seed: np.uint64, factor: np.uint64) ->
     for at in range((size + _WORD - 1) // _WORD):
         value = (value ^ words[at]) * factor
         value ^= value >> np.uint64(32)
-    # Once more: what differs in the last word's last bytes must reach the first bits, too.
+    # Twice more: what differs in the last word's last bytes must reach the first bits, with unlucky factors, too.
+    value *= factor
+    value ^= value >> np.uint64(29)
     value *= factor
     return np.int64(value ^ value >> np.uint64(32))
 
