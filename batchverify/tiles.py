@@ -115,10 +115,8 @@ def _multiply(shape: Any, context: Any, builder: Any, signature: Any, arguments:
 
     first = [write.load(write.beyond(sums, v * LANES)) for v in range(vectors)] * rows
     _, _, *totals = write.loop(given[3], 1, [pixels, weights, *first], segment)
+    last = [write.element(kind, array, given[7]) for kind, array in zip(kinds[11:], given[11:], strict=True)]
     for v in range(vectors):
-        last = [
-            write.element(kind, array, given[7]) for kind, array in zip(kinds[11:], given[11:], strict=True)
-        ]
         slopes = [write.load(write.beyond(each, v * LANES)) for each in last]
         for r, total in enumerate(totals[v::vectors]):
             row = write.beyond(answers, builder.mul(given[10], PLACE(r)))
@@ -228,7 +226,7 @@ def _peak(
     """The maxima of a window of vectors, for every channel by itself.
 
     window: a constant, 2 or 3: a window of 2 leaves out the second row and column. one, two, three: where the rows
-    begin in the source; left, middle, right: columns, from there on. source, target: float32, addressed flat.
+    begin in the source; left, middle, right: columns, from there on. source, target: as `_grid` takes them.
     """
     place = types.int64
     kinds = (source, *[place] * 6, target, place, place)
