@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from batchverify.backbones import DIMENSION, PACKAGED, Backbone, build_network, fold_batch_norm, load_backbone
-from batchverify.crops import FACE_SIZE, Face, box_face, fixed_face
+from batchverify.crops import Face, box_face, fixed_face
 from batchverify.detection import Detections, FaceDetector, choose_face, reduced
 from batchverify.devices import full_float32, number_class, resolve_device
 from batchverify.errors import BatchverifyError, UsageError
@@ -103,7 +103,6 @@ class Embedder:
             # Threads work on streams of their own; what is not there yet must not be used by them.
             torch.cuda.synchronize(self.device)
         self.batch_size = batch_size or self._best_batch()
-        self._warm_up()
         self._starting = {"start": time.perf_counter() - started}
         log.info("embedding on %s", self.compute_path)
 
@@ -116,12 +115,6 @@ class Embedder:
     def on_gpu(self) -> bool:
         """Whether the device is one."""
         return self.device != "cpu"
-
-    @torch.inference_mode()
-    def _warm_up(self) -> None:
-        """The first pass, which packs weights: that belongs to the start. On a GPU trying batches was it."""
-        if not self.on_gpu:
-            self._forward(self.batch_size)(np.zeros((1, FACE_SIZE, FACE_SIZE, 3), np.uint8))
 
     @torch.inference_mode()
     def _best_batch(self) -> int:
