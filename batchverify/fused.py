@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from batchverify.facenet import inception
+from batchverify.products import PANEL, PixelProduct
 from batchverify.strips import maxima
 from batchverify.tiles import multiplies_bfloat16
 from batchverify.vectors import LANES
@@ -50,15 +51,24 @@ def fuse(network: nn.Module, dtype: torch.dtype, small: bool = False) -> nn.Modu
     parts, compiled = inception(), kind_of_network("cpu", dtype) == "winograd"
     for name, child in list(network.named_children()):
         if isinstance(child, parts.BasicConv2d):
-            kind = _Winograd if compiled and _saves(child.conv, small) else _Convolution
-            setattr(network, name, kind(child.conv, dtype))
+            setattr(network, name, _convolution(child.conv, dtype, compiled, small))
             continue
         if name == "maxpool_3a" and compiled:
             setattr(network, name, _Maxima())
-        fuse(child, dtype, small or name == _SMALL)
         if isinstance(child, parts.Block8 | parts.Block17 | parts.Block35):
-            setattr(network, name, _Residual(child, dtype))
+            kind = _Joined if compiled and dtype == torch.bfloat16 else _Residual
+            setattr(network, name, kind(child, dtype, small))
+            continue
+        fuse(child, dtype, small or name == _SMALL)
     return network
+
+
+def _convolution(layer: Any, dtype: torch.dtype, compiled: bool, small: bool) -> nn.Module:
+    if compiled and _saves(layer, small):
+        return _Winograd(layer, dtype)
+    if compiled and dtype == torch.bfloat16 and _is_product(layer):
+        return _Product(layer)
+    return _Convolution(layer, dtype)
 
 
 class _Packed(nn.Module):
@@ -119,6 +129,23 @@ class _Winograd(nn.Module):
         return _on_arrays(self.convolution, values)
 
 
+def _is_product(layer: Any) -> bool:
+    plain = layer.kernel_size == (1, 1) == layer.stride and layer.groups == 1
+    return plain and layer.in_channels % LANES == 0 == layer.out_channels % PANEL
+
+
+class _Product(nn.Module):
+    """Convolution of 1 x 1, bias and ReLU in bfloat16."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.product = _product([layer])
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) channels last to (B, D, h, w)."""
+        return _tensor(_shared(self.product, [_array(values)])[0])
+
+
 class _Maxima(nn.Module):
     """Maxima of windows of 3, two apart, in images whose sides are odd."""
 
@@ -128,21 +155,35 @@ class _Maxima(nn.Module):
 
 
 def _on_arrays(work: Callable[[np.ndarray], np.ndarray], values: torch.Tensor) -> torch.Tensor:
-    """What compiled loops make of (B, C, h, w) channels last; as many threads as torch has share the images."""
+    """What compiled loops make of (B, C, h, w) channels last."""
+    return _tensor(_shared(lambda part: [work(part)], [_array(values)])[0])
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    """(B, C, h, w) channels last as (B, h, w, C): float32, or the bits of bfloat16 as int16."""
     rows = values.permute(0, 2, 3, 1).contiguous()
-    bits = (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
-    parts = np.array_split(bits, max(1, min(torch.get_num_threads(), len(bits))))
-    found = work(bits) if len(parts) == 1 else np.concatenate(_shared(work, parts))
-    return torch.from_numpy(found).view(values.dtype).permute(0, 3, 1, 2)
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
-def _shared(work: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]) -> list[np.ndarray]:
-    """What is made of each part, by threads; by this one when the process is about to end."""
+def _tensor(rows: np.ndarray) -> torch.Tensor:
+    """The way back."""
+    found = torch.from_numpy(rows)
+    return (found.view(torch.bfloat16) if rows.dtype == np.int16 else found).permute(0, 3, 1, 2)
+
+
+def _shared(work: Callable[..., list[np.ndarray]], arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """What is made of arrays of B images, of B images each; as many threads as torch has share the images."""
+    threads = max(1, min(torch.get_num_threads(), len(arrays[0])))
+    if threads == 1:
+        return work(*arrays)
+    parts = list(zip(*(np.array_split(each, threads) for each in arrays), strict=True))
     try:
-        jobs = [_helpers().submit(work, part) for part in parts]
+        jobs = [_helpers().submit(work, *part) for part in parts]
+        found = [job.result() for job in jobs]
     except RuntimeError:
-        return [work(part) for part in parts]
-    return [job.result() for job in jobs]
+        # The process is about to end.
+        found = [work(*part) for part in parts]
+    return [np.concatenate(each) for each in zip(*found, strict=True)]
 
 
 @cache
@@ -153,10 +194,10 @@ def _helpers() -> ThreadPoolExecutor:
 class _Residual(nn.Module):
     """An inception block: branches, their convolution back, scaled, added to the input, ReLU."""
 
-    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+    def __init__(self, block: Any, dtype: torch.dtype, small: bool) -> None:
         super().__init__()
-        names = [name for name in ("branch0", "branch1", "branch2") if hasattr(block, name)]
-        self.branches = nn.ModuleList([getattr(block, name) for name in names])
+        fuse(block, dtype, small)
+        self.branches = nn.ModuleList(_branches(block))
         self.back = _Packed(block.conv2d, dtype, block.scale)
         self.last = None if getattr(block, "noReLU", False) else "relu"
 
@@ -168,3 +209,34 @@ class _Residual(nn.Module):
         weight = back.packed(joined)
         shape = (back.padding, back.stride, [1, 1], 1)
         return call(values, joined, weight, back.bias, *shape, "add", 1.0, self.last, [], None)
+
+
+class _Joined(nn.Module):
+    """The same in bfloat16, with the convolutions that read the input as one, and no copy between."""
+
+    def __init__(self, block: Any, dtype: torch.dtype, small: bool) -> None:
+        super().__init__()
+        branches = [list(each) if isinstance(each, nn.Sequential) else [each] for each in _branches(block)]
+        self.heads = _product([first.conv for first, *_ in branches])
+        self.tails = nn.ModuleList([fuse(nn.Sequential(*others), dtype, small) for _, *others in branches])
+        self.back = _product([block.conv2d], block.scale, relu=not getattr(block, "noReLU", False))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) channels last to the same shape; `values` is overwritten."""
+        whole = _array(values)
+        found = _shared(self.heads, [whole])
+        ends = [_array(tail(_tensor(each))) for tail, each in zip(self.tails, found, strict=True)]
+        _shared(lambda onto, *parts: self.back(*parts, onto=onto), [whole, *ends])
+        return _tensor(whole)
+
+
+def _branches(block: Any) -> list[Any]:
+    return [getattr(block, name) for name in ("branch0", "branch1", "branch2") if hasattr(block, name)]
+
+
+def _product(layers: list[Any], scale: float = 1.0, relu: bool = True) -> PixelProduct:
+    """Convolutions of 1 x 1 that read the same pixels, as one."""
+    weight = torch.cat([layer.weight.flatten(1).float() for layer in layers]) * scale
+    bias = torch.cat([layer.bias.float() for layer in layers]) * scale
+    slopes = np.full(len(bias), 0 if relu else 1, np.float32)
+    return PixelProduct(weight.numpy(), bias.numpy(), slopes, [layer.out_channels for layer in layers])

@@ -16,6 +16,10 @@ from numba.extending import intrinsic
 
 from batchverify.vectors import LANES, PLACE, Code
 
+# Pairs of channels that are multiplied before the next round of a loop.
+STEP = 8
+CACHE_LINE = 64
+
 
 @cache
 def _has(feature: str) -> bool:
@@ -123,6 +127,88 @@ def _multiply(shape: Any, context: Any, builder: Any, signature: Any, arguments:
             place = write.beyond(row, v * LANES)
             write.store(write.sloped(total, *slopes) if slopes else total, place)
     return context.get_dummy_value()
+
+
+def _pixel_tile(
+    context: Any,
+    shape: Any,
+    sources: Any,
+    widths: Any,
+    pixel: Any,
+    right: Any,
+    panel: Any,
+    bias: Any,
+    slopes: Any,
+    begin: Any,
+    target: Any,
+    to: Any,
+    down: Any,
+) -> Any:
+    """A tile of a product of matrices, the left one in several arrays, whose sums go to pixels in bfloat16.
+
+    target[to + r * down + n] = what is negative sloped, of bias[begin + n] + the sum over all sources and k of
+    source[(pixel + r) * width + k] * right[panel + ...], and of what is there already where it `adds`.
+    shape: constants (rows r, vectors of LANES n, adds: 0 or 1). sources, widths: tuples. sources, right: pairs of
+    bfloat16 as int32, widths multiples of `STEP`. bias, slopes: float32. target: the bits of bfloat16 as int16.
+    """
+    place = types.int64
+    kinds = (sources, widths, place, right, place, bias, slopes, place, target, place, place)
+    return types.void(shape, *kinds), partial(_multiply_pixels, shape)
+
+
+def _multiply_pixels(shape: Any, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    rows, vectors, adds = (each.literal_value for each in shape)
+    write = Code(context, builder)
+    _, *kinds = signature.args
+    _, *given = arguments
+    row, bias, slopes, answers = (
+        write.element(kinds[which], given[which], given[at]) for which, at in ((3, 4), (5, 7), (6, 7), (8, 9))
+    )
+    totals = [write.load(write.beyond(bias, v * LANES)) for v in range(vectors)] * rows
+    for which in range(kinds[0].count):
+        width = builder.extract_value(given[1], which)
+        array = builder.extract_value(given[0], which)
+        first = write.element(kinds[0].dtype, array, builder.mul(given[2], width))
+        steps = [builder.mul(width, PLACE(r)) for r in range(rows)]
+
+        def segment(s: Any, pixel: Any, row: Any, *totals: Any, steps: Any = steps) -> list[Any]:
+            for k in range(STEP):
+                factors = [write.load(write.beyond(row, (k * vectors + v) * LANES)) for v in range(vectors)]
+                ones = [
+                    write.everywhere(builder.load(write.beyond(write.beyond(pixel, step), k)))
+                    for step in steps
+                ]
+                pairs = ((one, factor) for one in ones for factor in factors)
+                totals = [write.added(total, *pair) for total, pair in zip(totals, pairs, strict=True)]
+            return [write.beyond(pixel, STEP), write.beyond(row, STEP * vectors * LANES), *totals]
+
+        count = builder.udiv(width, PLACE(STEP))
+        _, row, *totals = write.loop(count, 1, [first, row, *totals], segment)
+    for v in range(vectors):
+        slope = write.load(write.beyond(slopes, v * LANES))
+        for r, total in enumerate(totals[v::vectors]):
+            place = write.beyond(answers, builder.add(builder.mul(given[10], PLACE(r)), PLACE(v * LANES)))
+            total = builder.fadd(total, write.load(place)) if adds else total
+            write.store(write.sloped(total, slope), place)
+    return context.get_dummy_value()
+
+
+def _fetch(context: Any, source: Any, at: Any, count: Any) -> Any:
+    """Ask for some numbers of a flat array, which will be wanted soon, to come to the cache."""
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        write = Code(context, builder)
+        first = write.element(signature.args[0], given[0], given[1])
+
+        def line(c: Any) -> list[Any]:
+            write.fetch(write.beyond(first, c))
+            return []
+
+        write.loop(given[2], CACHE_LINE * 8 // first.type.pointee.width, [], line)
+        return context.get_dummy_value()
+
+    place = types.int64
+    return types.void(source, place, place), code
 
 
 def _grid(
@@ -280,6 +366,8 @@ def _move(context: Any, source: Any, at: Any, target: Any, to: Any, count: Any) 
 tile: Any = intrinsic(prefer_literal=True)(_tile)
 grid: Any = intrinsic(prefer_literal=True)(_grid)
 sloped_tile: Any = intrinsic(prefer_literal=True)(_sloped_tile)
+pixel_tile: Any = intrinsic(prefer_literal=True)(_pixel_tile)
 move: Any = intrinsic(_move)
+fetch: Any = intrinsic(_fetch)
 peak: Any = intrinsic(prefer_literal=True)(_peak)
 finished_grid: Any = intrinsic(prefer_literal=True)(_finished_grid)

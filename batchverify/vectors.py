@@ -46,6 +46,14 @@ class Code:
         place = self.builder.bitcast(address, values.type.as_pointer())
         self.builder.store(values, place).align = 2 if values.type == SHORTS else 4
 
+    def fetch(self, address: Any) -> None:
+        """Ask for what is there to come to the second cache."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
+        ask = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        to_read, near, data = INT(0), INT(2), INT(1)
+        self.builder.call(ask, [self.builder.bitcast(address, byte), to_read, near, data])
+
     def everywhere(self, value: Any) -> Any:
         """A number in all lanes."""
         kind = ir.VectorType(value.type, LANES)

@@ -1,0 +1,121 @@
+"""Convolutions of 1 x 1 in bfloat16: products of pixels' channels with a matrix, compiled for the CPU at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from batchverify.machine_code import compiled
+from batchverify.tiles import fetch, pixel_tile
+from batchverify.vectors import LANES
+from batchverify.winograd import bfloat16
+
+# Sums that stay in registers: pixels, and vectors of outputs. Fewer loads than with one long column.
+ROWS = 8
+VECTORS = 2
+PANEL = VECTORS * LANES
+
+
+class PixelProduct:
+    """A convolution of 1 x 1, its bias, and a slope for what is negative (0 is ReLU, 1 leaves it).
+
+    For CPUs where `tiles.multiplies_bfloat16()`. weight: (D, C) float32. bias, slopes: (D,) float32. outputs: how
+    many of the D channels go to each of the arrays that are made, multiples of 32; all to one unless said.
+    """
+
+    def __init__(
+        self, weight: np.ndarray, bias: np.ndarray, slopes: np.ndarray, outputs: Sequence[int] | None = None
+    ) -> None:
+        filters, channels = weight.shape
+        self.outputs = tuple(outputs or [filters])
+        panels = weight.reshape(filters // PANEL, PANEL, channels // 2, 2).transpose(0, 2, 1, 3)
+        self._weights = bfloat16(panels).reshape(-1).view(np.int32)
+        self._numbers = np.ascontiguousarray(bias), np.ascontiguousarray(slopes)
+
+    def __call__(self, *values: np.ndarray, onto: np.ndarray | None = None) -> list[np.ndarray]:
+        """(B, h, w, C') bits of bfloat16 as int16, contiguous, whose C' are C together, multiples of 16.
+
+        Returns (B, h, w, D') for each of `outputs`. onto: (B, h, w, D), to which the sums are added before the slope
+        and which is then what is returned.
+        """
+        shape = values[0].shape[:-1]
+        pixels = int(np.prod(shape))
+        target = np.empty(pixels * sum(self.outputs), np.int16) if onto is None else onto.reshape(-1)
+        starts = np.cumsum([0, *self.outputs]) * pixels
+        # Of each panel of outputs: where the first pixel's begin, and how far the next pixel's are.
+        places = np.array(
+            [
+                (start + first, width)
+                for start, width in zip(starts, self.outputs, strict=False)
+                for first in range(0, width, PANEL)
+            ]
+        )
+        sources = tuple(each.reshape(-1).view(np.int32) for each in values)
+        widths = tuple(each.shape[-1] // 2 for each in values)
+        _loop(onto is not None)(sources, widths, pixels, self._weights, self._numbers, places, target)
+        ends = zip(starts, starts[1:], self.outputs, strict=False)
+        return [target[start:end].reshape(*shape, width) for start, end, width in ends]
+
+
+@cache
+def _loop(adds: bool) -> Any:
+    """The loop of `PixelProduct`."""
+    shape, single = (ROWS, VECTORS, int(adds)), (1, VECTORS, int(adds))
+
+    @compiled
+    def multiply(
+        sources: Any, widths: Any, pixels: int, weights: Any, numbers: Any, places: Any, target: Any
+    ) -> None:
+        bias, slopes = numbers
+        panels = len(places)
+        depth = len(weights) // panels
+        share = -(-ROWS // panels)
+        whole = pixels // ROWS * ROWS
+        for pixel in range(0, whole, ROWS):
+            for panel in range(panels):
+                to, width = places[panel]
+                # The next pixels, a few beside each panel: they come from far while this one's are multiplied.
+                for row in range(pixel + ROWS + panel * share, pixel + ROWS + min(ROWS, (panel + 1) * share)):
+                    if row < pixels:
+                        for which in range(len(sources)):
+                            fetch(sources[which], row * widths[which], widths[which])
+                        if adds:
+                            fetch(target, row * width, width)
+                at, begin = panel * depth, panel * PANEL
+                pixel_tile(
+                    shape,
+                    sources,
+                    widths,
+                    pixel,
+                    weights,
+                    at,
+                    bias,
+                    slopes,
+                    begin,
+                    target,
+                    to + pixel * width,
+                    width,
+                )
+        for pixel in range(whole, pixels):
+            for panel in range(panels):
+                to, width = places[panel]
+                at, begin = panel * depth, panel * PANEL
+                pixel_tile(
+                    single,
+                    sources,
+                    widths,
+                    pixel,
+                    weights,
+                    at,
+                    bias,
+                    slopes,
+                    begin,
+                    target,
+                    to + pixel * width,
+                    width,
+                )
+
+    return multiply
