@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from batchverify.facenet import inception
+from batchverify.lines import LineConvolution
 from batchverify.products import PANEL, PixelProduct
 from batchverify.strips import maxima
 from batchverify.tiles import multiplies_bfloat16
@@ -50,6 +51,8 @@ def fuse(network: nn.Module, dtype: torch.dtype, small: bool = False) -> nn.Modu
     """
     parts, compiled = inception(), kind_of_network("cpu", dtype) == "winograd"
     for name, child in list(network.named_children()):
+        # From there on: children stand in the order of the pass.
+        small = small or name == _SMALL
         if isinstance(child, parts.BasicConv2d):
             setattr(network, name, _convolution(child.conv, dtype, compiled, small))
             continue
@@ -59,7 +62,7 @@ def fuse(network: nn.Module, dtype: torch.dtype, small: bool = False) -> nn.Modu
             kind = _Joined if compiled and dtype == torch.bfloat16 else _Residual
             setattr(network, name, kind(child, dtype, small))
             continue
-        fuse(child, dtype, small or name == _SMALL)
+        fuse(child, dtype, small)
     return network
 
 
@@ -68,6 +71,8 @@ def _convolution(layer: Any, dtype: torch.dtype, compiled: bool, small: bool) ->
         return _Winograd(layer, dtype)
     if compiled and dtype == torch.bfloat16 and _is_product(layer):
         return _Product(layer)
+    if compiled and dtype == torch.bfloat16 and _is_line(layer) and not small:
+        return _Line(layer)
     return _Convolution(layer, dtype)
 
 
@@ -144,6 +149,29 @@ class _Product(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) channels last to (B, D, h, w)."""
         return _tensor(_shared(self.product, [_array(values)])[0])
+
+
+def _is_line(layer: Any) -> bool:
+    """Whether a convolution runs along one side of the image and keeps its size."""
+    sizes = layer.kernel_size
+    plain = (
+        layer.stride == (1, 1) == layer.dilation and layer.groups == 1 and min(sizes) == 1 and max(sizes) % 2
+    )
+    keeps = layer.padding == tuple(size // 2 for size in sizes)
+    return bool(plain) and keeps and layer.in_channels % LANES == 0 == layer.out_channels % PANEL
+
+
+class _Line(nn.Module):
+    """Convolution of 1 x K or K x 1, bias and ReLU in bfloat16."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        bias = layer.bias.float().numpy()
+        self.convolution = LineConvolution(layer.weight.float().numpy(), bias, 0 * bias)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) channels last to (B, D, h, w)."""
+        return _on_arrays(self.convolution, values)
 
 
 class _Maxima(nn.Module):

@@ -25,7 +25,7 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 # sums up, which CPUs without fused multiplication round once more.
 _SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 # Modules that become part of loops in others.
-_SHARED = ("instructions.py", "tiles.py", "vectors.py")
+_SHARED = ("instructions.py", "tiles.py", "grids.py", "vectors.py")
 # What a file that was cut off, or that cannot be written, raises.
 _BROKEN = (OSError, EOFError, pickle.UnpicklingError)
 

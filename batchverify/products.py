@@ -29,10 +29,8 @@ class PixelProduct:
     def __init__(
         self, weight: np.ndarray, bias: np.ndarray, slopes: np.ndarray, outputs: Sequence[int] | None = None
     ) -> None:
-        filters, channels = weight.shape
-        self.outputs = tuple(outputs or [filters])
-        panels = weight.reshape(filters // PANEL, PANEL, channels // 2, 2).transpose(0, 2, 1, 3)
-        self._weights = bfloat16(panels).reshape(-1).view(np.int32)
+        self.outputs = tuple(outputs or [len(weight)])
+        self._weights = panelled(weight)
         self._numbers = np.ascontiguousarray(bias), np.ascontiguousarray(slopes)
 
     def __call__(self, *values: np.ndarray, onto: np.ndarray | None = None) -> list[np.ndarray]:
@@ -60,6 +58,12 @@ class PixelProduct:
         return [target[start:end].reshape(*shape, width) for start, end, width in ends]
 
 
+def panelled(weight: np.ndarray) -> np.ndarray:
+    """(D, K) float32 to (D / PANEL, K / 2, PANEL) pairs of bfloat16 as int32, flat."""
+    panels = weight.reshape(len(weight) // PANEL, PANEL, -1, 2).transpose(0, 2, 1, 3)
+    return bfloat16(panels).reshape(-1).view(np.int32)
+
+
 @cache
 def _loop(adds: bool) -> Any:
     """The loop of `PixelProduct`."""
@@ -71,51 +75,43 @@ def _loop(adds: bool) -> Any:
     ) -> None:
         bias, slopes = numbers
         panels = len(places)
-        depth = len(weights) // panels
-        share = -(-ROWS // panels)
+        depth, share = len(weights) // panels, -(-ROWS // panels)
         whole = pixels // ROWS * ROWS
         for pixel in range(0, whole, ROWS):
             for panel in range(panels):
-                to, width = places[panel]
-                # The next pixels, a few beside each panel: they come from far while this one's are multiplied.
-                for row in range(pixel + ROWS + panel * share, pixel + ROWS + min(ROWS, (panel + 1) * share)):
-                    if row < pixels:
+                to, down = places[panel, 0], places[panel, 1]
+                # The next pixels, a few beside each panel: they come from far while these are multiplied.
+                for row in range(panel * share, min(ROWS, (panel + 1) * share)):
+                    following = pixel + ROWS + row
+                    if following < pixels:
                         for which in range(len(sources)):
-                            fetch(sources[which], row * widths[which], widths[which])
+                            fetch(sources[which], following * widths[which], widths[which])
                         if adds:
-                            fetch(target, row * width, width)
-                at, begin = panel * depth, panel * PANEL
+                            fetch(target, following * down, down)
+                at, begin, to = panel * depth, panel * PANEL, to + pixel * down
                 pixel_tile(
-                    shape,
-                    sources,
-                    widths,
-                    pixel,
-                    weights,
-                    at,
-                    bias,
-                    slopes,
-                    begin,
-                    target,
-                    to + pixel * width,
-                    width,
+                    shape, sources, widths, pixel, 1, 0, 1, weights, at, bias, slopes, begin, target, to, down
                 )
         for pixel in range(whole, pixels):
             for panel in range(panels):
-                to, width = places[panel]
+                to, down = places[panel, 0] + pixel * places[panel, 1], places[panel, 1]
                 at, begin = panel * depth, panel * PANEL
                 pixel_tile(
                     single,
                     sources,
                     widths,
                     pixel,
+                    1,
+                    0,
+                    1,
                     weights,
                     at,
                     bias,
                     slopes,
                     begin,
                     target,
-                    to + pixel * width,
-                    width,
+                    to,
+                    down,
                 )
 
     return multiply

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.grids import peak
 from batchverify.machine_code import compiled
-from batchverify.tiles import peak, sloped_tile, tile_rows
+from batchverify.tiles import sloped_tile, tile_rows
 from batchverify.vectors import LANES
 
 KERNEL = 3

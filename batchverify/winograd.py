@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.grids import finished_grid, grid, move
 from batchverify.machine_code import compiled
-from batchverify.tiles import finished_grid, grid, move, tile, tile_rows
+from batchverify.tiles import tile, tile_rows
 from batchverify.vectors import LANES
 
 KERNEL = 3
@@ -103,32 +104,34 @@ class WinogradConvolution:
         target = np.empty((images, down, across, self.outputs), values.dtype)
         # What is left over in the last block are old numbers.
         spread = np.zeros((side * side, channels // LANES, block, LANES), values.dtype)
-        # Rows of a power of two would fall upon one another in the cache.
-        products = np.empty((side * side, block, self.outputs + LANES), np.float32)
+        # Of one tile of products, LANES outputs wide: they stay in the first cache.
+        products = np.empty((side * side, tile_rows(), LANES), np.float32)
         # A tile of inputs or outputs, and an empty pixel.
-        edge = np.zeros(side * side * max(channels, self.outputs) + channels, values.dtype)
+        edge = np.zeros(side * side * channels + channels, values.dtype)
+        # Of each tile: its first output, and how many rows and columns of it there are.
+        places = np.empty((block, 3), np.int64)
         numbers = self._weights, self._bias, self._slopes, NOTHING
         shapes = np.array([*values.shape, *target.shape[1:], self.padding])
         factors = spread.view(self._weights.dtype).reshape(-1)
-        scratch = spread.reshape(-1), factors, products.reshape(-1), edge
+        scratch = spread.reshape(-1), factors, products.reshape(-1), edge, places
         self._loop(values.reshape(-1), shapes, numbers, scratch, target.reshape(-1))
         return target
 
 
 def _block() -> int:
-    """Tiles whose products are in the cache together."""
+    """Tiles whose inputs are in the cache together."""
     return tile_rows() * -(-24 // tile_rows())
 
 
 def transformed(weight: np.ndarray, filtering: Filtering, pairs: bool) -> np.ndarray:
-    """(D, C, 3, 3) to the kernels' transforms, (P, D / 16, C, 16) float32, P positions of an input tile.
+    """(D, C, 3, 3) to the kernels' transforms, (D / 16, P, C, 16) float32, P positions of an input tile.
 
-    pairs: (P, D / 16, C / 2, 16) int32, two channels beside one another as bfloat16.
+    pairs: (D / 16, P, C / 2, 16) int32, two channels beside one another as bfloat16.
     """
     outputs, channels = weight.shape[:2]
     kernel = np.array(filtering.kernel)
     found = np.einsum("ay,bx,dcyx->abcd", kernel, kernel, weight.astype(np.float64), optimize=True)
-    panels = found.reshape(-1, channels, outputs // LANES, LANES).transpose(0, 2, 1, 3).astype(np.float32)
+    panels = found.reshape(-1, channels, outputs // LANES, LANES).transpose(2, 0, 1, 3).astype(np.float32)
     if not pairs:
         return panels.reshape(-1)
     halves = bfloat16(panels).reshape(*panels.shape[:2], channels // 2, 2, LANES)
@@ -156,20 +159,25 @@ def _loop(filtering: Filtering, pairs: bool) -> Any:
     def convolve(values: Any, shapes: Any, numbers: Any, scratch: Any, target: Any) -> None:
         images, channels, down, across, filters = shapes[0], shapes[3], shapes[4], shapes[5], shapes[6]
         weights, bias, slopes, nothing = numbers
-        spread, factors, products, edge = scratch
+        spread, factors, products, edge, places = scratch
         tiles = images * -(-down // size) * -(-across // size)
-        row, bands, panels = filters + LANES, channels // LANES, filters // LANES
+        bands, panels = channels // LANES, filters // LANES
         for start in range(0, tiles, block):
             count = min(block, tiles - start)
-            spread_tiles(values, shapes, start, count, edge, spread)
-            for position in range(positions):
-                for panel in range(panels):
-                    kernel = (position * panels + panel) * bands * depth * LANES
-                    for t in range(0, count, rows):
+            spread_tiles(values, shapes, start, count, edge, spread, places)
+            for panel in range(panels):
+                for t in range(0, count, rows):
+                    for position in range(positions):
+                        kernel = (panel * positions + position) * bands * depth * LANES
                         at = (position * bands * block + t) * depth
-                        to = (position * block + t) * row + panel * LANES
-                        tile(shape, factors, at, jump, bands, weights, kernel, nothing, 0, products, to, row)
-            finish_tiles(products, shapes, start, count, bias, slopes, edge, target)
+                        to = position * rows * LANES
+                        tile(
+                            shape, factors, at, jump, bands, weights, kernel, nothing, 0, products, to, LANES
+                        )
+                    end = min(t + rows, count)
+                    finish_tiles(
+                        products, t, end, places, across, filters, panel * LANES, bias, slopes, edge, target
+                    )
 
     return convolve
 
@@ -184,14 +192,21 @@ def _spreading(filtering: Filtering) -> Any:
     matrix, hop = (side, *chain(*filtering.inputs)), size * filtering.stride
 
     @compiled
-    def spread_tiles(values: Any, shapes: Any, start: int, count: int, edge: Any, spread: Any) -> None:
+    def spread_tiles(
+        values: Any, shapes: Any, start: int, count: int, edge: Any, spread: Any, places: Any
+    ) -> None:
         height, width, channels, padding = shapes[1], shapes[2], shapes[3], shapes[7]
-        high, wide = -(-shapes[4] // size), -(-shapes[5] // size)
+        down, across = shapes[4], shapes[5]
+        high, wide = -(-down // size), -(-across // size)
         beside, empty = channels // LANES * band, len(edge) - channels
         for t in range(count):
             image = (start + t) // (high * wide)
             place = start + t - image * high * wide
-            y, x = place // wide * hop - padding, place % wide * hop - padding
+            row, column = place // wide, place % wide
+            y, x = row * size, column * size
+            places[t, 0] = (image * down + y) * across + x
+            places[t, 1], places[t, 2] = min(size, down - y), min(size, across - x)
+            y, x = row * hop - padding, column * hop - padding
             source, at, line = values, ((image * height + y) * width + x) * channels, width * channels
             if y < 0 or x < 0 or y + side > height or x + side > width:
                 for v in range(side):
@@ -208,30 +223,48 @@ def _spreading(filtering: Filtering) -> Any:
 @cache
 def _finishing(filtering: Filtering) -> Any:
     """The transform of a block of tiles of products to outputs, with bias and slope."""
-    size, side, block = filtering.size, filtering.side, _block()
+    size, side, rows = filtering.size, filtering.side, tile_rows()
     matrix = (side, *chain(*filtering.outputs))
 
     @compiled
     def finish_tiles(
-        products: Any, shapes: Any, start: int, count: int, bias: Any, slopes: Any, edge: Any, target: Any
+        products: Any,
+        start: int,
+        end: int,
+        places: Any,
+        across: int,
+        filters: int,
+        begin: int,
+        bias: Any,
+        slopes: Any,
+        edge: Any,
+        target: Any,
     ) -> None:
-        down, across, n = shapes[4], shapes[5], shapes[6]
-        high, wide, row = -(-down // size), -(-across // size), n + LANES
-        across_from, line = block * row, across * n
-        down_from = side * across_from
-        for t in range(count):
-            image = (start + t) // (high * wide)
-            place = start + t - image * high * wide
-            y, x = place // wide * size, place % wide * size
-            first, at = (image * down + y) * line + x * n, t * row
-            whole = y + size <= down and x + size <= across
-            aim, to, under = (target, first, line) if whole else (edge, 0, size * n)
+        beside, line = rows * LANES, across * filters
+        for t in range(start, end):
+            first, high, wide = places[t, 0] * filters + begin, places[t, 1], places[t, 2]
+            whole = high == size and wide == size
+            aim, to, under, far = (target, first, line, filters) if whole else (edge, 0, size * LANES, LANES)
+            at = (t - start) * LANES
             finished_grid(
-                matrix, products, at, down_from, across_from, aim, to, under, n, LANES, n, bias, slopes
+                matrix,
+                products,
+                at,
+                side * beside,
+                beside,
+                aim,
+                to,
+                under,
+                far,
+                LANES,
+                LANES,
+                bias,
+                slopes,
+                begin,
             )
             if not whole:
-                for v in range(min(size, down - y)):
-                    for u in range(min(size, across - x)):
-                        move(edge, (v * size + u) * n, target, first + v * line + u * n, n)
+                for v in range(high):
+                    for u in range(wide):
+                        move(edge, (v * size + u) * LANES, target, first + v * line + u * filters, LANES)
 
     return finish_tiles

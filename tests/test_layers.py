@@ -34,9 +34,11 @@ backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap bounds
 pyramid fused stores distances texts devices
+lines
+products
 winograd strips
 ahead errors records version stopwatch memory facenet kernels
-machine_code instructions tiles
+machine_code instructions tiles grids
 vectors
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
@@ -81,7 +83,7 @@ HEAVY = {
     },
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
-    "numba": {"machine_code", "instructions", "tiles", "vectors"},
+    "numba": {"machine_code", "instructions", "tiles", "grids", "vectors"},
     "scipy": {"drift", "slices"},
     "jinja2": {"report"},
     "plotly": {"report"},
