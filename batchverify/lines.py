@@ -30,7 +30,8 @@ class LineConvolution:
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(B, h, w, C) to (B, h, w, D): bits of bfloat16 as int16, contiguous; the other side 8 pixels at least."""
         images, height, width, channels = values.shape
-        assert (width if self.upright else height) >= ROWS
+        if (width if self.upright else height) < ROWS:
+            raise ValueError(f"the side beside the line must be {ROWS} pixels at least, got {values.shape}")
         target = np.empty((images, height, width, self.outputs), np.int16)
         # Along the line and beside it: how many pixels, and how far apart.
         sides = [(height, width), (width, 1)]

@@ -130,8 +130,10 @@ def transformed(weight: np.ndarray, filtering: Filtering, pairs: bool) -> np.nda
     """
     outputs, channels = weight.shape[:2]
     kernel = np.array(filtering.kernel)
-    found = np.einsum("ay,bx,dcyx->abcd", kernel, kernel, weight.astype(np.float64), optimize=True)
-    panels = found.reshape(-1, channels, outputs // LANES, LANES).transpose(2, 0, 1, 3).astype(np.float32)
+    # (P, 9) by (D / 16, 9, C * 16)
+    lines = weight.reshape(outputs // LANES, LANES, channels, -1).transpose(0, 3, 2, 1).astype(np.float64)
+    found = np.kron(kernel, kernel) @ lines.reshape(outputs // LANES, KERNEL * KERNEL, -1)
+    panels = found.reshape(outputs // LANES, -1, channels, LANES).astype(np.float32)
     if not pairs:
         return panels.reshape(-1)
     halves = bfloat16(panels).reshape(*panels.shape[:2], channels // 2, 2, LANES)
