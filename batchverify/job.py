@@ -136,7 +136,7 @@ def reason_of(path: str) -> str:
         "float32": "this device multiplies no shorter numbers",
     }
     calls = {
-        "winograd": "3 x 3 convolutions with fewer multiplications, the others one oneDNN call each",
+        "winograd": "loops made for this CPU, 3 x 3 ones with fewer multiplications, oneDNN for the rest",
         "fused": "one oneDNN call a layer, nothing to compile",
         "eager": "torch's own calls",
     }.get(kept["kind"], "")

@@ -62,7 +62,7 @@ def test_threads_share_the_images(faces, dtype):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(network.conv2d_2b(network.conv2d_2a(network.conv2d_1a(values))))
+            found.append((network.conv2d_2b(network.conv2d_2a(network.conv2d_1a(values))), network(values)))
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(*found)
@@ -75,6 +75,21 @@ def test_what_has_a_faster_form_takes_it():
     assert alone <= names and {"mixed_6a.branch1.2", "mixed_7a.branch2.1"} <= names
     assert len(names) == 8 + 5 * 3 and "conv2d_1a" not in names and "mixed_7a.branch0.1" not in names
     assert type(network.maxpool_3a).__name__ == "_Maxima"
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU multiplies no bfloat16 in vectors")
+def test_bfloat16_has_faster_forms_of_its_own():
+    network = fused(torch.bfloat16)
+    kinds = {name: type(part).__name__ for name, part in network.named_modules()}
+    assert {kinds[f"repeat_{which}.0"] for which in (1, 2, 3)} == {kinds["block8"]} == {"_Joined"}
+    assert [name for name, kind in kinds.items() if kind == "_Line"][-2:] == [
+        f"repeat_2.9.tails.1.{which}" for which in (0, 1)
+    ]
+    assert {"mixed_6a.branch1.0", "mixed_7a.branch0.0"} <= {
+        name for name, kind in kinds.items() if kind == "_Product"
+    }
+    # 80 outputs are no multiple of a panel; in images of 3 x 3 lines are too short.
+    assert kinds["conv2d_3b"] == kinds["repeat_3.0.tails.1.0"] == "_Convolution"
 
 
 def test_what_is_computed_how():

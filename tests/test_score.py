@@ -332,8 +332,8 @@ def test_reasons_of_compute_paths():
         "multiplied in hardware here, with float32's range; torch's own calls, recorded as a CUDA graph"
     )
     assert reason_of("cpu float32 winograd, batches of 32 + cpu bfloat16 fused, batches of 32") == (
-        "this device multiplies no shorter numbers; 3 x 3 convolutions with fewer multiplications, "
-        "the others one oneDNN call each"
+        "this device multiplies no shorter numbers; loops made for this CPU, 3 x 3 ones with fewer "
+        "multiplications, oneDNN for the rest"
     )
     assert reason_of("cpu bfloat16 fused, batches of 32").endswith(
         "; one oneDNN call a layer, nothing to compile"
