@@ -7,8 +7,10 @@ bias, sum and ReLU, weights packed once.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from threading import Lock
 from typing import Any
@@ -19,9 +21,9 @@ from torch import nn
 
 from batchverify.facenet import inception
 from batchverify.lines import LineConvolution
-from batchverify.products import PANEL, PixelProduct
+from batchverify.products import PixelProduct
 from batchverify.strips import maxima
-from batchverify.tiles import multiplies_bfloat16
+from batchverify.tiles import PANEL, multiplies_bfloat16
 from batchverify.vectors import LANES
 from batchverify.winograd import WinogradConvolution
 
@@ -58,7 +60,7 @@ def fuse(network: nn.Module, dtype: torch.dtype, small: bool = False) -> nn.Modu
             setattr(network, name, _convolution(child.conv, dtype, compiled, small))
             continue
         if name == "maxpool_3a" and compiled:
-            setattr(network, name, _Maxima())
+            setattr(network, name, _Compiled(partial(maxima, window=3)))
         if isinstance(child, parts.Block8 | parts.Block17 | parts.Block35):
             kind = _Joined if compiled and dtype == torch.bfloat16 else _Residual
             setattr(network, name, kind(child, dtype, small))
@@ -68,12 +70,16 @@ def fuse(network: nn.Module, dtype: torch.dtype, small: bool = False) -> nn.Modu
 
 
 def _convolution(layer: Any, dtype: torch.dtype, compiled: bool, small: bool) -> nn.Module:
+    """Convolution, bias and ReLU in the fastest form there is for it."""
+    short = compiled and dtype == torch.bfloat16
     if compiled and _saves(layer, small):
-        return _Winograd(layer, dtype)
-    if compiled and dtype == torch.bfloat16 and _is_product(layer):
-        return _Product(layer)
-    if compiled and dtype == torch.bfloat16 and _is_line(layer) and not small:
-        return _Line(layer)
+        options = {"stride": layer.stride[0], "padding": layer.padding[0], "pairs": short}
+        return _Compiled(WinogradConvolution(*_numbers(layer), **options))
+    if short and _is_product(layer):
+        product = _product([layer])
+        return _Compiled(lambda values: product(values)[0])
+    if short and _is_line(layer) and not small:
+        return _Compiled(LineConvolution(*_numbers(layer)))
     return _Convolution(layer, dtype)
 
 
@@ -119,37 +125,10 @@ def _saves(layer: Any, small: bool) -> bool:
     return plain and whole and layer.kernel_size == (3, 3) and layer.stride in strides
 
 
-class _Winograd(nn.Module):
-    """Convolution, bias and ReLU with fewer multiplications."""
-
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        super().__init__()
-        weight, bias = layer.weight.float().numpy(), layer.bias.float().numpy()
-        pairs, padding = dtype == torch.bfloat16, layer.padding[0]
-        self.convolution = WinogradConvolution(
-            weight, bias, 0 * bias, stride=layer.stride[0], padding=padding, pairs=pairs
-        )
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) channels last to (B, D, h', w')."""
-        return _on_arrays(self.convolution, values)
-
-
 def _is_product(layer: Any) -> bool:
-    plain = layer.kernel_size == (1, 1) == layer.stride and layer.groups == 1
+    """Whether a convolution looks at single pixels, at all of them."""
+    plain = layer.kernel_size == (1, 1) == layer.stride and layer.groups == 1 and not any(layer.padding)
     return plain and layer.in_channels % LANES == 0 == layer.out_channels % PANEL
-
-
-class _Product(nn.Module):
-    """Convolution of 1 x 1, bias and ReLU in bfloat16."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.product = _product([layer])
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) channels last to (B, D, h, w)."""
-        return _tensor(_shared(self.product, [_array(values)])[0])
 
 
 def _is_line(layer: Any) -> bool:
@@ -162,30 +141,22 @@ def _is_line(layer: Any) -> bool:
     return bool(plain) and keeps and layer.in_channels % LANES == 0 == layer.out_channels % PANEL
 
 
-class _Line(nn.Module):
-    """Convolution of 1 x K or K x 1, bias and ReLU in bfloat16."""
+def _numbers(layer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weight, bias and the slopes of ReLU."""
+    bias = layer.bias.float().numpy()
+    return layer.weight.float().numpy(), bias, 0 * bias
 
-    def __init__(self, layer: Any) -> None:
+
+class _Compiled(nn.Module):
+    """A layer that is a compiled loop: `work` takes and gives arrays as `_array` makes them."""
+
+    def __init__(self, work: Callable[[np.ndarray], np.ndarray]) -> None:
         super().__init__()
-        bias = layer.bias.float().numpy()
-        self.convolution = LineConvolution(layer.weight.float().numpy(), bias, 0 * bias)
+        self.work = work
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) channels last to (B, D, h, w)."""
-        return _on_arrays(self.convolution, values)
-
-
-class _Maxima(nn.Module):
-    """Maxima of windows of 3, two apart, in images whose sides are odd."""
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) channels last to (B, C, h', w')."""
-        return _on_arrays(partial(maxima, window=3), values)
-
-
-def _on_arrays(work: Callable[[np.ndarray], np.ndarray], values: torch.Tensor) -> torch.Tensor:
-    """What compiled loops make of (B, C, h, w) channels last."""
-    return _tensor(_shared(lambda part: [work(part)], [_array(values)])[0])
+        """(B, C, h, w) channels last to (B, D, h', w')."""
+        return _tensor(_shared(lambda part: [self.work(part)], [_array(values)])[0])
 
 
 def _array(values: torch.Tensor) -> np.ndarray:
@@ -205,14 +176,28 @@ def _shared(work: Callable[..., list[np.ndarray]], arrays: list[np.ndarray]) -> 
     threads = max(1, min(torch.get_num_threads(), len(arrays[0])))
     if threads == 1:
         return work(*arrays)
-    parts = list(zip(*(np.array_split(each, threads) for each in arrays), strict=True))
+    parts = deque(enumerate(zip(*(np.array_split(each, threads) for each in arrays), strict=True)))
+    jobs: list[Future[list[np.ndarray]]] = [Future() for _ in parts]
+
+    def take() -> None:
+        with suppress(IndexError):
+            while True:
+                number, part = parts.popleft()
+                _settle(jobs[number], work, part)
+
+    # Each part is done once, by whoever takes it first: where the process ends or has no more threads, by this one.
+    for _ in range(threads - 1):
+        with suppress(RuntimeError):
+            _helpers().submit(take)
+    take()
+    return [np.concatenate(each) for each in zip(*(job.result() for job in jobs), strict=True)]
+
+
+def _settle(job: Future[list[np.ndarray]], work: Callable[..., list[np.ndarray]], part: Any) -> None:
     try:
-        jobs = [_helpers().submit(work, *part) for part in parts]
-        found = [job.result() for job in jobs]
-    except RuntimeError:
-        # The process is about to end.
-        found = [work(*part) for part in parts]
-    return [np.concatenate(each) for each in zip(*found, strict=True)]
+        job.set_result(work(*part))
+    except Exception as exc:  # noqa: BLE001  whoever waits raises it
+        job.set_exception(exc)
 
 
 @cache
@@ -241,7 +226,7 @@ class _Residual(nn.Module):
 
 
 class _Joined(nn.Module):
-    """The same in bfloat16, with the convolutions that read the input as one, and no copy between."""
+    """The same in bfloat16: the convolutions that read the input are one, what they make is added in place."""
 
     def __init__(self, block: Any, dtype: torch.dtype, small: bool) -> None:
         super().__init__()

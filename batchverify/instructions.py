@@ -9,6 +9,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from batchverify.vectors import Code
+
 
 def _wide(context: Any, value: Any) -> Any:
     """The float32 of a float16's bits, one instruction for many of them; a float32 as it is."""
@@ -25,13 +27,8 @@ def _fetch(context: Any, row: Any, at: Any) -> Any:
     """Have the cache line of `row[at]` brought while something else is computed."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(row)(context, builder, arguments[0])
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        place = builder.bitcast(builder.gep(array.data, [arguments[1]]), byte)
-        # To be read, to stay near, data.
-        builder.call(prefetch, [place, number(0), number(3), number(1)])
+        write = Code(context, builder)
+        write.fetch(write.element(row, *arguments), 3)
         return context.get_dummy_value()
 
     return types.void(row, at), code

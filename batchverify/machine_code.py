@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
-# Division by zero follows numpy and nothing is reordered: the same bits on every machine, but for what `tiles.py`
-# sums up, which CPUs without fused multiplication round once more.
+# Division by zero follows numpy and nothing is reordered: the same bits on every machine, but for what `tiles.py` and
+# `grids.py` sum up, which CPUs without fused multiplication round once more.
 _SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 # Modules that become part of loops in others.
 _SHARED = ("instructions.py", "tiles.py", "grids.py", "vectors.py")

@@ -9,14 +9,8 @@ from typing import Any
 import numpy as np
 
 from batchverify.machine_code import compiled
-from batchverify.tiles import fetch, pixel_tile
-from batchverify.vectors import LANES
+from batchverify.tiles import PANEL, ROUND, ROWS, VECTORS, fetch_range, pixel_tile
 from batchverify.winograd import bfloat16
-
-# Sums that stay in registers: pixels, and vectors of outputs. Fewer loads than with one long column.
-ROWS = 8
-VECTORS = 2
-PANEL = VECTORS * LANES
 
 
 class PixelProduct:
@@ -29,16 +23,24 @@ class PixelProduct:
     def __init__(
         self, weight: np.ndarray, bias: np.ndarray, slopes: np.ndarray, outputs: Sequence[int] | None = None
     ) -> None:
-        self.outputs = tuple(outputs or [len(weight)])
+        self.inputs, self.outputs = weight.shape[1], tuple(outputs or [len(weight)])
+        self._loops = _loop(False), _loop(True)
         self._weights = panelled(weight)
         self._numbers = np.ascontiguousarray(bias), np.ascontiguousarray(slopes)
 
     def __call__(self, *values: np.ndarray, onto: np.ndarray | None = None) -> list[np.ndarray]:
         """(B, h, w, C') bits of bfloat16 as int16, contiguous, whose C' are C together, multiples of 16.
 
-        Returns (B, h, w, D') for each of `outputs`. onto: (B, h, w, D), to which the sums are added before the slope
-        and which is then what is returned.
+        Returns (B, h, w, D') for each of `outputs`. onto: (B, h, w, D), contiguous, where there is one of them: the
+        sums are added to it before the slope, and it is what is returned. Raises `ValueError` for other shapes.
         """
+        channels = [each.shape[-1] for each in values]
+        if sum(channels) != self.inputs or any(count % (2 * ROUND) for count in channels):
+            raise ValueError(
+                f"channels must be {self.inputs} together, in multiples of {2 * ROUND}; got {channels}"
+            )
+        if onto is not None and (len(self.outputs) > 1 or not onto.flags.c_contiguous):
+            raise ValueError("sums are added to one contiguous array")
         shape = values[0].shape[:-1]
         pixels = int(np.prod(shape))
         target = np.empty(pixels * sum(self.outputs), np.int16) if onto is None else onto.reshape(-1)
@@ -52,8 +54,8 @@ class PixelProduct:
             ]
         )
         sources = tuple(each.reshape(-1).view(np.int32) for each in values)
-        widths = tuple(each.shape[-1] // 2 for each in values)
-        _loop(onto is not None)(sources, widths, pixels, self._weights, self._numbers, places, target)
+        widths = tuple(count // 2 for count in channels)
+        self._loops[onto is not None](sources, widths, pixels, self._weights, self._numbers, places, target)
         ends = zip(starts, starts[1:], self.outputs, strict=False)
         return [target[start:end].reshape(*shape, width) for start, end, width in ends]
 
@@ -85,9 +87,9 @@ def _loop(adds: bool) -> Any:
                     following = pixel + ROWS + row
                     if following < pixels:
                         for which in range(len(sources)):
-                            fetch(sources[which], following * widths[which], widths[which])
+                            fetch_range(sources[which], following * widths[which], widths[which])
                         if adds:
-                            fetch(target, following * down, down)
+                            fetch_range(target, following * down, down)
                 at, begin, to = panel * depth, panel * PANEL, to + pixel * down
                 pixel_tile(
                     shape, sources, widths, pixel, 1, 0, 1, weights, at, bias, slopes, begin, target, to, down

@@ -21,10 +21,11 @@ class EmbedSummary:
 
     unique_images = embedded + cached + repeated (other paths with the same bytes) + failed + resumed (those of
     rows that an earlier run finished, not looked at again).
-    failures: images by reason. stage_seconds: of all workers together; `start` is building the embedder and its
-    first pass, `wait` is what workers that detect and embed had nothing to do. embedder_busy: the share of their
-    time that they had. compute_reason: why this compute path. image_seconds: by the clock, until the fate of every
-    image was known. peak_memory_mb: of the `driver`, and with Ray of the hungriest of its `workers`.
+    failures: images by reason. stage_seconds: of all workers together; `start` is building the embedder (its
+    weights are packed in the first `embed`), `wait` is what workers that detect and embed had nothing to do.
+    embedder_busy: the share of their time that they had. compute_reason: why this compute path. image_seconds: by the
+    clock, until the fate of every image was known. peak_memory_mb: of the `driver`, and with Ray of the hungriest of
+    its `workers`.
     """
 
     rows: int

@@ -15,7 +15,11 @@ from numba.extending import intrinsic
 
 from batchverify.vectors import LANES, PLACE, Code
 
-# Pairs of channels that are multiplied before the next round of a loop.
+# Of `pixel_tile`: pixels, and vectors of outputs, whose sums stay in registers (fewer loads than one long column
+# has), and pairs of channels that are multiplied before the next round of its loop.
+ROWS = 8
+VECTORS = 2
+PANEL = VECTORS * LANES
 ROUND = 8
 CACHE_LINE = 64
 
@@ -173,7 +177,7 @@ def _multiply_pixels(shape: Any, context: Any, builder: Any, signature: Any, arg
         along = [builder.mul(builder.mul(step, depth), PLACE(r)) for r in range(rows)]
         rounds, hop = builder.udiv(depth, PLACE(ROUND)), builder.mul(jump, depth)
 
-        def numbers(k: Any, pixel: Any, row: Any, *totals: Any, along: Any = along) -> list[Any]:
+        def numbers(_: Any, pixel: Any, row: Any, *totals: Any, along: Any = along) -> list[Any]:
             for k in range(ROUND):
                 factors = [write.load(write.beyond(row, (k * vectors + v) * LANES)) for v in range(vectors)]
                 places = (write.beyond(write.beyond(pixel, far), k) for far in along)
@@ -199,15 +203,15 @@ def _multiply_pixels(shape: Any, context: Any, builder: Any, signature: Any, arg
     return context.get_dummy_value()
 
 
-def _fetch(context: Any, source: Any, at: Any, count: Any) -> Any:
-    """Ask for some numbers of a flat array, which will be wanted soon, to come to the cache."""
+def _fetch_range(context: Any, source: Any, at: Any, count: Any) -> Any:
+    """Ask for some numbers of a flat array, which will be wanted soon, to come to the second cache."""
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         write = Code(context, builder)
         first = write.element(signature.args[0], given[0], given[1])
 
         def line(c: Any) -> list[Any]:
-            write.fetch(write.beyond(first, c))
+            write.fetch(write.beyond(first, c), 2)
             return []
 
         write.loop(given[2], CACHE_LINE // context.get_abi_sizeof(first.type.pointee), [], line)
@@ -221,4 +225,4 @@ def _fetch(context: Any, source: Any, at: Any, count: Any) -> Any:
 tile: Any = intrinsic(prefer_literal=True)(_tile)
 sloped_tile: Any = intrinsic(prefer_literal=True)(_sloped_tile)
 pixel_tile: Any = intrinsic(prefer_literal=True)(_pixel_tile)
-fetch: Any = intrinsic(_fetch)
+fetch_range: Any = intrinsic(_fetch_range)

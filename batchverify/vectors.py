@@ -1,4 +1,4 @@
-"""LLVM code in the making, with words for vectors of numbers: what `tiles.py` is written in."""
+"""LLVM code in the making, with words for vectors of numbers: what `tiles.py` and `grids.py` are written in."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Code:
         place = self.builder.bitcast(address, values.type.as_pointer())
         self.builder.store(values, place).align = 2 if values.type == SHORTS else 4
 
-    def fetch(self, address: Any) -> None:
-        """Ask for what is there to come to the second cache."""
+    def fetch(self, address: Any, cache: int) -> None:
+        """Ask for what is there to come to the first cache (3) or the second (2)."""
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
         ask = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        to_read, near, data = INT(0), INT(2), INT(1)
+        to_read, near, data = INT(0), INT(cache), INT(1)
         self.builder.call(ask, [self.builder.bitcast(address, byte), to_read, near, data])
 
     def everywhere(self, value: Any) -> Any:

@@ -150,7 +150,7 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
 def _loop(filtering: Filtering, pairs: bool) -> Any:
     """The loop of `WinogradConvolution`.
 
-    All arrays but `shapes` are flat, and there are no slices: what numba compiles for those takes seconds.
+    Images, weights and scratch are flat, and there are no slices: what numba compiles for those takes seconds.
     """
     rows, block, size, positions = tile_rows(), _block(), filtering.size, filtering.side**2
     spread_tiles, finish_tiles = _spreading(filtering), _finishing(filtering)

@@ -2,9 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
+from batchverify import fused as module
 from batchverify.backbones import build_network, fold_batch_norm, load_backbone
 from batchverify.fused import fuse, kind_of_network
 from batchverify.tiles import multiplies_bfloat16
@@ -27,6 +29,12 @@ def wanted(faces) -> torch.Tensor:
 def fused(dtype: torch.dtype) -> torch.nn.Module:
     network = fuse(fold_batch_norm(build_network(load_backbone("vggface2"))), dtype)
     return network.to(dtype).to(memory_format=torch.channels_last)
+
+
+def loops(network: torch.nn.Module) -> dict[str, str]:
+    """The parts of a network that are compiled loops, and of which kind."""
+    works = ((name, getattr(part, "work", None)) for name, part in network.named_modules())
+    return {name: type(work).__name__ for name, work in works if work is not None}
 
 
 @torch.inference_mode()
@@ -54,6 +62,31 @@ def test_threads_may_pack_at_once(faces):
     assert all(torch.equal(first, each) for each in others)
 
 
+class Refusing(ThreadPoolExecutor):
+    """No more threads, after the work was taken in: what Python does at a limit of processes."""
+
+    def submit(self, *args: object) -> None:
+        super().submit(*args)
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_each_part_is_done_once(refuses, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(module, "_helpers", lambda: pool)
+    try:
+        torch.set_num_threads(3)
+        with (Refusing if refuses else ThreadPoolExecutor)(2) as pool:
+            total = np.zeros((7, 2))
+            for _ in range(200):
+                module._shared(lambda part: [np.add(part, 1, out=part)], [total])
+            assert (total == 200).all()
+            with pytest.raises(ZeroDivisionError):
+                module._shared(lambda part: [1 / 0], [total])
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_threads_share_the_images(faces, dtype):
@@ -70,11 +103,11 @@ def test_threads_share_the_images(faces, dtype):
 
 def test_what_has_a_faster_form_takes_it():
     network = fused(torch.float32)
-    names = {name for name, part in network.named_modules() if type(part).__name__ == "_Winograd"}
+    names = {name for name, kind in loops(network).items() if kind == "WinogradConvolution"}
     alone = {"conv2d_2a", "conv2d_2b", "conv2d_4a", "conv2d_4b", "mixed_6a.branch0", "mixed_6a.branch1.1"}
     assert alone <= names and {"mixed_6a.branch1.2", "mixed_7a.branch2.1"} <= names
     assert len(names) == 8 + 5 * 3 and "conv2d_1a" not in names and "mixed_7a.branch0.1" not in names
-    assert type(network.maxpool_3a).__name__ == "_Maxima"
+    assert type(network.maxpool_3a).__name__ == "_Compiled"
 
 
 @pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU multiplies no bfloat16 in vectors")
@@ -82,12 +115,9 @@ def test_bfloat16_has_faster_forms_of_its_own():
     network = fused(torch.bfloat16)
     kinds = {name: type(part).__name__ for name, part in network.named_modules()}
     assert {kinds[f"repeat_{which}.0"] for which in (1, 2, 3)} == {kinds["block8"]} == {"_Joined"}
-    assert [name for name, kind in kinds.items() if kind == "_Line"][-2:] == [
-        f"repeat_2.9.tails.1.{which}" for which in (0, 1)
-    ]
-    assert {"mixed_6a.branch1.0", "mixed_7a.branch0.0"} <= {
-        name for name, kind in kinds.items() if kind == "_Product"
-    }
+    lines = {name for name, kind in loops(network).items() if kind == "LineConvolution"}
+    assert lines == {f"repeat_2.{block}.tails.1.{part}" for block in range(10) for part in (0, 1)}
+    assert kinds["mixed_6a.branch1.0"] == kinds["mixed_7a.branch0.0"] == "_Compiled"
     # 80 outputs are no multiple of a panel; in images of 3 x 3 lines are too short.
     assert kinds["conv2d_3b"] == kinds["repeat_3.0.tails.1.0"] == "_Convolution"
 
