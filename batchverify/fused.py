@@ -120,25 +120,26 @@ class _Convolution(_Packed):
 def _saves(layer: Any, small: bool) -> bool:
     """Whether a convolution has a faster form; in small images the tiles of every other output are half empty."""
     strides = ((1, 1),) if small else ((1, 1), (2, 2))
-    plain = layer.dilation == (1, 1) and layer.groups == 1 and len(set(layer.padding)) == 1
-    whole = layer.in_channels % LANES == 0 == layer.out_channels % LANES
-    return plain and whole and layer.kernel_size == (3, 3) and layer.stride in strides
+    square = layer.kernel_size == (3, 3) and len(set(layer.padding)) == 1
+    return square and layer.stride in strides and _is_plain(layer, LANES)
 
 
 def _is_product(layer: Any) -> bool:
     """Whether a convolution looks at single pixels, at all of them."""
-    plain = layer.kernel_size == (1, 1) == layer.stride and layer.groups == 1 and not any(layer.padding)
-    return plain and layer.in_channels % LANES == 0 == layer.out_channels % PANEL
+    return layer.kernel_size == (1, 1) == layer.stride and not any(layer.padding) and _is_plain(layer, PANEL)
 
 
 def _is_line(layer: Any) -> bool:
     """Whether a convolution runs along one side of the image and keeps its size."""
     sizes = layer.kernel_size
-    plain = (
-        layer.stride == (1, 1) == layer.dilation and layer.groups == 1 and min(sizes) == 1 and max(sizes) % 2
-    )
-    keeps = layer.padding == tuple(size // 2 for size in sizes)
-    return bool(plain) and keeps and layer.in_channels % LANES == 0 == layer.out_channels % PANEL
+    line = min(sizes) == 1 == max(sizes) % 2 and layer.padding == tuple(size // 2 for size in sizes)
+    return line and layer.stride == (1, 1) and _is_plain(layer, PANEL)
+
+
+def _is_plain(layer: Any, outputs: int) -> bool:
+    """Whether a convolution has no groups nor gaps, and fills vectors, its outputs several at once."""
+    plain = layer.dilation == (1, 1) and layer.groups == 1
+    return plain and layer.in_channels % LANES == 0 == layer.out_channels % outputs
 
 
 def _numbers(layer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

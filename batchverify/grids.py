@@ -52,52 +52,69 @@ def _finished_grid(
     to: Any,
     under: Any,
     beside: Any,
-    hop: Any,
-    channels: Any,
     bias: Any,
     slopes: Any,
     begin: Any,
 ) -> Any:
-    """`_grid`, then a bias added and what is negative multiplied by its slope, both float32, from `begin` on."""
+    """`_grid` of LANES channels, then a bias added and what is negative multiplied by its slope.
+
+    bias, slopes: float32, from `begin` on.
+    """
     place = types.int64
-    kinds = (source, *[place] * 3, target, *[place] * 5, bias, slopes, place)
-    return types.void(matrix, *kinds), partial(_transform, matrix)
+    kinds = (source, *[place] * 3, target, *[place] * 3, bias, slopes, place)
+    return types.void(matrix, *kinds), partial(_finish, matrix)
 
 
 def _transform(matrix: Any, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     write = Code(context, builder)
-    _, *kinds = signature.args
+    source, target = _corners(write, signature, arguments)
     _, *given = arguments
-    side, *numbers = (each.literal_value for each in matrix)
-    rows = [numbers[start : start + side] for start in range(0, len(numbers), side)]
-    source, target = (write.element(kinds[which], given[which], given[which + 1]) for which in (0, 4))
-    last = [write.element(kinds[which], given[which], given[12]) for which in (10, 11) if which < len(kinds)]
 
     def channels(c: Any) -> list[Any]:
-        found = _product(write, rows, write.beyond(source, c), given[2], given[3])
-        finish = [write.load(write.beyond(each, c)) for each in last]
+        found = _product(write, matrix, write.beyond(source, c), given[2], given[3])
         vector = write.beyond(target, builder.mul(builder.udiv(c, PLACE(LANES)), given[8]))
-        for y, line in enumerate(found):
-            row = write.beyond(vector, builder.mul(given[6], PLACE(y)))
-            for x, value in enumerate(line):
-                if finish:
-                    value = write.sloped(builder.fadd(value, finish[0]), finish[1])
-                write.store(value, write.beyond(row, builder.mul(given[7], PLACE(x))))
+        _store(write, found, vector, given[6], given[7])
         return []
 
     write.loop(given[9], LANES, [], channels)
     return context.get_dummy_value()
 
 
-def _product(write: Code, matrix: list[list[float]], source: Any, down: Any, across: Any) -> list[list[Any]]:
+def _finish(matrix: Any, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    write = Code(context, builder)
+    source, target = _corners(write, signature, arguments)
+    _, *kinds = signature.args
+    _, *given = arguments
+    bias, slopes = (write.load(write.element(kinds[which], given[which], given[10])) for which in (8, 9))
+    found = _product(write, matrix, source, given[2], given[3])
+    ended = [[write.sloped(builder.fadd(value, bias), slopes) for value in line] for line in found]
+    _store(write, ended, target, given[6], given[7])
+    return context.get_dummy_value()
+
+
+def _corners(write: Code, signature: Any, arguments: Any) -> list[Any]:
+    """Where the grids begin, in the source and in the target."""
+    return [write.element(signature.args[at], arguments[at], arguments[at + 1]) for at in (1, 5)]
+
+
+def _store(write: Code, grid: list[list[Any]], first: Any, under: Any, beside: Any) -> None:
+    for y, line in enumerate(grid):
+        row = write.beyond(first, write.builder.mul(under, PLACE(y)))
+        for x, value in enumerate(line):
+            write.store(value, write.beyond(row, write.builder.mul(beside, PLACE(x))))
+
+
+def _product(write: Code, matrix: Any, source: Any, down: Any, across: Any) -> list[list[Any]]:
     """M X M' of the grid of vectors that begins at an address."""
+    side, *numbers = (each.literal_value for each in matrix)
+    rows = [numbers[start : start + side] for start in range(0, len(numbers), side)]
     columns = []
-    for x in range(len(matrix[0])):
+    for x in range(side):
         column = write.beyond(source, write.builder.mul(across, PLACE(x)))
-        places = (write.beyond(column, write.builder.mul(down, PLACE(y))) for y in range(len(matrix[0])))
+        places = (write.beyond(column, write.builder.mul(down, PLACE(y))) for y in range(side))
         values = [write.load(place) for place in places]
-        columns.append([write.combined(row, values) for row in matrix])
-    return [[write.combined(row, line) for row in matrix] for line in zip(*columns, strict=True)]
+        columns.append([write.combined(row, values) for row in rows])
+    return [[write.combined(row, line) for row in rows] for line in zip(*columns, strict=True)]
 
 
 def _peak(

@@ -258,8 +258,6 @@ def _finishing(filtering: Filtering) -> Any:
                 to,
                 under,
                 far,
-                LANES,
-                LANES,
                 bias,
                 slopes,
                 begin,
