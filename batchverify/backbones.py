@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,15 @@ import numpy as np
 
 from batchverify.downloads import PUBLISHED, find_weights, locate_weights
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.inception import ARCHITECTURE, check_tensors
 
 if TYPE_CHECKING:
     import torch
 
-ARCHITECTURE = "InceptionResnetV1"
-DIMENSION = 512
 PACKAGED = "vggface2"
 PACKAGED_FILE = "vggface2-int8.safetensors"
 METADATA_KEY = "batchverify"
+RANGES_KEY = "activation_ranges"
 SCALE_SUFFIX = ".scale"
 
 Tensors = dict[str, np.ndarray]
@@ -30,11 +30,16 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone in memory: its name as the user gave it, float32 tensors by name, and their fingerprint."""
+    """A backbone in memory.
+
+    name: as the user gave it. tensors: float32, by name; fingerprint: theirs. ranges: the largest activations that
+    8-bit layers take, by layer; empty where the file states none.
+    """
 
     name: str
     tensors: Tensors
     fingerprint: str
+    ranges: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,15 @@ def quantise(tensors: Tensors) -> Tensors:
         if array.ndim < 2:
             stored[name] = array
             continue
-        flat = array.reshape(len(array), -1)
-        scale = np.maximum(np.abs(flat).max(axis=1) / np.float32(127), np.float32(1e-12)).astype(np.float32)
-        stored[name] = np.rint(flat / scale[:, None]).astype(np.int8).reshape(array.shape)
-        stored[name + SCALE_SUFFIX] = scale
+        stored[name], stored[name + SCALE_SUFFIX] = eight_bit(array)
     return stored
+
+
+def eight_bit(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A float32 matrix or kernel (O, ...) as int8 of the same shape and scales (O,) float32, to be multiplied."""
+    flat = weight.reshape(len(weight), -1)
+    scale = np.maximum(np.abs(flat).max(axis=1) / np.float32(127), np.float32(1e-12)).astype(np.float32)
+    return np.rint(flat / scale[:, None]).astype(np.int8).reshape(weight.shape), scale
 
 
 def dequantise(stored: Tensors) -> Tensors:
@@ -122,7 +131,7 @@ def load_backbone(
     """
     path = _weights_path(name, weights, progress)
     tensors = read_tensors(path)
-    return Backbone(name, tensors, fingerprint(tensors))
+    return Backbone(name, tensors, fingerprint(tensors), stored_ranges(path))
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -161,10 +170,33 @@ def list_backbones(weights: Path | None = None) -> list[Listed]:
 
 def stored_fingerprint(path: Path) -> str:
     """The fingerprint that the packaged file's header states; a test holds it to the tensors."""
+    return str(_stated(path)["fingerprint"])
+
+
+def stored_ranges(path: Path) -> dict[str, float]:
+    """The activation ranges that a weights file states, by layer; empty where it states none.
+
+    Raises `ArtifactError` for ranges that are not positive numbers.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        ranges = {str(name): float(value) for name, value in _stated(path).get(RANGES_KEY, {}).items()}
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
+    for name, value in ranges.items():
+        if not 0 < value < np.inf:
+            raise ArtifactError(f"{path}: the activation range of '{name}' is {value}, not a positive number")
+    return ranges
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """What batchverify wrote into a safetensors file's header; nothing where another program made it."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        return str(json.loads(file.metadata()[METADATA_KEY])["fingerprint"])
+        stated: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    return stated
 
 
 def _weights_path(
@@ -230,19 +262,12 @@ def build_network(backbone: Backbone) -> torch.nn.Module:
 
     from batchverify.facenet import inception
 
+    check_tensors(backbone.name, backbone.tensors)
     # Without memory of its own: a second of random numbers that the weights would overwrite.
     with torch.device("meta"):
         network: Any = inception().InceptionResnetV1(pretrained=None, classify=False).eval()
-    own = network.state_dict().items()
-    wanted = {name: each.shape for name, each in own if not name.endswith("num_batches_tracked")}
-    given = {name: each.shape for name, each in backbone.tensors.items()}
-    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-    if wrong:
-        raise ArtifactError(
-            f"{backbone.name}: not the weights of {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown "
-            f"or of another shape, such as '{wrong[0]}'"
-        )
-    tensors = {name: torch.zeros((), dtype=torch.int64) for name, _ in own if name not in wanted}
+    counters = [name for name in network.state_dict() if name.endswith("num_batches_tracked")]
+    tensors = {name: torch.zeros((), dtype=torch.int64) for name in counters}
     tensors |= {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
     network.load_state_dict(tensors, assign=True)
     built: torch.nn.Module = network.requires_grad_(False)

@@ -15,7 +15,7 @@ from batchverify.cli_evaluate import evaluate
 from batchverify.cli_options import (
     backbone_options,
     cache_option,
-    device_option,
+    device_options,
     json_option,
     manifest_options,
     no_cache_option,
@@ -118,7 +118,7 @@ def embed(manifest: str, as_json: bool, **options: Any) -> None:
 @main.command()
 @click.option("-i1", "--image-a", required=True, metavar="A", help="The first image.")
 @click.option("-i2", "--image-b", required=True, metavar="B", help="The second image.")
-@together(backbone_options, threshold_options, cache_option, no_cache_option, device_option, json_option)
+@together(backbone_options, threshold_options, cache_option, no_cache_option, device_options, json_option)
 def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
     """Say whether two images show the same person, with the probability that they do not."""
     set_up(False)

@@ -9,8 +9,17 @@ from typing import Any, TypeVar
 
 import click
 
+from batchverify.devices import RUNTIMES
 from batchverify.fingerprint import CROPS, FACES, TTA
-from batchverify.options import ALGORITHMS, CALIBRATIONS, ENGINES, MONITORS, ScoreOptions, TrainOptions
+from batchverify.options import (
+    ALGORITHMS,
+    CALIBRATIONS,
+    ENGINES,
+    MONITORS,
+    NUMBERS,
+    ScoreOptions,
+    TrainOptions,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _DEFAULTS = {each.name: each.default for each in (*fields(ScoreOptions), *fields(TrainOptions))}
@@ -75,7 +84,19 @@ backbone_options = together(
         type=click.Choice(TTA),
     ),
 )
-device_option = option("--device", "auto, cpu, cuda or cuda:N; a GPU asked for and absent is an error.")
+device_options = together(
+    option("--device", "auto, cpu, cuda or cuda:N; a GPU asked for and absent is an error."),
+    option(
+        "--runtime",
+        "What runs the networks: auto takes OpenVINO on a CPU, torch on a GPU and where OpenVINO is absent.",
+        type=click.Choice(RUNTIMES),
+    ),
+    option(
+        "--numbers",
+        "What the backbone computes in: auto takes the fastest that this device has and the weights allow.",
+        type=click.Choice(NUMBERS),
+    ),
+)
 cache_option = option(
     "--cache",
     "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
@@ -89,7 +110,7 @@ overwrite_option = option(
 no_cache_option = option("--no-cache", "Neither read nor write a cache.", is_flag=True)
 run_options = together(
     option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),
-    device_option,
+    device_options,
     option(
         "--batch-size",
         "Faces per forward pass. Default: 32 on a CPU, found by trying on a GPU.",

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchverify.engine import GPU_CHUNK, Workers, available_cpus
+from batchverify.devices import available_cpus
+from batchverify.engine import GPU_CHUNK, Workers
 from batchverify.errors import BatchverifyError, UsageError
 
 log = logging.getLogger(__name__)

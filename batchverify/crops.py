@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from batchverify.fingerprint import CENTER
-
-FACE_SIZE = 160
+from batchverify.inception import FACE_SIZE
 
 Box = tuple[float, float, float, float]
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 
 from batchverify.fingerprint import DETECT_SIDE
 from batchverify.kernels import candidates, resample, suppress
-from batchverify.mtcnn import OutputNetwork, ProposalNetwork, RefineNetwork
+from batchverify.mtcnn import OUTPUT_SIZE, REFINE_SIZE, Judged, Networks, OpenvinoNetworks
 from batchverify.pyramid import CHANNELS, Pyramid, integral, pyramid, regions
 
 SMALLEST_FACE = 20
@@ -98,14 +97,29 @@ class FaceDetector:
     does not depend on the other images of the call. blocks: what goes through the networks at a time.
     """
 
-    def __init__(self, *, min_face: int | None = None, device: str = "cpu") -> None:
-        self.min_face = min_face
-        self.device = device
-        self.blocks = Blocks() if device == "cpu" else GPU_BLOCKS
-        self._proposal = ProposalNetwork(device)
-        self._refine, self._output = RefineNetwork(device), OutputNetwork(device)
+    def __init__(self, networks: Networks, blocks: Blocks, *, min_face: int | None = None) -> None:
+        self.networks, self.blocks, self.min_face = networks, blocks, min_face
 
-    @torch.inference_mode()
+    @classmethod
+    def on(
+        cls,
+        device: str = "cpu",
+        runtime: str = "openvino",
+        *,
+        min_face: int | None = None,
+        streams: int = 1,
+        threads: int = 1,
+    ) -> FaceDetector:
+        """The detector on a resolved device and runtime; streams, threads: as `OpenvinoNetworks` takes them."""
+        blocks = Blocks() if device == "cpu" else GPU_BLOCKS
+        if runtime == "openvino":
+            networks: Networks = OpenvinoNetworks(blocks.refine, blocks.output, streams, threads)
+        else:
+            from batchverify.mtcnn_torch import TorchNetworks
+
+            networks = TorchNetworks(device)
+        return cls(networks, blocks, min_face=min_face)
+
     def __call__(self, images: Sequence[np.ndarray], blocks: Blocks | None = None) -> list[Detections]:
         """Detect the faces of each image; images without a face give `Detections` of length 0."""
         if not len(images):
@@ -113,12 +127,12 @@ class FaceDetector:
         blocks = blocks or self.blocks
         sums = [integral(image) for image in images]
         boxes = self._propose(sums, blocks.pictures)
-        refined = self._classify(self._refine, blocks.refine, sums, boxes)
+        refined = _classify(self.networks.refine, REFINE_SIZE, blocks.refine, sums, boxes)
         boxes = [
             _refined(found, *outputs, *image.shape[:2])
             for image, found, outputs in zip(images, boxes, refined, strict=True)
         ]
-        final = self._classify(self._output, blocks.output, sums, boxes)
+        final = _classify(self.networks.output, OUTPUT_SIZE, blocks.output, sums, boxes)
         return [_final(found, *outputs) for found, outputs in zip(boxes, final, strict=True)]
 
     def _propose(self, sums: Sequence[np.ndarray], block: int) -> list[np.ndarray]:
@@ -134,35 +148,38 @@ class FaceDetector:
             for start in range(0, len(places), block):
                 some = places[start : start + block]
                 canvases = [scales.canvas(sums[place]) for place in some]
-                canvases += [torch.zeros_like(canvases[0])] * (block - len(some))
-                together = torch.cat(canvases) if block > 1 else canvases[0]
-                answers = self._proposal(together.to(self.device), scales)
+                canvases += [np.zeros_like(canvases[0])] * (block - len(some))
+                together = np.concatenate(canvases) if block > 1 else canvases[0]
+                answers = self.networks.propose(together, scales)
                 for place, answer in zip(some, answers, strict=False):
                     found[place] = _candidates(answer, scales, height, width)
         return found
 
-    def _classify(
-        self, network: RefineNetwork, block: int, sums: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Run a network on all candidates: per image (K, 4) shifts and (K,) face probabilities.
 
-        The candidates of all images fill blocks of one fixed shape; no more than a block is in memory.
-        """
-        ends = np.cumsum([len(found) for found in boxes])
-        whole = [
-            regions(found, table.shape[0] - 1, table.shape[1] - 1)
-            for found, table in zip(boxes, sums, strict=True)
-        ]
-        cut = np.concatenate(whole)
-        shifts, scores = np.empty((len(cut), 4), np.float32), np.empty(len(cut), np.float32)
-        for start in range(0, len(cut), block):
-            patches = np.empty((block, network.size, network.size, CHANNELS), np.float32)
-            patches[len(cut) - start :] = 0
-            _fill(patches, sums, ends, cut[start : start + block], start)
-            found = network(torch.from_numpy(patches).permute(0, 3, 1, 2).to(self.device))
-            here = slice(start, min(start + block, len(cut)))
-            shifts[here], scores[here] = (each.cpu().numpy()[: here.stop - start] for each in found)
-        return list(zip(np.split(shifts, ends[:-1]), np.split(scores, ends[:-1]), strict=True))
+def _classify(
+    judge: Callable[[np.ndarray], Judged],
+    size: int,
+    block: int,
+    sums: Sequence[np.ndarray],
+    boxes: Sequence[np.ndarray],
+) -> list[Judged]:
+    """Judge all candidates in patches of `size` pixels: per image (K, 4) shifts and (K,) face probabilities.
+
+    The candidates of all images fill blocks of one fixed shape; no more than a block is in memory.
+    """
+    ends = np.cumsum([len(found) for found in boxes])
+    whole = [
+        regions(found, table.shape[0] - 1, table.shape[1] - 1) for found, table in zip(boxes, sums, strict=True)
+    ]
+    cut = np.concatenate(whole)
+    shifts, scores = np.empty((len(cut), 4), np.float32), np.empty(len(cut), np.float32)
+    for start in range(0, len(cut), block):
+        patches = np.empty((block, size, size, CHANNELS), np.float32)
+        patches[len(cut) - start :] = 0
+        _fill(patches, sums, ends, cut[start : start + block], start)
+        here = slice(start, min(start + block, len(cut)))
+        shifts[here], scores[here] = (each[: here.stop - start] for each in judge(patches))
+    return list(zip(np.split(shifts, ends[:-1]), np.split(scores, ends[:-1]), strict=True))
 
 
 def _fill(
@@ -193,8 +210,8 @@ def _cells(answers: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray
     """Cells above the threshold, after suppression within each level: (K, 4) boxes, (K, 4) shifts, (K,) scores."""
     rows = np.empty((answers.shape[0] * answers.shape[1], 11), np.float32)
     rows = rows[: candidates(answers, scales.cells, scales.scales, LEAST_LOGIT, rows)]
-    # By torch, as in facenet-pytorch: near 1 many probabilities are equal, and then the order counts.
-    scores = torch.softmax(torch.from_numpy(rows[:, 4:6]), dim=1)[:, 1].numpy()
+    # Rounded to float32 as in facenet-pytorch: near 1 many probabilities are equal, and then the order counts.
+    scores = (1 / (1 + np.exp(rows[:, 4].astype(np.float64) - rows[:, 5]))).astype(np.float32)
     rows, scores = rows[scores >= THRESHOLDS[0]], scores[scores >= THRESHOLDS[0]]
     boxes, level = rows[:, :4], rows[:, 10]
     # Boxes of whole numbers, moved apart by whole numbers: levels do not touch and nothing is rounded.

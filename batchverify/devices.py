@@ -1,30 +1,82 @@
-"""Devices: which one is meant, and which numbers it computes with."""
+"""Devices: which one is meant, how many CPUs there are, and what runs the networks on them."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
-
-import torch
 
 from batchverify.errors import UsageError
 
+RUNTIMES = ("auto", "openvino", "torch")
+# What the drivers of GPUs that torch can use leave there: NVIDIA's, the same under WSL, AMD's.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+
 
 def resolve_device(device: str) -> str:
-    """`auto`, `cpu` or `cuda` (`cuda:1`) to a device that is here.
+    """`auto`, `cpu` or `cuda` (`cuda:1`) to a device that is here; torch is imported only where there may be a GPU.
 
     Raises `UsageError` for another word and for a GPU that is absent.
     """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if _has_gpu() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got '{device}'")
     number = int(device.partition(":")[2] or 0)
-    if device != "cpu" and number >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {device}: this machine has no such CUDA device that torch {torch.__version__} can use"
-        )
+    if device != "cpu":
+        import torch
+
+        if number >= torch.cuda.device_count():
+            raise UsageError(
+                f"--device {device}: this machine has no such CUDA device that torch {torch.__version__} can use"
+            )
     return device
+
+
+def _has_gpu() -> bool:
+    if not any(Path(name).exists() for name in _GPU_FILES):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def resolve_runtime(runtime: str, device: str) -> str:
+    """What runs the networks on a resolved device: `openvino` on CPUs where it can be loaded, else `torch`.
+
+    Raises `UsageError` for another word, and for OpenVINO where it cannot be had.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError(f"--runtime must be one of {', '.join(RUNTIMES)}, got '{runtime}'")
+    if runtime == "torch" or (runtime == "auto" and device != "cpu"):
+        return "torch"
+    if device != "cpu":
+        raise UsageError(f"--runtime openvino computes on the CPU, not on {device}")
+    from batchverify.openvino_runtime import unavailable
+
+    why = unavailable()
+    if why and runtime == "openvino":
+        raise UsageError(f"--runtime openvino: OpenVINO cannot be used here: {why}")
+    return "torch" if why else "openvino"
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: affinity and the container's quota, not the machine's number."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cpus
+    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+
+
+def limit_torch_threads(threads: int) -> None:
+    """Let torch compute with so many threads when this thread calls it; a process without torch stays without."""
+    torch = sys.modules.get("torch")
+    # Another thread may be importing it at this moment.
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(threads)
 
 
 def cpu_has_bf16() -> bool:
@@ -38,18 +90,7 @@ def cpu_has_bf16() -> bool:
 
 def full_float32() -> None:
     """Let GPUs multiply float32 as such, in this process: with TF32, torch's default, boxes move by pixels."""
+    import torch
+
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def number_class(numbers: str, device: str) -> torch.dtype:
-    """The numbers that a device computes with: those asked for, or with `auto` its fastest. Raises `UsageError`."""
-    if numbers == "auto":
-        if device.startswith("cuda"):
-            # bfloat16 has float32's range: nothing overflows.
-            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        return torch.bfloat16 if cpu_has_bf16() else torch.float32
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if numbers not in kinds:
-        raise UsageError(f"numbers must be auto, {' or '.join(kinds)}, got '{numbers}'")
-    return kinds[numbers]

@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from threading import Lock, local
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 
-from batchverify.backbones import DIMENSION, PACKAGED, Backbone, build_network, fold_batch_norm, load_backbone
+from batchverify.backbones import PACKAGED, Backbone, load_backbone
 from batchverify.crops import Face, box_face, fixed_face
 from batchverify.detection import Detections, FaceDetector, choose_face, reduced
-from batchverify.devices import full_float32, number_class, resolve_device
+from batchverify.devices import available_cpus, resolve_device, resolve_runtime
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
-from batchverify.forward import Forward, GpuForward, Pass, faces_per_second, fastest_size, is_out_of_memory
-from batchverify.fused import fuse, kind_of_network
+from batchverify.inception import DIMENSION
 from batchverify.records import Reason, Skipped
 
 log = logging.getLogger(__name__)
 
-# Measured on two-core machines: 32 is the fastest CPU batch in bf16, and a small one to pad.
-CPU_BATCH = 32
-# Tried in this order; the largest is `engine.GPU_CHUNK`: larger ones would be padded.
-GPU_BATCHES = (128, 256, 512)
 # Pictures whose candidates are in memory at once.
 DETECT_GROUP = 16
 DETECT_PIXELS = 8_000_000
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -58,12 +47,12 @@ class Embedded:
 
 
 class Embedder:
-    """Build once, call many times: `Embedder()(pictures)`.
+    """Build once, call many times, from any thread: `Embedder()(pictures)`.
 
-    The backbone runs folded, channels last, in bfloat16 where the device multiplies it (else float16 on a
-    GPU, float32 on a CPU), always in batches of one fixed shape: a vector does not depend on its neighbours.
-    In float32 with batches below 32 its last bit depends on torch's number of threads. On a GPU the batch is
-    found by trying and halved where memory runs out.
+    On a CPU the networks run in OpenVINO (`cpu_network.py`), on a GPU or without OpenVINO in torch (`forward.py`),
+    always in batches of one fixed shape: a vector does not depend on its neighbours.
+    numbers: what the backbone computes in: `auto`, `float32`, `bfloat16`, `int8` (OpenVINO) or `float16` (torch).
+    workers: threads that will call at once; threads: CPUs for each of them, by default all CPUs shared out.
     Raises `UsageError` for settings that make no sense, `ArtifactError` for weights that do not fit.
     """
 
@@ -78,31 +67,37 @@ class Embedder:
         min_face: int | None = None,
         weights: str | Path | None = None,
         device: str = "auto",
+        runtime: str = "auto",
         batch_size: int | None = None,
         numbers: str = "auto",
+        workers: int = 1,
+        threads: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         started = time.perf_counter()
         self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face)
         self.device = resolve_device(device)
+        self.runtime = resolve_runtime(runtime, self.device)
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
-        self._dtype = number_class(numbers, self.device)
-        network = fold_batch_norm(build_network(backbone))
-        self.path = kind_of_network(self.device, self._dtype)
-        if self.path != "eager":
-            network = fuse(network, self._dtype)
-        network = network.to(self.device, self._dtype)
-        self._network = network.to(memory_format=torch.channels_last)
-        self._detector = FaceDetector(min_face=min_face, device=self.device) if crop == "detect" else None
-        self._of_thread, self._shrinking = local(), Lock()
-        if self.on_gpu:
-            full_float32()
-            # Threads work on streams of their own; what is not there yet must not be used by them.
-            torch.cuda.synchronize(self.device)
-        self.batch_size = batch_size or self._best_batch()
+        shares = {"streams": workers, "threads": threads or max(1, available_cpus() // workers)}
+        options: dict[str, Any] = {"numbers": numbers, "flip": tta == "flip", "batch_size": batch_size}
+        self._network: Any
+        if self.runtime == "openvino":
+            from batchverify.cpu_network import CpuNetwork
+
+            self._network = CpuNetwork(backbone, **options, **shares)
+        else:
+            from batchverify.forward import TorchNetwork
+
+            self._network = TorchNetwork(backbone, self.device, **options)
+        self._detector = (
+            FaceDetector.on(self.device, self.runtime, min_face=min_face, **shares)
+            if crop == "detect"
+            else None
+        )
         self._starting = {"start": time.perf_counter() - started}
         log.info("embedding on %s", self.compute_path)
 
@@ -112,23 +107,14 @@ class Embedder:
         return starting
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the device is one."""
-        return self.device != "cpu"
-
-    @torch.inference_mode()
-    def _best_batch(self) -> int:
-        if not self.on_gpu:
-            return CPU_BATCH
-        best = fastest_size(GPU_BATCHES, lambda size: faces_per_second(GpuForward(self._pass, size)))
-        torch.cuda.empty_cache()
-        return best
+    def batch_size(self) -> int:
+        """Faces in a batch; on a GPU without memory it falls."""
+        return int(self._network.batch_size)
 
     @property
     def compute_path(self) -> str:
-        """Device, number format and batch shape, as they stand in the run record."""
-        numbers = str(self._dtype).removeprefix("torch.")
-        return f"{self.device} {numbers} {self.path}, batches of {self.batch_size}"
+        """Device, number type, runtime and batch size, as they appear in the run record."""
+        return f"{self.device} {self._network.numbers} {self.runtime}, batches of {self.batch_size}"
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Embedded:
         """Embed pictures, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for other arrays."""
@@ -152,25 +138,19 @@ class Embedder:
 
     def _detected(self, detector: FaceDetector, pictures: list[np.ndarray]) -> list[Detections]:
         """All faces of some pictures, in smaller blocks where a GPU's memory is short."""
+        if self.runtime == "openvino":
+            return detector(pictures)
 
         def detect() -> list[Detections]:
-            with self._stream():
+            with self._network.stream():
                 return detector(pictures, blocks)
 
         blocks = detector.blocks
-        while (found := self._within_memory(detect)) is None:
+        while (found := self._network.within_memory(detect)) is None:
             if blocks.smallest:
                 raise BatchverifyError(f"{self.device}: no memory to find a face")
             blocks = blocks.halved()
-        return found
-
-    def _stream(self) -> AbstractContextManager[Any]:
-        """This thread's own stream on a GPU: its copies and small kernels hide behind another thread's work."""
-        if not self.on_gpu:
-            return nullcontext()
-        if not hasattr(self._of_thread, "stream"):
-            self._of_thread.stream = torch.cuda.Stream(self.device)
-        return torch.cuda.stream(self._of_thread.stream)
+        return list(found)
 
     def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
         """Embed cropped faces; what was skipped before stays skipped, in its place."""
@@ -190,66 +170,13 @@ class Embedder:
             whole.vectors[[row for row, _ in kept]] = self.vectors(pixels)
         return whole
 
-    @torch.inference_mode()
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
         """The backbone alone: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
 
-        Raises `BatchverifyError` where the number format overflows: never a vector that is no number.
+        Raises `BatchverifyError` where the number type overflows: never a vector that is no number.
         """
-        rows: list[np.ndarray] = []
-        done = 0
-        while done < len(pixels):
-            size = self.batch_size
-            found = self._within_memory(partial(self._batch, size, pixels[done : done + size]))
-            if found is None:
-                self._shrink(size)
-                continue
-            rows.append(found)
-            done += len(found)
-        return np.concatenate(rows) if rows else np.zeros((0, DIMENSION), np.float32)
-
-    def _within_memory(self, work: Callable[[], Found]) -> Found | None:
-        """What the work gives; None, all that it held being free again, where a GPU's memory was too small."""
-        try:
-            return work()
-        except RuntimeError as exc:
-            if not is_out_of_memory(exc):
-                raise
-            log.info("%s: %s", self.device, exc)
-        self._of_thread.forward = None
-        torch.cuda.empty_cache()
-        return None
-
-    def _shrink(self, size: int) -> None:
-        """Halve the batch that was too large, unless another thread has; `BatchverifyError` where it was one face."""
-        with self._shrinking:
-            if self.batch_size < size:
-                return
-            if size == 1:
-                raise BatchverifyError(f"{self.device}: no memory for a single face")
-            self.batch_size = size // 2
-        log.warning("%s: out of memory; going on with batches of %d faces", self.device, self.batch_size)
-
-    def _batch(self, size: int, pixels: np.ndarray) -> np.ndarray:
-        rows = self._forward(size)(pixels)
-        if not np.isfinite(rows).all():
-            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.compute_path})")
+        rows: np.ndarray = self._network.vectors(pixels)
         return rows
-
-    def _forward(self, size: int) -> Forward:
-        """The forward pass at a batch size; on a GPU this thread's own."""
-        if not self.on_gpu:
-            return Forward(self._pass, size)
-        kept: Forward | None = getattr(self._of_thread, "forward", None)
-        if kept is None or kept.size != size:
-            # The old one's memory first.
-            self._of_thread.forward = kept = None
-            self._of_thread.forward = kept = GpuForward(self._pass, size)
-        return kept
-
-    @property
-    def _pass(self) -> Pass:
-        return Pass(self._network, self.device, self._dtype, self.settings.tta == "flip")
 
     def _chosen(self, picture: np.ndarray, smaller: np.ndarray, found: Detections) -> Face | Skipped:
         nothing = Skipped(Reason.NO_FACE, "the detector found no face")

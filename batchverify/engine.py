@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from batchverify.cache import KeyIndex
+from batchverify.devices import available_cpus, limit_torch_threads, resolve_device
 from batchverify.errors import HungError
-from batchverify.pipeline import Loaded, Loader, LoadPlan, Scores, embed_images, score_indices
+from batchverify.pipeline import (
+    Embeddings,
+    Image,
+    Loaded,
+    Loader,
+    LoadPlan,
+    Scores,
+    embed_images,
+    score_indices,
+)
 from batchverify.records import Skipped
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
@@ -33,18 +41,19 @@ GPU_CHUNK = 512
 class WorkPlan:
     """What a worker needs, in any process: paths and options only, nothing large.
 
-    backbone, weights, batch_size, device, numbers: as `Embedder` takes them.
+    backbone, weights, batch_size, device, runtime, numbers: as `Embedder` takes them.
     """
 
     load: LoadPlan
     backbone: str
     weights: str | None = None
     device: str = "auto"
+    runtime: str = "auto"
     batch_size: int | None = None
     numbers: str = "auto"
 
-    def embedder(self) -> Any:
-        """Build the embedder; torch is imported here."""
+    def embedder(self, workers: int = 1, threads: int | None = None) -> Any:
+        """Build the embedder for so many threads that call it, each with so many CPUs."""
         from batchverify.embedder import Embedder
 
         settings = self.load.settings
@@ -57,8 +66,11 @@ class WorkPlan:
             min_face=settings.min_face,
             weights=self.weights,
             device=self.device,
+            runtime=self.runtime,
             batch_size=self.batch_size,
             numbers=self.numbers,
+            workers=workers,
+            threads=threads,
         )
 
 
@@ -153,7 +165,7 @@ class LocalEngine:
         self.workers = workers or Workers.for_cpus(available_cpus(), visible_gpus(plan.device))
         self._loader = Loader(plan.load, index)
         self._load_pool = ThreadPoolExecutor(self.workers.loaders, "load")
-        self._work_pool = ThreadPoolExecutor(self.workers.count, "work", initializer=self._start_worker)
+        self._work_pool = ThreadPoolExecutor(self.workers.count, "work")
         self._head: Any = None
         self._hung = False
         self._vectors = np.zeros((0, 0), np.float16)
@@ -173,7 +185,7 @@ class LocalEngine:
             # Built before the workers ask for it, so that they do not build it twice.
             self._used_embedder = self._embedder is not None
         view = self.plan.load.settings.view
-        return Job(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
+        return Job(self._work_pool.submit(self._embed, images, keys, view))
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
         """See `Engine`."""
@@ -218,27 +230,17 @@ class LocalEngine:
         self._load_pool.shutdown(wait=not self._hung, cancel_futures=True)
         self._work_pool.shutdown(wait=not self._hung, cancel_futures=True)
 
-    def _start_worker(self) -> None:
-        import torch
-
-        torch.set_num_threads(self.workers.threads)
-
     @cached_property
     def _embedder(self) -> Any:
-        return self.plan.embedder()
+        return self.plan.embedder(self.workers.count, self.workers.threads)
+
+    def _embed(self, images: Sequence[Image], keys: Sequence[bytes], view: int) -> Embeddings:
+        limit_torch_threads(self.workers.threads)
+        return embed_images(self._embedder, images, keys, view)
 
     def _score(self, a: np.ndarray, b: np.ndarray) -> Scores:
+        limit_torch_threads(self.workers.threads)
         return score_indices(self._head, self._vectors, a, b)
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: affinity and the container's quota, not the machine's number."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
 
 
 def visible_gpus(device: str) -> int:
@@ -248,6 +250,4 @@ def visible_gpus(device: str) -> int:
     """
     if device == "cpu":
         return 0
-    from batchverify.devices import resolve_device
-
     return int(resolve_device(device) != "cpu")

@@ -1,4 +1,4 @@
-"""facenet-pytorch's parts, without what importing its package brings along: a second of torchvision."""
+"""facenet-pytorch's network, without what importing its package brings along: a second of torchvision."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-
-import torch
 
 PACKAGE = "facenet_pytorch"
 _IMPORTING = Lock()
@@ -37,15 +35,6 @@ def _inception() -> ModuleType:
         for name in [name for name in sys.modules if _is_facenet(name)]:
             del sys.modules[name]
         sys.modules.update(known)
-
-
-def mtcnn_weights(network: str) -> dict[str, torch.Tensor]:
-    """The tensors of one of MTCNN's networks, by name: `pnet`, `rnet` or `onet`."""
-    tensors: dict[str, torch.Tensor] = torch.load(
-        _folder() / "data" / f"{network}.pt", map_location="cpu", weights_only=True
-    )
-    # Some lie there transposed; row by row, as in the network's own tensors, products round alike.
-    return {name: each.contiguous() for name, each in tensors.items()}
 
 
 def _is_facenet(name: str) -> bool:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from batchverify.distances import EPSILON
 from batchverify.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 PLUS = "+"
 
 
 def concatenation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Both rows side by side, (N, F) twice to (N, 2F). Not symmetric; a linear head cannot see equality in it."""
+    import torch
+
     return torch.cat([a, b], dim=1)
 
 
@@ -51,6 +55,8 @@ def raw_chi_square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     The denominator is kept `EPSILON` away from zero, on its own side of it.
     """
+    import torch
+
     size = a + b
     size = torch.where(size < 0, size.clamp(max=-EPSILON), size.clamp(min=EPSILON))
     return (a - b).square_().div_(size)
@@ -123,6 +129,8 @@ class Features:
 
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """(N, F) twice to (N, `width(F)`), all of one float type."""
+        import torch
+
         found = [each.compute(a, b) for each in self.parts]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 

@@ -1,21 +1,31 @@
-"""The backbone's forward pass in batches of one fixed shape; on a GPU as a CUDA graph, from pinned memory."""
+"""The backbone in torch, in batches of one fixed shape; on a GPU as a CUDA graph, from pinned memory."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from functools import partial
+from threading import Lock, local
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from batchverify.backbones import DIMENSION
-from batchverify.crops import FACE_SIZE
+from batchverify.backbones import Backbone, build_network, fold_batch_norm
+from batchverify.devices import cpu_has_bf16, full_float32
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.inception import DIMENSION, FACE_SIZE
 
 log = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
+CPU_BATCH = 32
+# Tried in this order; the largest is `engine.GPU_CHUNK`: larger ones would be padded.
+GPU_BATCHES = (128, 256, 512)
 # Passes before a graph is recorded: libraries choose their ways and allocate in the first.
 WARM_UP = 3
 TIMED = 5
@@ -111,6 +121,128 @@ class GpuForward(Forward):
             self._stream = torch.cuda.Stream(self.compute.device)
             return
         self._graph = graph
+
+
+class TorchNetwork:
+    """The backbone in torch: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows, from any thread.
+
+    Folded and channels last, always in batches of one fixed shape. On a GPU the batch is found by trying, and halved
+    where memory runs out.
+    Raises `ArtifactError` for other weights, `UsageError` for numbers that the device does not have.
+    """
+
+    runtime = "torch"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        device: str,
+        *,
+        numbers: str = "auto",
+        flip: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        self.device, self.numbers = device, choose_numbers(numbers, device)
+        dtype: torch.dtype = getattr(torch, self.numbers)
+        module = fold_batch_norm(build_network(backbone)).to(device, dtype)
+        self.compute = Pass(module.to(memory_format=torch.channels_last), device, dtype, flip)
+        self._of_thread, self._shrinking = local(), Lock()
+        if self.on_gpu:
+            full_float32()
+            # Threads work on streams of their own; what is not there yet must not be used by them.
+            torch.cuda.synchronize(device)
+        self.batch_size = batch_size or self._best_batch()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is one."""
+        return self.device != "cpu"
+
+    @torch.inference_mode()
+    def vectors(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 160, 160, 3) uint8 RGB to (N, 512) float32 unit rows. Raises `BatchverifyError` for overflows."""
+        rows: list[np.ndarray] = []
+        done = 0
+        while done < len(pixels):
+            size = self.batch_size
+            found = self.within_memory(partial(self._batch, size, pixels[done : done + size]))
+            if found is None:
+                self._shrink(size)
+                continue
+            rows.append(found)
+            done += len(found)
+        return np.concatenate(rows) if rows else np.zeros((0, DIMENSION), np.float32)
+
+    def within_memory(self, work: Callable[[], Found]) -> Found | None:
+        """What the work gives; None, all that it held being free again, where a GPU's memory was too small."""
+        try:
+            return work()
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc):
+                raise
+            log.info("%s: %s", self.device, exc)
+        self._of_thread.forward = None
+        torch.cuda.empty_cache()
+        return None
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """This thread's own stream on a GPU: its copies and small kernels hide behind another thread's work."""
+        if not self.on_gpu:
+            yield
+            return
+        if not hasattr(self._of_thread, "stream"):
+            self._of_thread.stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._of_thread.stream):
+            yield
+
+    def forward(self, size: int) -> Forward:
+        """The forward pass at a batch size; on a GPU this thread's own."""
+        if not self.on_gpu:
+            return Forward(self.compute, size)
+        kept: Forward | None = getattr(self._of_thread, "forward", None)
+        if kept is None or kept.size != size:
+            # The old one's memory first.
+            self._of_thread.forward = kept = None
+            self._of_thread.forward = kept = GpuForward(self.compute, size)
+        return kept
+
+    @torch.inference_mode()
+    def _best_batch(self) -> int:
+        if not self.on_gpu:
+            return CPU_BATCH
+        best = fastest_size(GPU_BATCHES, lambda size: faces_per_second(GpuForward(self.compute, size)))
+        torch.cuda.empty_cache()
+        return best
+
+    def _shrink(self, size: int) -> None:
+        """Halve the batch that was too large, unless another thread has; `BatchverifyError` where it was one face."""
+        with self._shrinking:
+            if self.batch_size < size:
+                return
+            if size == 1:
+                raise BatchverifyError(f"{self.device}: no memory for a single face")
+            self.batch_size = size // 2
+        log.warning("%s: out of memory; going on with batches of %d faces", self.device, self.batch_size)
+
+    def _batch(self, size: int, pixels: np.ndarray) -> np.ndarray:
+        rows = self.forward(size)(pixels)
+        if not np.isfinite(rows).all():
+            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.numbers}, torch)")
+        return rows
+
+
+def choose_numbers(numbers: str, device: str) -> str:
+    """What torch computes in on a device: as asked for, or with `auto` its fastest. Raises `UsageError`."""
+    if numbers == "auto":
+        if device.startswith("cuda"):
+            # bfloat16 has float32's range: nothing overflows.
+            return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+        return "bfloat16" if cpu_has_bf16() else "float32"
+    kinds = ("float32", "bfloat16", "float16")
+    if numbers not in kinds:
+        raise UsageError(f"--numbers must be auto, {', '.join(kinds)} in torch, got '{numbers}'")
+    return numbers
 
 
 def is_out_of_memory(exc: RuntimeError) -> bool:

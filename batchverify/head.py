@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from batchverify.distances import distances
 from batchverify.errors import ArtifactError, UsageError
@@ -20,6 +19,9 @@ from batchverify.features import product
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.locations import Location
 from batchverify.member import Member, from_tensors, to_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 METADATA_KEY = "batchverify"
 FORMAT = 2
@@ -45,7 +47,6 @@ class Head:
     calibration: tuple[float, float] = (1.0, 0.0)
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    @torch.inference_mode()
     def __call__(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score N pairs of (N, 512) float16 or float32 embeddings.
 
@@ -56,6 +57,14 @@ class Head:
             raise UsageError(f"the head takes two arrays (N, {self.dimension}), got {a.shape} and {b.shape}")
         if self._is_distance:
             return self._of_distances(*distances(a, b, *[np.arange(len(a))] * 2))
+        import torch
+
+        with torch.inference_mode():
+            return self._of_vectors(a, b)
+
+    def _of_vectors(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
         left, right = torch.zeros(2, BLOCK, self.dimension).unbind()
         for start in range(0, len(a), BLOCK):
@@ -64,11 +73,12 @@ class Head:
             left[:count].copy_(_tensor(a[rows]))
             right[:count].copy_(_tensor(b[rows]))
             logits = [member.logits(left, right) for member in self.members]
-            probability[rows] = self._probability(logits)[:count].numpy()
+            logit = torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
+            slope, offset = self.calibration
+            probability[rows] = logit.mul_(slope).add_(offset).sigmoid_()[:count].numpy()
             similarity[rows] = product(left, right).sum(dim=1)[:count].numpy()
         return probability, similarity
 
-    @torch.inference_mode()
     def of_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of (N,) int64 indices into (M, 512) embeddings."""
         if self._is_distance:
@@ -81,26 +91,20 @@ class Head:
 
     @cached_property
     def _is_distance(self) -> bool:
-        """Whether all of it follows from the chi-square distance or the cosine, as with the default heads."""
-        return all(member.features in ("chi2sum", "cosine") for member in self.members)
+        """Whether it is a line over the chi-square distance or the cosine, as with the default heads."""
+        return all(
+            member.features in ("chi2sum", "cosine") and len(member.layers) == 1 for member in self.members
+        )
 
     def _of_distances(self, chi_square: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        probability = np.empty(len(cosine), np.float32)
+        """The same of distances (N,) float32, without torch, whose import takes longer than many runs."""
         found = {"chi2sum": chi_square, "cosine": cosine}
-        for start in range(0, len(cosine), GATHERED):
-            count = len(cosine[start : start + GATHERED])
-            logits = []
-            for member in self.members:
-                values = torch.zeros(GATHERED, 1)
-                values[:count, 0] = torch.from_numpy(found[member.features][start : start + count])
-                logits.append(member.of_features(values))
-            probability[start : start + count] = self._probability(logits)[:count].numpy()
-        return probability, cosine
-
-    def _probability(self, logits: list[torch.Tensor]) -> torch.Tensor:
-        logit = torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
-        slope, offset = self.calibration
-        return logit.mul_(slope).add_(offset).sigmoid_()
+        logits = [member.of_distances(found[member.features]) for member in self.members]
+        logit = sum(logits[1:], logits[0]) / np.float32(len(logits))
+        slope, offset = (np.float32(each) for each in self.calibration)
+        # Where the exponential overflows, the probability is 0, as it should be.
+        with np.errstate(over="ignore"):
+            return 1 / (1 + np.exp(-(logit * slope + offset))), cosine
 
     @property
     def dimension(self) -> int:
@@ -229,6 +233,8 @@ def default_head_name(embedding: EmbeddingFingerprint) -> str:
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:
     """The same memory as a tensor; copied where it is read-only, since a tensor could write to it, or strided."""
+    import torch
+
     return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else rows.copy())
 
 

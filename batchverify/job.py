@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchverify.cache import EmbeddingCache
+from batchverify.devices import RUNTIMES
 from batchverify.engine import WorkPlan
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
@@ -23,7 +24,7 @@ ROWS_FORMAT = 2
 # As `Embedder.compute_path` states it.
 PATHS = " + "  # between those of an engine with CPUs of several kinds
 _COMPUTE_PATH = re.compile(
-    r"(?P<device>\w+)(:\d+)? (?P<numbers>\w+) (?P<kind>\w+), batches of (?P<batch>\d+)$"
+    r"(?P<device>\w+)(:\d+)? (?P<numbers>\w+) (?P<runtime>\w+), batches of (?P<batch>\d+)$"
 )
 
 
@@ -77,15 +78,20 @@ class Job:
 
     def plan(self, path: str = "") -> WorkPlan:
         """What workers need to know. path: the compute path of an earlier run, to be kept."""
-        plan, batch = work_plan(self.options, self.settings, self.fingerprint), self.options.batch_size
+        plan = work_plan(self.options, self.settings, self.fingerprint)
         if kept := _COMPUTE_PATH.match(path.split(PATHS)[0]):
-            there = int(kept["batch"])
-            if batch not in (None, there):
-                raise UsageError(
-                    f"--batch-size {batch}: this job was begun with {there}; leave the option away, or --overwrite "
-                    "starts anew"
-                )
-            return replace(plan, numbers=kept["numbers"], batch_size=there)
+            options = self.options
+            there: dict[str, Any] = {"batch_size": int(kept["batch"]), "numbers": kept["numbers"]}
+            if kept["runtime"] in RUNTIMES:
+                there["runtime"] = kept["runtime"]
+            for name, value in there.items():
+                asked = getattr(options, name)
+                if asked not in (None, "auto", value):
+                    raise UsageError(
+                        f"--{name.replace('_', '-')} {asked}: this job was begun with {value}; omit the option, or "
+                        "start anew with --overwrite"
+                    )
+            return replace(plan, **there)
         return plan
 
     def document(self, head: str, threshold: float) -> dict[str, Any]:
@@ -131,26 +137,24 @@ def reason_of(path: str) -> str:
     if kept is None:
         return ""
     numbers = {
+        "int8": "8-bit integers where that keeps the vectors, by the ranges in the weights' file",
         "bfloat16": "multiplied in hardware here, with float32's range",
         "float16": "this GPU multiplies no bfloat16",
-        "float32": "this device multiplies no shorter numbers",
+        "float32": "nothing shorter is multiplied here, or wanted",
     }
-    calls = {
-        "winograd": "loops made for this CPU, 3 x 3 ones with fewer multiplications, oneDNN for the rest",
-        "fused": "one oneDNN call a layer, nothing to compile",
-        "eager": "torch's own calls",
-    }.get(kept["kind"], "")
+    runtimes = {"openvino": "OpenVINO", "torch": "torch, layer by layer"}
+    runtime = runtimes.get(kept["runtime"], kept["runtime"])
     if kept["device"] == "cuda":
-        calls += ", recorded as a CUDA graph"
-    return f"{numbers[kept['numbers']]}; {calls}"
+        runtime += ", recorded as a CUDA graph"
+    return f"{numbers.get(kept['numbers'], kept['numbers'])}; {runtime}"
 
 
 def same_path(there: str, here: str) -> bool:
-    """Whether two compute paths give one vector: device, numbers and kind are equal.
+    """Whether two compute paths give one vector: device, numbers and runtime are equal.
 
     A GPU short of memory halves its batch on the way, and which GPU it is does not matter.
     """
     one, other = _COMPUTE_PATH.match(there), _COMPUTE_PATH.match(here)
     if one is None or other is None:
         return there == here
-    return all(one[name] == other[name] for name in ("device", "numbers", "kind"))
+    return all(one[name] == other[name] for name in ("device", "numbers", "runtime"))

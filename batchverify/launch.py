@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from batchverify.cache import EmbeddingCache, KeyIndex
-from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan, available_cpus, visible_gpus
+from batchverify.devices import available_cpus
+from batchverify.engine import Engine, LocalEngine, Workers, WorkPlan, visible_gpus
 from batchverify.images import read_image
 from batchverify.job import Job
 from batchverify.pipeline import Loader, LoadPlan

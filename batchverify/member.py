@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from batchverify.features import Features
+
+if TYPE_CHECKING:
+    import torch
 
 Layer = tuple[np.ndarray, np.ndarray]
 # Hidden layers are padded with zeros to a multiple of this. Measured (MKL, AVX-512): a matrix product with
@@ -45,11 +47,18 @@ class Member:
 
     def of_features(self, values: torch.Tensor) -> torch.Tensor:
         """Scores (B,) of (B, W) float32 features, which are overwritten."""
+        import torch
+
         *hidden, (weight, bias) = self._tensors
         for inner, offset in hidden:
             values = torch.nn.functional.linear(values, inner, offset).relu_()
         # Row by row, since a product of matrix and vector may sum the rows at an edge in another order.
         return values.mul_(weight).sum(dim=1).add_(bias)
+
+    def of_distances(self, values: np.ndarray) -> np.ndarray:
+        """Scores (N,) of (N,) float32 distances: those of a scorer with one layer of one weight."""
+        ((weight, bias),) = self.layers
+        return values * weight[0, 0] + bias[0]
 
     @cached_property
     def _compute(self) -> Features:
@@ -57,6 +66,8 @@ class Member:
 
     @cached_property
     def _tensors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
         first, *hidden, last = self.widths
         widths = [first, *(-(-width // LANES) * LANES for width in hidden), last]
         tensors = []

@@ -1,166 +1,159 @@
-"""The three networks of MTCNN with facenet-pytorch's weights, rearranged for speed; the functions are the same."""
+"""The three networks of MTCNN (Zhang et al. 2016, arXiv 1604.02878) in OpenVINO, with facenet-pytorch's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch.nn.functional import conv2d, linear, max_pool2d, pad, prelu
 
-from batchverify.facenet import mtcnn_weights
-from batchverify.kernels import slope
+from batchverify.openvino_runtime import CompiledNetwork
 from batchverify.pyramid import CHANNELS, Pyramid
-from batchverify.strips import PooledConvolution, maxima
-from batchverify.vectors import LANES
-from batchverify.winograd import WinogradConvolution
 
-Tensors = dict[str, torch.Tensor]
+WEIGHTS_FILE = "mtcnn.safetensors"
+# The windows of the maxima after each convolution, two apart; 0 for none.
+PROPOSAL_WINDOWS, REFINE_WINDOWS, OUTPUT_WINDOWS = (2, 0, 0), (3, 3, 0), (3, 3, 2, 0)
+REFINE_SIZE, OUTPUT_SIZE = 24, 48
 
-
-class Convolution:
-    """Convolutions without padding, their outputs side by side; channels that pad have weight zero."""
-
-    def __init__(self, tensors: Tensors, names: Sequence[str], inputs: int, device: str) -> None:
-        weights = torch.cat([tensors[f"{name}.weight"] for name in names])
-        used, given, *kernel = weights.shape
-        # Half-filled vectors cost as much.
-        self.outputs = -(-used // LANES) * LANES
-        weight = torch.zeros(self.outputs, inputs, *kernel)
-        weight[:used, :given] = weights
-        bias = torch.zeros(self.outputs)
-        bias[:used] = torch.cat([tensors[f"{name}.bias"] for name in names])
-        self.weight = weight.to(device, memory_format=torch.channels_last)
-        self.bias = bias.to(device)
-
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) to (B, D, h - k + 1, w - k + 1), channels last."""
-        return conv2d(values, self.weight, self.bias)
+Tensors = dict[str, np.ndarray]
+Judged = tuple[np.ndarray, np.ndarray]
 
 
-class Layer:
-    """A convolution and PReLU, then maxima of windows two apart where there is a window."""
+class Networks(Protocol):
+    """The networks on some device, for any number of threads."""
 
-    def __init__(self, tensors: Tensors, number: int, inputs: int, window: int, device: str) -> None:
-        self._window = window
-        self._convolution = convolution = Convolution(tensors, [f"conv{number}"], inputs, device)
-        self.outputs = convolution.outputs
-        slopes = tensors[f"prelu{number}.weight"]
-        self._slopes = pad(slopes, (0, self.outputs - len(slopes))).to(device)
-        self._compiled: PooledConvolution | WinogradConvolution | None = None
-        if device == "cpu" and convolution.weight.shape[2:] == (3, 3):
-            arrays = convolution.weight.numpy(), convolution.bias.numpy(), self._slopes.numpy()
-            if inputs == CHANNELS:
-                self._compiled = PooledConvolution(*arrays, window)
-            else:
-                self._compiled = WinogradConvolution(*arrays)
+    def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
+        """What P-Net says of every cell of (B, h, w, 3) float32 canvases: (B, h', w', 6) float32.
 
-    def __call__(self, values: torch.Tensor, areas: np.ndarray | None = None) -> torch.Tensor:
-        """(B, C, h, w) to (B, D, h', w'), channels last; areas: as `PooledConvolution` takes them."""
-        if self._compiled is None:
-            return _pooled(sloped(self._convolution(values), self._slopes), self._window, areas)
-        rows = values.permute(0, 2, 3, 1).numpy()
-        if isinstance(self._compiled, PooledConvolution):
-            found = self._compiled(rows, areas)
-        else:
-            found = self._compiled(rows)
-            found = maxima(found, self._window) if self._window else found
-        return torch.from_numpy(found).permute(0, 3, 1, 2)
+        Columns 0 and 1 are the logits of no face and of a face, 2 to 5 the shifts of the box.
+        """
+
+    def refine(self, patches: np.ndarray) -> Judged:
+        """R-Net: (B, 24, 24, 3) float32 patches to shifts (B, 4) and face probabilities (B,)."""
+
+    def output(self, patches: np.ndarray) -> Judged:
+        """O-Net: (B, 48, 48, 3) float32 patches to the same; its landmarks are left out."""
 
 
-def sloped(values: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """PReLU of (B, C) or of (B, C, h, w) channels last; on a CPU in place."""
-    if values.is_cuda:
-        return prelu(values, slopes)
-    rows = values.permute(0, 2, 3, 1).view(-1, values.shape[1]) if values.ndim == 4 else values
-    slope(rows.numpy(), slopes.numpy())
-    return values
+@cache
+def weights_path() -> Path:
+    """The packaged weights of all three networks."""
+    return Path(str(files("batchverify") / "weights" / WEIGHTS_FILE))
 
 
-def _pooled(values: torch.Tensor, window: int, areas: np.ndarray | None = None) -> torch.Tensor:
-    """Maxima of windows, of each area by itself, by calls that GPUs have, too; no window: the values."""
-    if not window:
-        return values
-    if areas is None:
-        return max_pool2d(values, window, 2, ceil_mode=True)
-    rows, columns = (-(-(length - window) // 2) + 1 for length in values.shape[2:])
-    shape = len(values), values.shape[1], rows, columns
-    target = torch.empty(shape, device=values.device, memory_format=torch.channels_last).zero_()
-    for top, left, height, width in areas.tolist():
-        area = values[:, :, top : top + height, left : left + width]
-        found = max_pool2d(area, window, 2, ceil_mode=True)
-        bottom, right = top // 2 + found.shape[2], left // 2 + found.shape[3]
-        target[:, :, top // 2 : bottom, left // 2 : right] = found
-    return target
+def mtcnn_weights(network: str) -> Tensors:
+    """The float32 tensors of `pnet`, `rnet` or `onet` by name."""
+    from safetensors.numpy import load_file
+
+    prefix = f"{network}."
+    stored = load_file(weights_path())
+    return {name[len(prefix) :]: array for name, array in stored.items() if name.startswith(prefix)}
 
 
-def _layers(tensors: Tensors, windows: Sequence[int], device: str) -> list[Layer]:
-    """Convolutions one after the other, each with the window of its maxima, 0 for none."""
-    layers: list[Layer] = []
-    for number, window in enumerate(windows, 1):
-        inputs = layers[-1].outputs if layers else CHANNELS
-        layers.append(Layer(tensors, number, inputs, window, device))
-    return layers
+class OpenvinoNetworks:
+    """The networks on this machine's CPU in float32: with bfloat16 boxes would move by pixels.
 
-
-class _Dense:
-    """The last layers of a network: a dense one with its slope, then face and shifts beside one another."""
-
-    def __init__(self, tensors: Tensors, number: int, device: str) -> None:
-        names = (f"dense{number}", f"dense{number + 1}_1", f"dense{number + 1}_2")
-        self._layers = [
-            (tensors[f"{name}.weight"].to(device), tensors[f"{name}.bias"].to(device)) for name in names
-        ]
-        self._slopes = tensors[f"prelu{number}.weight"].to(device)
-
-    def __call__(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, C, h, w) to shifts (B, 4) and face probabilities (B,); columns before rows, as facenet-pytorch."""
-        dense, face, shift = self._layers
-        hidden = sloped(linear(values.permute(0, 3, 2, 1).flatten(1), *dense), self._slopes)
-        return linear(hidden, *shift), torch.softmax(linear(hidden, *face), dim=1)[:, 1]
-
-
-class ProposalNetwork:
-    """P-Net over whole canvases of scales: what it says of every cell, (B, h, w, 16) float32.
-
-    Columns 0 and 1 are its logits of no face and of a face, 2 to 5 the shifts of the box.
+    refine_block, output_block: the batches of the second and third network, which have this one shape.
+    streams: threads that may call at once; threads: CPUs for each of them.
     """
 
-    def __init__(self, device: str) -> None:
-        tensors = mtcnn_weights("pnet")
-        self._layers = _layers(tensors, (2, 0, 0), device)
-        self._heads = Convolution(tensors, ["conv4_1", "conv4_2"], self._layers[-1].outputs, device)
+    def __init__(self, refine_block: int, output_block: int, streams: int = 1, threads: int = 1) -> None:
+        shares = {"streams": streams, "threads": threads}
+        self._proposal = CompiledNetwork(_proposal_model(), **shares)
+        self._refine = CompiledNetwork(
+            _patch_model("rnet", REFINE_WINDOWS, 4, (refine_block, REFINE_SIZE)), **shares
+        )
+        self._output = CompiledNetwork(
+            _patch_model("onet", OUTPUT_WINDOWS, 5, (output_block, OUTPUT_SIZE)), **shares
+        )
 
-    def __call__(self, canvas: torch.Tensor, pyramid: Pyramid) -> np.ndarray:
-        """canvas: (B, 3, H, W) float32, one beside another from `Pyramid.canvas`."""
-        first, second, third = self._layers
-        return self._heads(third(second(first(canvas, pyramid.areas)))).permute(0, 2, 3, 1).cpu().numpy()
+    def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
+        """See `Networks`."""
+        return self._proposal(canvases, scales.mask)[0]
 
+    def refine(self, patches: np.ndarray) -> Judged:
+        """See `Networks`."""
+        shifts, scores = self._refine(patches)
+        return shifts, scores[:, 1]
 
-class RefineNetwork:
-    """R-Net: (B, 3, 24, 24) patches to shifts (B, 4) and face probabilities (B,)."""
-
-    size = 24
-
-    def __init__(self, device: str) -> None:
-        tensors = mtcnn_weights("rnet")
-        self._layers = _layers(tensors, (3, 3, 0), device)
-        self._dense = _Dense(tensors, 4, device)
-
-    def __call__(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
-        values = patches
-        for layer in self._layers:
-            values = layer(values)
-        return self._dense(values)
+    def output(self, patches: np.ndarray) -> Judged:
+        """See `Networks`."""
+        shifts, scores = self._output(patches)
+        return shifts, scores[:, 1]
 
 
-class OutputNetwork(RefineNetwork):
-    """O-Net: (B, 3, 48, 48) patches to shifts (B, 4) and face probabilities (B,); its landmarks are left out."""
+class _Builder:
+    """Layers of one network as OpenVINO nodes."""
 
-    size = 48
+    def __init__(self, network: str) -> None:
+        from openvino import opset13
 
-    def __init__(self, device: str) -> None:
-        tensors = mtcnn_weights("onet")
-        self._layers = _layers(tensors, (3, 3, 2, 0), device)
-        self._dense = _Dense(tensors, 5, device)
+        self.ops = opset13
+        self._tensors = mtcnn_weights(network)
+
+    def input(self, *shape: int) -> tuple[Any, Any]:
+        """(parameter, values): images as they lie in memory, and with their channels first."""
+        from openvino import PartialShape
+
+        images = self.ops.parameter(PartialShape([*shape, CHANNELS]), np.float32)
+        return images, self.ops.transpose(images, self.ops.constant(np.array([0, 3, 1, 2])))
+
+    def convolution(self, values: Any, *names: str) -> Any:
+        """Convolutions without padding, their outputs side by side."""
+        weight = np.concatenate([self._tensors[f"{name}.weight"] for name in names])
+        bias = np.concatenate([self._tensors[f"{name}.bias"] for name in names])
+        product = self.ops.convolution(values, self.ops.constant(weight), [1, 1], [0, 0], [0, 0], [1, 1])
+        return self.ops.add(product, self.ops.constant(bias.reshape(1, -1, 1, 1)))
+
+    def prelu(self, values: Any, name: str) -> Any:
+        return self.ops.prelu(values, self.ops.constant(self._tensors[f"{name}.weight"]))
+
+    def pool(self, values: Any, window: int) -> Any:
+        """Maxima of windows two apart; the last ones may reach beyond the edge."""
+        if not window:
+            return values
+        size = [window, window]
+        return self.ops.max_pool(values, [2, 2], [1, 1], [0, 0], [0, 0], size, "ceil").output(0)
+
+    def dense(self, values: Any, name: str) -> Any:
+        product = self.ops.matmul(values, self.ops.constant(self._tensors[f"{name}.weight"]), False, True)
+        return self.ops.add(product, self.ops.constant(self._tensors[f"{name}.bias"].reshape(1, -1)))
+
+    def model(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        from openvino import Model
+
+        return Model([self.ops.result(each) for each in outputs], list(inputs))
+
+
+def _proposal_model() -> Any:
+    """P-Net for canvases of any number and size, with the mask of their levels."""
+    from openvino import PartialShape
+
+    builder = _Builder("pnet")
+    images, values = builder.input(-1, -1, -1)
+    mask = builder.ops.parameter(PartialShape([1, 1, -1, -1]), np.float32)
+    for number, window in enumerate(PROPOSAL_WINDOWS, 1):
+        values = builder.prelu(builder.convolution(values, f"conv{number}"), f"prelu{number}")
+        if window:
+            values = builder.pool(builder.ops.add(values, mask), window)
+    cells = builder.convolution(values, "conv4_1", "conv4_2")
+    return builder.model([builder.ops.transpose(cells, np.array([0, 2, 3, 1]))], [images, mask])
+
+
+def _patch_model(network: str, windows: Sequence[int], dense: int, shape: tuple[int, int]) -> Any:
+    """R-Net or O-Net for (number, size): shifts (B, 4) and probabilities of no face and of a face (B, 2)."""
+    number, size = shape
+    builder = _Builder(network)
+    images, values = builder.input(number, size, size)
+    for layer, window in enumerate(windows, 1):
+        values = builder.prelu(builder.convolution(values, f"conv{layer}"), f"prelu{layer}")
+        values = builder.pool(values, window)
+    # Columns before rows, as facenet-pytorch's dense weights want them.
+    values = builder.ops.transpose(values, np.array([0, 3, 2, 1]))
+    values = builder.ops.reshape(values, np.array([number, -1]), False)
+    hidden = builder.prelu(builder.dense(values, f"dense{dense}"), f"prelu{dense}")
+    faces = builder.ops.softmax(builder.dense(hidden, f"dense{dense + 1}_1"), 1)
+    return builder.model([builder.dense(hidden, f"dense{dense + 1}_2"), faces], [images])

@@ -6,12 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from batchverify.devices import RUNTIMES
 from batchverify.errors import UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingSettings
 from batchverify.records import Limits
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
 ENGINES = ("auto", "local", "ray")
+NUMBERS = ("auto", "float32", "bfloat16", "float16", "int8")
 ALGORITHMS = ("distance", "logistic", "weighted-chi2", "network")
 DEFAULT_ALGORITHM = "distance"
 MONITORS = ("loss", "f1", "auc")
@@ -41,6 +43,8 @@ class EmbedOptions:
     no_cache: bool = False
     retry_failed: bool = False
     device: str = "auto"
+    runtime: str = "auto"
+    numbers: str = "auto"
     batch_size: int | None = None
     engine: str = "auto"
     address: str | None = None
@@ -70,6 +74,9 @@ class EmbedOptions:
             )
         if self.engine not in ENGINES:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got '{self.engine}'")
+        for name, choices in (("runtime", RUNTIMES), ("numbers", NUMBERS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"--{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
         if self.address is not None and self.engine == "local":
             raise UsageError("--address names a Ray cluster, --engine local uses none: drop one of them")
         if self.cache is not None and self.no_cache:

@@ -32,4 +32,6 @@ def work_plan(
     is_file = bool(Path(options.backbone).suffix)
     backbone = str(Path(options.backbone).resolve()) if is_file else options.backbone
     weights = str(Path(options.weights).resolve()) if options.weights else None
-    return WorkPlan(load, backbone, weights, options.device, options.batch_size)
+    return WorkPlan(
+        load, backbone, weights, options.device, options.runtime, options.batch_size, options.numbers
+    )

@@ -133,21 +133,14 @@ def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
 
 
 def _embed(plan: WorkPlan, pictures: Sequence[Any], keys: Sequence[bytes]) -> list[Entry]:
-    import torch
-
     load = plan.load
     cache = EmbeddingCache(load.cache, load.fingerprint) if load.cache is not None else None
     if cache is not None:
         # Before the work: a cache that cannot be written is said at once.
         cache.create()
-    threads = torch.get_num_threads()
     # For two images more threads wait for each other longer than they work.
-    torch.set_num_threads(1)
-    try:
-        embedder = plan.embedder()
-        entries = embed_images(embedder, pictures, keys).entries
-    finally:
-        torch.set_num_threads(threads)
+    embedder = plan.embedder(threads=1)
+    entries = embed_images(embedder, pictures, keys).entries
     if cache is not None:
         cache.state_compute_path(embedder.compute_path)
         cache.append(entries)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
 
 from batchverify.kernels import integrate, resample
 
@@ -15,6 +14,8 @@ FACTOR = 0.709
 CELL = 12
 STRIDE = 2
 CHANNELS = 3
+# Below anything that the first convolution gives.
+_NEVER = -1e6
 # A fourth sum, always zero: pixels of 16 bytes are looked up faster than those of 12.
 SUMS = 4
 
@@ -53,14 +54,25 @@ class Pyramid:
     cells: np.ndarray
     scales: np.ndarray
 
-    def canvas(self, sums: np.ndarray) -> torch.Tensor:
-        """The scaled pictures, (1, 3, h, w) float32 normalised, channels last, from an `integral` table.
+    def canvas(self, sums: np.ndarray) -> np.ndarray:
+        """The scaled pictures, (1, height, width, 3) float32 normalised, from an `integral` table.
 
         Each is that of `interpolate(mode="area")`.
         """
         canvas = np.zeros((1, self.height, self.width, CHANNELS), np.float32)
         resample(sums, self.regions, self.places, True, canvas)
-        return torch.from_numpy(canvas).permute(0, 3, 1, 2)
+        return canvas
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """What to add to the first convolution's answer, (1, 1, height - 2, width - 2) float32.
+
+        0 where it has seen pixels of one level alone; elsewhere so little that no maximum is taken from there.
+        """
+        mask = np.full((1, 1, self.height - 2, self.width - 2), _NEVER, np.float32)
+        for top, left, height, width in self.areas.tolist():
+            mask[..., top : top + height, left : left + width] = 0
+        return mask
 
 
 @lru_cache(maxsize=256)

@@ -21,6 +21,7 @@ from batchverify.cluster import (
     uses_gpus,
 )
 from batchverify.crew import Crew, Member
+from batchverify.devices import limit_torch_threads
 from batchverify.engine import Job, NodeLostError, WorkerLostError, Workers, WorkPlan
 from batchverify.errors import BatchverifyError
 from batchverify.memory import keep_freed_memory
@@ -46,11 +47,8 @@ class PairWorker:
     """The body of an actor: builds the embedder when first asked for it, then keeps it."""
 
     def __init__(self, plan: WorkPlan, threads: int, paths: SharedPaths | None = None) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
         keep_freed_memory()
-        self.plan, self._paths = plan, paths
+        self.plan, self._threads, self._paths = plan, threads, paths
         self._embedder: Any = None
 
     def ready(self) -> str:
@@ -62,13 +60,15 @@ class PairWorker:
     ) -> tuple[Embeddings, str]:
         """The entries of some images, and the compute path."""
         if self._embedder is None:
-            self._embedder = self.plan.embedder()
+            self._embedder = self.plan.embedder(1, self._threads)
+        limit_torch_threads(self._threads)
         chosen = [images[position] for position in positions]
         embeddings = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
         return embeddings, self._embedder.compute_path
 
     def score(self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> Scores:
         """The scores of pairs of indices into `vectors`."""
+        limit_torch_threads(self._threads)
         return score_indices(head, vectors, a, b)
 
 

@@ -1,0 +1,263 @@
+"""The backbone on CPUs: InceptionResnetV1 as an OpenVINO model, built from its tensors without torch.
+
+8-bit layers take unsigned activations, whose ranges the weights' file states, and signed weights with a scale for
+every output channel; the sums that run through the blocks stay floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchverify.backbones import Backbone, eight_bit
+from batchverify.devices import available_cpus
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.inception import (
+    DIMENSION,
+    EPSILON,
+    FACE_SIZE,
+    LAYERS,
+    Convolution,
+    Pool,
+    Reduction,
+    Residual,
+    check_tensors,
+)
+from batchverify.openvino_runtime import CompiledNetwork, capabilities
+
+Ranges = Mapping[str, float]
+NUMBERS = ("float32", "bfloat16", "int8")
+# Measured on two-core machines: larger batches gain nothing, and a small one is less to pad.
+BATCH = 32
+# Of unsigned 8-bit activations.
+_LEVELS = 256
+# The first layers, but for those that stay floats: the input is signed, and rounding what `conv2d_2a` takes, whose
+# values reach far, is alone as bad as rounding all others. Both are cheap.
+EARLY = ("conv2d_2b", "conv2d_3b", "conv2d_4a", "conv2d_4b")
+FLOAT_LAYERS = ("conv2d_1a", "conv2d_2a")
+BINS = 2048
+
+
+def choose_numbers(numbers: str, backbone: Backbone) -> str:
+    """What a CPU computes in: as asked for, or with `auto` the fastest that it multiplies in hardware.
+
+    Raises `UsageError` for other words, and for `int8` with weights that state no activation ranges.
+    """
+    if numbers == "auto":
+        if backbone.ranges and "INT8" in capabilities():
+            return "int8"
+        return "bfloat16" if "BF16" in capabilities() else "float32"
+    if numbers not in NUMBERS:
+        raise UsageError(f"--numbers must be auto, {', '.join(NUMBERS)} on this device, got '{numbers}'")
+    if numbers == "int8" and not backbone.ranges:
+        raise UsageError(f"--numbers int8: the weights of {backbone.name} state no activation ranges")
+    if numbers == "bfloat16" and "BF16" not in capabilities():
+        raise UsageError("--numbers bfloat16: this CPU does not multiply bfloat16; take float32 or int8")
+    return numbers
+
+
+class CpuNetwork:
+    """The backbone in OpenVINO: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
+
+    Batches have one fixed shape, so that a vector depends neither on its neighbours nor on the number of threads.
+    streams: threads that may call it side by side; threads: CPUs for each of them.
+    Raises `ArtifactError` for other weights, `UsageError` as `choose_numbers` does.
+    """
+
+    runtime = "openvino"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        numbers: str = "auto",
+        flip: bool = False,
+        batch_size: int | None = None,
+        streams: int = 1,
+        threads: int = 1,
+    ) -> None:
+        self.numbers = choose_numbers(numbers, backbone)
+        self.batch_size = batch_size or BATCH
+        self._flip = flip
+        ranges = backbone.ranges if self.numbers == "int8" else {}
+        check_tensors(backbone.name, backbone.tensors)
+        float_type = self.numbers
+        if float_type == "int8":
+            float_type = "bfloat16" if "BF16" in capabilities() else "float32"
+        model = build_model(backbone.tensors, self.batch_size, ranges)
+        self._compiled = CompiledNetwork(model, float_type=float_type, streams=streams, threads=threads)
+
+    def vectors(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 160, 160, 3) uint8 RGB to (N, 512) float32 unit rows. Raises `BatchverifyError` for overflows."""
+        rows = np.empty((len(pixels), DIMENSION), np.float32)
+        for start in range(0, len(pixels), self.batch_size):
+            part = pixels[start : start + self.batch_size]
+            rows[start : start + len(part)] = self._batch(part)
+        return rows
+
+    def _batch(self, pixels: np.ndarray) -> np.ndarray:
+        if len(pixels) < self.batch_size:
+            full = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+            full[: len(pixels)] = pixels
+            return self._batch(full)[: len(pixels)]
+        vectors = self._compiled(pixels)[0]
+        if self._flip:
+            vectors = vectors + self._compiled(pixels[:, :, ::-1])[0]
+        if not np.isfinite(vectors).all():
+            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.numbers}, OpenVINO)")
+        lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+        return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)))
+
+
+def build_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -> Any:
+    """An `openvino.Model` from (batch, 160, 160, 3) uint8 RGB to (batch, 512) float32, not normalised.
+
+    ranges: the largest activation that a layer takes, by the layer's or block's name; layers without one take floats.
+    """
+    return _Builder(tensors, ranges).model(batch)
+
+
+def activation_ranges(backbone: Backbone, faces: np.ndarray) -> dict[str, float]:
+    """Ranges for the layers that lose little with 8-bit activations, from (N, 160, 160, 3) uint8 training faces.
+
+    In the blocks it is the largest activation seen. The first layers see many pixels and few large values: there it is
+    the range with the least mean squared rounding error, which cuts those off (measured: half the error).
+    """
+    builder = _Builder(backbone.tensors, {})
+    builder.model(BATCH)
+    names, inputs = list(builder.inputs), list(builder.inputs.values())
+    tapped = CompiledNetwork(builder.tapped(inputs), threads=available_cpus())
+    batches = [faces[start : start + BATCH] for start in range(0, len(faces) - BATCH + 1, BATCH)]
+    largest = np.zeros(len(names), np.float32)
+    for batch in batches:
+        largest = np.maximum(largest, [values.max() for values in tapped(batch)])
+    early = [number for number, name in enumerate(names) if name in EARLY]
+    counts = np.zeros((len(names), BINS), np.int64)
+    for batch in batches:
+        found = tapped(batch)
+        for number in early:
+            bins = (found[number].ravel() * (BINS / largest[number])).astype(np.int64)
+            counts[number] += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+    ranges = dict(zip(names, largest.tolist(), strict=True))
+    ranges |= {names[number]: _least_error(counts[number], ranges[names[number]]) for number in early}
+    return {name: float(np.float32(value)) for name, value in ranges.items() if name not in FLOAT_LAYERS}
+
+
+def _least_error(counts: np.ndarray, largest: float) -> float:
+    """Of the ranges up to `largest` the one that rounds a histogram of (BINS,) activations with the least error."""
+    centres = (np.arange(BINS) + 0.5) * (largest / BINS)
+    errors = {}
+    for share in np.arange(0.2, 1.001, 0.02):
+        step = share * largest / (_LEVELS - 1)
+        rounded = np.minimum(np.rint(centres / step), _LEVELS - 1) * step
+        # Zero, most of all activations, is always exact.
+        errors[float(share)] = float((counts * (rounded - centres) ** 2)[1:].sum())
+    return min(errors, key=lambda share: errors[share]) * largest
+
+
+class _Builder:
+    """Adds layer after layer to an OpenVINO graph; batch normalisation is folded into the weights."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], ranges: Ranges) -> None:
+        import openvino
+        from openvino import opset13
+
+        self._openvino, self._ops = openvino, opset13
+        self._tensors, self._ranges = tensors, ranges
+        # What each layer takes, by the name under which its range is stated.
+        self.inputs: dict[str, Any] = {}
+        self._pixels: Any = None
+
+    def model(self, batch: int) -> Any:
+        ops = self._ops
+        pixels = self._pixels = ops.parameter([batch, FACE_SIZE, FACE_SIZE, 3], np.uint8, "pixels")
+        # Exact in every number type: bytes, halves of odd numbers, and these by a power of two.
+        values = ops.subtract(ops.convert(pixels, "f32"), self._constant(np.float32(127.5)))
+        values = ops.multiply(values, self._constant(np.float32(1 / 128)))
+        values = ops.transpose(values, ops.constant(np.array([0, 3, 1, 2])))
+        for number, layer in enumerate(LAYERS):
+            following = LAYERS[number + 1 : number + 3]
+            values = self._layer(values, layer, _reader(following))
+        values = ops.reduce_mean(values, ops.constant(np.array([2, 3])), False)
+        weight, bias = self._folded(self._tensors["last_linear.weight"], "last_bn")
+        values = ops.matmul(values, self._constant(weight), False, True)
+        return self._openvino.Model([ops.result(ops.add(values, self._constant(bias[None])))], [pixels], "backbone")
+
+    def tapped(self, outputs: Sequence[Any]) -> Any:
+        """The model that gives values from inside the one that was built."""
+        return self._openvino.Model([self._ops.result(each) for each in outputs], [self._pixels], "tapped")
+
+    def _layer(self, values: Any, layer: Any, reader: str | None) -> Any:
+        """A layer of `inception.LAYERS`; its output is rounded for the one layer that reads it, if that is 8-bit."""
+        if isinstance(layer, Pool):
+            return self._pool(values)
+        if isinstance(layer, Convolution):
+            return self._rounded(self._convolution(values, layer, layer.name), reader)
+        rounded = self._rounded(values, layer.name)
+        if isinstance(layer, Reduction):
+            ends = [self._branch(rounded, branch, layer.name, None) for branch in layer.branches]
+            return self._ops.concat([*ends, self._pool(values)], 1)
+        return self._residual(values, rounded, layer)
+
+    def _residual(self, values: Any, rounded: Any, layer: Residual) -> Any:
+        projection, scale = layer.projection, np.float32(layer.scale)
+        ends = [self._branch(rounded, branch, layer.name, projection.name) for branch in layer.branches]
+        weight = self._tensors[f"{projection.name}.weight"] * scale
+        bias = self._tensors[f"{projection.name}.bias"] * scale
+        change = self._sum(self._ops.concat(ends, 1), projection, weight, bias, projection.name)
+        total = self._ops.add(change, values)
+        return self._ops.relu(total) if layer.relu else total
+
+    def _branch(self, values: Any, branch: tuple[Convolution, ...], block: str, reader: str | None) -> Any:
+        # The first convolutions of a block share its input and its range.
+        taken = [block, *(each.name for each in branch[1:])]
+        for layer, own, after in zip(branch, taken, [*taken[1:], reader], strict=True):
+            values = self._rounded(self._convolution(values, layer, own), after)
+        return values
+
+    def _convolution(self, values: Any, layer: Convolution, taken: str) -> Any:
+        """taken: whose range the input was rounded for."""
+        weight, bias = self._folded(self._tensors[f"{layer.name}.conv.weight"], f"{layer.name}.bn")
+        return self._ops.relu(self._sum(values, layer, weight, bias, taken))
+
+    def _sum(self, values: Any, layer: Convolution, weight: np.ndarray, bias: np.ndarray, taken: str) -> Any:
+        self.inputs[taken] = values
+        kernel = self._eight_bit(weight) if taken in self._ranges else self._constant(weight)
+        strides, padding = [layer.stride] * 2, list(layer.padding)
+        product = self._ops.convolution(values, kernel, strides, padding, padding, [1, 1])
+        return self._ops.add(product, self._constant(bias.reshape(1, -1, 1, 1)))
+
+    def _folded(self, weight: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of a layer together with the batch normalisation after it."""
+        scale, shift, mean, variance = (
+            self._tensors[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = (scale / np.sqrt(variance + np.float32(EPSILON))).astype(np.float32)
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift - mean * scale
+
+    def _pool(self, values: Any) -> Any:
+        return self._ops.max_pool(values, [2, 2], [1, 1], [0, 0], [0, 0], [3, 3], "floor").output(0)
+
+    def _rounded(self, values: Any, reader: str | None) -> Any:
+        """Activations as the layer `reader` takes them: in steps of 1/255 of its range, or as they are."""
+        if reader is None or reader not in self._ranges:
+            return values
+        low, high = self._constant(np.float32(0)), self._constant(np.float32(self._ranges[reader]))
+        return self._ops.fake_quantize(values, low, high, low, high, _LEVELS)
+
+    def _eight_bit(self, weight: np.ndarray) -> Any:
+        """Weights as signed 8-bit numbers and a scale for every output channel, in the form OpenVINO looks for."""
+        steps, scale = eight_bit(weight)
+        scales = self._constant(scale.reshape(-1, *[1] * (weight.ndim - 1)))
+        return self._ops.multiply(self._ops.convert(self._ops.constant(steps), "f32"), scales)
+
+    def _constant(self, array: Any) -> Any:
+        return self._ops.constant(np.ascontiguousarray(array, np.float32))
+
+
+def _reader(following: tuple[Any, ...]) -> str | None:
+    """The name of the convolution that reads a layer's output, through a pooling, too; blocks round for themselves."""
+    readers = [each for each in following if not isinstance(each, Pool)]
+    return readers[0].name if readers and isinstance(readers[0], Convolution) else None

@@ -1,0 +1,179 @@
+"""InceptionResnetV1 as data: its layers in the order of the forward pass, and the tensors that belong to it.
+
+Source: facenet-pytorch's `inception_resnet_v1.py`, after Szegedy et al. 2016 (arXiv 1602.07261).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchverify.errors import ArtifactError
+
+ARCHITECTURE = "InceptionResnetV1"
+DIMENSION = 512
+FACE_SIZE = 160
+# Added to variances by every batch normalisation.
+EPSILON = 1e-3
+# Channels after the last block.
+FEATURES = 1792
+
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution with batch normalisation and ReLU; `padded` keeps the image's size at a stride of 1."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padded: bool = False
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros at each end of a column and of a row."""
+        return (self.kernel[0] // 2, self.kernel[1] // 2) if self.padded else (0, 0)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Maxima of 3 x 3 windows, two apart."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Branches side by side, a 1 x 1 convolution with a bias over all of them, scaled and added to the input."""
+
+    name: str
+    branches: tuple[tuple[Convolution, ...], ...]
+    scale: float
+    relu: bool = True
+
+    @property
+    def projection(self) -> Convolution:
+        """The convolution over the joined branches; it has a bias and no batch normalisation."""
+        joined = sum(branch[-1].outputs for branch in self.branches)
+        return Convolution(f"{self.name}.conv2d", joined, self.branches[0][0].inputs)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Branches side by side and a pooling, joined: the image gets half as large."""
+
+    name: str
+    branches: tuple[tuple[Convolution, ...], ...]
+
+
+Layer = Convolution | Pool | Residual | Reduction
+_Kernel = tuple[int, int]
+
+
+def _chain(name: str, inputs: int, *sizes: tuple[int, _Kernel, int, bool]) -> tuple[Convolution, ...]:
+    """Convolutions one after the other, each given by its outputs, kernel, stride and padding."""
+    chain: list[Convolution] = []
+    for number, (outputs, kernel, stride, padded) in enumerate(sizes):
+        own = f"{name}.{number}" if len(sizes) > 1 else name
+        chain.append(Convolution(own, inputs, outputs, kernel, stride, padded))
+        inputs = outputs
+    return tuple(chain)
+
+
+def _one(outputs: int) -> tuple[int, _Kernel, int, bool]:
+    return outputs, (1, 1), 1, False
+
+
+def _same(outputs: int, kernel: _Kernel = (3, 3)) -> tuple[int, _Kernel, int, bool]:
+    return outputs, kernel, 1, True
+
+
+def _half(outputs: int) -> tuple[int, _Kernel, int, bool]:
+    return outputs, (3, 3), 2, False
+
+
+def _block35(name: str) -> Residual:
+    branches = (
+        _chain(f"{name}.branch0", 256, _one(32)),
+        _chain(f"{name}.branch1", 256, _one(32), _same(32)),
+        _chain(f"{name}.branch2", 256, _one(32), _same(32), _same(32)),
+    )
+    return Residual(name, branches, 0.17)
+
+
+def _block17(name: str) -> Residual:
+    lines = _one(128), _same(128, (1, 7)), _same(128, (7, 1))
+    branches = _chain(f"{name}.branch0", 896, _one(128)), _chain(f"{name}.branch1", 896, *lines)
+    return Residual(name, branches, 0.10)
+
+
+def _block8(name: str, scale: float = 0.20, relu: bool = True) -> Residual:
+    lines = _one(192), _same(192, (1, 3)), _same(192, (3, 1))
+    branches = _chain(f"{name}.branch0", FEATURES, _one(192)), _chain(f"{name}.branch1", FEATURES, *lines)
+    return Residual(name, branches, scale, relu)
+
+
+def _layers() -> Iterator[Layer]:
+    yield Convolution("conv2d_1a", 3, 32, (3, 3), 2)
+    yield Convolution("conv2d_2a", 32, 32, (3, 3))
+    yield Convolution("conv2d_2b", 32, 64, (3, 3), padded=True)
+    yield Pool()
+    yield Convolution("conv2d_3b", 64, 80)
+    yield Convolution("conv2d_4a", 80, 192, (3, 3))
+    yield Convolution("conv2d_4b", 192, 256, (3, 3), 2)
+    yield from (_block35(f"repeat_1.{number}") for number in range(5))
+    branches = (
+        _chain("mixed_6a.branch0", 256, _half(384)),
+        _chain("mixed_6a.branch1", 256, _one(192), _same(192), _half(256)),
+    )
+    yield Reduction("mixed_6a", branches)
+    yield from (_block17(f"repeat_2.{number}") for number in range(10))
+    branches = (
+        _chain("mixed_7a.branch0", 896, _one(256), _half(384)),
+        _chain("mixed_7a.branch1", 896, _one(256), _half(256)),
+        _chain("mixed_7a.branch2", 896, _one(256), _same(256), _half(256)),
+    )
+    yield Reduction("mixed_7a", branches)
+    yield from (_block8(f"repeat_3.{number}") for number in range(5))
+    yield _block8("block8", 1.0, relu=False)
+
+
+# Afterwards: the mean over the image, a linear layer without bias to 512 numbers, batch normalisation.
+LAYERS: tuple[Layer, ...] = tuple(_layers())
+
+
+def tensor_shapes() -> dict[str, tuple[int, ...]]:
+    """The network's tensors by name, as facenet-pytorch names them, with their shapes."""
+    shapes: dict[str, tuple[int, ...]] = {"last_linear.weight": (DIMENSION, FEATURES)}
+    shapes |= {f"last_bn.{part}": (DIMENSION,) for part in _BATCH_NORM}
+    for layer in LAYERS:
+        if isinstance(layer, Residual):
+            projection = layer.projection
+            shapes[f"{projection.name}.weight"] = (projection.outputs, projection.inputs, 1, 1)
+            shapes[f"{projection.name}.bias"] = (projection.outputs,)
+        for each in _convolutions(layer):
+            shapes[f"{each.name}.conv.weight"] = (each.outputs, each.inputs, *each.kernel)
+            shapes |= {f"{each.name}.bn.{part}": (each.outputs,) for part in _BATCH_NORM}
+    return shapes
+
+
+def _convolutions(layer: Layer) -> Iterator[Convolution]:
+    if isinstance(layer, Convolution):
+        yield layer
+    elif isinstance(layer, Residual | Reduction):
+        for branch in layer.branches:
+            yield from branch
+
+
+def check_tensors(name: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise `ArtifactError` when the tensors of the backbone `name` are not those of InceptionResnetV1."""
+    wanted, given = tensor_shapes(), {key: array.shape for key, array in tensors.items()}
+    wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+    if wrong:
+        raise ArtifactError(
+            f"{name}: not the weights of {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown "
+            f"or of another shape, such as '{wrong[0]}'"
+        )

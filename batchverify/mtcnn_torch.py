@@ -1,0 +1,79 @@
+"""The three networks of MTCNN in torch: for GPUs, and for CPUs without OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import conv2d, linear, max_pool2d, prelu
+
+from batchverify.mtcnn import OUTPUT_WINDOWS, PROPOSAL_WINDOWS, REFINE_WINDOWS, Judged, mtcnn_weights
+from batchverify.pyramid import Pyramid
+
+Tensors = dict[str, torch.Tensor]
+
+
+class TorchNetworks:
+    """The networks on a device, in float32; see `mtcnn.Networks`."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._pnet, self._rnet, self._onet = (self._weights(name) for name in ("pnet", "rnet", "onet"))
+
+    def _weights(self, network: str) -> Tensors:
+        tensors: Tensors = {}
+        for name, array in mtcnn_weights(network).items():
+            tensor = torch.from_numpy(array).to(self._device)
+            tensors[name] = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        return tensors
+
+    @torch.inference_mode()
+    def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
+        """See `mtcnn.Networks`."""
+        tensors, mask = self._pnet, torch.from_numpy(scales.mask).to(self._device)
+        values = _convolved(tensors, self._images(canvases), PROPOSAL_WINDOWS, mask)
+        cells = [_convolution(values, tensors, name) for name in ("conv4_1", "conv4_2")]
+        return torch.cat(cells, dim=1).permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.inference_mode()
+    def refine(self, patches: np.ndarray) -> Judged:
+        """See `mtcnn.Networks`."""
+        return self._judged(self._rnet, patches, REFINE_WINDOWS, 4)
+
+    @torch.inference_mode()
+    def output(self, patches: np.ndarray) -> Judged:
+        """See `mtcnn.Networks`."""
+        return self._judged(self._onet, patches, OUTPUT_WINDOWS, 5)
+
+    def _judged(self, tensors: Tensors, patches: np.ndarray, windows: Sequence[int], dense: int) -> Judged:
+        values = _convolved(tensors, self._images(patches), windows)
+        # Columns before rows, as facenet-pytorch's dense weights want them.
+        hidden = _dense(values.permute(0, 3, 2, 1).flatten(1), tensors, f"dense{dense}")
+        hidden = prelu(hidden, tensors[f"prelu{dense}.weight"])
+        faces = torch.softmax(_dense(hidden, tensors, f"dense{dense + 1}_1"), dim=1)[:, 1]
+        return _dense(hidden, tensors, f"dense{dense + 1}_2").cpu().numpy(), faces.cpu().numpy()
+
+    def _images(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+
+
+def _convolved(
+    tensors: Tensors, values: torch.Tensor, windows: Sequence[int], mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Convolutions with PReLU, then maxima where there is a window; mask: added before the first maxima."""
+    for number, window in enumerate(windows, 1):
+        values = prelu(_convolution(values, tensors, f"conv{number}"), tensors[f"prelu{number}.weight"])
+        if mask is not None and number == 1:
+            values = values + mask
+        if window:
+            values = max_pool2d(values, window, 2, ceil_mode=True)
+    return values
+
+
+def _convolution(values: torch.Tensor, tensors: Tensors, name: str) -> torch.Tensor:
+    return conv2d(values, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+
+def _dense(values: torch.Tensor, tensors: Tensors, name: str) -> torch.Tensor:
+    return linear(values, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
