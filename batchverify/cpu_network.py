@@ -106,7 +106,9 @@ class CpuNetwork:
         if self._flip:
             vectors = vectors + self._compiled(pixels[:, :, ::-1])[0]
         if not np.isfinite(vectors).all():
-            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.numbers}, OpenVINO)")
+            raise BatchverifyError(
+                f"the backbone gave vectors that are not finite ({self.numbers}, OpenVINO)"
+            )
         lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
         return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)))
 
@@ -122,8 +124,8 @@ def build_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -
 def activation_ranges(backbone: Backbone, faces: np.ndarray) -> dict[str, float]:
     """Ranges for the layers that lose little with 8-bit activations, from (N, 160, 160, 3) uint8 training faces.
 
-    In the blocks it is the largest activation seen. The first layers see many pixels and few large values: there it is
-    the range with the least mean squared rounding error, which cuts those off (measured: half the error).
+    In the blocks it is the largest activation seen. The first layers see many pixels and few large values: there it
+    is the range with the least mean squared rounding error, which cuts those off (measured: half the error).
     """
     builder = _Builder(backbone.tensors, {})
     builder.model(BATCH)
@@ -183,7 +185,9 @@ class _Builder:
         values = ops.reduce_mean(values, ops.constant(np.array([2, 3])), False)
         weight, bias = self._folded(self._tensors["last_linear.weight"], "last_bn")
         values = ops.matmul(values, self._constant(weight), False, True)
-        return self._openvino.Model([ops.result(ops.add(values, self._constant(bias[None])))], [pixels], "backbone")
+        return self._openvino.Model(
+            [ops.result(ops.add(values, self._constant(bias[None])))], [pixels], "backbone"
+        )
 
     def tapped(self, outputs: Sequence[Any]) -> Any:
         """The model that gives values from inside the one that was built."""
@@ -258,6 +262,6 @@ class _Builder:
 
 
 def _reader(following: tuple[Any, ...]) -> str | None:
-    """The name of the convolution that reads a layer's output, through a pooling, too; blocks round for themselves."""
+    """The convolution that reads a layer's output, by name, through a pooling, too; blocks round for themselves."""
     readers = [each for each in following if not isinstance(each, Pool)]
     return readers[0].name if readers and isinstance(readers[0], Convolution) else None

@@ -169,7 +169,8 @@ def _classify(
     """
     ends = np.cumsum([len(found) for found in boxes])
     whole = [
-        regions(found, table.shape[0] - 1, table.shape[1] - 1) for found, table in zip(boxes, sums, strict=True)
+        regions(found, table.shape[0] - 1, table.shape[1] - 1)
+        for found, table in zip(boxes, sums, strict=True)
     ]
     cut = np.concatenate(whole)
     shifts, scores = np.empty((len(cut), 4), np.float32), np.empty(len(cut), np.float32)

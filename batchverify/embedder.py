@@ -82,7 +82,10 @@ class Embedder:
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
-        shares = {"streams": workers, "threads": threads or max(1, available_cpus() // workers)}
+        shares: dict[str, Any] = {
+            "streams": workers,
+            "threads": threads or max(1, available_cpus() // workers),
+        }
         options: dict[str, Any] = {"numbers": numbers, "flip": tta == "flip", "batch_size": batch_size}
         self._network: Any
         if self.runtime == "openvino":

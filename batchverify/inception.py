@@ -125,18 +125,22 @@ def _layers() -> Iterator[Layer]:
     yield Convolution("conv2d_4a", 80, 192, (3, 3))
     yield Convolution("conv2d_4b", 192, 256, (3, 3), 2)
     yield from (_block35(f"repeat_1.{number}") for number in range(5))
-    branches = (
-        _chain("mixed_6a.branch0", 256, _half(384)),
-        _chain("mixed_6a.branch1", 256, _one(192), _same(192), _half(256)),
+    yield Reduction(
+        "mixed_6a",
+        (
+            _chain("mixed_6a.branch0", 256, _half(384)),
+            _chain("mixed_6a.branch1", 256, _one(192), _same(192), _half(256)),
+        ),
     )
-    yield Reduction("mixed_6a", branches)
     yield from (_block17(f"repeat_2.{number}") for number in range(10))
-    branches = (
-        _chain("mixed_7a.branch0", 896, _one(256), _half(384)),
-        _chain("mixed_7a.branch1", 896, _one(256), _half(256)),
-        _chain("mixed_7a.branch2", 896, _one(256), _same(256), _half(256)),
+    yield Reduction(
+        "mixed_7a",
+        (
+            _chain("mixed_7a.branch0", 896, _one(256), _half(384)),
+            _chain("mixed_7a.branch1", 896, _one(256), _half(256)),
+            _chain("mixed_7a.branch2", 896, _one(256), _same(256), _half(256)),
+        ),
     )
-    yield Reduction("mixed_7a", branches)
     yield from (_block8(f"repeat_3.{number}") for number in range(5))
     yield _block8("block8", 1.0, relu=False)
 

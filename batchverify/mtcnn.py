@@ -61,13 +61,13 @@ class OpenvinoNetworks:
     """
 
     def __init__(self, refine_block: int, output_block: int, streams: int = 1, threads: int = 1) -> None:
-        shares = {"streams": streams, "threads": threads}
-        self._proposal = CompiledNetwork(_proposal_model(), **shares)
-        self._refine = CompiledNetwork(
-            _patch_model("rnet", REFINE_WINDOWS, 4, (refine_block, REFINE_SIZE)), **shares
+        models = (
+            _proposal_model(),
+            _patch_model("rnet", REFINE_WINDOWS, 4, (refine_block, REFINE_SIZE)),
+            _patch_model("onet", OUTPUT_WINDOWS, 5, (output_block, OUTPUT_SIZE)),
         )
-        self._output = CompiledNetwork(
-            _patch_model("onet", OUTPUT_WINDOWS, 5, (output_block, OUTPUT_SIZE)), **shares
+        self._proposal, self._refine, self._output = (
+            CompiledNetwork(model, streams=streams, threads=threads) for model in models
         )
 
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:

@@ -25,7 +25,9 @@ class TorchNetworks:
         tensors: Tensors = {}
         for name, array in mtcnn_weights(network).items():
             tensor = torch.from_numpy(array).to(self._device)
-            tensors[name] = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+            tensors[name] = (
+                tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+            )
         return tensors
 
     @torch.inference_mode()

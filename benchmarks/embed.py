@@ -1,11 +1,10 @@
-"""The backbone alone, images/s: `python benchmarks/embed.py [ROOT] [--synthetic N] [--device D] [--append]`.
+"""The backbone alone, images/s: `python benchmarks/embed.py [ROOT] [--synthetic N] [--device D] [--beside CHECKOUT]`.
 
-Ours beside facenet-pytorch's eager model (float32, batches of 1 and of 32; on a GPU larger ones, too) and beside the
-machine's own matrix products in the number format that ours computes in, as images of 2.835 GFLOP. The same faces for
-all.
+Every path that this machine has beside facenet-pytorch's eager model (float32, batches of 1 and of 32; on a GPU
+larger ones, too), the machine's own matrix products as images of 2.835 GFLOP, and with `--beside` another checkout of this
+project. The same faces for all, two turns each, of which the better one counts.
 """
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,39 +12,40 @@ from pathlib import Path
 import faces
 import numpy as np
 import torch
+from path_rate import Way, measured, rate
 from results import publish, table
 
 from batchverify.backbones import build_network, load_backbone
 from batchverify.crops import whole_face
-from batchverify.devices import resolve_device
-from batchverify.embedder import Embedder
-from batchverify.engine import Workers, available_cpus, visible_gpus
-from batchverify.memory import keep_freed_memory
+from batchverify.devices import available_cpus, cpu_has_bf16, resolve_device
+from batchverify.engine import Workers, visible_gpus
+from batchverify.openvino_runtime import capabilities
 
 GFLOP = 2.835
 SIDE = {"cpu": 4096, "cuda": 8192}
 # Products before a GPU is waited for: what lies between them would count as its slowness.
 QUEUED = {"cpu": 1, "cuda": 20}
 PEER_BATCHES = {"cpu": (1, 32), "cuda": (1, 32, 128, 256, 512)}
-SECONDS = 5.0
+TURNS = 2
+# Enough for every worker to have several chunks; slow paths take a minute a turn.
+MOST_FACES = 1024
 
 
-def ours(embedder: Embedder, pixels: np.ndarray, workers: Workers) -> Callable[[], int]:
-    """All faces once, in chunks, on the workers of the local engine."""
-    chunks = [pixels[start : start + workers.chunk] for start in range(0, len(pixels), workers.chunk)]
-    pool = ThreadPoolExecutor(workers.count, initializer=lambda: torch.set_num_threads(workers.threads))
-
-    def run() -> int:
-        list(pool.map(embedder.vectors, chunks))
-        return len(pixels)
-
-    return run
+def ways(device: str, beside: Path | None) -> list[Way]:
+    """Every way that a device has of computing the backbone."""
+    if device != "cpu":
+        return [Way("torch", {"device": device})]
+    numbers = ["int8", *(["bfloat16"] if "BF16" in capabilities() else []), "float32"]
+    found = [Way(f"OpenVINO {each}", {"device": device, "numbers": each}) for each in numbers]
+    for each in ["bfloat16"] * cpu_has_bf16() + ["float32"]:
+        found.append(Way(f"torch {each}", {"device": device, "runtime": "torch", "numbers": each}))
+    return found + ([Way(f"{beside.name}, another checkout", {"device": device}, beside)] if beside else [])
 
 
 def peer(pixels: np.ndarray, batch: int, device: str) -> Callable[[], int]:
     """facenet-pytorch's model as its examples use it, on as many faces as some seconds allow."""
     network = build_network(load_backbone("vggface2")).to(device)
-    count = min(len(pixels), 64 if batch == 1 else max(512, 4 * batch))
+    count = min(len(pixels), 64 if batch == 1 else max(256, 4 * batch))
 
     @torch.inference_mode()
     def run() -> int:
@@ -79,40 +79,30 @@ def products(dtype: torch.dtype, device: str, workers: Workers) -> Callable[[], 
     return run
 
 
-def rate(work: Callable[[], int]) -> float:
-    """Images a second: the best of rounds that take some seconds together, after one to warm up."""
-    work()
-    rates, begun = [], time.perf_counter()
-    while not rates or time.perf_counter() - begun < SECONDS:
-        started = time.perf_counter()
-        rates.append(work() / (time.perf_counter() - started))
-    return max(rates)
-
-
 @faces.image_options
-def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
+def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, append: bool) -> None:
     """Print the table."""
-    command = faces.command_line("embed.py", root, synthetic, device)
-    pixels = np.stack([whole_face(each).pixels for each in faces.pictures(root, synthetic)])
+    command = faces.command_line("embed.py", root, synthetic, device, beside)
+    images = [whole_face(each).pixels for each in faces.pictures(root, synthetic)[:MOST_FACES]]
     device = resolve_device(device)
+    kind = device.partition(":")[0]
     workers = Workers.for_cpus(available_cpus(), visible_gpus(device))
     torch.set_num_threads(available_cpus())
-    # Before our own processes' ways with memory and TF32 are set: they would serve and slow the peer, too.
-    kind = device.partition(":")[0]
-    peers = {batch: rate(peer(pixels, batch, device)) for batch in PEER_BATCHES[kind]}
-    keep_freed_memory()
-    embedder = Embedder(crop="none", device=device)
-    mine = rate(ours(embedder, pixels, workers))
-    dtype = embedder._dtype
-    ceiling = rate(products(dtype, device, workers))
-    rows = [[f"ours ({embedder.compute_path})", f"{mine:.1f}", "1.00"]]
-    rows += [
-        [f"facenet-pytorch eager float32, batches of {batch}", f"{each:.1f}", f"{mine / each:.2f}"]
-        for batch, each in peers.items()
-    ]
-    name = str(dtype).removeprefix("torch.")
-    rows.append([f"matrix products alone ({name}, {SIDE[kind]}³)", f"{ceiling:.1f}", f"{mine / ceiling:.2f}"])
-    body = table([f"backbone alone, {len(pixels):,} faces", "images/s", "ours / it"], rows)
+    rows: dict[str, float] = {}
+    for _ in range(TURNS):
+        for way in ways(device, beside):
+            found = measured("embed", images, way)
+            name = f"{way.name} ({found.path})"
+            rows[name] = max(rows.get(name, 0.0), found.rate)
+        for batch in PEER_BATCHES[kind]:
+            name = f"facenet-pytorch eager float32, batches of {batch}"
+            rows[name] = max(rows.get(name, 0.0), rate(peer(np.stack(images), batch, device)))
+        dtype = torch.bfloat16 if kind == "cuda" or cpu_has_bf16() else torch.float32
+        name = f"matrix products alone ({str(dtype).removeprefix('torch.')}, {SIDE[kind]}³)"
+        rows[name] = max(rows.get(name, 0.0), rate(products(dtype, device, workers)))
+    eager = next(value for name, value in rows.items() if name.endswith("batches of 32"))
+    lines = [[name, f"{value:.1f}", f"{value / eager:.2f}"] for name, value in rows.items()]
+    body = table([f"backbone alone, {len(images):,} faces", "images/s", "of eager, batches of 32"], lines)
     publish("Embed only", command, body, append=append)
 
 

@@ -18,8 +18,13 @@ SIDE = 250
 
 
 def image_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments that all benchmarks on pictures take: ROOT, --synthetic, --device, --append."""
+    """The arguments that all benchmarks on pictures take: ROOT, --synthetic, --device, --beside, --append."""
     for decorate in (
+        click.option(
+            "--beside",
+            type=click.Path(exists=True, path_type=Path),
+            help="Another checkout of this project, measured in the same run.",
+        ),
         click.option("--append", is_flag=True, help="Add the table to RESULTS.md."),
         click.option("--device", default="auto", show_default=True),
         click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's."),
@@ -29,9 +34,12 @@ def image_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.command()(command)
 
 
-def command_line(script: str, root: Path | None, synthetic: int | None, device: str) -> str:
+def command_line(
+    script: str, root: Path | None, synthetic: int | None, device: str, beside: Path | None
+) -> str:
     """How a benchmark was called, for RESULTS.md."""
     where = f" --device {device}" if device != "auto" else ""
+    where += " --beside CHECKOUT" if beside else ""
     return f"python benchmarks/{script} {'ROOT' if root else f'--synthetic {synthetic}'}{where}"
 
 

@@ -1,27 +1,42 @@
 """What the benchmarks share: the machine's name, and the place where tables are kept."""
 
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from llvmlite.binding import get_host_cpu_name
 
-from batchverify.engine import available_cpus
+from batchverify.devices import available_cpus
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
+# Matrix and vector extensions that decide how fast the networks run.
+EXTENSIONS = (
+    "amx_int8",
+    "amx_bf16",
+    "avx512_bf16",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512f",
+    "avx2",
+    "asimddp",
+    "i8mm",
+)
+
+
 def machine() -> str:
-    """The CPU's name, kind and matrix extensions, how many CPUs are in use, the GPU if there is one, and torch."""
+    """The CPU's name, family and extensions, how many CPUs are in use, the GPU if there is one, and versions."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-    facts = dict(each.split(":", 1) for each in lines if ":" in each)
-    name = next((value.strip() for key, value in facts.items() if key.strip() == "model name"), "unknown CPU")
-    flags = next((value for key, value in facts.items() if key.strip() == "flags"), "").split()
-    has = [each for each in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if each in flags][:1]
-    # Kinds of CPU that multiply twice as much as others call themselves by one name.
-    has.insert(0, get_host_cpu_name())
+    facts = {key.strip(): value.strip() for key, _, value in (each.partition(":") for each in lines)}
+    name = facts.get("model name", "unknown CPU")
+    # CPUs that multiply twice as much as others call themselves by one name.
+    family = f"family {facts.get('cpu family', '?')} model {facts.get('model', '?')}"
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    has = " ".join(each for each in EXTENSIONS if each in flags) or "no vector extension known here"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name} ({', '.join(has)}), {available_cpus()} CPUs{gpu}, torch {torch.__version__}"
+    versions = f"torch {torch.__version__}, OpenVINO {version('openvino')}"
+    return f"{name} ({family}; {has}), {available_cpus()} CPUs{gpu}, {versions}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,10 +1,11 @@
-"""`batchverify score` from process start to exit: `python benchmarks/score.py [ROOT] [--synthetic N] [--append]`.
+"""`batchverify score` from start to exit: `python benchmarks/score.py [ROOT] [--synthetic N] [--beside CHECKOUT]`.
 
-Cold and warm cache beside `benchmarks/peer.py`, which does the same manifest with facenet-pytorch; then four sizes,
-to see how time and memory grow.
+Cold and warm cache, and the other paths of a CPU, beside `benchmarks/peer.py`, which does the same manifest with
+facenet-pytorch; then four sizes, to see how time and memory grow.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,11 @@ from pathlib import Path
 import faces
 from results import publish, table
 
-from batchverify.devices import resolve_device
-from batchverify.engine import available_cpus
+from batchverify.devices import available_cpus, resolve_device
 
 SIZES = (500, 1000, 2500, 4992)
+# Beside the defaults, on a CPU.
+OTHER_WAYS = (["--numbers", "float32"], ["--runtime", "torch"])
 # A process counts the memory of the one that started it into its peak: a small one stands between, and keeps the
 # peak of the command alone.
 BETWEEN = """
@@ -39,46 +41,46 @@ class Run:
     said: str
 
 
-def run(*command: str) -> Run:
-    """Run a Python program to its end; its failure ends the benchmark."""
+def run(*command: str, checkout: Path | None = None) -> Run:
+    """Run a Python program to its end, with another checkout's package; its failure ends the benchmark."""
+    variables = {**os.environ, "PYTHONPATH": str(checkout or Path(__file__).parent.parent)}
     started = time.perf_counter()
     with tempfile.NamedTemporaryFile("r") as peak:
         between = [sys.executable, "-c", BETWEEN, peak.name]
-        done = subprocess.run([*between, *command], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([*between, *command], stdout=subprocess.PIPE, text=True, env=variables)
         seconds = time.perf_counter() - started
         if done.returncode:
             sys.exit(f"{' '.join(command)} failed")
         return Run(seconds, int(Path(peak.name).read_text()) / 1024, done.stdout)
 
 
-def score(manifest: Path, cache: Path, crop: str, device: str) -> Run:
-    """Our run."""
-    output, options = (
-        str(manifest.with_suffix(".parquet")),
-        ["--crop", crop, "--device", device, "--json", "--overwrite"],
-    )
-    return run("-m", "batchverify.cli", "score", str(manifest), "-o", output, "--cache", str(cache), *options)
+def score(manifest: Path, cache: Path, *options: str, checkout: Path | None = None) -> Run:
+    """A run of ours, or of another checkout's package."""
+    output = str(manifest.with_suffix(".parquet"))
+    command = ["-m", "batchverify.cli", "score", str(manifest), "-o", output, "--cache", str(cache)]
+    return run(*command, "--json", "--overwrite", *options, checkout=checkout)
 
 
-def compared(manifest: Path, folder: Path, crop: str, device: str) -> list[list[str]]:
-    """Peer, cold and warm run of one crop."""
+def ways(device: str, beside: Path | None) -> list[tuple[str, list[str], Path | None]]:
+    """(name, options, checkout) of every path that a device has; the first is the default."""
+    found: list[tuple[str, list[str], Path | None]] = [("ours", [], None)]
+    if device == "cpu":
+        found += [(f"ours, {' '.join(each)}", each, None) for each in OTHER_WAYS]
+    return found + ([(f"{beside.name}, another checkout", [], beside)] if beside else [])
+
+
+def compared(manifest: Path, folder: Path, crop: str, device: str, beside: Path | None) -> list[list[str]]:
+    """Peer, cold and warm runs of one crop."""
     script = str(Path(__file__).parent / "peer.py")
     peer = run(script, str(manifest), str(folder / "peer.parquet"), crop, resolve_device(device))
     rows = [[f"{crop}: facenet-pytorch script", f"{peer.seconds:.1f}", "1.00", f"{peer.megabytes:,.0f}", ""]]
-    cache = folder / f"cache-{crop}"
-    for name in ("cold cache", "warm cache"):
-        ours = score(manifest, cache, crop, device)
-        summary = json.loads(ours.said)
-        ratio = f"{peer.seconds / ours.seconds:.2f}"
-        rows.append(
-            [
-                f"{crop}: ours, {name}",
-                f"{ours.seconds:.1f}",
-                ratio,
-                f"{ours.megabytes:,.0f}",
-                stages(summary, ours.seconds),
-            ]
-        )
+    for number, (name, options, checkout) in enumerate(ways(resolve_device(device), beside)):
+        cache = folder / f"cache-{crop}-{number}"
+        for state in ("cold cache", "warm cache")[: 1 if number else 2]:
+            ours = score(manifest, cache, "--crop", crop, "--device", device, *options, checkout=checkout)
+            ratio = f"{peer.seconds / ours.seconds:.2f}"
+            row = [f"{crop}: {name}, {state}", f"{ours.seconds:.1f}", ratio, f"{ours.megabytes:,.0f}"]
+            rows.append([*row, stages(json.loads(ours.said), ours.seconds)])
     return rows
 
 
@@ -100,7 +102,7 @@ def stages(summary: dict, took: float) -> str:
 
 
 @faces.image_options
-def main(root: Path | None, synthetic: int | None, device: str, append: bool) -> None:
+def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, append: bool) -> None:
     """Print the table."""
     header = [
         "run",
@@ -113,14 +115,15 @@ def main(root: Path | None, synthetic: int | None, device: str, append: bool) ->
         folder = Path(name)
         manifest = faces.manifest(folder, root, synthetic)
         total = len(faces.images(manifest))
-        rows = compared(manifest, folder, "detect", device) + compared(manifest, folder, "center", device)
+        rows = compared(manifest, folder, "detect", device, beside)
+        rows += compared(manifest, folder, "center", device, beside)
         for size in (each for each in SIZES if each <= total):
-            ours = score(faces.cut(manifest, size), folder / f"cache-{size}", "detect", device)
+            ours = score(faces.cut(manifest, size), folder / f"cache-{size}", "--device", device)
             rows.append(
                 [f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"]
             )
             rows[-1].append(stages(json.loads(ours.said), ours.seconds))
-    command = faces.command_line("score.py", root, synthetic, device)
+    command = faces.command_line("score.py", root, synthetic, device, beside)
     publish(f"Score, {total:,} images", command, table(header, rows), append=append)
 
 

@@ -16,7 +16,6 @@ import torch
 from safetensors.numpy import save
 
 from batchverify.backbones import (
-    ARCHITECTURE,
     METADATA_KEY,
     RANGES_KEY,
     dequantise,
@@ -27,6 +26,7 @@ from batchverify.backbones import (
     read_tensors,
 )
 from batchverify.cpu_network import activation_ranges
+from batchverify.inception import ARCHITECTURE
 from batchverify.mtcnn import weights_path
 
 
@@ -57,7 +57,8 @@ def main(source: Path, faces: Path | None, folder: Path) -> None:
     """Write both files."""
     backbone = load_backbone()
     ranges = backbone.ranges if faces is None else activation_ranges(backbone, np.load(faces))
-    for name, data in ((packaged_weights().name, packaged_bytes(source, ranges)), (weights_path().name, mtcnn_bytes())):
+    made = {packaged_weights().name: packaged_bytes(source, ranges), weights_path().name: mtcnn_bytes()}
+    for name, data in made.items():
         (folder / name).write_bytes(data)
         print(f"{folder / name}: {len(data):,} bytes")
 
