@@ -10,6 +10,8 @@ from pathlib import Path
 from batchverify.errors import UsageError
 
 RUNTIMES = ("auto", "openvino", "torch")
+# What `auto` means in this environment.
+RUNTIME_VARIABLE = "BATCHVERIFY_RUNTIME"
 # What the drivers of GPUs that torch can use leave there: NVIDIA's, the same under WSL, AMD's.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
@@ -45,10 +47,15 @@ def _has_gpu() -> bool:
 def resolve_runtime(runtime: str, device: str) -> str:
     """What runs the networks on a resolved device: `openvino` on CPUs where it can be loaded, else `torch`.
 
+    `$BATCHVERIFY_RUNTIME` says what `auto` means on a CPU.
     Raises `UsageError` for another word, and for OpenVINO where it cannot be had.
     """
+    if runtime == "auto" and device == "cpu":
+        runtime = os.environ.get(RUNTIME_VARIABLE) or runtime
     if runtime not in RUNTIMES:
-        raise UsageError(f"--runtime must be one of {', '.join(RUNTIMES)}, got '{runtime}'")
+        raise UsageError(
+            f"--runtime or ${RUNTIME_VARIABLE} must be one of {', '.join(RUNTIMES)}, got '{runtime}'"
+        )
     if runtime == "torch" or (runtime == "auto" and device != "cpu"):
         return "torch"
     if device != "cpu":

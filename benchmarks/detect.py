@@ -1,8 +1,8 @@
 """Detection alone: `python benchmarks/detect.py [ROOT] [--synthetic N] [--device D] [--beside CHECKOUT] [--append]`.
 
 Every path that this machine has beside facenet-pytorch's MTCNN in batches of 64 and, with `--beside`, another
-checkout of this project, on the same decoded pictures, two turns each: images/s, how well the boxes of the chosen face
-agree, and how often only one of the two finds a face.
+checkout of this project, on the same decoded pictures, two turns each: images/s, how well the boxes of the chosen
+face agree, and how often only one of the two finds a face.
 """
 
 import time

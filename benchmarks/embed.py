@@ -1,8 +1,8 @@
 """The backbone alone, images/s: `python benchmarks/embed.py [ROOT] [--synthetic N] [--device D] [--beside CHECKOUT]`.
 
 Every path that this machine has beside facenet-pytorch's eager model (float32, batches of 1 and of 32; on a GPU
-larger ones, too), the machine's own matrix products as images of 2.835 GFLOP, and with `--beside` another checkout of this
-project. The same faces for all, two turns each, of which the better one counts.
+larger ones, too), the machine's own matrix products as images of 2.835 GFLOP, and with `--beside` another checkout of
+this project. The same faces for all, two turns each, of which the better one counts.
 """
 
 from collections.abc import Callable

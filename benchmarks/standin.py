@@ -67,7 +67,7 @@ class StandInPlan(WorkPlan):
     log: str = ""
     seconds: float = 0.0
 
-    def embedder(self) -> StandIn:
+    def embedder(self, workers: int = 1, threads: int | None = None) -> StandIn:
         """Counts in `log`."""
         return StandIn(Path(self.log), self.seconds)
 

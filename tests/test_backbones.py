@@ -33,6 +33,7 @@ from batchverify.datasets import prepare_lfw
 from batchverify.downloads import PUBLISHED
 from batchverify.embedder import Embedder
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.mtcnn import weights_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
 FLOAT_FILE = "20180402-114759-vggface2.pt"
@@ -88,9 +89,11 @@ def test_the_packaged_weights_verify_as_well_as_the_published_ones(lfw_vectors):
 
 @pytest.mark.weights
 def test_the_job_still_makes_the_packaged_bytes(shared):
-    from make_weights import packaged_bytes
+    from make_weights import mtcnn_bytes, packaged_bytes
 
-    assert packaged_bytes(shared / "weights" / FLOAT_FILE) == packaged_weights().read_bytes()
+    ranges = load_backbone().ranges
+    assert packaged_bytes(shared / "weights" / FLOAT_FILE, ranges) == packaged_weights().read_bytes()
+    assert mtcnn_bytes() == weights_path().read_bytes()
 
 
 def test_the_packaged_header_states_the_fingerprint(packaged):

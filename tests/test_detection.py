@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from facenet_pytorch import MTCNN
 from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
@@ -18,6 +17,7 @@ from batchverify.detection import (
     smallest_face,
     suppress_contained,
 )
+from batchverify.mtcnn import OpenvinoNetworks
 from batchverify.pyramid import Pyramid
 
 # Sizes to which real pictures are stretched, (width, height); None keeps them.
@@ -36,9 +36,9 @@ SIZES = (
 )
 
 
-@pytest.fixture(scope="module")
-def detector() -> FaceDetector:
-    return FaceDetector()
+@pytest.fixture(scope="module", params=["openvino", "torch"])
+def detector(request) -> FaceDetector:
+    return FaceDetector.on(runtime=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,11 @@ def equal(one: Detections, other: Detections) -> bool:
 @pytest.mark.parametrize("blocks", [GPU_BLOCKS, Blocks(3, 5, 7), Blocks(1, 1, 1)])
 def test_the_size_of_blocks_moves_no_box(detector, faces, blocks):
     pictures = [*faces, *faces[:4], faces[0][::-1].copy()]
-    for ours, wanted in zip(detector(pictures, blocks), detector(pictures), strict=True):
+    if isinstance(detector.networks, OpenvinoNetworks):
+        other = FaceDetector(OpenvinoNetworks(blocks.refine, blocks.output), blocks)
+    else:
+        other = FaceDetector(detector.networks, blocks)
+    for ours, wanted in zip(other(pictures), detector(pictures), strict=True):
         np.testing.assert_allclose(ours.boxes, wanted.boxes, rtol=0, atol=1e-3)
         np.testing.assert_allclose(ours.scores, wanted.scores, rtol=0, atol=1e-5)
 
@@ -97,9 +101,9 @@ def test_boxes_and_scores_are_facenet_pytorchs(detector, faces):
 
 
 @pytest.mark.weights
-def test_another_smallest_face_is_facenet_pytorchs(faces):
+def test_another_smallest_face_is_facenet_pytorchs(detector, faces):
     for min_face in (35, 120):
-        ours = FaceDetector(min_face=min_face)([faces[-1]])[0]
+        ours = FaceDetector(detector.networks, detector.blocks, min_face=min_face)([faces[-1]])[0]
         boxes, scores = reference(faces[-1], min_face)
         np.testing.assert_allclose(ours.boxes, boxes, rtol=0, atol=1e-3)
         np.testing.assert_allclose(ours.scores, scores, rtol=0, atol=1e-5)
@@ -148,36 +152,30 @@ def test_no_pictures_no_results(detector):
     assert detector([]) == []
 
 
-class OneBox:
-    """Answers like the second or third network: the same shift and a high score for every candidate."""
+class Stubborn:
+    """Networks that see a face in the first cell of the largest level, and shift every box alike."""
 
-    def __init__(self, size: int, shift: tuple[float, float, float, float]) -> None:
-        self.size = size
-        self.shift = torch.tensor(shift)
+    def __init__(self, shift: tuple[float, float, float, float]) -> None:
+        self.shift = shift
 
-    def __call__(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.shift.expand(len(inputs), 4), torch.full((len(inputs),), 0.99)
-
-
-class OneCell:
-    """Answers like the first network: a face in the first cell of the largest level."""
-
-    def __call__(self, canvas: torch.Tensor, scales: Pyramid) -> np.ndarray:
-        rows, columns = ((side - 1) // 2 - 4 for side in canvas.shape[2:])
-        answers = np.zeros((len(canvas), rows, columns, 16), np.float32)
+    def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
+        rows, columns = ((side - 1) // 2 - 4 for side in canvases.shape[1:3])
+        answers = np.zeros((len(canvases), rows, columns, 6), np.float32)
         answers[:, 0, 0, 1] = 9
         return answers
+
+    def refine(self, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(patches), 4), self.shift, np.float32), np.full(len(patches), 0.99, np.float32)
+
+    def output(self, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((len(patches), 4), np.float32), np.full(len(patches), 0.99, np.float32)
 
 
 @pytest.mark.parametrize("shift", [(-3.0, 0.0, -3.0, 0.0), (0.0, 9.0, 0.0, 9.0), (9.0, 9.0, 9.0, 9.0)])
 def test_candidates_that_the_second_network_moves_out_of_the_image_are_dropped(shift):
-    detector = FaceDetector()
-    detector._proposal = OneCell()
-    detector._refine, detector._output = OneBox(24, (0, 0, 0, 0)), OneBox(48, (0, 0, 0, 0))
     pixels = np.zeros((60, 60, 3), np.uint8)
-    assert len(detector([pixels])[0]) > 0
-    detector._refine = OneBox(24, shift)
-    assert len(detector([pixels])[0]) == 0
+    assert len(FaceDetector(Stubborn((0, 0, 0, 0)), Blocks())([pixels])[0]) > 0
+    assert len(FaceDetector(Stubborn(shift), Blocks())([pixels])[0]) == 0
 
 
 def random_boxes(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:

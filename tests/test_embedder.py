@@ -1,7 +1,9 @@
 """The embedder: order, crops, views, and vectors that depend on their picture alone."""
 
-import threading
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +12,15 @@ from facenet_pytorch import InceptionResnetV1
 from PIL import Image
 
 from batchverify.backbones import Backbone, load_backbone
+from batchverify.cpu_network import BATCH as BATCH_OF_CPUS
+from batchverify.cpu_network import CpuNetwork
 from batchverify.crops import box_face, center_face, whole_face
 from batchverify.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
-from batchverify.devices import cpu_has_bf16, resolve_device
-from batchverify.embedder import CPU_BATCH, GPU_BATCHES, Embedded, Embedder
-from batchverify.engine import GPU_CHUNK
+from batchverify.devices import resolve_device, resolve_runtime
+from batchverify.embedder import Embedded, Embedder
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.fused import kind_of_network
+from batchverify.forward import TorchNetwork
+from batchverify.openvino_runtime import capabilities
 from batchverify.records import Reason, Skipped
 
 BATCH = 2
@@ -72,43 +76,79 @@ def test_rows_are_unit_vectors_in_the_order_of_the_pictures(embedder):
     assert len(np.unique(found.vectors, axis=0)) == 6
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    """The number of threads that torch may use."""
+@pytest.mark.parametrize("runtime", ["openvino", "torch"])
+@pytest.mark.parametrize("numbers", ["auto", "float32"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, runtime, threads, backbone):
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("numbers", ["fastest", "float32"])
-def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, threads, embedder, exact):
-    chosen = embedder if numbers == "fastest" else exact
+    torch.set_num_threads(threads)
+    chosen = Embedder(
+        backbone,
+        crop="none",
+        device="cpu",
+        runtime=runtime,
+        batch_size=BATCH,
+        numbers=numbers,
+        threads=threads,
+    )
     first, second = (whole_face(picture).pixels for picture in draw(BATCH))
     expected = chosen.vectors(np.stack([first, second]))
     other = np.random.default_rng(1).integers(0, 256, first.shape, dtype=np.uint8)
     # Few calls: where other programs hold the CPUs, two threads wait for each other at every layer.
     assert np.array_equal(chosen.vectors(np.stack([other, first]))[1], expected[0])
     assert np.array_equal(chosen.vectors(second[None])[0], expected[1])
+    torch.set_num_threads(before)
 
 
-def test_the_number_of_threads_moves_the_last_bits_at_most(exact):
+@pytest.mark.parametrize("numbers", ["auto", "float32"])
+def test_openvinos_vectors_do_not_depend_on_threads_streams_or_batch_size(numbers, backbone):
+    pixels = np.stack([whole_face(picture).pixels for picture in draw(5)])
+    found = [
+        CpuNetwork(backbone, numbers=numbers, batch_size=size, streams=streams, threads=threads)
+        for size, streams, threads in ((2, 1, 1), (2, 1, 2), (2, 2, 1), (5, 1, 2))
+    ]
+    expected = found[0].vectors(pixels)
+    for each in found:
+        with ThreadPoolExecutor(2) as pool:
+            assert all(np.array_equal(rows, expected) for rows in pool.map(each.vectors, [pixels] * 2))
+
+
+def test_torchs_threads_move_the_last_bits_at_most(backbone):
     # oneDNN cuts some float32 convolutions of small batches by the threads at hand; 1e-7 is rounding.
+    network = TorchNetwork(backbone, "cpu", numbers="float32", batch_size=BATCH)
     pixels = np.stack([whole_face(picture).pixels for picture in draw(2)])
     before, found = torch.get_num_threads(), []
     for count in (1, 2):
         torch.set_num_threads(count)
-        found.append(exact.vectors(pixels))
+        found.append(network.vectors(pixels))
     torch.set_num_threads(before)
     np.testing.assert_allclose(found[0], found[1], atol=5e-7)
 
 
+def test_both_runtimes_agree_in_float32(backbone):
+    pictures = draw(6)
+    found = [
+        Embedder(backbone, crop="none", device="cpu", runtime=runtime, numbers="float32")(pictures).vectors
+        for runtime in ("openvino", "torch")
+    ]
+    assert cosines(*found).min() >= 0.9999
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
 @pytest.mark.weights
-def test_number_formats_agree(faces, backbone, exact):
-    expected = exact(faces).vectors
-    for numbers in ("bfloat16", "float16"):
-        other = Embedder(backbone, crop="none", device="cpu", batch_size=BATCH, numbers=numbers)
-        assert cosines(other(faces).vectors, expected).min() >= 0.999
+def test_number_types_agree(backbone, shared):
+    """One number class: 8-bit and 16-bit vectors serve the caches and heads of float32."""
+    people = sorted((shared / "data" / "lfw" / "lfw-deepfunneled").iterdir())[::26]
+    pictures = [np.asarray(Image.open(min(person.iterdir()))) for person in people]
+    exact = Embedder(backbone, crop="center", device="cpu", numbers="float32")
+    expected = exact(pictures).vectors
+    ways = [("openvino", "int8"), ("torch", "bfloat16")]
+    ways += [("openvino", "bfloat16")] if "BF16" in capabilities() else []
+    for runtime, numbers in ways:
+        count = len(pictures) if runtime == "openvino" else 4
+        other = Embedder(backbone, crop="center", device="cpu", runtime=runtime, numbers=numbers)
+        found = cosines(other(pictures[:count]).vectors, expected[:count])
+        assert found.mean() >= 0.999 and found.min() >= 0.995, (runtime, numbers)
         assert other.fingerprint.id == exact.fingerprint.id
 
 
@@ -142,7 +182,7 @@ def test_the_detected_crop_and_no_face_keep_their_places(faces, backbone):
         assert not found.vectors[row].any() and not found.boxes[row].any() and found.faces[row] == 0
         assert np.isnan(found.confidence[row])
     for row, picture in ((1, faces[0]), (3, faces[1])):
-        detected = FaceDetector()([picture])[0]
+        detected = FaceDetector.on(runtime=embedder.runtime)([picture])[0]
         best = choose_face(detected, *picture.shape[:2])
         assert np.array_equal(found.boxes[row], detected.boxes[best])
         assert found.confidence[row] == detected.scores[best] > 0.9
@@ -214,69 +254,8 @@ def test_faces_and_reasons_in_one_call(embedder):
     assert embedder.embed_faces([reason]).skipped == [reason]
 
 
-class Crowded(torch.nn.Module):
-    """A network whose memory is full beyond so many faces."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most = most
-
-    def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        if len(faces) > self.most:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return faces.flatten(1)[:, :512]
-
-
-def test_batches_are_halved_where_memory_is_short(backbone, caplog):
-    embedder = Embedder(backbone, crop="none", device="cpu", batch_size=32, numbers="float32")
-    pixels = np.random.default_rng(1).integers(0, 256, (50, 160, 160, 3), dtype=np.uint8)
-    embedder._network = Crowded(9)
-    vectors = embedder.vectors(pixels)
-    assert embedder.batch_size == 8
-    assert [each.message for each in caplog.records if "batches of 8" in each.message]
-    embedder._network = Crowded(50)
-    assert np.array_equal(embedder.vectors(pixels), vectors)
-    embedder._network = Crowded(0)
-    with pytest.raises(BatchverifyError, match="no memory for a single face"):
-        embedder.vectors(pixels)
-
-
-def test_threads_that_run_out_of_memory_at_once_halve_the_batch_once(backbone):
-    embedder = Embedder(backbone, crop="none", device="cpu", batch_size=32, numbers="float32")
-    barrier = threading.Barrier(4)
-    pixels = np.random.default_rng(1).integers(0, 256, (70, 160, 160, 3), dtype=np.uint8)
-
-    class Together(Crowded):
-        def forward(self, faces: torch.Tensor) -> torch.Tensor:
-            if len(faces) > self.most:
-                barrier.wait(10)
-            return super().forward(faces)
-
-    embedder._network = Together(16)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(embedder.vectors, [pixels] * 4))
-    assert embedder.batch_size == 16
-    assert all(np.array_equal(each, found[0]) for each in found)
-
-
-def test_a_library_without_memory_is_known_by_its_words(backbone):
-    class Library(Crowded):
-        def forward(self, faces: torch.Tensor) -> torch.Tensor:
-            if len(faces) > self.most:
-                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
-            if len(faces) == 1:
-                raise RuntimeError("something else")
-            return super().forward(faces)
-
-    embedder = Embedder(backbone, crop="none", device="cpu", batch_size=4, numbers="float32")
-    embedder._network = Library(1)
-    with pytest.raises(RuntimeError, match="something else"):
-        embedder.vectors(np.zeros((3, 160, 160, 3), np.uint8))
-    assert embedder.batch_size == 1
-
-
 def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, faces):
-    embedder = Embedder(backbone, device="cpu", batch_size=BATCH)
+    embedder = Embedder(backbone, device="cpu", runtime="torch", batch_size=BATCH)
     wanted, detector = embedder.find_faces(faces), embedder._detector
 
     class Small:
@@ -295,10 +274,6 @@ def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, fac
     embedder._detector.blocks = Blocks(1, 1, 1)
     with pytest.raises(BatchverifyError, match="no memory to find a face"):
         embedder.find_faces(faces)
-
-
-def test_the_largest_batch_tried_is_a_chunk():
-    assert GPU_BATCHES[-1] == GPU_CHUNK
 
 
 def test_nothing_in_nothing_out(embedder):
@@ -344,7 +319,8 @@ def test_settings_that_make_no_sense(backbone):
         ({"tta": "rotate"}, "tta must be"),
         ({"margin": -1}, "margin must be"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"numbers": "int8"}, "numbers must be auto, float32"),
+        ({"numbers": "int4", "device": "cpu"}, "--numbers must be auto, float32"),
+        ({"runtime": "onnx"}, r"--runtime or \$BATCHVERIFY_RUNTIME must be one of auto, openvino, torch"),
         ({"device": "tpu"}, "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"device": "cuda:99"}, "--device cuda:99: this machine has no such CUDA device"),
     ):
@@ -360,19 +336,61 @@ def test_without_a_gpu():
 
 
 def test_the_compute_path_is_told(backbone, exact):
-    assert exact.compute_path == "cpu float32 winograd, batches of 2"
-    fastest = "bfloat16" if cpu_has_bf16() else "float32"
-    plain = Embedder(backbone, crop="none", device="cpu")
-    assert (
-        plain.compute_path == f"cpu {fastest} {kind_of_network('cpu', plain._dtype)}, batches of {CPU_BATCH}"
+    assert exact.compute_path == f"cpu float32 {exact.runtime}, batches of 2"
+    plain = Embedder(backbone, crop="none", device="cpu", runtime="openvino")
+    assert plain.compute_path == f"cpu int8 openvino, batches of {BATCH_OF_CPUS}"
+
+
+def test_weights_without_ranges_are_not_rounded(backbone):
+    own = replace(backbone, ranges={})
+    numbers = Embedder(own, crop="none", device="cpu", runtime="openvino")._network.numbers
+    assert numbers == ("bfloat16" if "BF16" in capabilities() else "float32")
+    with pytest.raises(
+        UsageError, match="--numbers int8: the weights of vggface2 state no activation ranges"
+    ):
+        Embedder(own, crop="none", device="cpu", runtime="openvino", numbers="int8")
+
+
+def test_openvinos_path_imports_no_torch_and_torchs_no_openvino():
+    program = (
+        "import sys; import numpy as np; from batchverify.embedder import Embedder; "
+        "embedder = Embedder(device='cpu', runtime='{}'); embedder([np.zeros((40, 40, 3), np.uint8)]); "
+        "assert '{}' not in sys.modules"
     )
+    for runtime, other in (("openvino", "torch"), ("torch", "openvino")):
+        subprocess.run([sys.executable, "-c", program.format(runtime, other)], check=True, timeout=120)
+
+
+def test_without_openvino_torch_computes():
+    program = (
+        "import sys; sys.modules['openvino'] = None; from batchverify.embedder import Embedder; "
+        "assert Embedder(device='cpu').runtime == 'torch'; Embedder(device='cpu', runtime='openvino')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "UsageError: --runtime openvino: OpenVINO cannot be used here: " in done.stderr
+
+
+def test_the_environment_says_what_auto_means(monkeypatch):
+    monkeypatch.setenv("BATCHVERIFY_RUNTIME", "torch")
+    assert resolve_runtime("auto", "cpu") == "torch"
+    assert resolve_runtime("openvino", "cpu") == "openvino"
+    monkeypatch.setenv("BATCHVERIFY_RUNTIME", "onnx")
+    with pytest.raises(UsageError, match="got 'onnx'"):
+        resolve_runtime("auto", "cpu")
+    with pytest.raises(UsageError, match="--runtime openvino computes on the CPU, not on cuda"):
+        resolve_runtime("openvino", "cuda")
 
 
 def test_vectors_that_are_no_numbers_never_come_out(backbone):
     # The bias of the last batch-norm is beyond float16, within float32.
     tensors = {**backbone.tensors, "last_bn.bias": np.full(512, 1e6, np.float32)}
     broken = Embedder(
-        Backbone("broken", tensors, "00"), crop="none", device="cpu", batch_size=1, numbers="float16"
+        Backbone("broken", tensors, "00"),
+        crop="none",
+        device="cpu",
+        batch_size=1,
+        runtime="torch",
+        numbers="float16",
     )
     with pytest.raises(BatchverifyError, match=r"vectors that are not finite .*float16"):
         broken(draw(1))

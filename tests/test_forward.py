@@ -1,6 +1,8 @@
 """Batch sizes by trying; on a machine with a GPU its path against the CPU's."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +10,19 @@ import torch
 
 from batchverify.backbones import load_backbone
 from batchverify.detection import FaceDetector
+from batchverify.devices import cpu_has_bf16
 from batchverify.embedder import Embedder
-from batchverify.forward import Forward, Pass, faces_per_second, fastest_size, is_out_of_memory
+from batchverify.engine import GPU_CHUNK
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.forward import (
+    GPU_BATCHES,
+    Forward,
+    Pass,
+    TorchNetwork,
+    faces_per_second,
+    fastest_size,
+    is_out_of_memory,
+)
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -50,11 +63,90 @@ def test_a_rate_is_one():
     assert faces_per_second(Forward(compute, 2)) > 0
 
 
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone()
+
+
+class Crowded(torch.nn.Module):
+    """A network whose memory is full beyond so many faces."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        if len(faces) > self.most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return faces.flatten(1)[:, :512]
+
+
+def test_batches_are_halved_where_memory_is_short(backbone, caplog):
+    network = TorchNetwork(backbone, "cpu", batch_size=32, numbers="float32")
+    pixels = np.random.default_rng(1).integers(0, 256, (50, 160, 160, 3), dtype=np.uint8)
+    network.compute = replace(network.compute, network=Crowded(9))
+    vectors = network.vectors(pixels)
+    assert network.batch_size == 8
+    assert [each.message for each in caplog.records if "batches of 8" in each.message]
+    network.compute = replace(network.compute, network=Crowded(50))
+    assert np.array_equal(network.vectors(pixels), vectors)
+    network.compute = replace(network.compute, network=Crowded(0))
+    with pytest.raises(BatchverifyError, match="no memory for a single face"):
+        network.vectors(pixels)
+
+
+def test_threads_that_run_out_of_memory_at_once_halve_the_batch_once(backbone):
+    network = TorchNetwork(backbone, "cpu", batch_size=32, numbers="float32")
+    barrier = threading.Barrier(4)
+    pixels = np.random.default_rng(1).integers(0, 256, (70, 160, 160, 3), dtype=np.uint8)
+
+    class Together(Crowded):
+        def forward(self, faces: torch.Tensor) -> torch.Tensor:
+            if len(faces) > self.most:
+                barrier.wait(10)
+            return super().forward(faces)
+
+    network.compute = replace(network.compute, network=Together(16))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(network.vectors, [pixels] * 4))
+    assert network.batch_size == 16
+    assert all(np.array_equal(each, found[0]) for each in found)
+
+
+def test_a_library_without_memory_is_known_by_its_words(backbone):
+    class Library(Crowded):
+        def forward(self, faces: torch.Tensor) -> torch.Tensor:
+            if len(faces) > self.most:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+            if len(faces) == 1:
+                raise RuntimeError("something else")
+            return super().forward(faces)
+
+    network = TorchNetwork(backbone, "cpu", batch_size=4, numbers="float32")
+    network.compute = replace(network.compute, network=Library(1))
+    with pytest.raises(RuntimeError, match="something else"):
+        network.vectors(np.zeros((3, 160, 160, 3), np.uint8))
+    assert network.batch_size == 1
+
+
+def test_the_largest_batch_tried_is_a_chunk():
+    assert GPU_BATCHES[-1] == GPU_CHUNK
+
+
+def test_torch_computes_in_what_it_knows(backbone):
+    with pytest.raises(
+        UsageError, match="--numbers must be auto, float32, bfloat16, float16 in torch, got 'int8'"
+    ):
+        TorchNetwork(backbone, "cpu", numbers="int8")
+    fastest = "bfloat16" if cpu_has_bf16() else "float32"
+    assert TorchNetwork(backbone, "cpu").numbers == fastest
+
+
 @GPU
 def test_vectors_of_a_gpu_are_those_of_the_cpu_and_of_any_thread():
     pixels = np.random.default_rng(0).integers(0, 256, (300, 160, 160, 3), dtype=np.uint8)
     backbone = load_backbone()
-    exact = Embedder(backbone, crop="none", device="cpu", numbers="float32").vectors(pixels)
+    exact = Embedder(backbone, crop="none", device="cpu", runtime="torch", numbers="float32").vectors(pixels)
     for batch, numbers, least in ((64, "float32", 0.999999), (None, "auto", 0.999)):
         there = Embedder(backbone, crop="none", device="cuda", batch_size=batch, numbers=numbers)
         found = there.vectors(pixels)
@@ -62,14 +154,15 @@ def test_vectors_of_a_gpu_are_those_of_the_cpu_and_of_any_thread():
         with ThreadPoolExecutor(4) as pool:
             for each in pool.map(there.vectors, [pixels] * 8):
                 assert np.array_equal(each, found)
-        assert there._forward(there.batch_size).recorded
+        assert there._network.forward(there.batch_size).recorded
 
 
 @GPU
 def test_boxes_of_a_gpu_are_those_of_the_cpu():
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (200 + 9 * at % 40, 180, 3), dtype=np.uint8) for at in range(20)]
-    for ours, theirs in zip(FaceDetector(device="cuda")(pictures), FaceDetector()(pictures), strict=True):
+    there, here = FaceDetector.on("cuda", "torch"), FaceDetector.on("cpu", "torch")
+    for ours, theirs in zip(there(pictures), here(pictures), strict=True):
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.01)
 
 

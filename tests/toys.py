@@ -64,7 +64,7 @@ class ToyPlan(WorkPlan):
 
     log: str = ""
 
-    def embedder(self) -> ToyEmbedder:
+    def embedder(self, workers: int = 1, threads: int | None = None) -> ToyEmbedder:
         """The toy that logs to `log`."""
         return ToyEmbedder(Path(self.log))
 
