@@ -195,7 +195,8 @@ ABSENT = "import sys; sys.modules['numba'] = None\n"
 
 def call(folder: Path | str, code: str = CALL, *, at: Path = PACKAGE.parent, **environment: str) -> list[str]:
     """The lines that the code prints with the package at a folder."""
-    variables = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(at), **environment}
+    ours = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(at), kernels.VARIABLE: "on"}
+    variables = {**os.environ, **ours, **environment}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=at)
     assert done.returncode == 0, done.stderr
