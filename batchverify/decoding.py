@@ -11,6 +11,7 @@ import PIL
 import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from batchverify.errors import UsageError
 from batchverify.records import Limits, Picture, Reason, Skipped
 
 # Formats that Pillow decodes by itself; EPS and friends would start other programs. JPEG opens MPO, too:
@@ -49,8 +50,8 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
 
     An image whose longer side exceeds `long_side` pixels is reduced to it; JPEGs are then decoded at a
     smaller scale to begin with (`draft`), never below twice `long_side`. Alpha is laid over white, 16-bit
-    values are scaled, of several frames the first is taken. Raises `MemoryError`: that is no fault of the
-    image alone.
+    values are scaled, of several frames the first is taken. Raises `MemoryError` and `UsageError` (from
+    `kernels`): those are no fault of the image alone.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -66,7 +67,7 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
     except Image.DecompressionBombError as exc:
         # Pillow's guard, in a process that is not ours; it says nothing about `limits`.
         return Skipped(Reason.TOO_LARGE, _text(exc), f"Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
-    except MemoryError:
+    except (MemoryError, UsageError):
         raise
     except UnidentifiedImageError:  # its own message holds a memory address
         what = "not an image, or damaged at its start" if data else "the file is empty"

@@ -1,47 +1,46 @@
-"""Loops over pixels and boxes that no library has, compiled by numba when first called."""
+"""Loops over pixels, boxes and pairs that no library has: the one door to them.
+
+They run in numba (`numba_kernels`), or in numpy and Pillow (`plain_kernels`) where numba cannot be imported or
+where `BATCHVERIFY_KERNELS=off` says so. A compiled loop that fails ends no run: it is compiled again without the
+files that were kept, and if that fails, too, its twin takes its place in this process.
+
+Arrays are C-contiguous unless their description says otherwise; the loops check neither shapes nor bounds.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+from threading import RLock
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
-from batchverify.machine_code import compiled
+from batchverify import plain_kernels
+from batchverify.errors import UsageError
+
+VARIABLE = "BATCHVERIFY_KERNELS"
+# Of `distances`: see there.
+EPSILON, LANES = plain_kernels.EPSILON, plain_kernels.LANES
+
+log = logging.getLogger(__name__)
+
+# What each loop is called by, once it has been called.
+_chosen: dict[str, Callable[..., Any]] = {}
+_lock = RLock()
 
 
-@compiled
 def integrate(image: np.ndarray, sums: np.ndarray) -> None:
-    """Fill a summed-area table. image: (H, W, 3) uint8; sums: (H + 1, W + 1, 4) int32, modulo 2**32."""
-    height, width, _ = image.shape
-    sums[0] = 0
-    for y in range(height):
-        sums[y + 1, 0] = 0
-        red = green = blue = 0
-        for x in range(width):
-            red += image[y, x, 0]
-            green += image[y, x, 1]
-            blue += image[y, x, 2]
-            sums[y + 1, x + 1, 0] = sums[y, x + 1, 0] + red
-            sums[y + 1, x + 1, 1] = sums[y, x + 1, 1] + green
-            sums[y + 1, x + 1, 2] = sums[y, x + 1, 2] + blue
-            sums[y + 1, x + 1, 3] = 0
+    """Fill a summed-area table. image: (H, W, 3) uint8; sums: (H + 1, W + 1, 4) int32, modulo 2**32.
+
+    The first row, the first column and the fourth channel become zero.
+    """
+    _run("integrate", image, sums)
 
 
-@compiled
-def _divide(start: int, extent: int, low: np.ndarray, high: np.ndarray) -> None:
-    """Edges of adaptive average pooling of `extent` pixels from `start` on, without a division a cell."""
-    cells = len(low)
-    step, rest = extent // cells, extent % cells
-    at, over = start, 0
-    for cell in range(cells):
-        low[cell] = at
-        at += step
-        over += rest
-        if over >= cells:
-            at += 1
-            over -= cells
-        high[cell] = at + (over > 0)
-
-
-@compiled
 def resample(
     sums: np.ndarray, regions: np.ndarray, places: np.ndarray, reciprocal: bool, patches: np.ndarray
 ) -> None:
@@ -49,185 +48,118 @@ def resample(
 
     sums: from `integrate`; a cell's own sum must be below 2**31. regions: (K, 4) int64 left, top, right,
     bottom, half open. places: (K, 5) int64 patch, top, left, height, width. reciprocal: multiply sums by one
-    over the area, which rounds otherwise than dividing. patches: (N, h, w, 3) float32, filled at the places.
+    over the area, which rounds differently from a division. patches: (N, h, w, 3) float32, filled at the
+    places.
     """
-    edges = np.empty((4, max(patches.shape[1], patches.shape[2])), np.int64)
-    for k in range(len(regions)):
-        left, top, right, bottom = regions[k]
-        n, first, start, rows, columns = places[k]
-        low, high, upper, lower = edges[0, :columns], edges[1, :columns], edges[2, :rows], edges[3, :rows]
-        _divide(left, right - left, low, high)
-        _divide(top, bottom - top, upper, lower)
-        for y in range(rows):
-            above, below = sums[upper[y]], sums[lower[y]]
-            for x in range(columns):
-                x0, x1 = low[x], high[x]
-                area = np.float32((lower[y] - upper[y]) * (x1 - x0))
-                share = np.float32(1 / np.float64(area))
-                for c in range(3):
-                    total = np.int32(below[x1, c] - above[x1, c] - below[x0, c] + above[x0, c])
-                    mean = np.float32(total) * share if reciprocal else np.float32(total) / area
-                    patches[n, first + y, start + x, c] = (mean - np.float32(127.5)) * np.float32(0.0078125)
+    _run("resample", sums, regions, places, reciprocal, patches)
 
 
-@compiled
-def slope(values: np.ndarray, slopes: np.ndarray) -> None:
-    """PReLU in place. values: (N, C) float32; slopes: (C,)."""
-    for n in range(values.shape[0]):
-        for c in range(values.shape[1]):
-            value = values[n, c]
-            values[n, c] = value if value > 0 else value * slopes[c]
-
-
-@compiled
 def candidates(
     answers: np.ndarray, levels: np.ndarray, scales: np.ndarray, least: float, rows: np.ndarray
 ) -> int:
-    """P-Net's cells with a logit of `least` and more: their number, the first rows filled level by level.
+    """P-Net's cells with a logit of at least `least`: their number; they fill the first rows, level by level.
 
-    answers: (h, w, 16) float32, logits of no face and of a face in columns 0 and 1, shifts in 2 to 5.
-    levels: (L, 4) int64 top, left, height, width, in cells. scales: (L,) float32. rows: (h * w, 11) float32
-    box in whole pixels of the picture (x0 y0 x1 y1), the two logits, shifts, level.
+    answers: (h, w, C) float32 in any layout, C at least 6: the logits of no face and of a face in columns 0
+    and 1, shifts in 2 to 5. levels: (L, 4) int64 top, left, height, width, in cells. scales: (L,) float32.
+    rows: (h * w, 11) float32: box in whole pixels of the picture (x0 y0 x1 y1), the two logits, shifts, level.
     """
-    count = 0
-    for level in range(len(levels)):
-        top, left, height, width = levels[level]
-        scale = scales[level]
-        for y in range(height):
-            for x in range(width):
-                cell = answers[top + y, left + x]
-                if cell[1] - cell[0] >= least:
-                    found = rows[count]
-                    found[0] = np.floor(np.float32(2 * x + 1) / scale)
-                    found[1] = np.floor(np.float32(2 * y + 1) / scale)
-                    found[2] = np.floor(np.float32(2 * x + 12) / scale)
-                    found[3] = np.floor(np.float32(2 * y + 12) / scale)
-                    # Not by slices: numba compiles their errors for two seconds.
-                    for column in range(6):
-                        found[4 + column] = cell[column]
-                    found[10] = level
-                    count += 1
-    return count
+    return int(_run("candidates", np.ascontiguousarray(answers), levels, scales, least, rows))
 
 
-@compiled
 def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
-    """Indices kept by suppression with intersection over union above a threshold, in the given order.
+    """Indices, (N,) int64, kept by suppression with intersection over union above a threshold, in order.
 
     boxes: (K, 4) float32 x0 y0 x1 y1. order: (K,) int64, best first.
     """
-    kept = np.empty(len(order), np.int64)
-    count = 0
-    for index in order:
-        x0, y0, x1, y1 = boxes[index]
-        area = (x1 - x0) * (y1 - y0)
-        alone = True
-        for other in kept[:count]:
-            across = min(x1, boxes[other, 2]) - max(x0, boxes[other, 0])
-            down = min(y1, boxes[other, 3]) - max(y0, boxes[other, 1])
-            if across > 0 and down > 0:
-                shared = across * down
-                beside = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
-                if shared / (area + beside - shared) > threshold:
-                    alone = False
-                    break
-        if alone:
-            kept[count] = index
-            count += 1
-    return kept[:count]
+    return _run("suppress", boxes, order, threshold)
 
 
-@compiled
 def pack(wide: np.ndarray, packed: np.ndarray) -> None:
-    """Leave out every fourth byte. wide: (4 * N,) uint32, little-endian R G B X; packed: (3 * N,) uint32."""
-    for group in range(len(wide) // 4):
-        first, second = wide[4 * group], wide[4 * group + 1]
-        third, fourth = wide[4 * group + 2], wide[4 * group + 3]
-        packed[3 * group] = (first & np.uint32(0xFFFFFF)) | (second << np.uint32(24))
-        packed[3 * group + 1] = ((second >> np.uint32(8)) & np.uint32(0xFFFF)) | (third << np.uint32(16))
-        packed[3 * group + 2] = ((third >> np.uint32(16)) & np.uint32(0xFF)) | (fourth << np.uint32(8))
+    """Leave out every fourth byte, four pixels at a time; what remains of `wide` after them is ignored.
 
-
-@compiled
-def _tent(extent: int, firsts: np.ndarray, counts: np.ndarray, weights: np.ndarray) -> None:
-    """What each of S places takes of `extent` pixels, in 2**-22, as Pillow has it for BILINEAR.
-
-    firsts, counts: (S,) uint64, the pixels of a place; weights: (S, T) int32, zero beyond them.
+    wide: (W,) uint32, little-endian R G B X; packed: at least (3 * (W // 4),) uint32.
     """
-    scale = extent / len(firsts)
-    reach = max(scale, 1.0)
-    for place in range(len(firsts)):
-        centre = (place + 0.5) * scale
-        first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), extent)
-        total = 0.0
-        for pixel in range(first, last):
-            total += max(0.0, 1.0 - abs((pixel - centre + 0.5) * (1.0 / reach)))
-        for pixel in range(first, last):
-            share = max(0.0, 1.0 - abs((pixel - centre + 0.5) * (1.0 / reach))) / total
-            weights[place, pixel - first] = int(0.5 + share * (1 << 22))
-        firsts[place], counts[place] = first, last - first
+    _run("pack", wide, packed)
 
 
-@compiled
-def _mix_two(image: np.ndarray, firsts: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> None:
-    """`stretch_rows` to more pixels than there are: two a place at most."""
-    half, ones, twos = np.int32(1 << 21), weights[:, 0].copy(), weights[:, 1].copy()
-    seconds = np.minimum(firsts + np.uint64(1), np.uint64(image.shape[1] - 1))
-    red, green, blue = np.uint64(0), np.uint64(1), np.uint64(2)
-    for row in range(len(image)):
-        y = np.uint64(row)
-        for column in range(len(firsts)):
-            x = np.uint64(column)
-            at, then, one, two = firsts[x], seconds[x], ones[x], twos[x]
-            r = np.int32(image[y, at, red]) * one + np.int32(image[y, then, red]) * two
-            g = np.int32(image[y, at, green]) * one + np.int32(image[y, then, green]) * two
-            b = np.int32(image[y, at, blue]) * one + np.int32(image[y, then, blue]) * two
-            rows[y, x, red] = (r + half) >> 22
-            rows[y, x, green] = (g + half) >> 22
-            rows[y, x, blue] = (b + half) >> 22
+def stretch(region: np.ndarray, side: int) -> np.ndarray:
+    """Resample an image to (side, side, 3) uint8: the bits of Pillow 13's BILINEAR.
+
+    region: (H, W, 3) uint8 in any layout, at least one pixel.
+    """
+    # A copy of a view costs little, and with one layout there is one machine code to keep.
+    return _run("stretch", np.ascontiguousarray(region), side)
 
 
-@compiled
-def stretch_rows(image: np.ndarray, rows: np.ndarray) -> None:
-    """Resample every row. image: (H, W, 3) uint8, any strides; rows: (H, S, 3) uint8."""
-    side = rows.shape[1]
-    width = image.shape[1]
-    firsts, counts = np.empty(side, np.uint64), np.empty(side, np.uint64)
-    weights = np.zeros((side, 2 * int(np.ceil(max(width / side, 1.0))) + 1), np.int32)
-    _tent(width, firsts, counts, weights)
-    if width <= side:
-        _mix_two(image, firsts, weights, rows)
-        return
-    # Unsigned numbers: numba would look for negative ones at every access.
-    red, green, blue = np.uint64(0), np.uint64(1), np.uint64(2)
-    for row in range(len(image)):
-        y = np.uint64(row)
-        for column in range(side):
-            x = np.uint64(column)
-            r = g = b = np.int32(1 << 21)
-            for tap in range(counts[x]):
-                at, weight = firsts[x] + tap, weights[x, tap]
-                r += np.int32(image[y, at, red]) * weight
-                g += np.int32(image[y, at, green]) * weight
-                b += np.int32(image[y, at, blue]) * weight
-            rows[y, x, red], rows[y, x, green], rows[y, x, blue] = r >> 22, g >> 22, b >> 22
+def distances(
+    first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
+) -> None:
+    """Chi-square distances and dot products of rows `a` of `first` and `b` of `second`.
+
+    The distance is the sum over (x - y)² / (|x| + |y| + `EPSILON`). first, second: (M, F), (K, F) int16, the
+    bits of float16, or both int32, the bits of float32; F a multiple of `LANES`. a, b: (N,) int64. chi, dots:
+    (N,) float32, filled. The sums have one order on every machine.
+    """
+    _run("distances", first, second, a, b, chi, dots)
 
 
-@compiled
-def stretch_columns(image: np.ndarray, columns: np.ndarray) -> None:
-    """Resample every column. image: (H, N) uint8, contiguous rows; columns: (S, N) uint8."""
-    side, width = columns.shape
-    height = len(image)
-    firsts, counts = np.empty(side, np.uint64), np.empty(side, np.uint64)
-    weights = np.zeros((side, 2 * int(np.ceil(max(height / side, 1.0))) + 1), np.int32)
-    _tent(height, firsts, counts, weights)
-    sums = np.empty(width, np.int32)
-    for row in range(side):
-        y = np.uint64(row)
-        sums[:] = 1 << 21
-        for tap in range(counts[y]):
-            pixels, weight = image[firsts[y] + tap], weights[y, tap]
-            for x in range(width):
-                sums[x] += np.int32(pixels[x]) * weight
-        for x in range(width):
-            columns[y, x] = np.uint8(sums[x] >> 22)
+def slope(values: np.ndarray, slopes: np.ndarray) -> None:
+    """TEMP: PReLU in place, until `mtcnn` does without."""
+    np.multiply(values, slopes, out=values, where=~(values > 0))
+
+
+def _run(name: str, *arguments: Any) -> Any:
+    """Call a loop."""
+    way = _chosen.get(name) or _choose(name)
+    try:
+        return way(*arguments)
+    except MemoryError:
+        raise  # no fault of the loop
+    except Exception as exc:
+        if way is getattr(plain_kernels, name):
+            raise
+        return _run_again(name, way, exc, arguments)
+
+
+def _choose(name: str) -> Callable[..., Any]:
+    with _lock:
+        return _chosen.setdefault(name, getattr(_loops(), name))
+
+
+def _run_again(name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]) -> Any:
+    """Call a loop, whose compiled code failed, by other means, and stay with those in this process."""
+    with _lock:
+        if _chosen[name] is not failed:  # another thread was here before
+            return _run(name, *arguments)
+        try:
+            way = _loops().compiled_anew(failed)
+            found, outcome = way(*arguments), "it was compiled again"
+        except MemoryError:
+            raise
+        except Exception as exc:  # noqa: BLE001  see `_run`
+            way = getattr(plain_kernels, name)
+            found, outcome = way(*arguments), f"numpy takes its place ({_text(exc)})"
+        _chosen[name] = way
+    log.warning("the compiled loop %s failed (%s): %s", name, _text(error), outcome)
+    return found
+
+
+@cache
+def _loops() -> ModuleType:
+    """The module with the loops; `UsageError` for a value of the variable that makes no sense."""
+    value = os.environ.get(VARIABLE) or "on"
+    if value not in ("on", "off"):
+        raise UsageError(f"{VARIABLE} must be on or off, got {value!r}")
+    if value == "off":
+        return plain_kernels
+    try:
+        from batchverify import numba_kernels
+    except Exception as exc:  # noqa: BLE001  the seam to numba: it fails in many ways beside a numpy too new
+        log.warning("numba cannot be imported (%s): numpy takes its place, more slowly", _text(exc))
+        return plain_kernels
+    return numba_kernels
+
+
+def _text(exc: Exception) -> str:
+    """Type and first line: numba's go on for pages."""
+    return f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"

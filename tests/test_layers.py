@@ -34,10 +34,10 @@ backbones crops decoding detection images segments tables columns options
 slots fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap bounds
 pyramid fused stores distances texts devices
-lines
+kernels lines
 products
 winograd strips
-ahead errors records version stopwatch memory facenet kernels
+ahead errors records version stopwatch memory facenet plain_kernels numba_kernels
 machine_code instructions tiles grids
 vectors
 """
@@ -83,7 +83,7 @@ HEAVY = {
     },
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
-    "numba": {"machine_code", "instructions", "tiles", "grids", "vectors"},
+    "numba": {"numba_kernels", "machine_code", "instructions", "tiles", "grids", "vectors"},
     "scipy": {"drift", "slices"},
     "jinja2": {"report"},
     "plotly": {"report"},

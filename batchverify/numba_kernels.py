@@ -1,0 +1,300 @@
+"""The loops in numba: what `kernels` calls where numba works. Each has a twin of its name in `plain_kernels`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+Array = np.ndarray
+
+# Division by zero follows numpy, and no sum is reordered: the results are the same bits on every machine.
+_SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+# As in `plain_kernels`. Not imported from there: numba would not notice when they change.
+_LANES = 32
+_EPSILON = np.float32(1e-6)
+# How many pairs ahead rows are read: they lie anywhere in memory, and the CPU cannot foresee where.
+_AHEAD = 2
+_CACHE_LINE = 64
+# Bits of float16 moved to the places that float32 has for them: all but the offset of the exponent, which a
+# multiplication by 2**112 adds. Infinities and NaN have the largest exponent in both.
+_MOVED = np.int32(-0x70002000)
+_LARGEST_HALF = np.int32(0x7C00)
+_LARGEST_FLOAT = np.int32(0x7F800000)
+_OFFSET = np.float32(2.0**112)
+
+_part = njit(**_SETTINGS)  # what other loops call becomes part of their machine code
+
+
+def _kept(loop: Any) -> Any:
+    """Compile when first called; the machine code is kept beside this module or in the user's cache folder."""
+    try:
+        return njit(cache=True, **_SETTINGS)(loop)
+    except (RuntimeError, OSError):
+        # Neither folder can be written to: every process compiles the loop.
+        return njit(**_SETTINGS)(loop)
+
+
+def compiled_anew(loop: Any) -> Any:
+    """The same loop without a cache. If what was kept could not be loaded, the next process finds nothing kept."""
+    with contextlib.suppress(Exception):
+        if not loop.signatures:
+            loop.recompile()
+    return njit(**_SETTINGS)(loop.py_func)
+
+
+@_kept
+def integrate(image: Array, sums: Array) -> None:
+    """See `kernels.integrate`."""
+    height, width, _ = image.shape
+    sums[0] = 0
+    for y in range(height):
+        sums[y + 1, 0] = 0
+        red = green = blue = 0
+        for x in range(width):
+            red += image[y, x, 0]
+            green += image[y, x, 1]
+            blue += image[y, x, 2]
+            sums[y + 1, x + 1, 0] = sums[y, x + 1, 0] + red
+            sums[y + 1, x + 1, 1] = sums[y, x + 1, 1] + green
+            sums[y + 1, x + 1, 2] = sums[y, x + 1, 2] + blue
+            sums[y + 1, x + 1, 3] = 0
+
+
+@_part
+def _divide(start: int, extent: int, low: Array, high: Array) -> None:
+    """Edges of adaptive average pooling of `extent` pixels from `start` on, without a division a cell."""
+    cells = len(low)
+    step, rest = extent // cells, extent % cells
+    at, over = start, 0
+    for cell in range(cells):
+        low[cell] = at
+        at += step
+        over += rest
+        if over >= cells:
+            at += 1
+            over -= cells
+        high[cell] = at + (over > 0)
+
+
+@_kept
+def resample(sums: Array, regions: Array, places: Array, reciprocal: bool, patches: Array) -> None:
+    """See `kernels.resample`."""
+    edges = np.empty((4, max(patches.shape[1], patches.shape[2])), np.int64)
+    for k in range(len(regions)):
+        left, top, right, bottom = regions[k]
+        n, first, start, rows, columns = places[k]
+        low, high, upper, lower = edges[0, :columns], edges[1, :columns], edges[2, :rows], edges[3, :rows]
+        _divide(left, right - left, low, high)
+        _divide(top, bottom - top, upper, lower)
+        for y in range(rows):
+            above, below = sums[upper[y]], sums[lower[y]]
+            for x in range(columns):
+                x0, x1 = low[x], high[x]
+                area = np.float32((lower[y] - upper[y]) * (x1 - x0))
+                share = np.float32(1 / np.float64(area))
+                for c in range(3):
+                    total = np.int32(below[x1, c] - above[x1, c] - below[x0, c] + above[x0, c])
+                    mean = np.float32(total) * share if reciprocal else np.float32(total) / area
+                    patches[n, first + y, start + x, c] = (mean - np.float32(127.5)) * np.float32(0.0078125)
+
+
+@_kept
+def candidates(answers: Array, levels: Array, scales: Array, least: float, rows: Array) -> int:
+    """See `kernels.candidates`."""
+    count = 0
+    for level in range(len(levels)):
+        (top, left, height, width), scale = levels[level], scales[level]
+        for y in range(height):
+            for x in range(width):
+                cell = answers[top + y, left + x]
+                if cell[1] - cell[0] >= least:
+                    found = rows[count]
+                    found[0] = np.floor(np.float32(2 * x + 1) / scale)
+                    found[1] = np.floor(np.float32(2 * y + 1) / scale)
+                    found[2] = np.floor(np.float32(2 * x + 12) / scale)
+                    found[3] = np.floor(np.float32(2 * y + 12) / scale)
+                    # Not by slices: the errors that numba compiles for them take two seconds.
+                    for column in range(6):
+                        found[4 + column] = cell[column]
+                    found[10] = level
+                    count += 1
+    return count
+
+
+@_kept
+def suppress(boxes: Array, order: Array, threshold: float) -> Array:
+    """See `kernels.suppress`."""
+    kept, count = np.empty(len(order), np.int64), 0
+    for index in order:
+        x0, y0, x1, y1 = boxes[index]
+        area = (x1 - x0) * (y1 - y0)
+        alone = True
+        for other in kept[:count]:
+            across = min(x1, boxes[other, 2]) - max(x0, boxes[other, 0])
+            down = min(y1, boxes[other, 3]) - max(y0, boxes[other, 1])
+            if across > 0 and down > 0:
+                shared = across * down
+                beside = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
+                if shared / (area + beside - shared) > threshold:
+                    alone = False
+                    break
+        if alone:
+            kept[count] = index
+            count += 1
+    return kept[:count]
+
+
+@_kept
+def pack(wide: Array, packed: Array) -> None:
+    """See `kernels.pack`."""
+    for group in range(len(wide) // 4):
+        first, second = wide[4 * group], wide[4 * group + 1]
+        third, fourth = wide[4 * group + 2], wide[4 * group + 3]
+        packed[3 * group] = (first & np.uint32(0xFFFFFF)) | (second << np.uint32(24))
+        packed[3 * group + 1] = ((second >> np.uint32(8)) & np.uint32(0xFFFF)) | (third << np.uint32(16))
+        packed[3 * group + 2] = ((third >> np.uint32(16)) & np.uint32(0xFF)) | (fourth << np.uint32(8))
+
+
+@_part
+def _tent(extent: int, firsts: Array, counts: Array, weights: Array) -> None:
+    """What each of S places takes of `extent` pixels, in 2**-22, as Pillow has it for BILINEAR.
+
+    firsts, counts: (S,) uint64, the pixels of a place; weights: (S, T) int32, zero beyond them.
+    """
+    scale = extent / len(firsts)
+    reach = max(scale, 1.0)
+    for place in range(len(firsts)):
+        centre = (place + 0.5) * scale
+        first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), extent)
+        total = 0.0
+        for pixel in range(first, last):
+            total += max(0.0, 1.0 - abs((pixel - centre + 0.5) * (1.0 / reach)))
+        for pixel in range(first, last):
+            share = max(0.0, 1.0 - abs((pixel - centre + 0.5) * (1.0 / reach))) / total
+            weights[place, pixel - first] = int(0.5 + share * (1 << 22))
+        firsts[place], counts[place] = first, last - first
+
+
+@_part
+def _mix_two(image: Array, firsts: Array, weights: Array, rows: Array) -> None:
+    """`_stretch_rows` where there are no more than `S` pixels: each place takes two of them at most."""
+    half, ones, twos = np.int32(1 << 21), weights[:, 0].copy(), weights[:, 1].copy()
+    seconds = np.minimum(firsts + np.uint64(1), np.uint64(image.shape[1] - 1))
+    red, green, blue = np.uint64(0), np.uint64(1), np.uint64(2)
+    for row in range(len(image)):
+        y = np.uint64(row)
+        for column in range(len(firsts)):
+            x = np.uint64(column)
+            at, then, one, two = firsts[x], seconds[x], ones[x], twos[x]
+            r = half + np.int32(image[y, at, red]) * one + np.int32(image[y, then, red]) * two
+            g = half + np.int32(image[y, at, green]) * one + np.int32(image[y, then, green]) * two
+            b = half + np.int32(image[y, at, blue]) * one + np.int32(image[y, then, blue]) * two
+            rows[y, x, red], rows[y, x, green], rows[y, x, blue] = r >> 22, g >> 22, b >> 22
+
+
+@_part
+def _stretch_rows(image: Array, rows: Array) -> None:
+    """Resample every row. image: (H, W, 3) uint8; rows: (H, S, 3) uint8."""
+    width, side = image.shape[1], rows.shape[1]
+    firsts, counts = np.empty(side, np.uint64), np.empty(side, np.uint64)
+    weights = np.zeros((side, 2 * int(np.ceil(max(width / side, 1.0))) + 1), np.int32)
+    _tent(width, firsts, counts, weights)
+    if width <= side:
+        _mix_two(image, firsts, weights, rows)
+        return
+    # Unsigned numbers: numba would look for negative ones at every access.
+    red, green, blue = np.uint64(0), np.uint64(1), np.uint64(2)
+    for row in range(len(image)):
+        y = np.uint64(row)
+        for column in range(side):
+            x = np.uint64(column)
+            r = g = b = np.int32(1 << 21)
+            for tap in range(counts[x]):
+                at, weight = firsts[x] + tap, weights[x, tap]
+                r += np.int32(image[y, at, red]) * weight
+                g += np.int32(image[y, at, green]) * weight
+                b += np.int32(image[y, at, blue]) * weight
+            rows[y, x, red], rows[y, x, green], rows[y, x, blue] = r >> 22, g >> 22, b >> 22
+
+
+@_part
+def _stretch_columns(image: Array, columns: Array) -> None:
+    """Resample every column. image: (H, N) uint8, contiguous rows; columns: (S, N) uint8."""
+    height, (side, width) = len(image), columns.shape
+    firsts, counts = np.empty(side, np.uint64), np.empty(side, np.uint64)
+    weights = np.zeros((side, 2 * int(np.ceil(max(height / side, 1.0))) + 1), np.int32)
+    _tent(height, firsts, counts, weights)
+    sums = np.empty(width, np.int32)
+    for row in range(side):
+        y = np.uint64(row)
+        sums[:] = 1 << 21
+        for tap in range(counts[y]):
+            pixels, weight = image[firsts[y] + tap], weights[y, tap]
+            for x in range(width):
+                sums[x] += np.int32(pixels[x]) * weight
+        for x in range(width):
+            columns[y, x] = np.uint8(sums[x] >> 22)
+
+
+@_kept
+def stretch(region: Array, side: int) -> Array:
+    """See `kernels.stretch`."""
+    height, width, channels = region.shape
+    face = np.empty((side, side, channels), np.uint8)
+    # Which way comes first is Pillow's choice, too: in between, values are rounded.
+    if height > side and height - side > 2 * (width - side):
+        low = np.empty((side, width, channels), np.uint8)
+        _stretch_columns(region.reshape(height, width * channels), low.reshape(side, width * channels))
+        _stretch_rows(low, face)
+    else:
+        narrow = np.empty((height, side, channels), np.uint8)
+        _stretch_rows(region, narrow)
+        _stretch_columns(narrow.reshape(height, side * channels), face.reshape(side, side * channels))
+    return face
+
+
+@_part
+def _moved(bits: Any) -> Any:
+    """The bits of a float32, 2**-112 times the float16 of these bits; infinities and NaN stay what they are."""
+    endless = _LARGEST_FLOAT if (bits & _LARGEST_HALF) == _LARGEST_HALF else np.int32(0)
+    return ((bits << np.int32(13)) & _MOVED) | endless
+
+
+@_kept
+def distances(first: Array, second: Array, a: Array, b: Array, chi: Array, dots: Array) -> None:
+    """See `kernels.distances`."""
+    distance, product = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
+    left_bits, right_bits = np.empty(_LANES, np.int32), np.empty(_LANES, np.int32)
+    left, right = left_bits.view(np.float32), right_bits.view(np.float32)
+    width, last, line = first.shape[1], len(a) - 1, _CACHE_LINE // first.itemsize
+    halves = first.itemsize == 2
+    scale = _OFFSET if halves else np.float32(1)
+    touched = np.empty((2, width // line + 1), first.dtype)
+    for pair in range(len(a)):
+        soon_a, soon_b = first[a[min(pair + _AHEAD, last)]], second[b[min(pair + _AHEAD, last)]]
+        for at in range(width // line):
+            touched[0, at], touched[1, at] = soon_a[at * line], soon_b[at * line]
+        row_a, row_b = first[a[pair]], second[b[pair]]
+        distance[:] = 0
+        product[:] = 0
+        for block in range(width // _LANES):
+            # Slices: so the compiler sees that nothing lies outside and takes many numbers at once.
+            xs = row_a[block * _LANES : (block + 1) * _LANES]
+            ys = row_b[block * _LANES : (block + 1) * _LANES]
+            for lane in range(_LANES):
+                p, q = np.int32(xs[lane]), np.int32(ys[lane])
+                left_bits[lane] = _moved(p) if halves else p
+                right_bits[lane] = _moved(q) if halves else q
+            for lane in range(_LANES):
+                x, y = left[lane] * scale, right[lane] * scale
+                difference = x - y
+                product[lane] += x * y
+                distance[lane] += difference * difference / (abs(x) + abs(y) + _EPSILON)
+        chi_square, dot = np.float32(0), np.float32(0)
+        for lane in range(_LANES):
+            chi_square += distance[lane]
+            dot += product[lane]
+        chi[pair], dots[pair] = chi_square, dot

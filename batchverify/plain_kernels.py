@@ -1,0 +1,123 @@
+"""The loops in numpy and Pillow: what `kernels` calls where numba is absent, fails or is switched off.
+
+Each gives the bits of its namesake in `numba_kernels`, several times as slowly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+# Sums of a pair that run side by side, in one order on every machine.
+LANES = 32
+# Keeps the distance of zeros finite.
+EPSILON = 1e-6
+# Pairs whose rows are in memory at a time: some megabytes.
+_PAIRS = 256
+
+
+def integrate(image: np.ndarray, sums: np.ndarray) -> None:
+    """See `kernels.integrate`."""
+    sums[0] = 0
+    sums[1:, 0] = 0
+    sums[1:, 1:, 3] = 0
+    inner = sums[1:, 1:, :3]
+    np.cumsum(np.cumsum(image, axis=1, dtype=np.int32), axis=0, out=inner)
+
+
+def _edges(start: int, stop: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """First pixels of the cells of adaptive average pooling, and the pixels after their last ones."""
+    bounds = np.arange(cells + 1) * (stop - start)
+    return start + bounds[:-1] // cells, start - (-bounds[1:] // cells)
+
+
+def resample(
+    sums: np.ndarray, regions: np.ndarray, places: np.ndarray, reciprocal: bool, patches: np.ndarray
+) -> None:
+    """See `kernels.resample`."""
+    for region, place in zip(regions.tolist(), places.tolist(), strict=True):
+        left, top, right, bottom = region
+        n, first, start, rows, columns = place
+        low, high = _edges(left, right, columns)
+        upper, lower = _edges(top, bottom, rows)
+        above, below = sums[upper, :, :3], sums[lower, :, :3]
+        total = (below[:, high] - above[:, high] - below[:, low] + above[:, low]).astype(np.float32)
+        area = ((lower - upper)[:, None] * (high - low)).astype(np.float32)[:, :, None]
+        mean = total * (1 / area.astype(np.float64)).astype(np.float32) if reciprocal else total / area
+        patch = patches[n, first : first + rows, start : start + columns]
+        patch[..., :3] = (mean - np.float32(127.5)) * np.float32(0.0078125)
+
+
+def candidates(
+    answers: np.ndarray, levels: np.ndarray, scales: np.ndarray, least: float, rows: np.ndarray
+) -> int:
+    """See `kernels.candidates`."""
+    count = 0
+    for level, (top, left, height, width) in enumerate(levels.tolist()):
+        cells = answers[top : top + height, left : left + width]
+        # In float64, as numba compares: a float32 `least` might be rounded up.
+        y, x = np.nonzero((cells[..., 1] - cells[..., 0]).astype(np.float64) >= least)
+        found = rows[count : count + len(y)]
+        for column, cell in enumerate((2 * x + 1, 2 * y + 1, 2 * x + 12, 2 * y + 12)):
+            found[:, column] = np.floor(cell.astype(np.float32) / scales[level])
+        found[:, 4:10] = cells[y, x, :6]
+        found[:, 10] = level
+        count += len(y)
+    return count
+
+
+def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
+    """See `kernels.suppress`."""
+    x0, y0, x1, y1 = boxes.T
+    area = (x1 - x0) * (y1 - y0)
+    kept = []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(best)
+        across = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
+        down = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
+        meet = (across > 0) & (down > 0)
+        shared = np.where(meet, across * down, np.float32(0))
+        union = np.where(meet, area[rest] + area[best] - shared, np.float32(1))
+        order = rest[~((shared / union).astype(np.float64) > threshold)]
+    return np.array(kept, np.int64)
+
+
+def pack(wide: np.ndarray, packed: np.ndarray) -> None:
+    """See `kernels.pack`."""
+    groups = len(wide) // 4
+    pixels = packed[: 3 * groups].view(np.uint8).reshape(-1, 3)
+    pixels[:] = wide[: 4 * groups].view(np.uint8).reshape(-1, 4)[:, :3]
+
+
+def stretch(region: np.ndarray, side: int) -> np.ndarray:
+    """See `kernels.stretch`."""
+    return np.array(Image.fromarray(region).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def distances(
+    first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
+) -> None:
+    """See `kernels.distances`."""
+    kind = np.float16 if first.itemsize == 2 else np.float32
+    for start in range(0, len(a), _PAIRS):
+        here = slice(start, start + _PAIRS)
+        x, y = (
+            matrix[rows[here]].view(kind).astype(np.float32).reshape(-1, matrix.shape[1] // LANES, LANES)
+            for matrix, rows in ((first, a), (second, b))
+        )
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = x - y
+            chi[here] = _summed(difference * difference / (abs(x) + abs(y) + np.float32(EPSILON)))
+            dots[here] = _summed(x * y)
+
+
+def _summed(terms: np.ndarray) -> np.ndarray:
+    """(N, blocks, lanes) float32 to (N,), block by block and then lane by lane: numpy's own sum has another order."""
+    lanes = np.zeros((len(terms), LANES), np.float32)
+    for block in range(terms.shape[1]):
+        lanes += terms[:, block]
+    total = np.zeros(len(terms), np.float32)
+    for lane in range(LANES):
+        total += lanes[:, lane]
+    return total

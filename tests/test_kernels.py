@@ -1,0 +1,306 @@
+"""The compiled loops against their plain twins, and the door that chooses between them, whatever fails."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from batchverify import kernels, numba_kernels, plain_kernels
+from batchverify.errors import UsageError
+from batchverify.pyramid import integral, pyramid
+
+PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
+RNG = np.random.default_rng(11)
+BOTH = (numba_kernels, plain_kernels)
+SIZES = [(1, 1), (1, 7), (7, 1), (3, 5), (250, 250), (131, 77)]
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def views() -> list[np.ndarray]:
+    pixels = noise(61, 90, 3)
+    frozen = pixels.copy()
+    frozen.setflags(write=False)
+    return [pixels[::-1, ::2], pixels[5:40, 7:80], pixels.transpose(1, 0, 2), frozen]
+
+
+def test_the_door_offers_every_loop_and_each_has_a_twin():
+    names = {name for name, each in vars(numba_kernels).items() if hasattr(each, "py_func")}
+    for name in [each for each in names if not each.startswith("_")]:
+        assert callable(getattr(plain_kernels, name)), name
+        assert getattr(kernels, name).__doc__, name
+    assert float(numba_kernels._EPSILON) == pytest.approx(plain_kernels.EPSILON)
+    assert numba_kernels._LANES == plain_kernels.LANES
+
+
+@pytest.mark.parametrize("size", [*SIZES, (0, 4), (4, 0)])
+def test_integrals(size):
+    image = noise(*size, 3)
+    tables = []
+    for each in BOTH:
+        sums = np.full((size[0] + 1, size[1] + 1, 4), 7, np.int32)
+        each.integrate(image, sums)
+        tables.append(sums)
+    assert np.array_equal(*tables)
+    assert np.array_equal(tables[0][-1, -1, :3], image.sum(axis=(0, 1)))
+
+
+def test_integrals_beyond_31_bits_wrap_around():
+    image, tables = np.full((2200, 4000, 3), 255, np.uint8), []
+    for each in BOTH:
+        tables.append(np.empty((2201, 4001, 4), np.int32))
+        each.integrate(image, tables[-1])
+    assert np.array_equal(*tables)
+    assert tables[0][-1, -1, 0] < 0
+
+
+@pytest.mark.parametrize("reciprocal", [True, False])
+def test_resampled_regions(reciprocal):
+    sums = integral(noise(97, 143, 3))
+    low = RNG.integers(0, (143, 97), (40, 2))
+    high = low + 1 + RNG.integers(0, 10_000, (40, 2)) % (np.array([143, 97]) - low)
+    regions = np.concatenate([low, high], axis=1)
+    sizes = RNG.integers(1, 20, (40, 2))
+    places = np.concatenate([np.arange(40)[:, None], RNG.integers(0, 5, (40, 2)), sizes], axis=1)
+    for count in (40, 1, 0):
+        patches = np.full((2, 40, 24, 24, 3), np.nan, np.float32)
+        for each, target in zip(BOTH, patches, strict=True):
+            each.resample(sums, regions[:count], places[:count], reciprocal, target)
+        assert np.array_equal(*patches, equal_nan=True)
+        assert np.isfinite(patches[0]).sum() == 3 * sizes[:count].prod(axis=1).sum()
+
+
+@pytest.mark.parametrize("columns", [6, 16])
+def test_candidates(columns):
+    scales = pyramid(120, 90, 20)
+    answers = RNG.normal(size=(*(scales.cells[:, :2] + scales.cells[:, 2:]).max(axis=0), columns))
+    answers = answers.astype(np.float32)
+    # At the threshold itself, as a float64 and as a float32.
+    answers[0, :2, :2] = [[0, 0.4], [0, np.nextafter(np.float32(0.4), np.float32(0))]]
+    for least in (0.4, 0.3, -99.0, 99.0):
+        found = []
+        for each in BOTH:
+            rows = np.full((answers.shape[0] * answers.shape[1], 11), 5, np.float32)
+            count = each.candidates(answers, scales.cells, scales.scales, least, rows)
+            assert (rows[count:] == 5).all()
+            found.append(rows[:count])
+        assert np.array_equal(*found)
+        assert len(found[0]) == {-99.0: scales.cells[:, 2:].prod(axis=1).sum(), 99.0: 0}.get(
+            least, len(found[0])
+        )
+    turned = answers.transpose(2, 0, 1).copy().transpose(1, 2, 0)
+    again = np.empty_like(rows)
+    assert kernels.candidates(turned, scales.cells, scales.scales, -99.0, again) > 0
+    assert kernels.candidates(turned[:0], scales.cells[:0], scales.scales[:0], -99.0, again[:0]) == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 300])
+def test_suppression(count):
+    dropped = 0
+    for threshold in (0.0, 0.3, 0.5, 0.7):
+        low = RNG.uniform(-20, 200, (count, 2))
+        boxes = np.concatenate([low, low + RNG.uniform(0, 90, (count, 2))], axis=1).astype(np.float32)
+        boxes[count // 2 :: 3] = boxes[: len(boxes[count // 2 :: 3])]
+        boxes[::5, 2:] = boxes[::5, :2]
+        order = RNG.permutation(count)
+        kept = [each.suppress(boxes, order, threshold) for each in BOTH]
+        assert np.array_equal(*kept)
+        assert kept[0].dtype == kept[1].dtype == np.int64
+        dropped += count - len(kept[0])
+    assert (dropped > 0) == (count > 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 1003])
+def test_packed_pixels(count):
+    wide = noise(count, 4).view("<u4").ravel()
+    packed = np.full((2, -(-count // 4) * 3), 9, "<u4")
+    for each, target in zip(BOTH, packed, strict=True):
+        each.pack(wide, target)
+    assert np.array_equal(*packed)
+    whole = count - count % 4
+    wanted = wide.view(np.uint8).reshape(-1, 4)[:whole, :3].ravel()
+    assert np.array_equal(packed[0].view(np.uint8)[: 3 * whole], wanted)
+
+
+@pytest.mark.parametrize("side", [1, 24, 160])
+def test_stretched_images(side):
+    for image in [
+        *(noise(*size, 3) for size in [*SIZES, (161, 160), (600, 161), (1, 700), (700, 1)]),
+        *views(),
+    ]:
+        wanted = Image.fromarray(np.ascontiguousarray(image)).resize((side, side), Image.Resampling.BILINEAR)
+        for stretch in (kernels.stretch, *(each.stretch for each in BOTH)):
+            found = stretch(image if stretch is kernels.stretch else np.ascontiguousarray(image), side)
+            assert np.array_equal(found, wanted), image.shape
+            assert found.flags.writeable
+
+
+def pair_sums(way: object, first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    sums = np.full((2, len(a)), 3, np.float32)
+    bits = np.int16 if first.dtype == np.float16 else np.int32
+    way.distances(first.view(bits), second.view(bits), a, b, *sums)
+    return sums
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+@pytest.mark.parametrize("count", [0, 1, 3, 1000])
+def test_distances(count, kind):
+    for width in (32, 512):
+        first, second = (RNG.normal(size=(rows, width)).astype(kind) for rows in (40, 7))
+        first[1] = second[2] = 0
+        a, b = RNG.integers(0, 40, count), RNG.integers(0, 7, count)
+        found = [pair_sums(each, first, second, a, b) for each in BOTH]
+        assert np.array_equal(*found)
+        assert (found[0] != 3).all()
+
+
+def test_distances_of_every_half_precision_number():
+    numbers = np.zeros((1 << 16, 32), np.float16)
+    numbers[:, 0] = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    other = np.zeros((1, 32), np.float16)
+    other[0, 0] = 1
+    a, b = np.arange(1 << 16), np.zeros(1 << 16, np.int64)
+    found = [pair_sums(each, numbers, other, a, b) for each in BOTH]
+    wide = pair_sums(numba_kernels, numbers.astype(np.float32), other.astype(np.float32), a, b)
+    assert np.array_equal(*found, equal_nan=True)
+    assert np.array_equal(found[0], wide, equal_nan=True)
+    assert np.array_equal(np.isfinite(found[0][1]), np.isfinite(numbers[:, 0]))
+
+
+# A sum of a picture, and how many times the loop was compiled, or where its twin comes from.
+CALL = """
+import logging, sys
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+import numpy as np
+from batchverify import kernels
+image, sums = np.full((3, 5, 3), 2, np.uint8), np.empty((4, 6, 4), np.int32)
+for _ in range(2):
+    kernels.integrate(image, sums)
+loop = kernels._chosen["integrate"]
+print(sums[3, 5, 0], sum(loop.stats.cache_misses.values()) if hasattr(loop, "stats") else loop.__module__)
+"""
+PLAIN = "30 batchverify.plain_kernels"
+# No file may grow beyond 100 bytes: what a full disk does.
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+# Every import of numba fails.
+ABSENT = "import sys; sys.modules['numba'] = None\n"
+
+
+def call(folder: Path | str, code: str = CALL, *, at: Path = PACKAGE.parent, **environment: str) -> list[str]:
+    """The lines that the code prints with the package at a folder."""
+    ours = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(at), kernels.VARIABLE: "on"}
+    variables = {**os.environ, **ours, **environment}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=at)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder with the machine code of one loop."""
+    folder = tmp_path_factory.mktemp("code")
+    assert call(folder) == ["30 1"]
+    return folder
+
+
+def test_what_was_compiled_is_used_again(kept):
+    assert call(kept) == ["30 0"]
+
+
+@pytest.mark.parametrize("content", [b"", None, b"not a pickle"])
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_damaged_code_is_compiled_again_with_one_warning(kept, kind, content):
+    (file,) = kept.rglob(f"numba_kernels.integrate*.{kind}")
+    file.write_bytes(file.read_bytes()[:60] if content is None else content)
+    warning, result = call(kept)
+    assert warning.startswith("the compiled loop integrate failed (")
+    assert warning.endswith("it was compiled again")
+    assert result == "30 1"
+    assert call(kept) == ["30 1"], "without a warning: the damaged file is not read again"
+    assert call(kept) == ["30 0"]
+
+
+def test_a_full_disk_is_done_without(tmp_path):
+    warning, result = call(tmp_path, FULL + CALL)
+    assert "the compiled loop integrate failed (OSError" in warning
+    assert result == "30 1"
+    assert call(tmp_path) == ["30 1"]
+    assert call(tmp_path) == ["30 0"]
+
+
+def test_without_any_folder_it_is_compiled_every_time(tmp_path):
+    package = tmp_path / "batchverify"
+    package.mkdir()
+    for name in ("__init__", "kernels", "plain_kernels", "numba_kernels", "errors"):
+        shutil.copy(PACKAGE / f"{name}.py", package)
+    # A file where a folder would be made stops an administrator, too.
+    for name in ("batchverify/__pycache__", "home"):
+        (tmp_path / name).write_text("")
+    home = str(tmp_path / "home")
+    for _ in range(2):
+        assert call(home, at=tmp_path, HOME=home, XDG_CACHE_HOME=home) == ["30 1"]
+
+
+def test_off_takes_the_twins_and_imports_no_numba(tmp_path):
+    code = f"{CALL}\nprint('numba' in sys.modules)"
+    assert call(tmp_path, code, BATCHVERIFY_KERNELS="off") == [PLAIN, "False"]
+
+
+def test_without_numba_the_twins_are_taken_with_one_line(tmp_path):
+    warning, result = call(tmp_path, ABSENT + CALL)
+    assert warning.startswith("numba cannot be imported (ModuleNotFoundError: ")
+    assert result == PLAIN
+
+
+@pytest.fixture
+def door(monkeypatch):
+    """The door as it is before the first call."""
+    monkeypatch.setattr(kernels, "_chosen", {})
+    kernels._loops.cache_clear()
+    yield monkeypatch
+    kernels._loops.cache_clear()
+
+
+@pytest.mark.parametrize("value", ["ON", "numba", "0"])
+def test_other_values_are_refused(door, value):
+    door.setenv(kernels.VARIABLE, value)
+    with pytest.raises(UsageError, match=f"BATCHVERIFY_KERNELS must be on or off, got '{value}'"):
+        kernels.suppress(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0.5)
+
+
+def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(door, caplog):
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no code")
+
+    door.delenv(kernels.VARIABLE, raising=False)
+    door.setattr(numba_kernels, "suppress", broken)
+    order = np.zeros(1, np.int64)
+    for _ in range(2):
+        assert kernels.suppress(np.ones((1, 4), np.float32), order, 0.5).tolist() == [0]
+    (record,) = caplog.records
+    assert (
+        "the compiled loop suppress failed (RuntimeError: no code): numpy takes its place" in record.message
+    )
+    assert kernels._chosen["suppress"] is plain_kernels.suppress
+
+
+def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(door, caplog):
+    def exhausted(*arguments: object) -> None:
+        raise MemoryError
+
+    door.delenv(kernels.VARIABLE, raising=False)
+    door.setattr(numba_kernels, "suppress", exhausted)
+    with pytest.raises(MemoryError):
+        kernels.suppress(np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5)
+    with pytest.raises(TypeError):
+        kernels.pack(None, None)
+    assert kernels._chosen["pack"] is numba_kernels.pack
+    assert not caplog.records
