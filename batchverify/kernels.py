@@ -1,8 +1,10 @@
 """Loops over pixels, boxes and pairs that no library has: the one door to them.
 
-They run in numba (`numba_kernels`), or in numpy and Pillow (`plain_kernels`) where numba cannot be imported or
-where `BATCHVERIFY_KERNELS=off` says so. A compiled loop that fails ends no run: it is compiled again without the
-files that were kept, and if that fails, too, its twin takes its place in this process.
+Each has a twin in numpy or Pillow (`plain_kernels`) that gives the same bits. A process begins with the twins: importing
+numba takes a second, compiling all loops for the first time ten. Once the twins have taken `PATIENCE` seconds, the loops
+in numba (`numba_kernels`) take over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at once) or `off` (twins alone).
+Where numba cannot be imported, the twins stay. A compiled loop that fails ends no run: it is compiled again without
+the files that were kept, and if that fails, too, its twin takes its place in this process.
 
 Arrays are C-contiguous unless their description says otherwise; the loops check neither shapes nor bounds.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from functools import cache
 from threading import RLock
@@ -28,6 +31,10 @@ EPSILON, LANES = plain_kernels.EPSILON, plain_kernels.LANES
 
 log = logging.getLogger(__name__)
 
+# Seconds of the twins after which numba is worth its start.
+PATIENCE = 1.0
+# What they have taken so far; threads may lose some of it to each other, which does no harm.
+_spent = [0.0]
 # What each loop is called by, once it has been called.
 _chosen: dict[str, Callable[..., Any]] = {}
 _lock = RLock()
@@ -103,14 +110,13 @@ def distances(
     _run("distances", first, second, a, b, chi, dots)
 
 
-def slope(values: np.ndarray, slopes: np.ndarray) -> None:
-    """TEMP: PReLU in place, until `mtcnn` does without."""
-    np.multiply(values, slopes, out=values, where=~(values > 0))
-
-
 def _run(name: str, *arguments: Any) -> Any:
     """Call a loop."""
-    way = _chosen.get(name) or _choose(name)
+    way = _chosen.get(name)
+    if way is None:
+        if _mode() == "auto" and _spent[0] < PATIENCE:
+            return _timed(getattr(plain_kernels, name), arguments)
+        way = _choose(name)
     try:
         return way(*arguments)
     except MemoryError:
@@ -119,6 +125,13 @@ def _run(name: str, *arguments: Any) -> Any:
         if way is getattr(plain_kernels, name):
             raise
         return _run_again(name, way, exc, arguments)
+
+
+def _timed(twin: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    started = time.perf_counter()
+    found = twin(*arguments)
+    _spent[0] += time.perf_counter() - started
+    return found
 
 
 def _choose(name: str) -> Callable[..., Any]:
@@ -145,12 +158,18 @@ def _run_again(name: str, failed: Callable[..., Any], error: Exception, argument
 
 
 @cache
+def _mode() -> str:
+    """`auto`, `on` or `off`; `UsageError` for another value of the variable."""
+    value = os.environ.get(VARIABLE) or "auto"
+    if value not in ("auto", "on", "off"):
+        raise UsageError(f"{VARIABLE} must be auto, on or off, got {value!r}")
+    return value
+
+
+@cache
 def _loops() -> ModuleType:
-    """The module with the loops; `UsageError` for a value of the variable that makes no sense."""
-    value = os.environ.get(VARIABLE) or "on"
-    if value not in ("on", "off"):
-        raise UsageError(f"{VARIABLE} must be on or off, got {value!r}")
-    if value == "off":
+    """The module with the loops."""
+    if _mode() == "off":
         return plain_kernels
     try:
         from batchverify import numba_kernels

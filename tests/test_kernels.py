@@ -262,25 +262,38 @@ def test_without_numba_the_twins_are_taken_with_one_line(tmp_path):
 
 @pytest.fixture
 def door(monkeypatch):
-    """The door as it is before the first call."""
+    """The door as it is before the first call, with the loops from the start."""
     monkeypatch.setattr(kernels, "_chosen", {})
-    kernels._loops.cache_clear()
+    monkeypatch.setattr(kernels, "_spent", [0.0])
+    monkeypatch.setenv(kernels.VARIABLE, "on")
+    for cached in (kernels._loops, kernels._mode):
+        cached.cache_clear()
     yield monkeypatch
-    kernels._loops.cache_clear()
+    for cached in (kernels._loops, kernels._mode):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize("value", ["ON", "numba", "0"])
 def test_other_values_are_refused(door, value):
     door.setenv(kernels.VARIABLE, value)
-    with pytest.raises(UsageError, match=f"BATCHVERIFY_KERNELS must be on or off, got '{value}'"):
+    with pytest.raises(UsageError, match=f"BATCHVERIFY_KERNELS must be auto, on or off, got '{value}'"):
         kernels.suppress(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0.5)
+
+
+def test_twins_serve_until_they_have_taken_as_long_as_numba_takes_to_start(door):
+    door.delenv(kernels.VARIABLE)
+    boxes, order = np.ones((1, 4), np.float32), np.zeros(1, np.int64)
+    kernels.suppress(boxes, order, 0.5)
+    assert not kernels._chosen and 0 < kernels._spent[0] < kernels.PATIENCE
+    kernels._spent[0] = kernels.PATIENCE
+    kernels.suppress(boxes, order, 0.5)
+    assert kernels._chosen == {"suppress": numba_kernels.suppress}
 
 
 def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(door, caplog):
     def broken(*arguments: object) -> None:
         raise RuntimeError("no code")
 
-    door.delenv(kernels.VARIABLE, raising=False)
     door.setattr(numba_kernels, "suppress", broken)
     order = np.zeros(1, np.int64)
     for _ in range(2):
@@ -296,7 +309,6 @@ def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(d
     def exhausted(*arguments: object) -> None:
         raise MemoryError
 
-    door.delenv(kernels.VARIABLE, raising=False)
     door.setattr(numba_kernels, "suppress", exhausted)
     with pytest.raises(MemoryError):
         kernels.suppress(np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5)
