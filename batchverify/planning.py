@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from batchverify.backbones import load_backbone
+from batchverify.backbones import find_fingerprint
 from batchverify.engine import WorkPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.locations import Location
@@ -17,8 +17,8 @@ def backbone_fingerprint(options: EmbedOptions) -> str:
     """The fingerprint of the options' backbone, fetched where it must be. Raises as `load_backbone` does."""
     weights = Path(options.weights) if options.weights else None
     download = None if options.quiet else show_download
-    # The fingerprint alone is kept: the workers read the weights themselves.
-    return load_backbone(options.backbone, weights, progress=download).fingerprint
+    # The workers read the weights themselves.
+    return find_fingerprint(options.backbone, weights, progress=download)
 
 
 def work_plan(

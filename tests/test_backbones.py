@@ -97,7 +97,7 @@ def test_the_job_still_makes_the_packaged_bytes(shared):
 
 
 def test_the_packaged_header_states_the_fingerprint(packaged):
-    assert stored_fingerprint(packaged_weights()) == packaged.fingerprint
+    assert stored_fingerprint(packaged_weights()) == packaged.fingerprint == fingerprint(packaged.tensors)
     assert {array.dtype for array in packaged.tensors.values()} == {np.dtype(np.float32)}
 
 
