@@ -206,7 +206,7 @@ def _same_pairs(train: Job, dev: Job) -> bool:
     """Whether both manifests are one; what `check_apart` finds later are the same pairs under other names."""
     return (
         train.manifest_fingerprint == dev.manifest_fingerprint
-        and train.scan.images.references == dev.scan.images.references
+        and train.scan.images == dev.scan.images
     )
 
 
