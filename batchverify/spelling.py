@@ -37,7 +37,9 @@ def resolve_many(root: ImageRoot, cells: pa.Array) -> pa.Array:
             texts, left = pc.if_else(pa.array(good), joined, texts), left & ~good
     # What is odd, and leads that are rare.
     others = cells.filter(pa.array(left)).dictionary_encode(null_encoding="encode")
-    resolved = pa.array([to_bytes(root.resolve(cell)) for cell in others.dictionary.to_pylist()], pa.large_binary())
+    resolved = pa.array(
+        [to_bytes(root.resolve(cell)) for cell in others.dictionary.to_pylist()], pa.large_binary()
+    )
     return pc.replace_with_mask(texts, pa.array(left), resolved.take(others.indices))
 
 
@@ -68,8 +70,9 @@ def frame_of(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
 
 
 def _leads(cells: pa.Array) -> list[str]:
+    """What some of the cells start with, each once."""
     sample = cells.take(pa.array(np.arange(0, len(cells), len(cells) // _SAMPLE + 1))).drop_null()
-    return sorted({_LEAD.match(cell).group() for cell in sample.to_pylist()})
+    return sorted({match.group() for match in map(_LEAD.match, sample.to_pylist()) if match})
 
 
 def _plain(values: pa.Array, lead: str) -> np.ndarray:

@@ -126,15 +126,19 @@ def hash_texts(texts: pa.Array, secret: bytes) -> np.ndarray:
     padded = np.append(data[borders[0] : borders[-1]], np.zeros(_WORD, np.uint8))
     words = np.ndarray(len(padded) - _WORD + 1, "<u8", padded, strides=(1,))
     starts, sizes = borders[:-1] - borders[0], np.diff(borders)
-    hashes = seed ^ sizes.astype(np.uint64)
-    going = np.flatnonzero(sizes <= _LONG)
-    for at in range(0, _LONG, _WORD):
-        going = going[sizes[going] > at]
-        if not len(going):
-            break
-        word = words[starts[going] + at] & _MASKS[np.minimum(sizes[going] - at, _WORD)]
-        value = (hashes[going] ^ word) * factor
-        hashes[going] = value ^ value >> np.uint64(32)
+    # The longest first: those that have another word are always the first ones.
+    order = np.argsort(-sizes)
+    starts, shorter = starts[order], -sizes[order]
+    hashes = seed ^ sizes[order].astype(np.uint64)
+    for at in range(0, min(int(sizes.max(initial=0)), _LONG), _WORD):
+        going, whole = np.searchsorted(shorter, [-at, 1 - at - _WORD])
+        word = words[starts[:going] + at]
+        word[whole:] &= _MASKS[-shorter[whole:going] - at]
+        value = hashes[:going]
+        value ^= word
+        value *= factor
+        value ^= value >> np.uint64(32)
+    hashes[order] = hashes.copy()
     for at in np.flatnonzero(sizes > _LONG).tolist():
         digest = hashlib.blake2b(texts[at].as_py(), digest_size=_WORD, key=secret).digest()
         hashes[at] = int.from_bytes(digest, "little")

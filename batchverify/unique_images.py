@@ -13,6 +13,9 @@ from batchverify.records import Skipped
 from batchverify.spelling import from_bytes, resolve_many
 from batchverify.text_numbers import TextNumbers
 
+# Cells at a time: what is made of them stays in the CPU's cache. Twice as many took a third longer.
+_AT_ONCE = 32_768
+
 
 class UniqueImages(Sequence["str | Skipped"]):
     """Every distinct image of a manifest, in order of first appearance (batch by batch, side a first).
@@ -48,4 +51,8 @@ class UniqueImages(Sequence["str | Skipped"]):
 
         New images are added, or -1 where `add` is off.
         """
-        return self._texts.numbers(resolve_many(root, cells), add=add)
+        parts = [
+            self._texts.numbers(resolve_many(root, cells.slice(start, _AT_ONCE)), add=add)
+            for start in range(0, len(cells), _AT_ONCE)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *parts])

@@ -27,17 +27,17 @@ results recipe
 pipeline linear network leakage
 perceptron
 cache embedder labelled head measured
-gallery manifest member owners
-references
+gallery manifest member
+unique_images
 spelling forward
 backbones crops decoding detection images segments tables columns options
-slots fingerprint locations downloads datasets calibration progress cache_report pairs features
+fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn curve bootstrap bounds
-pyramid fused stores distances texts devices
+pyramid fused stores distances devices
 lines
 products
 winograd strips
-ahead errors records version stopwatch memory facenet kernels
+ahead errors records version stopwatch memory facenet kernels owners text_numbers
 machine_code instructions tiles grids
 vectors
 """
