@@ -16,8 +16,8 @@ from batchverify.text_numbers import borders_and_bytes
 _LEAD = re.compile(
     r"(?:\.\.?/)+|/|(?:s3|gs|gcs)://[a-zA-Z0-9][a-zA-Z0-9._-]*/|abfss?://[a-zA-Z0-9][a-zA-Z0-9-]*@[a-zA-Z0-9.-]+/|"
 )
-# Cells of a batch that show which leads it has.
-_SAMPLE = 64
+# Cells of a batch that show which leads it has. Each lead costs a look at all cells.
+_SAMPLE = 16
 _REFUSED = b"\0"
 _WORD = np.zeros(256, np.bool_)
 _WORD[list(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
@@ -28,7 +28,7 @@ def resolve_many(root: ImageRoot, cells: pa.Array) -> pa.Array:
     values = cells.cast(pa.large_binary())
     texts, left = pa.nulls(len(cells), pa.large_binary()), np.ones(len(cells), np.bool_)
     for lead in _leads(cells):
-        frame = frame_of(root, lead)
+        frame = _frame(root, lead)
         if frame is not None:
             joined = _framed(frame, lead, values)
             good = left & _plain(values, lead) & _inside(root, frame[1], joined)
@@ -59,7 +59,7 @@ def from_bytes(text: bytes) -> str | Skipped:
     return Skipped(Reason(reason), message)
 
 
-def frame_of(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
+def _frame(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
     """What stands before and after the rest of a cell that starts with `lead`; None where it is refused."""
     probe = ImageRoot(root.root).resolve(f"{lead}x")
     if isinstance(probe, Skipped):

@@ -21,11 +21,11 @@ class UniqueImages(Sequence["str | Skipped"]):
     """Every distinct image of a manifest, in order of first appearance (batch by batch, side a first).
 
     An absolute path or URI each, or the reason why it is refused. Cells that name the same file (`a.jpg`,
-    `./a.jpg`) are one image.
+    `./a.jpg`) are one image. texts: for what is found, none yet.
     """
 
     def __init__(self, texts: TextNumbers | None = None) -> None:
-        self._texts = texts or TextNumbers()
+        self._texts = TextNumbers() if texts is None else texts
 
     def __len__(self) -> int:
         return len(self._texts)
