@@ -151,12 +151,12 @@ def check_manifest(
     """
     scan = manifest.scan()
     pairs = _read(manifest, scan)
-    refused = np.array([isinstance(each, Skipped) for each in scan.images.references])
+    refused = np.array([isinstance(each, Skipped) for each in scan.images])
     wanted = np.flatnonzero(~refused)
     unique = len(wanted)
     if not every and unique > sample:
         wanted = np.sort(np.random.default_rng(seed).choice(wanted, sample, replace=False))
-    answers = look_up([str(scan.images.references[int(index)]) for index in wanted], limits or Limits())
+    answers = look_up([str(scan.images[int(index)]) for index in wanted], limits or Limits())
     missing = {int(wanted[at]): skipped for at, skipped in answers.items()}
     places = _Places(manifest, scan, pairs)
     usable = np.flatnonzero(~(refused[pairs.a] | refused[pairs.b]))
@@ -213,7 +213,7 @@ class _Places:
         examples = []
         for row in rows[:EXAMPLES]:
             on_a = refused[self.pairs.a[row]]
-            skipped = self.scan.images.references[int((self.pairs.a if on_a else self.pairs.b)[row])]
+            skipped = self.scan.images[int((self.pairs.a if on_a else self.pairs.b)[row])]
             examples.append(self._cell(row, on_a, skipped))
         return Finding(len(rows), tuple(examples))
 

@@ -1,10 +1,10 @@
 """Loops over pixels, boxes and pairs that no library has: the one door to them.
 
-Each has a twin in numpy or Pillow (`plain_kernels`) that gives the same bits. A process begins with the twins: importing
-numba takes a second, compiling all loops for the first time ten. Once the twins have taken `PATIENCE` seconds, the loops
-in numba (`numba_kernels`) take over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at once) or `off` (twins alone).
-Where numba cannot be imported, the twins stay. A compiled loop that fails ends no run: it is compiled again without
-the files that were kept, and if that fails, too, its twin takes its place in this process.
+Each has a twin in numpy or Pillow (`plain_kernels`) that gives the same bits. A process begins with the twins:
+importing numba takes a second, compiling all loops for the first time ten. Once the twins have taken `PATIENCE`
+seconds, the loops in numba (`numba_kernels`) take over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at once)
+or `off` (twins alone). Where numba cannot be imported, the twins stay. A compiled loop that fails ends no run: it is
+compiled again without the files that were kept, and if that fails, too, its twin takes its place in this process.
 
 Arrays are C-contiguous unless their description says otherwise; the loops check neither shapes nor bounds.
 """

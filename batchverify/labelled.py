@@ -75,7 +75,7 @@ class LabelledPairs:
             parts.append((*indices, labels[kept]))
             persons.update(_persons(block))
         a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
-        references = tuple(str(each) for each in scan.images.references)
+        references = tuple(str(each) for each in scan.images)
         return cls(gallery.vectors, a, b, all_labels, name, references, persons, tuple(left_out))
 
     def check(self, fewest: int = 1) -> None:

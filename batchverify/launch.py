@@ -63,7 +63,7 @@ def _choose_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, 
     """Ray where a cluster is named or enough images are not in the cache, by a sample of them."""
     if address is not None:
         return "ray"
-    references = job.scan.images.references
+    references = job.scan.images
     count = len(references) if wanted is None else len(wanted)
     if count <= RAY_WORTH_IMAGES:
         return "local"

@@ -30,8 +30,8 @@ from batchverify.columns import TRUE_LABEL as TRUE_LABEL
 from batchverify.errors import ManifestError, UsageError
 from batchverify.images import ImageRoot
 from batchverify.locations import Location
-from batchverify.references import UniqueImages
 from batchverify.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
+from batchverify.unique_images import UniqueImages
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,9 @@ class ImageRun:
         if self._strikes[index] < STRIKES:
             self._suspects.append(indices)
             return
-        log.warning("%s: crashed: %s", self.references[index], str(exc).splitlines()[0])
+        # Ray's errors may have no text.
+        why = (str(exc) or type(exc).__name__).splitlines()[0]
+        log.warning("%s: crashed: %s", self.references[index], why)
         self._fail(index, Skipped(Reason.CRASHED, f"its worker died or hung {STRIKES} times"))
 
     def _fail(self, index: int, skipped: Skipped) -> None:

@@ -169,7 +169,7 @@ def score_rows(job: Job, head: Any, threshold: float, rows: Rows, path: str = ""
     gallery = Gallery(len(job.scan.images), rows.scratch)
     wanted = rows.wanted(job, gallery)
     with engine_of(job, progress, wanted, path) as (engine, cache):
-        references = job.scan.images.references
+        references = job.scan.images
         engine.require_shared(rows.place, references)
         ImageRun(engine, references, cache, progress, gallery, wanted, rows.keep_path).run()
         progress.rows = rows.resumed

@@ -1,38 +1,46 @@
-"""Manifest cells by the batch as references: what `ImageRoot.resolve` says of each, a hundred times as fast."""
+"""Manifest cells by the batch as references: what `ImageRoot.resolve` says of each, twenty times as fast."""
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.images import ImageRoot
 from batchverify.records import Reason, Skipped
+from batchverify.text_numbers import borders_and_bytes
 
-# A part of a path that no rule looks at: not empty, no dots alone, no colon, question mark or NUL.
-_PART = r"(?:[^/:?\x00.][^/:?\x00]*|\.[^/:?\x00.][^/:?\x00]*|\.\.[^/:?\x00]+)"
-_PLAIN = rf"{_PART}(?:/{_PART})*"
-# A letter or digit: cells of blanks alone are empty.
-_WORD = r"[A-Za-z0-9]"
-_STORE = r"(?:s3|gs|gcs)://[a-zA-Z0-9][a-zA-Z0-9._-]*/|abfss?://[a-zA-Z0-9][a-zA-Z0-9-]*@[a-zA-Z0-9.-]+/"
-_LED = rf"^(?P<lead>(?:\.\.?/)+|/|{_STORE})(?P<rest>{_PLAIN})$"
+# What may stand before a path that no rule looks at.
+_LEAD = re.compile(
+    r"(?:\.\.?/)+|/|(?:s3|gs|gcs)://[a-zA-Z0-9][a-zA-Z0-9._-]*/|abfss?://[a-zA-Z0-9][a-zA-Z0-9-]*@[a-zA-Z0-9.-]+/|"
+)
+# Cells of a batch that show which leads it has. Each lead costs a look at all cells.
+_SAMPLE = 16
 _REFUSED = b"\0"
+_WORD = np.zeros(256, np.bool_)
+_WORD[list(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
 
 
 def resolve_many(root: ImageRoot, cells: pa.Array) -> pa.Array:
     """The references of (N,) string cells, as bytes of `to_bytes`: (N,) large_binary without nulls."""
-    cells = cells.cast(pa.large_string())
-    plain = pc.and_(
-        pc.match_substring_regex(cells, f"^{_PLAIN}$"), pc.match_substring_regex(cells, _WORD)
-    ).fill_null(False)
     values = cells.cast(pa.large_binary())
-    frame = frame_of(root)
-    if frame is None:
-        return _resolved(root, cells)
-    texts = _join(frame, values)
-    if pc.all(plain).as_py() is not False:
-        return texts
-    others = pc.invert(plain)
-    return pc.replace_with_mask(texts, others, _others(root, cells.filter(others)))
+    texts, left = pa.nulls(len(cells), pa.large_binary()), np.ones(len(cells), np.bool_)
+    for lead in _leads(cells):
+        frame = _frame(root, lead)
+        if frame is not None:
+            joined = _framed(frame, lead, values)
+            good = left & _plain(values, lead) & _inside(root, frame[1], joined)
+            if good.all():
+                return joined
+            texts, left = pc.if_else(pa.array(good), joined, texts), left & ~good
+    # What is odd, and leads that are rare.
+    others = cells.filter(pa.array(left)).dictionary_encode(null_encoding="encode")
+    resolved = pa.array(
+        [to_bytes(root.resolve(cell)) for cell in others.dictionary.to_pylist()], pa.large_binary()
+    )
+    return pc.replace_with_mask(texts, pa.array(left), resolved.take(others.indices))
 
 
 def to_bytes(reference: str | Skipped) -> bytes:
@@ -51,26 +59,7 @@ def from_bytes(text: bytes) -> str | Skipped:
     return Skipped(Reason(reason), message)
 
 
-def _others(root: ImageRoot, cells: pa.Array) -> pa.Array:
-    """Cells that start with dots, a slash or a bucket, and those that only `ImageRoot` knows what to do with."""
-    led = pc.extract_regex(cells, _LED)
-    texts = pa.nulls(len(cells), pa.large_binary())
-    leads, rests = pc.struct_field(led, "lead"), pc.struct_field(led, "rest").cast(pa.large_binary())
-    for lead in pc.unique(leads).drop_null().to_pylist():
-        frame = frame_of(root, lead)
-        if frame is not None:
-            joined = _join(frame, rests)
-            good = pc.and_(pc.equal(leads, lead), _inside(root, frame[1], joined))
-            texts = pc.if_else(good.fill_null(False), joined, texts)
-    left = pc.is_null(texts)
-    return pc.replace_with_mask(texts, left, _resolved(root, cells.filter(left)))
-
-
-def _resolved(root: ImageRoot, cells: pa.Array) -> pa.Array:
-    return pa.array([to_bytes(root.resolve(cell)) for cell in cells.to_pylist()], pa.large_binary())
-
-
-def frame_of(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
+def _frame(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
     """What stands before and after the rest of a cell that starts with `lead`; None where it is refused."""
     probe = ImageRoot(root.root).resolve(f"{lead}x")
     if isinstance(probe, Skipped):
@@ -80,17 +69,53 @@ def frame_of(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
     return (to_bytes(head[:-1]), query.encode()) if head.endswith("x") else None
 
 
-def _join(frame: tuple[bytes, bytes], values: pa.Array) -> pa.Array:
-    before, after, nothing = (pa.scalar(each, pa.large_binary()) for each in (*frame, b""))
-    return pc.binary_join_element_wise(before, values, after, nothing)
+def _leads(cells: pa.Array) -> list[str]:
+    """What some of the cells start with, each once."""
+    sample = cells.take(pa.array(np.arange(0, len(cells), len(cells) // _SAMPLE + 1))).drop_null()
+    return sorted({match.group() for match in map(_LEAD.match, sample.to_pylist()) if match})
 
 
-def _inside(root: ImageRoot, query: bytes, texts: pa.Array) -> pa.Array:
-    """Which references no fence keeps out."""
+def _plain(values: pa.Array, lead: str) -> np.ndarray:
+    """Which of (N,) large_binary cells are `lead` and a path that no rule looks at: (N,) bool.
+
+    Such a path ends with a letter or digit; none of its parts is empty, `.` or `..`, or holds a colon, a
+    question mark or NUL. A few that start with dots are left out, too.
+    """
+    borders, data = borders_and_bytes(values)
+    starts, ends = borders[:-1] + len(lead), borders[1:]
+    plain = (starts < ends) & values.is_valid().to_numpy(zero_copy_only=False)
+    if not plain.any():
+        return plain
+    if lead:
+        plain &= pc.starts_with(values, lead).fill_null(False).to_numpy(zero_copy_only=False)
+    head = data[np.minimum(starts, len(data) - 1)]
+    plain &= _WORD[data[ends - 1]] & (head != ord("/")) & (head != ord("."))
+    data, last = data[borders[0] : borders[-1]], borders[-1] - borders[0] - 1
+    slashes = np.flatnonzero(data == ord("/"))
+    second, third = (data[np.minimum(slashes + step, last)] for step in (1, 2))
+    bad = [slashes[(second == ord("/")) | (second == ord(".")) & ((third == ord("/")) | (third == ord(".")))]]
+    # Few manifests hold these at all: searched for first, which is faster by far.
+    text = data.tobytes()
+    bad += [np.flatnonzero(data == each) for each in b":?\0" if each in text]
+    places = np.sort(np.concatenate(bad)) + borders[0]
+    rows = np.searchsorted(borders, places, "right") - 1
+    plain[rows[places >= starts[rows]]] = False
+    return plain
+
+
+def _framed(frame: tuple[bytes, bytes], lead: str, values: pa.Array) -> pa.Array:
+    """(N,) large_binary cells that start with `lead`, as references; the others come out as anything."""
+    texts = pc.binary_replace_slice(values, 0, len(lead), frame[0])
+    after, nothing = (pa.scalar(each, pa.large_binary()) for each in (frame[1], b""))
+    return pc.binary_join_element_wise(texts, after, nothing) if frame[1] else texts
+
+
+def _inside(root: ImageRoot, query: bytes, texts: pa.Array) -> np.ndarray:
+    """Which references no fence keeps out: (N,) bool."""
     if not root.fenced:
-        return pc.is_valid(texts)
+        return np.ones(len(texts), np.bool_)
     if query.decode() != root.root.query:
-        return pa.repeat(pa.scalar(False), len(texts))
+        return np.zeros(len(texts), np.bool_)
     scheme = "" if root.root.is_local else f"{root.root.scheme}://"
     fence = to_bytes(scheme + root.root.path.rstrip("/") + "/")
-    return pc.starts_with(texts, pattern=fence)
+    return pc.starts_with(texts, pattern=fence).fill_null(False).to_numpy(zero_copy_only=False)

@@ -204,10 +204,7 @@ def _check_labels(name: str, job: Job) -> None:
 
 def _same_pairs(train: Job, dev: Job) -> bool:
     """Whether both manifests are one; what `check_apart` finds later are the same pairs under other names."""
-    return (
-        train.manifest_fingerprint == dev.manifest_fingerprint
-        and train.scan.images.references == dev.scan.images.references
-    )
+    return train.manifest_fingerprint == dev.manifest_fingerprint and train.scan.images == dev.scan.images
 
 
 def _embed_set(name: str, job: Job) -> _Set:

@@ -133,8 +133,8 @@ def embed_job(job: Job) -> tuple[EmbedSummary, Gallery]:
     """The embeddings of a manifest's unique images, from the cache or anew."""
     progress = Progress(quiet=job.options.quiet)
     with engine_of(job, progress) as (engine, cache):
-        engine.require_shared(None, job.scan.images.references)
-        gallery = ImageRun(engine, job.scan.images.references, cache, progress).run()
+        engine.require_shared(None, job.scan.images)
+        gallery = ImageRun(engine, job.scan.images, cache, progress).run()
         done = run_counts(job, engine, gallery, progress)
     return EmbedSummary(**done), gallery
 

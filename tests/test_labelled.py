@@ -28,7 +28,7 @@ def collect(source, failed: dict[str, Reason] | None = None, name: str = "traini
     manifest = Manifest.open(source)
     scan = manifest.scan()
     gallery = Gallery(len(scan.images))
-    for index, reference in enumerate(scan.images.references):
+    for index, reference in enumerate(scan.images):
         reason = (failed or {}).get(str(reference).rpartition("/")[2])
         if reason is not None:
             gallery.fail(index, Skipped(reason))

@@ -27,19 +27,16 @@ results recipe
 pipeline linear network leakage
 perceptron
 cache embedder labelled head measured
-gallery manifest member owners
-references
-spelling forward
+gallery manifest member
+unique_images
+spelling cpu_network forward
 backbones crops decoding detection images segments tables columns options
-slots fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton moments mtcnn curve bootstrap bounds
-pyramid fused stores distances texts devices
-kernels lines
-products
-winograd strips
-ahead errors records version stopwatch memory facenet plain_kernels numba_kernels
-machine_code instructions tiles grids
-vectors
+fingerprint locations downloads datasets calibration progress cache_report pairs features
+augmentation metrics newton moments mtcnn_torch curve bootstrap bounds
+mtcnn stores distances inception facenet
+pyramid devices
+kernels openvino_runtime
+ahead errors records version stopwatch memory plain_kernels numba_kernels owners text_numbers
 """
 LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
 HEAVY = {
@@ -56,34 +53,27 @@ HEAVY = {
     "ray": {"cluster", "crew", "ray_engine", "sharing", "submit", "tuning"},
     "torch": {
         "backbones",
-        "detection",
         "devices",
-        "embedder",
-        "engine",
-        "facenet",
         "features",
         "forward",
-        "fused",
         "head",
         "labelled",
         "linear",
         "member",
         "moments",
-        "mtcnn",
+        "mtcnn_torch",
         "network",
         "newton",
         "perceptron",
-        "prediction",
-        "pyramid",
-        "ray_engine",
         "recipe",
         "training",
         "training_log",
         "tuning",
     },
+    "openvino": {"cpu_network", "mtcnn", "openvino_runtime"},
     "facenet_pytorch": set(),
     "sklearn": {"metrics"},
-    "numba": {"numba_kernels", "machine_code", "instructions", "tiles", "grids", "vectors"},
+    "numba": {"numba_kernels"},
     "scipy": {"drift", "slices"},
     "jinja2": {"report"},
     "plotly": {"report"},

@@ -19,7 +19,7 @@ from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.manifest import Columns, Manifest
 from batchverify.records import Reason, Skipped
-from batchverify.references import UniqueImages
+from batchverify.unique_images import UniqueImages
 
 
 def write(path: Path, text: str) -> Path:
@@ -35,7 +35,7 @@ def rows_of(manifest: Manifest) -> tuple[list, pa.Table]:
     for _ in range(2):
         blocks = list(manifest.blocks(scan))
         assert [block.first for block in blocks] == [0, *np.cumsum([len(block.a) for block in blocks])[:-1]]
-        references = scan.images.references
+        references = scan.images
         pairs = [
             (references[a], references[b]) for block in blocks for a, b in zip(block.a, block.b, strict=True)
         ]
@@ -148,7 +148,7 @@ def test_several_files_are_read_in_order_with_their_own_roots(tmp_path):
     pairs, carried = rows_of(manifest)
     one, two, other = (str(tmp_path / name) for name in ("x/1.jpg", "x/2.jpg", "y/2.jpg"))
     assert pairs == [(one, two), (two, one), (one, other)]
-    assert manifest.scan().images.references == [one, two, other]
+    assert list(manifest.scan().images) == [one, two, other]
     assert carried.column_names == ["image_a", "image_b", "n"]
     assert carried["n"].to_pylist() == ["1", "", "2.5"]
     assert manifest.scan().file_rows == (2, 1, 0)
@@ -194,10 +194,10 @@ def test_unique_images_agree_with_a_slow_loop():
         kept = generator.randrange(50)
         expected = [slow.setdefault(root.resolve(cell), len(slow)) for cell in cells[kept:]]
         assert images.indices(root, pa.array(cells, pa.string()).slice(kept)).tolist() == expected
-    assert images.references == list(slow)
+    assert list(images) == list(slow)
     assert len(images) == len(slow)
     assert images.indices(roots[0], pa.array(["3", "new", None]), add=False)[1] == -1
-    assert images.references == list(slow)
+    assert list(images) == list(slow)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 99])

@@ -259,7 +259,7 @@ def test_find_files_in_an_object_store(bucket, source, expected):
 def test_a_manifest_in_an_object_store_is_read_and_checked(bucket):
     manifest = Manifest.open(bucket("faces/m"))
     scan = manifest.scan()
-    assert scan.images.references == [bucket("faces/m/x"), bucket("faces/m/y")]
+    assert list(scan.images) == [bucket("faces/m/x"), bucket("faces/m/y")]
     assert scan.file_rows == (1, 1)
     assert [(block.first, block.a.tolist(), block.b.tolist()) for block in manifest.blocks(scan)] == [
         (0, [0], [1]),

@@ -1,0 +1,158 @@
+"""Texts numbered in order of first appearance, as bytes in one buffer: 23 to 29 bytes each beside the text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from array import array
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_WORD = 8
+# By how many bytes of a word are the text's.
+_MASKS = np.array([(1 << 8 * count) - 1 for count in range(_WORD + 1)], np.uint64)
+# No path that a system opens is longer, and one step per word of a single text would be slow.
+_LONG = 4096
+# Fuller tables make long searches, emptier ones cost memory.
+_FULL = 0.6
+_SMALLEST = 1024
+# Numbers put into a new table at a time: bounds the memory of doing so.
+_AT_ONCE = 1 << 20
+
+
+class TextNumbers:
+    """A set of texts, found by their hashes and told apart as texts.
+
+    hash_of: the (N,) int64 hashes of (N,) large_binary texts; by default with a secret drawn at random, so that
+    nobody can make a manifest whose texts have one hash.
+    """
+
+    def __init__(self, hash_of: Callable[[pa.Array], np.ndarray] | None = None) -> None:
+        secret = os.urandom(16)
+        self._hash_of = hash_of or (lambda texts: hash_texts(texts, secret))
+        self._text = bytearray()
+        self._borders = array("q", [0])
+        self._hashes = array("q")
+        # Numbers by hash, -1 where there is none: each at its hash's last bits or at the next place that was free.
+        self._table = np.full(_SMALLEST, -1, np.int32)
+        # Texts whose hash an earlier text has. They are not in the table.
+        self._twins: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __getitem__(self, number: int) -> bytes:
+        return bytes(self._text[self._borders[number] : self._borders[number + 1]])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextNumbers) and (self._borders, self._text) == (other._borders, other._text)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def numbers(self, texts: pa.Array, *, add: bool) -> np.ndarray:
+        """The number of each of (N,) large_binary texts without nulls: (N,) int64.
+
+        New ones are added, or -1 where `add` is off.
+        """
+        numbers = self._find(texts)
+        new = np.flatnonzero(numbers < 0)
+        if add and len(new):
+            distinct = texts.take(pa.array(new)).dictionary_encode()
+            numbers[new] = len(self) + distinct.indices.to_numpy()
+            self._append(distinct.dictionary)
+        return numbers
+
+    def _find(self, texts: pa.Array) -> np.ndarray:
+        """(N,) int64, -1 for texts that are not known."""
+        numbers = self._of_hashes(self._hash_of(texts))
+        buffers = [None, pa.py_buffer(self._borders), pa.py_buffer(self._text)]
+        known = pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
+        same = pc.equal(known.take(pa.array(numbers, mask=numbers < 0)), texts).fill_null(True)
+        for at in np.flatnonzero(~same.to_numpy(zero_copy_only=False)).tolist():
+            numbers[at] = self._twins.get(texts[at].as_py(), -1)
+        return numbers
+
+    def _of_hashes(self, hashes: np.ndarray) -> np.ndarray:
+        """The number of the first text that has each of (N,) int64 hashes, -1 for none: (N,) int64."""
+        known, mask = np.frombuffer(self._hashes, np.int64), len(self._table) - 1
+        at = hashes & mask
+        numbers = self._table[at].astype(np.int64)
+        going = np.flatnonzero(numbers >= 0)
+        while len(going := going[known[numbers[going]] != hashes[going]]):
+            at[going] = (at[going] + 1) & mask
+            numbers[going] = self._table[at[going]]
+            going = going[numbers[going] >= 0]
+        return numbers
+
+    def _append(self, texts: pa.Array) -> None:
+        """Add texts that are new and all different."""
+        first, start, hashes = len(self), self._borders[-1], self._hash_of(texts)
+        borders, data = borders_and_bytes(texts)
+        self._text += data[borders[0] : borders[-1]].data
+        self._borders.frombytes((borders[1:] - borders[0] + start).tobytes())
+        self._hashes.frombytes(hashes.tobytes())
+        if len(self) > len(self._table) * _FULL:
+            size = 1 << int(len(self) / _FULL).bit_length()
+            self._table = np.full(size, -1, np.int32 if size < 1 << 31 else np.int64)
+            for begin in range(0, first, _AT_ONCE):
+                self._put(begin, min(begin + _AT_ONCE, first))
+        self._put(first, len(self))
+        for at in np.flatnonzero(self._of_hashes(hashes) != np.arange(first, len(self))).tolist():
+            self._twins[texts[at].as_py()] = first + at
+
+    def _put(self, first: int, end: int) -> None:
+        """Put numbers into the table, but for those whose hash an earlier one has."""
+        known, mask = np.frombuffer(self._hashes, np.int64), len(self._table) - 1
+        numbers = np.arange(first, end)
+        at = known[numbers] & mask
+        while len(numbers):
+            free = self._table[at] < 0
+            # Written backwards: of several that want one place the first gets it.
+            self._table[at[free][::-1]] = numbers[free][::-1]
+            other = known[self._table[at]] != known[numbers]
+            at, numbers = (at[other] + 1) & mask, numbers[other]
+
+
+def hash_texts(texts: pa.Array, secret: bytes) -> np.ndarray:
+    """Hashes of (N,) large_binary texts without nulls, which only this secret of 16 bytes gives: (N,) int64."""
+    seed, factor = (np.uint64(each) for each in struct.unpack("<2Q", secret))
+    factor |= np.uint64(1)
+    borders, data = borders_and_bytes(texts)
+    # A text's last word may reach past it.
+    padded = np.append(data[borders[0] : borders[-1]], np.zeros(_WORD, np.uint8))
+    words = np.ndarray(len(padded) - _WORD + 1, "<u8", padded, strides=(1,))
+    starts, sizes = borders[:-1] - borders[0], np.diff(borders)
+    # The longest first: those that have another word are always the first ones.
+    order = np.argsort(-sizes)
+    starts, shorter = starts[order], -sizes[order]
+    hashes = seed ^ sizes[order].astype(np.uint64)
+    for at in range(0, min(int(sizes.max(initial=0)), _LONG), _WORD):
+        going, whole = np.searchsorted(shorter, [-at, 1 - at - _WORD])
+        word = words[starts[:going] + at]
+        word[whole:] &= _MASKS[-shorter[whole:going] - at]
+        value = hashes[:going]
+        value ^= word
+        value *= factor
+        value ^= value >> np.uint64(32)
+    hashes[order] = hashes.copy()
+    for at in np.flatnonzero(sizes > _LONG).tolist():
+        digest = hashlib.blake2b(texts[at].as_py(), digest_size=_WORD, key=secret).digest()
+        hashes[at] = int.from_bytes(digest, "little")
+    # Twice more: what differs in the last word's last bytes must reach the first bits, with unlucky factors, too.
+    for shift in (29, 32):
+        hashes *= factor
+        hashes ^= hashes >> np.uint64(shift)
+    return hashes.view(np.int64)
+
+
+def borders_and_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where large_binary texts begin and end, (N + 1,) int64, in (M,) uint8: the same memory, none copied."""
+    _, borders, data = texts.buffers()
+    if not len(texts) or data is None:
+        return np.zeros(len(texts) + 1, np.int64), np.zeros(0, np.uint8)
+    places = np.frombuffer(borders, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return places, np.frombuffer(data, np.uint8)

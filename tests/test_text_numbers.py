@@ -1,0 +1,128 @@
+"""Texts by number: what a Python dict says, whatever their hashes are."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchverify import text_numbers
+from batchverify.images import ImageRoot
+from batchverify.locations import Location
+from batchverify.text_numbers import TextNumbers, hash_texts
+from batchverify.unique_images import UniqueImages
+
+
+def large(texts: list[bytes]) -> pa.Array:
+    return pa.array(texts, pa.large_binary())
+
+
+def by_length(texts: pa.Array) -> np.ndarray:
+    """Hashes of which many are equal."""
+    return np.array([len(text) for text in texts.to_pylist()], np.int64)
+
+
+def all_one(texts: pa.Array) -> np.ndarray:
+    return np.full(len(texts), -1, np.int64)
+
+
+def few_places(texts: pa.Array) -> np.ndarray:
+    """Hashes that differ, of which many want one place."""
+    return hash_texts(texts, bytes(16)) & ~np.int64(0xFFFF)
+
+
+HASHES = [None, by_length, all_one, few_places]
+
+
+def drawn(generator: random.Random, count: int) -> list[bytes]:
+    """Texts short and long, with zeros and bytes that are no UTF-8; many come again."""
+    texts = [
+        b"",
+        b"\0",
+        b"\0" * 8,
+        "people/\u5f20\u4f1f/é.jpg".encode(),
+        b"/x/\xed\xb3\xbf",
+        b"x" * 4096,
+        b"x" * 4097,
+        b"y" * 4097,
+        b"z" * 100_000,
+    ]
+    for _ in range(count):
+        some = generator.randbytes(generator.randrange(20))
+        texts.append(generator.choice([some, b"%d.jpg" % generator.randrange(500), some[:1] * 9]))
+    return texts
+
+
+@pytest.mark.parametrize("hash_of", HASHES)
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_are_those_of_a_dict(monkeypatch, hash_of, seed):
+    monkeypatch.setattr(text_numbers, "_AT_ONCE", 100)
+    generator, numbers, slow = random.Random(seed), TextNumbers(hash_of), {}
+    texts = drawn(generator, 3000)
+    for _ in range(40):
+        some = generator.choices(texts, k=generator.choice([0, 1, 10, 200]))
+        kept = generator.randrange(len(some) + 1)
+        known = [slow.get(text, -1) for text in some[kept:]]
+        assert numbers.numbers(large(some).slice(kept), add=False).tolist() == known
+        expected = [slow.setdefault(text, len(slow)) for text in some[kept:]]
+        found = numbers.numbers(large(some).slice(kept), add=True)
+        assert found.tolist() == expected and found.dtype == np.int64
+        assert len(numbers) == len(slow)
+    assert [numbers[number] for number in range(len(slow))] == list(slow)
+    assert numbers.numbers(large(list(slow)), add=False).tolist() == list(range(len(slow)))
+
+
+@pytest.mark.parametrize("hash_of", HASHES)
+def test_images_are_those_of_a_dict_whatever_the_hashes(hash_of):
+    generator, images, slow = random.Random(0), UniqueImages(TextNumbers(hash_of)), {}
+    roots = [ImageRoot(Location.parse(root), fenced=root == "/y") for root in ("/x", "/y", "s3://b/k")]
+    names = [None, "", "a//b", "../x/5", "\u3000", "é/\u5f20", "/x/7", "/y/5", "s3://b/k/7", "a" * 5000]
+    names += [f"{lead}{number}" for lead in ("", "./", "../y/", "/x/") for number in range(100)]
+    for _ in range(60):
+        root, cells = generator.choice(roots), generator.choices(names, k=generator.choice([0, 1, 150]))
+        known = [slow.get(root.resolve(cell), -1) for cell in cells]
+        assert images.indices(root, pa.array(cells, pa.string()), add=False).tolist() == known
+        expected = [slow.setdefault(root.resolve(cell), len(slow)) for cell in cells]
+        assert images.indices(root, pa.array(cells, pa.string())).tolist() == expected
+    assert list(images) == list(slow)
+
+
+def test_large_batches_are_taken_in_parts(monkeypatch):
+    root, cells = (
+        ImageRoot(Location.parse("/x")),
+        pa.array([*map(str, range(50)), *map(str, range(50)), None]),
+    )
+    whole = UniqueImages()
+    monkeypatch.setattr("batchverify.unique_images._AT_ONCE", 7)
+    parts = UniqueImages()
+    assert parts.indices(root, cells).tolist() == [*range(50), *range(50), 50]
+    monkeypatch.undo()
+    whole.indices(root, cells)
+    assert parts == whole and parts != UniqueImages() and list(parts[48:]) == list(whole)[48:]
+
+
+def test_hashes_look_at_every_byte_and_the_length():
+    texts = [b"", b"\0", b"\0" * 8, b"\0" * 9]
+    for size in [*range(1, 40), 4095, 4096, 4097]:
+        places = range(size) if size < 40 else [0, 7, 8, size - 9, size - 8, size - 1]
+        texts += [bytes(place) + b"\1" + bytes(size - place - 1) for place in places]
+    hashes = hash_texts(large(texts), random.Random(0).randbytes(16))
+    assert len(set(hashes.tolist())) == len(texts)
+    # The table looks at the last bits: ten may fall together by chance, of half of a million pairs one in 8,192.
+    assert len(set((hashes & 8191).tolist())) > 0.9 * len(texts)
+
+
+def test_a_text_has_one_hash_wherever_it_stands_and_another_for_another_secret():
+    texts = drawn(random.Random(0), 200)
+    first, second = bytes(range(16)), bytes(range(1, 17))
+    together = hash_texts(large(texts), first)
+    assert [int(hash_texts(large([text]), first)[0]) for text in texts] == together.tolist()
+    assert np.array_equal(hash_texts(large(texts).slice(7, 90), first), together[7:97])
+    assert not (hash_texts(large(texts), second) == together).any()
+
+
+def test_names_that_differ_in_their_last_bytes_spread_over_the_table():
+    names = [b"/data/" + bytes([first, last]) for first in range(128, 256) for last in range(128, 256)]
+    hashes = hash_texts(large(names), random.Random(0).randbytes(16))
+    # As many places as names: by chance a share of 1 / e stays empty.
+    assert len(set((hashes & (len(names) - 1)).tolist())) > 0.6 * len(names)
