@@ -79,11 +79,11 @@ class Job:
     def plan(self, path: str = "") -> WorkPlan:
         """What workers need to know. path: the compute path of an earlier run, to be kept."""
         plan = work_plan(self.options, self.settings, self.fingerprint)
-        if kept := _COMPUTE_PATH.match(path.split(PATHS)[0]):
+        kept = _COMPUTE_PATH.match(path.split(PATHS)[0])
+        # Of a runtime of older versions nothing can be kept: the vectors are refused when they are compared.
+        if kept and kept["runtime"] in RUNTIMES:
             options = self.options
-            there: dict[str, Any] = {"batch_size": int(kept["batch"]), "numbers": kept["numbers"]}
-            if kept["runtime"] in RUNTIMES:
-                there["runtime"] = kept["runtime"]
+            there = {"numbers": kept["numbers"], "runtime": kept["runtime"], "batch_size": int(kept["batch"])}
             for name, value in there.items():
                 asked = getattr(options, name)
                 if asked not in (None, "auto", value):

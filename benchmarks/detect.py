@@ -1,4 +1,4 @@
-"""Detection alone: `python benchmarks/detect.py [ROOT] [--synthetic N] [--device D] [--beside CHECKOUT] [--append]`.
+"""Detection alone: `python benchmarks/detect.py [ROOT] [--synthetic N] [--device D] [--beside CHECKOUT] [--record]`.
 
 Every path that this machine has beside facenet-pytorch's MTCNN in batches of 64 and, with `--beside`, another
 checkout of this project, on the same decoded pictures, two turns each: images/s, how well the boxes of the chosen
@@ -125,7 +125,7 @@ def recall_table(pictures: list[np.ndarray], device: str) -> str:
 
 
 @faces.image_options
-def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, append: bool) -> None:
+def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, record: bool) -> None:
     """Print the table."""
     pictures = faces.pictures(root, synthetic)
     device = resolve_device(device)
@@ -148,7 +148,7 @@ def main(root: Path | None, synthetic: int | None, device: str, beside: Path | N
     header += ["median IoU (lowest)", "with a face", "face found by one alone"]
     command = faces.command_line("detect.py", root, synthetic, device, beside)
     body = f"{table(header, rows)}\n\n{recall_table(pictures, device)}"
-    publish("Detect only", command, body, append=append)
+    publish("Detect only", command, body, record=record)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def products(dtype: torch.dtype, device: str, workers: Workers) -> Callable[[], 
 
 
 @faces.image_options
-def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, append: bool) -> None:
+def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, record: bool) -> None:
     """Print the table."""
     command = faces.command_line("embed.py", root, synthetic, device, beside)
     images = [whole_face(each).pixels for each in faces.pictures(root, synthetic)[:MOST_FACES]]
@@ -103,7 +103,7 @@ def main(root: Path | None, synthetic: int | None, device: str, beside: Path | N
     eager = next(value for name, value in rows.items() if name.endswith("batches of 32"))
     lines = [[name, f"{value:.1f}", f"{value / eager:.2f}"] for name, value in rows.items()]
     body = table([f"backbone alone, {len(images):,} faces", "images/s", "of eager, batches of 32"], lines)
-    publish("Embed only", command, body, append=append)
+    publish("Embed only", command, body, record=record)
 
 
 if __name__ == "__main__":

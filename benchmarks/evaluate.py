@@ -1,4 +1,4 @@
-"""`batchverify evaluate` from process start to exit: `python benchmarks/evaluate.py [--pairs N] [--append]`.
+"""`batchverify evaluate` from process start to exit: `python benchmarks/evaluate.py [--pairs N] [--record]`.
 
 Its time, its peak memory and the size of the report, without pictures. Scores are drawn at random, as `score` writes
 them: a million pairs with 200 draws over people, the same by camera, and ten million without intervals.
@@ -82,8 +82,8 @@ def measure(name: str, scores: Path, pairs: int, *arguments: str) -> list[str]:
 @click.option("--pairs", default=1_000_000, show_default=True, help="With intervals.")
 @click.option("--most", default=10_000_000, show_default=True, help="Without.")
 @click.option("--people", default=20_000, show_default=True, help="Whom the pairs share.")
-@click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
-def main(pairs: int, most: int, people: int, append: bool) -> None:
+@click.option("--record", is_flag=True, help="Put the table into RESULTS.md.")
+def main(pairs: int, most: int, people: int, record: bool) -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as folder:
         few = write(Path(folder) / "few.parquet", pairs, people)
@@ -95,7 +95,7 @@ def main(pairs: int, most: int, people: int, append: bool) -> None:
         ]
     header = ["run", "pairs", "seconds", "peak MB of its process", "report MB"]
     command = f"python benchmarks/evaluate.py --pairs {pairs} --most {most} --people {people}"
-    publish(f"Evaluate, {pairs:,} and {most:,} pairs", command, table(header, rows), append=append)
+    publish(f"Evaluate, {pairs:,} and {most:,} pairs", command, table(header, rows), record=record)
 
 
 if __name__ == "__main__":

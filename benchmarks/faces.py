@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image, ImageEnhance
+from results import BESIDE
 
 from batchverify.datasets import prepare_lfw
 
@@ -18,14 +19,14 @@ SIDE = 250
 
 
 def image_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments that all benchmarks on pictures take: ROOT, --synthetic, --device, --beside, --append."""
+    """The arguments that all benchmarks on pictures take: ROOT, --synthetic, --device, --beside, --record."""
     for decorate in (
         click.option(
             "--beside",
             type=click.Path(exists=True, path_type=Path),
             help="Another checkout of this project, measured in the same run.",
         ),
-        click.option("--append", is_flag=True, help="Add the table to RESULTS.md."),
+        click.option("--record", is_flag=True, help="Put the table into RESULTS.md."),
         click.option("--device", default="auto", show_default=True),
         click.option("--synthetic", type=int, help="Make so many JPEGs instead of reading LFW's."),
         click.argument("root", type=click.Path(path_type=Path), required=False),
@@ -39,7 +40,7 @@ def command_line(
 ) -> str:
     """How a benchmark was called, for RESULTS.md."""
     where = f" --device {device}" if device != "auto" else ""
-    where += " --beside CHECKOUT" if beside else ""
+    where += BESIDE if beside else ""
     return f"python benchmarks/{script} {'ROOT' if root else f'--synthetic {synthetic}'}{where}"
 
 

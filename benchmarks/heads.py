@@ -1,4 +1,4 @@
-"""What each feature, head and crop is worth on LFW View 1: `python benchmarks/heads.py ROOT [--append]`.
+"""What each feature, head and crop is worth on LFW View 1: `python benchmarks/heads.py ROOT [--record]`.
 
 Trains on the 2,048 training pairs, five seeds for distances and the default network, one for the rest, and
 measures dev and test at the threshold chosen without the test set. Embeddings come from the usual cache.
@@ -92,8 +92,8 @@ def measured(crop: dict, pairs: dict[str, LabelledPairs], job: Job, recipe: tupl
     return Row(cells, fitted.head.parameters, losses[0])
 
 
-def main(root: Path, append: bool) -> None:
-    """Print the table; with `append`, keep it."""
+def main(root: Path, record: bool) -> None:
+    """Print the table; with `record`, keep it."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         prepare_lfw(root, Path(folder))
@@ -110,8 +110,8 @@ def main(root: Path, append: bool) -> None:
         ["none", "published experiment (chi-square, MLP), its own figures", "", "", "", "0.74", "0.80"]
     )
     rows[-1] += ["0.73", "0.71", "", "", "", "", ""]
-    publish("Heads on LFW View 1", "python benchmarks/heads.py ROOT", table(HEADER, rows), append=append)
+    publish("Heads on LFW View 1", "python benchmarks/heads.py ROOT", table(HEADER, rows), record=record)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--append" in sys.argv)
+    main(Path(sys.argv[1]), "--record" in sys.argv)

@@ -1,4 +1,4 @@
-"""One job killed many times until it gets through: `python benchmarks/kills.py [--engine ray|cluster] [--append]`.
+"""One job killed many times until it gets through: `python benchmarks/kills.py [--engine ray|cluster] [--record]`.
 
 50,000 pairs of small pictures, the real backbone. Half of the blows fall some moments after a new segment of the
 cache, half after a new part of the output: SIGKILL, SIGTERM or Ctrl-C for the driver; with Ray an actor or another
@@ -48,7 +48,7 @@ def state(job: KilledJob) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Print the table; with `--append`, keep it."""
+    """Print the table; with `--record`, keep it."""
     generator = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,7 +81,7 @@ def main(options: argparse.Namespace) -> None:
         f"{len(job.kills)} kills over {options.pairs:,} pairs of {options.images:,} images, engine {options.engine}",
         f"python benchmarks/kills.py --engine {options.engine}",
         f"{table(HEADER, rows)}\n\n{end}",
-        append=options.append,
+        record=options.record,
     )
 
 
@@ -92,5 +92,5 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=50_000)
     parser.add_argument("--engine", choices=tuple(KINDS), default="local")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--append", action="store_true")
+    parser.add_argument("--record", action="store_true")
     main(parser.parse_args())

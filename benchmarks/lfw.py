@@ -1,6 +1,6 @@
-"""View 1 of LFW end to end, for each shipped setting: `python benchmarks/lfw.py ROOT [--append]`.
+"""View 1 of LFW end to end, for each shipped setting: `python benchmarks/lfw.py ROOT [--record]`.
 
-Prepares the manifests, scores the 1,000 test pairs and prints accuracy; `--append` adds the table to RESULTS.md.
+Prepares the manifests, scores the 1,000 test pairs and prints accuracy; `--record` adds the table to RESULTS.md.
 """
 
 import sys
@@ -70,14 +70,14 @@ def eager_row(manifest: Path) -> list[str]:
     return ["detect, float32, facenet-pytorch's network", *figures(got), f"{len(names):,}", ""]
 
 
-def main(root: Path, append: bool) -> None:
-    """Print the table; with `append`, keep it."""
+def main(root: Path, record: bool) -> None:
+    """Print the table; with `record`, keep it."""
     with tempfile.TemporaryDirectory() as folder:
         prepare_lfw(root, Path(folder))
         rows = [table_row(Path(folder) / "test.csv", settings) for settings in SETTINGS]
         rows.append(eager_row(Path(folder) / "test.csv"))
-    publish("LFW View 1 test", "python benchmarks/lfw.py ROOT", table(HEADER, rows), append=append)
+    publish("LFW View 1 test", "python benchmarks/lfw.py ROOT", table(HEADER, rows), record=record)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--append" in sys.argv)
+    main(Path(sys.argv[1]), "--record" in sys.argv)

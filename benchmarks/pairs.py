@@ -1,4 +1,4 @@
-"""Features and head on embeddings in memory, pairs/s: `python benchmarks/pairs.py [--pairs N] [--append]`.
+"""Features and head on embeddings in memory, pairs/s: `python benchmarks/pairs.py [--pairs N] [--record]`.
 
 For each kind of head: ours (the run's way: one thread a worker, a chunk of pairs each), a plain torch loop of the
 same head at its best batch of three (torch's own threads), and the head's matrix products alone. Random unit
@@ -118,8 +118,8 @@ def rate(pairs: int, work: Callable[[], None]) -> float:
 
 @click.command()
 @click.option("--pairs", default=1_000_000, show_default=True, help="Pairs to score, each round.")
-@click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
-def main(pairs: int, append: bool) -> None:
+@click.option("--record", is_flag=True, help="Put the table into RESULTS.md.")
+def main(pairs: int, record: bool) -> None:
     """Print the table."""
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(IMAGES, DIMENSION))
@@ -137,7 +137,7 @@ def main(pairs: int, append: bool) -> None:
         rows.append([*cells, f"{alone:,.0f}", f"{mine / alone:.2f}"])
         print(" | ".join(rows[-1]), flush=True)
     command = f"python benchmarks/pairs.py --pairs {pairs}"
-    publish("Features and head", command, table(HEADER, rows), append=append)
+    publish("Features and head", command, table(HEADER, rows), record=record)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's name, and the place where tables are kept."""
 
+import re
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from batchverify.devices import available_cpus
 
+BESIDE = " --beside CHECKOUT"
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
@@ -45,9 +47,18 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def publish(title: str, command: str, body: str, *, append: bool) -> None:
-    """Print a result; with `append`, keep it in RESULTS.md under its title, date, machine and command."""
+def publish(title: str, command: str, body: str, *, record: bool) -> None:
+    """Print a result; with `record`, put it into RESULTS.md in place of the last one of the same command."""
     print(body)
-    if append:
-        with RESULTS.open("a", encoding="utf8") as file:
-            file.write(f"\n## {title}, {date.today()}, {machine()}, `{command}`\n\n{body}\n")
+    if not record:
+        return
+    head, *sections = re.split("(?m)^(?=## )", RESULTS.read_text(encoding="utf8"))
+    kept = [each for each in sections if _benchmark(each) != command.removesuffix(BESIDE)]
+    new = f"## {title}, {date.today()}, {machine()}, `{command}`\n\n{body}\n"
+    RESULTS.write_text(head + "".join(f"{each.rstrip()}\n\n" for each in kept) + new, encoding="utf8")
+
+
+def _benchmark(section: str) -> str:
+    """The command behind a table, without the checkout beside it."""
+    found = re.search("`(python [^`]+)`", section.partition("\n")[0])
+    return found[1].removesuffix(BESIDE) if found else ""

@@ -1,4 +1,4 @@
-"""How `score` grows: `python benchmarks/scale.py workers|pairs|rate|lfw [--append]`, see `--help` of each.
+"""How `score` grows: `python benchmarks/scale.py workers|pairs|rate|lfw [--record]`, see `--help` of each.
 
 `workers`: 1, 2 and 4 Ray workers with an embedder that sleeps. `pairs`: sizes of manifests, cold with a counting
 stand-in for the embedder (or with a cache filled beforehand), warm, and finished. `rate`: pairs/s of a warm run
@@ -38,7 +38,7 @@ from batchverify.scheduler import ImageRun
 from batchverify.workflows import score_job
 
 SETTINGS = EmbeddingSettings(crop="none")
-append_option = click.option("--append", is_flag=True, help="Add the table to RESULTS.md.")
+record_option = click.option("--record", is_flag=True, help="Put the table into RESULTS.md.")
 folder_option = click.option(
     "--folder", type=click.Path(path_type=Path), help="Keep images and manifests there for the next run."
 )
@@ -64,8 +64,8 @@ def place(folder: Path | None) -> Iterator[Path]:
 @click.option("--count", "counts", multiple=True, type=int, default=(1, 2, 4), show_default=True)
 @click.option("--each", default=3072, show_default=True, help="Images per worker.")
 @click.option("--seconds", default=0.02, show_default=True, help="Sleep per image.")
-@append_option
-def workers(counts: tuple[int, ...], each: int, seconds: float, append: bool) -> None:
+@record_option
+def workers(counts: tuple[int, ...], each: int, seconds: float, record: bool) -> None:
     """Images/s by the number of Ray workers, one CPU each by Ray's books; each job takes about a minute."""
     header = ["workers", "images", "seconds", "images/s", "against the first"]
     header += ["share of the sleeping rate", "embedded"]
@@ -85,7 +85,7 @@ def workers(counts: tuple[int, ...], each: int, seconds: float, append: bool) ->
             print(rows[-1], flush=True)
     command = f"python benchmarks/scale.py workers --each {each} --seconds {seconds}"
     publish(
-        "Workers with an embedder that sleeps, start-up left out", command, table(header, rows), append=append
+        "Workers with an embedder that sleeps, start-up left out", command, table(header, rows), record=record
     )
 
 
@@ -120,9 +120,9 @@ def sleeping_run(folder: Path, count: int, images: int, seconds: float) -> tuple
 @click.option("--engine", type=click.Choice(["auto", "local", "ray"]), default="auto", show_default=True)
 @click.option("--output", "kind", type=click.Choice(["file", "folder"]), default="file", show_default=True)
 @folder_option
-@append_option
+@record_option
 def sizes_command(
-    sizes: tuple[str, ...], filled: bool, engine: str, kind: str, folder: Path | None, append: bool
+    sizes: tuple[str, ...], filled: bool, engine: str, kind: str, folder: Path | None, record: bool
 ) -> None:
     """Seconds per million pairs and the peak memory of every process, by the size of the manifest."""
     header = ["run", "pairs", "images", "seconds", "a million pairs", "image stage", "driver MB"]
@@ -143,7 +143,7 @@ def sizes_command(
     arguments = (
         [f"--size {size}" for size in sizes] + ["--filled"] * filled + [f"--engine {engine} --output {kind}"]
     )
-    publish("Sizes", f"python benchmarks/scale.py pairs {' '.join(arguments)}", text, append=append)
+    publish("Sizes", f"python benchmarks/scale.py pairs {' '.join(arguments)}", text, record=record)
 
 
 def passes(
@@ -209,8 +209,8 @@ def cold(manifest: Path, output: str, cache: Path, root: Path, engine: str) -> N
 @click.option("--pairs", default=10_000_000, show_default=True)
 @click.option("--images", default=100_000, show_default=True)
 @folder_option
-@append_option
-def rate(pairs: int, images: int, folder: Path | None, append: bool) -> None:
+@record_option
+def rate(pairs: int, images: int, folder: Path | None, record: bool) -> None:
     """Pairs/s of a warm run, output written and columns carried, beside the plain loop on vectors in memory."""
     rows = []
     with place(folder) as kept:
@@ -240,7 +240,7 @@ def rate(pairs: int, images: int, folder: Path | None, append: bool) -> None:
         f"Pairs from a warm cache, {pairs:,} over {images:,} images",
         command,
         table(header, rows),
-        append=append,
+        record=record,
     )
 
 
@@ -258,8 +258,8 @@ def plain_rate(images: int, pairs: int = 1_000_000) -> float:
 @main.command()
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--engine", type=click.Choice(["auto", "local", "ray"]), default="auto", show_default=True)
-@append_option
-def lfw(root: Path, engine: str, append: bool) -> None:
+@record_option
+def lfw(root: Path, engine: str, record: bool) -> None:
     """LFW's View 1 with detection, cold and warm: seconds of the image stage."""
     header = ["run", "images", "image stage, seconds", "cold / it", "process start to exit", "embedded"]
     rows, first = [], 0.0
@@ -287,7 +287,7 @@ def lfw(root: Path, engine: str, append: bool) -> None:
             )
             print(rows[-1], flush=True)
     command = f"python benchmarks/scale.py lfw ROOT --engine {engine}"
-    publish("LFW, cold and warm, with detection", command, table(header, rows), append=append)
+    publish("LFW, cold and warm, with detection", command, table(header, rows), record=record)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def stages(summary: dict, took: float) -> str:
 
 
 @faces.image_options
-def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, append: bool) -> None:
+def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, record: bool) -> None:
     """Print the table."""
     header = [
         "run",
@@ -124,7 +124,7 @@ def main(root: Path | None, synthetic: int | None, device: str, beside: Path | N
             )
             rows[-1].append(stages(json.loads(ours.said), ours.seconds))
     command = faces.command_line("score.py", root, synthetic, device, beside)
-    publish(f"Score, {total:,} images", command, table(header, rows), append=append)
+    publish(f"Score, {total:,} images", command, table(header, rows), record=record)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from half_done import FACES, PART, SAMPLES, files, job_folder, run, stopped
 
 import batchverify
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.fused import kind_of_network
 from batchverify.jobfolder import JobFolder
 from batchverify.locations import Location
 from batchverify.results import read_record
@@ -236,7 +234,7 @@ def begun_on(out: Path, cache: str, path: str) -> None:
 
 
 def test_a_resumed_job_keeps_its_compute_path(cache, tmp_path):
-    path = f"cpu float32 {kind_of_network('cpu', torch.float32)}, batches of 8"
+    path = "cpu float32 torch, batches of 8"
     out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
     begun_on(out, cache, path)
     with pytest.raises(UsageError, match="--batch-size 16: this job was begun with 8"):
@@ -247,9 +245,20 @@ def test_a_resumed_job_keeps_its_compute_path(cache, tmp_path):
     assert batchverify.score(FACES, no_cache=True, quiet=True).compute_path != path
 
 
-def test_a_job_of_another_device_is_refused(cache, tmp_path):
-    begun_on(tmp_path / "o.parquet", cache, "cuda float16 eager, batches of 8")
-    with pytest.raises(UsageError, match=r"'cuda float16 .*', here they would be on 'cpu .*--overwrite"):
+def test_other_options_than_those_of_the_compute_path_are_refused(cache, tmp_path):
+    out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
+    begun_on(out, cache, "cpu float32 torch, batches of 8")
+    for name, value, there in (("runtime", "openvino", "torch"), ("numbers", "int8", "float32")):
+        with pytest.raises(
+            UsageError, match=f"--{name} {value}: this job was begun with {there}; omit the option"
+        ):
+            run(out, empty, device="cpu", **{name: value})
+
+
+@pytest.mark.parametrize("path", ["cuda float16 torch, batches of 8", "cpu float32 winograd, batches of 32"])
+def test_a_job_of_another_device_or_an_older_version_is_refused(path, cache, tmp_path):
+    begun_on(tmp_path / "o.parquet", cache, path)
+    with pytest.raises(UsageError, match=rf"'{path}', here they would be on 'cpu .*--overwrite"):
         run(tmp_path / "o.parquet", str(tmp_path / "empty"), device="cpu")
     assert (tmp_path / "o.parquet.job" / "part-00001.parquet").exists()
     # Without fresh vectors there is nothing to tell apart.
