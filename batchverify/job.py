@@ -83,7 +83,8 @@ class Job:
         # Of a runtime of older versions nothing can be kept: the vectors are refused when they are compared.
         if kept and kept["runtime"] in RUNTIMES:
             options = self.options
-            there = {"numbers": kept["numbers"], "runtime": kept["runtime"], "batch_size": int(kept["batch"])}
+            there: dict[str, Any] = {"numbers": kept["numbers"], "runtime": kept["runtime"]}
+            there["batch_size"] = int(kept["batch"])
             for name, value in there.items():
                 asked = getattr(options, name)
                 if asked not in (None, "auto", value):
