@@ -193,7 +193,7 @@ def stored_ranges(path: Path) -> dict[str, float]:
         return {}
     try:
         ranges = {str(name): float(value) for name, value in _stated(path).get(RANGES_KEY, {}).items()}
-    except (ValueError, TypeError, AttributeError) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
     for name, value in ranges.items():
         if not 0 < value < np.inf:

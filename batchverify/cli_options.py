@@ -88,12 +88,14 @@ device_options = together(
     option("--device", "auto, cpu, cuda or cuda:N; a GPU asked for and absent is an error."),
     option(
         "--runtime",
-        "What runs the networks: auto takes OpenVINO on a CPU, torch on a GPU and where OpenVINO is absent.",
+        "What runs the networks: auto is $BATCHVERIFY_RUNTIME, else OpenVINO on a CPU, torch on a GPU and where "
+        "OpenVINO is absent.",
         type=click.Choice(RUNTIMES),
     ),
     option(
         "--numbers",
-        "What the backbone computes in: auto takes the fastest that this device has and the weights allow.",
+        "What the backbone computes in: auto takes the fastest that this device has and the weights allow; int8 is "
+        "OpenVINO's alone, float16 torch's.",
         type=click.Choice(NUMBERS),
     ),
 )

@@ -6,15 +6,16 @@ every output channel; the sums that run through the blocks stay floats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from batchverify.backbones import Backbone, eight_bit
-from batchverify.devices import available_cpus
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.inception import (
+    ARCHITECTURE,
     DIMENSION,
     EPSILON,
     FACE_SIZE,
@@ -28,33 +29,34 @@ from batchverify.inception import (
 from batchverify.openvino_runtime import CompiledNetwork, capabilities
 
 Ranges = Mapping[str, float]
-NUMBERS = ("float32", "bfloat16", "int8")
+# With 8-bit integers the other layers compute in one of the float types: another machine's vectors differ a little.
+NUMBERS = ("float32", "bfloat16", "int8_float32", "int8_bfloat16")
 # Measured on two-core machines: larger batches gain nothing, and a small one is less to pad.
 BATCH = 32
 # Of unsigned 8-bit activations.
 _LEVELS = 256
-# The first layers, but for those that stay floats: the input is signed, and rounding what `conv2d_2a` takes, whose
-# values reach far, is alone as bad as rounding all others. Both are cheap.
-EARLY = ("conv2d_2b", "conv2d_3b", "conv2d_4a", "conv2d_4b")
-FLOAT_LAYERS = ("conv2d_1a", "conv2d_2a")
-BINS = 2048
 
 
 def choose_numbers(numbers: str, backbone: Backbone) -> str:
-    """What a CPU computes in: as asked for, or with `auto` the fastest that it multiplies in hardware.
+    """One of `NUMBERS`: as asked for, or with `auto` the fastest. `int8` is completed by this CPU's float type.
 
-    Raises `UsageError` for other words, and for `int8` with weights that state no activation ranges.
+    Raises `UsageError` for other words, for int8 with weights that state no activation ranges, and for bfloat16 on a
+    CPU that does not multiply it.
     """
+    has_bfloat16 = "BF16" in capabilities()
+    floats = "bfloat16" if has_bfloat16 else "float32"
     if numbers == "auto":
-        if backbone.ranges and "INT8" in capabilities():
-            return "int8"
-        return "bfloat16" if "BF16" in capabilities() else "float32"
+        # Measured on x86 alone: elsewhere OpenVINO may compute 8-bit layers in floats.
+        is_measured = platform.machine() in ("x86_64", "AMD64")
+        return f"int8_{floats}" if backbone.ranges and is_measured else floats
+    if numbers == "int8":
+        numbers = f"int8_{floats}"
     if numbers not in NUMBERS:
-        raise UsageError(f"--numbers must be auto, {', '.join(NUMBERS)} on this device, got '{numbers}'")
-    if numbers == "int8" and not backbone.ranges:
+        raise UsageError(f"--numbers must be auto, float32, bfloat16 or int8 in OpenVINO, got '{numbers}'")
+    if numbers.startswith("int8") and not backbone.ranges:
         raise UsageError(f"--numbers int8: the weights of {backbone.name} state no activation ranges")
-    if numbers == "bfloat16" and "BF16" not in capabilities():
-        raise UsageError("--numbers bfloat16: this CPU does not multiply bfloat16; take float32 or int8")
+    if numbers.endswith("bfloat16") and not has_bfloat16:
+        raise UsageError(f"--numbers {numbers}: this CPU does not multiply bfloat16")
     return numbers
 
 
@@ -65,8 +67,6 @@ class CpuNetwork:
     streams: threads that may call it side by side; threads: CPUs for each of them.
     Raises `ArtifactError` for other weights, `UsageError` as `choose_numbers` does.
     """
-
-    runtime = "openvino"
 
     def __init__(
         self,
@@ -81,16 +81,19 @@ class CpuNetwork:
         self.numbers = choose_numbers(numbers, backbone)
         self.batch_size = batch_size or BATCH
         self._flip = flip
-        ranges = backbone.ranges if self.numbers == "int8" else {}
+        ranges = backbone.ranges if self.numbers.startswith("int8") else {}
         check_tensors(backbone.name, backbone.tensors)
-        float_type = self.numbers
-        if float_type == "int8":
-            float_type = "bfloat16" if "BF16" in capabilities() else "float32"
         model = build_model(backbone.tensors, self.batch_size, ranges)
-        self._compiled = CompiledNetwork(model, float_type=float_type, streams=streams, threads=threads)
+        floats = self.numbers.removeprefix("int8_")
+        self._compiled = CompiledNetwork(model, float_type=floats, streams=streams, threads=threads)
 
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 160, 160, 3) uint8 RGB to (N, 512) float32 unit rows. Raises `BatchverifyError` for overflows."""
+        """(N, 160, 160, 3) uint8 RGB to (N, 512) float32 unit rows.
+
+        Raises `UsageError` for other arrays, `BatchverifyError` for vectors that are not finite.
+        """
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (FACE_SIZE, FACE_SIZE, 3):
+            raise UsageError(f"faces must be (N, 160, 160, 3) uint8, got {pixels.shape} {pixels.dtype}")
         rows = np.empty((len(pixels), DIMENSION), np.float32)
         for start in range(0, len(pixels), self.batch_size):
             part = pixels[start : start + self.batch_size]
@@ -121,44 +124,6 @@ def build_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -
     return _Builder(tensors, ranges).model(batch)
 
 
-def activation_ranges(backbone: Backbone, faces: np.ndarray) -> dict[str, float]:
-    """Ranges for the layers that lose little with 8-bit activations, from (N, 160, 160, 3) uint8 training faces.
-
-    In the blocks it is the largest activation seen. The first layers see many pixels and few large values: there it
-    is the range with the least mean squared rounding error, which cuts those off (measured: half the error).
-    """
-    builder = _Builder(backbone.tensors, {})
-    builder.model(BATCH)
-    names, inputs = list(builder.inputs), list(builder.inputs.values())
-    tapped = CompiledNetwork(builder.tapped(inputs), threads=available_cpus())
-    batches = [faces[start : start + BATCH] for start in range(0, len(faces) - BATCH + 1, BATCH)]
-    largest = np.zeros(len(names), np.float32)
-    for batch in batches:
-        largest = np.maximum(largest, [values.max() for values in tapped(batch)])
-    early = [number for number, name in enumerate(names) if name in EARLY]
-    counts = np.zeros((len(names), BINS), np.int64)
-    for batch in batches:
-        found = tapped(batch)
-        for number in early:
-            bins = (found[number].ravel() * (BINS / largest[number])).astype(np.int64)
-            counts[number] += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
-    ranges = dict(zip(names, largest.tolist(), strict=True))
-    ranges |= {names[number]: _least_error(counts[number], ranges[names[number]]) for number in early}
-    return {name: float(np.float32(value)) for name, value in ranges.items() if name not in FLOAT_LAYERS}
-
-
-def _least_error(counts: np.ndarray, largest: float) -> float:
-    """Of the ranges up to `largest` the one that rounds a histogram of (BINS,) activations with the least error."""
-    centres = (np.arange(BINS) + 0.5) * (largest / BINS)
-    errors = {}
-    for share in np.arange(0.2, 1.001, 0.02):
-        step = share * largest / (_LEVELS - 1)
-        rounded = np.minimum(np.rint(centres / step), _LEVELS - 1) * step
-        # Zero, most of all activations, is always exact.
-        errors[float(share)] = float((counts * (rounded - centres) ** 2)[1:].sum())
-    return min(errors, key=lambda share: errors[share]) * largest
-
-
 class _Builder:
     """Adds layer after layer to an OpenVINO graph; batch normalisation is folded into the weights."""
 
@@ -168,13 +133,11 @@ class _Builder:
 
         self._openvino, self._ops = openvino, opset13
         self._tensors, self._ranges = tensors, ranges
-        # What each layer takes, by the name under which its range is stated.
-        self.inputs: dict[str, Any] = {}
-        self._pixels: Any = None
+        self._unknown = set(ranges)
 
     def model(self, batch: int) -> Any:
         ops = self._ops
-        pixels = self._pixels = ops.parameter([batch, FACE_SIZE, FACE_SIZE, 3], np.uint8, "pixels")
+        pixels = ops.parameter([batch, FACE_SIZE, FACE_SIZE, 3], np.uint8, "pixels")
         # Exact in every number type: bytes, halves of odd numbers, and these by a power of two.
         values = ops.subtract(ops.convert(pixels, "f32"), self._constant(np.float32(127.5)))
         values = ops.multiply(values, self._constant(np.float32(1 / 128)))
@@ -182,16 +145,16 @@ class _Builder:
         for number, layer in enumerate(LAYERS):
             following = LAYERS[number + 1 : number + 3]
             values = self._layer(values, layer, _reader(following))
+        if self._unknown:
+            raise ArtifactError(
+                f"activation ranges for '{min(self._unknown)}', which is no layer of {ARCHITECTURE}"
+            )
         values = ops.reduce_mean(values, ops.constant(np.array([2, 3])), False)
         weight, bias = self._folded(self._tensors["last_linear.weight"], "last_bn")
         values = ops.matmul(values, self._constant(weight), False, True)
         return self._openvino.Model(
             [ops.result(ops.add(values, self._constant(bias[None])))], [pixels], "backbone"
         )
-
-    def tapped(self, outputs: Sequence[Any]) -> Any:
-        """The model that gives values from inside the one that was built."""
-        return self._openvino.Model([self._ops.result(each) for each in outputs], [self._pixels], "tapped")
 
     def _layer(self, values: Any, layer: Any, reader: str | None) -> Any:
         """A layer of `inception.LAYERS`; its output is rounded for the one layer that reads it, if that is 8-bit."""
@@ -227,10 +190,12 @@ class _Builder:
         return self._ops.relu(self._sum(values, layer, weight, bias, taken))
 
     def _sum(self, values: Any, layer: Convolution, weight: np.ndarray, bias: np.ndarray, taken: str) -> Any:
-        self.inputs[taken] = values
+        self._unknown.discard(taken)
         kernel = self._eight_bit(weight) if taken in self._ranges else self._constant(weight)
         strides, padding = [layer.stride] * 2, list(layer.padding)
         product = self._ops.convolution(values, kernel, strides, padding, padding, [1, 1])
+        # By which the job that chooses ranges finds what a layer takes.
+        product.set_friendly_name(taken)
         return self._ops.add(product, self._constant(bias.reshape(1, -1, 1, 1)))
 
     def _folded(self, weight: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from batchverify.fingerprint import CENTER
 from batchverify.inception import FACE_SIZE
@@ -74,7 +75,6 @@ def box_face(picture: np.ndarray, box: Box, margin: int, confidence: float, face
 
 
 def _stretch(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box of a picture as (160, 160, 3) uint8: the bits of Pillow 13's BILINEAR."""
-    from batchverify.kernels import stretch
-
-    return stretch(picture[box[1] : box[3], box[0] : box[2]], FACE_SIZE)
+    """The box of a picture as (160, 160, 3) uint8."""
+    region = Image.fromarray(np.ascontiguousarray(picture[box[1] : box[3], box[0] : box[2]]))
+    return np.asarray(region.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR))

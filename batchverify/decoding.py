@@ -8,10 +8,8 @@ import warnings
 
 import numpy as np
 import PIL
-import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from batchverify.errors import UsageError
 from batchverify.records import Limits, Picture, Reason, Skipped
 
 # Formats that Pillow decodes by itself; EPS and friends would start other programs. JPEG opens MPO, too:
@@ -50,8 +48,8 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
 
     An image whose longer side exceeds `long_side` pixels is reduced to it; JPEGs are then decoded at a
     smaller scale to begin with (`draft`), never below twice `long_side`. Alpha is laid over white, 16-bit
-    values are scaled, of several frames the first is taken. Raises `MemoryError` and `UsageError` (from
-    `kernels`): those are no fault of the image alone.
+    values are scaled, of several frames the first is taken. Raises `MemoryError`: that is no fault
+    of the image alone.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -63,34 +61,17 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
         orientation = _orientation(image)
         reduced = _reduce(_rgb(image), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
-        return Picture(pixels_of(upright), max(original) / max(upright.size))
+        return Picture(np.asarray(upright), max(original) / max(upright.size))
     except Image.DecompressionBombError as exc:
         # Pillow's guard, in a process that is not ours; it says nothing about `limits`.
         return Skipped(Reason.TOO_LARGE, _text(exc), f"Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
-    except (MemoryError, UsageError):
+    except MemoryError:
         raise
     except UnidentifiedImageError:  # its own message holds a memory address
         what = "not an image, or damaged at its start" if data else "the file is empty"
         return _undecodable(f"{what} (read are {', '.join(FORMATS)})")
     except Exception as exc:  # noqa: BLE001  the seam to Pillow: damaged files raise some twenty types
         return _undecodable(_text(exc))
-
-
-def pixels_of(image: Image.Image) -> np.ndarray:
-    """The (H, W, 3) uint8 of an RGB image; Pillow's own way is four times as slow."""
-    from batchverify.kernels import pack
-
-    try:
-        wide = np.frombuffer(pa.array(image).flatten().buffers()[1], "<u4")
-    except ValueError:  # a large image lies in several blocks
-        return np.asarray(image)
-    count = image.width * image.height
-    packed = np.empty(-(-count // 4) * 3, "<u4")
-    pack(wide, packed)
-    pixels = packed.view(np.uint8)[: 3 * count].reshape(count, 3)
-    rest = count - count % 4
-    pixels[rest:] = wide.view(np.uint8).reshape(count, 4)[rest:, :3]
-    return pixels.reshape(image.height, image.width, 3)
 
 
 def too_large_dependence(limits: Limits) -> str:

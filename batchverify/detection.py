@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from batchverify.fingerprint import DETECT_SIDE
-from batchverify.kernels import candidates, resample, suppress
+from batchverify.kernels import resample, suppress
 from batchverify.mtcnn import OUTPUT_SIZE, REFINE_SIZE, Judged, Networks, OpenvinoNetworks
-from batchverify.pyramid import CHANNELS, Pyramid, integral, pyramid, regions
+from batchverify.pyramid import CELL, CHANNELS, STRIDE, Pyramid, integral, pyramid, regions
 
 SMALLEST_FACE = 20
 # The smallest face searched for, as a share of the image's shorter side: the pyramid's first level then never
@@ -209,8 +209,8 @@ def _candidates(answers: np.ndarray, scales: Pyramid, height: int, width: int) -
 
 def _cells(answers: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cells above the threshold, after suppression within each level: (K, 4) boxes, (K, 4) shifts, (K,) scores."""
-    rows = np.empty((answers.shape[0] * answers.shape[1], 11), np.float32)
-    rows = rows[: candidates(answers, scales.cells, scales.scales, LEAST_LOGIT, rows)]
+    levels = enumerate(zip(scales.cells, scales.scales, strict=True))
+    rows = np.concatenate([_likely(answers, *level) for level in levels])
     # Rounded to float32 as in facenet-pytorch: near 1 many probabilities are equal, and then the order counts.
     scores = (1 / (1 + np.exp(rows[:, 4].astype(np.float64) - rows[:, 5]))).astype(np.float32)
     rows, scores = rows[scores >= THRESHOLDS[0]], scores[scores >= THRESHOLDS[0]]
@@ -220,6 +220,19 @@ def _cells(answers: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray
     kept = suppress(apart, _best_first(scores), 0.5)
     kept = kept[np.argsort(level[kept], kind="stable")]
     return boxes[kept], rows[kept, 6:10], scores[kept]
+
+
+def _likely(answers: np.ndarray, number: int, level: tuple[np.ndarray, np.float32]) -> np.ndarray:
+    """A level's cells that may hold a face: (K, 11) float32 box, both logits, shifts, the level's number.
+
+    The boxes are in whole pixels of the picture, x0 y0 x1 y1.
+    """
+    (top, left, height, width), scale = level
+    cells = answers[top : top + height, left : left + width]
+    y, x = np.nonzero(cells[..., 1] - cells[..., 0] >= LEAST_LOGIT)
+    corners = np.stack([x, y, x, y], axis=1) * STRIDE + (1, 1, CELL, CELL)
+    boxes = np.floor(corners.astype(np.float32) / scale)
+    return np.concatenate([boxes, cells[y, x], np.full((len(y), 1), number, np.float32)], axis=1)
 
 
 def _best_first(scores: np.ndarray) -> np.ndarray:

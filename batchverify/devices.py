@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 
 from batchverify.errors import UsageError
@@ -12,8 +11,8 @@ from batchverify.errors import UsageError
 RUNTIMES = ("auto", "openvino", "torch")
 # What `auto` means in this environment.
 RUNTIME_VARIABLE = "BATCHVERIFY_RUNTIME"
-# What the drivers of GPUs that torch can use leave there: NVIDIA's, the same under WSL, AMD's.
-_GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+# What the drivers of GPUs that torch can use leave there: NVIDIA's, also on Jetson and under WSL, and AMD's.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 
 
 def resolve_device(device: str) -> str:
@@ -50,8 +49,8 @@ def resolve_runtime(runtime: str, device: str) -> str:
     `$BATCHVERIFY_RUNTIME` says what `auto` means on a CPU.
     Raises `UsageError` for another word, and for OpenVINO where it cannot be had.
     """
-    if runtime == "auto" and device == "cpu":
-        runtime = os.environ.get(RUNTIME_VARIABLE) or runtime
+    if device == "cpu":
+        runtime = requested_runtime(runtime)
     if runtime not in RUNTIMES:
         raise UsageError(
             f"--runtime or ${RUNTIME_VARIABLE} must be one of {', '.join(RUNTIMES)}, got '{runtime}'"
@@ -59,13 +58,18 @@ def resolve_runtime(runtime: str, device: str) -> str:
     if runtime == "torch" or (runtime == "auto" and device != "cpu"):
         return "torch"
     if device != "cpu":
-        raise UsageError(f"--runtime openvino computes on the CPU, not on {device}")
+        raise UsageError(f"--runtime openvino computes on the CPU, not on {device}: add --device cpu")
     from batchverify.openvino_runtime import unavailable
 
     why = unavailable()
     if why and runtime == "openvino":
         raise UsageError(f"--runtime openvino: OpenVINO cannot be used here: {why}")
     return "torch" if why else "openvino"
+
+
+def requested_runtime(runtime: str) -> str:
+    """The runtime that is asked for, by option or by `$BATCHVERIFY_RUNTIME` where the option is `auto`."""
+    return os.environ.get(RUNTIME_VARIABLE) or runtime if runtime == "auto" else runtime
 
 
 def available_cpus() -> int:
@@ -76,14 +80,6 @@ def available_cpus() -> int:
     except (OSError, ValueError):
         return cpus
     return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
-
-
-def limit_torch_threads(threads: int) -> None:
-    """Let torch compute with so many threads when this thread calls it; a process without torch stays without."""
-    torch = sys.modules.get("torch")
-    # Another thread may be importing it at this moment.
-    if torch is not None and hasattr(torch, "set_num_threads"):
-        torch.set_num_threads(threads)
 
 
 def cpu_has_bf16() -> bool:

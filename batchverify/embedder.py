@@ -50,7 +50,8 @@ class Embedder:
     """Build once, call many times, from any thread: `Embedder()(pictures)`.
 
     On a CPU the networks run in OpenVINO (`cpu_network.py`), on a GPU or without OpenVINO in torch (`forward.py`),
-    always in batches of one fixed shape: a vector does not depend on its neighbours.
+    always in batches of one fixed shape: a vector does not depend on its neighbours. In torch on a CPU its last bits
+    depend on the batch size and the number of threads, in OpenVINO on neither.
     numbers: what the backbone computes in: `auto`, `float32`, `bfloat16`, `int8` (OpenVINO) or `float16` (torch).
     workers: threads that will call at once; threads: CPUs for each of them, by default all CPUs shared out.
     Raises `UsageError` for settings that make no sense, `ArtifactError` for weights that do not fit.
@@ -95,7 +96,7 @@ class Embedder:
         else:
             from batchverify.forward import TorchNetwork
 
-            self._network = TorchNetwork(backbone, self.device, **options)
+            self._network = TorchNetwork(backbone, self.device, threads=threads, **options)
         self._detector = (
             FaceDetector.on(self.device, self.runtime, min_face=min_face, **shares)
             if crop == "detect"
@@ -145,7 +146,7 @@ class Embedder:
             return detector(pictures)
 
         def detect() -> list[Detections]:
-            with self._network.stream():
+            with self._network.computing():
                 return detector(pictures, blocks)
 
         blocks = detector.blocks

@@ -12,11 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from batchverify.cache import KeyIndex
-from batchverify.devices import available_cpus, limit_torch_threads, resolve_device
+from batchverify.devices import available_cpus, resolve_device
 from batchverify.errors import HungError
 from batchverify.pipeline import (
-    Embeddings,
-    Image,
     Loaded,
     Loader,
     LoadPlan,
@@ -185,7 +183,7 @@ class LocalEngine:
             # Built before the workers ask for it, so that they do not build it twice.
             self._used_embedder = self._embedder is not None
         view = self.plan.load.settings.view
-        return Job(self._work_pool.submit(self._embed, images, keys, view))
+        return Job(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
         """See `Engine`."""
@@ -234,13 +232,17 @@ class LocalEngine:
     def _embedder(self) -> Any:
         return self.plan.embedder(self.workers.count, self.workers.threads)
 
-    def _embed(self, images: Sequence[Image], keys: Sequence[bytes], view: int) -> Embeddings:
-        limit_torch_threads(self.workers.threads)
-        return embed_images(self._embedder, images, keys, view)
-
     def _score(self, a: np.ndarray, b: np.ndarray) -> Scores:
-        limit_torch_threads(self.workers.threads)
+        limit_threads(self._head, self.workers.threads)
         return score_indices(self._head, self._vectors, a, b)
+
+
+def limit_threads(head: Any, threads: int) -> None:
+    """Let the calling thread score with so many CPUs; heads that need no torch take one anyway."""
+    if head.needs_torch:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def visible_gpus(device: str) -> int:

@@ -127,11 +127,9 @@ class TorchNetwork:
     """The backbone in torch: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows, from any thread.
 
     Folded and channels last, always in batches of one fixed shape. On a GPU the batch is found by trying, and halved
-    where memory runs out.
-    Raises `ArtifactError` for other weights, `UsageError` for numbers that the device does not have.
+    where memory runs out. threads: of a CPU, for each thread that calls; torch's own number by default.
+    Raises `ArtifactError` for other weights, `UsageError` for numbers that torch does not have.
     """
-
-    runtime = "torch"
 
     def __init__(
         self,
@@ -141,7 +139,9 @@ class TorchNetwork:
         numbers: str = "auto",
         flip: bool = False,
         batch_size: int | None = None,
+        threads: int | None = None,
     ) -> None:
+        self._threads = threads
         self.device, self.numbers = device, choose_numbers(numbers, device)
         dtype: torch.dtype = getattr(torch, self.numbers)
         module = fold_batch_norm(build_network(backbone)).to(device, dtype)
@@ -186,9 +186,11 @@ class TorchNetwork:
         return None
 
     @contextmanager
-    def stream(self) -> Iterator[None]:
-        """This thread's own stream on a GPU: its copies and small kernels hide behind another thread's work."""
+    def computing(self) -> Iterator[None]:
+        """This thread's share: of a CPU `threads`, of a GPU a stream, whose copies hide behind others' work."""
         if not self.on_gpu:
+            if self._threads:
+                torch.set_num_threads(self._threads)
             yield
             return
         if not hasattr(self._of_thread, "stream"):
@@ -226,6 +228,8 @@ class TorchNetwork:
         log.warning("%s: out of memory; going on with batches of %d faces", self.device, self.batch_size)
 
     def _batch(self, size: int, pixels: np.ndarray) -> np.ndarray:
+        if self._threads and not self.on_gpu:
+            torch.set_num_threads(self._threads)
         rows = self.forward(size)(pixels)
         if not np.isfinite(rows).all():
             raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.numbers}, torch)")

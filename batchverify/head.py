@@ -55,7 +55,7 @@ class Head:
         """
         if a.shape != b.shape or a.ndim != 2 or a.shape[1] != self.dimension:
             raise UsageError(f"the head takes two arrays (N, {self.dimension}), got {a.shape} and {b.shape}")
-        if self._is_distance:
+        if not self.needs_torch:
             return self._of_distances(*distances(a, b, *[np.arange(len(a))] * 2))
         import torch
 
@@ -81,7 +81,7 @@ class Head:
 
     def of_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of (N,) int64 indices into (M, 512) embeddings."""
-        if self._is_distance:
+        if not self.needs_torch:
             return self._of_distances(*distances(vectors, vectors, a, b))
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
         for start in range(0, len(a), GATHERED):
@@ -90,10 +90,10 @@ class Head:
         return probability, similarity
 
     @cached_property
-    def _is_distance(self) -> bool:
-        """Whether it is a line over the chi-square distance or the cosine, as with the default heads."""
-        return all(
-            member.features in ("chi2sum", "cosine") and len(member.layers) == 1 for member in self.members
+    def needs_torch(self) -> bool:
+        """Whether it is more than a line over the chi-square distance or the cosine, as the default heads are."""
+        return any(
+            member.features not in ("chi2sum", "cosine") or len(member.layers) > 1 for member in self.members
         )
 
     def _of_distances(self, chi_square: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +253,8 @@ def _check(members: Sequence[Member], calibration: tuple[float, float], about: M
     stored = about["thresholds"]
     rates = [(float(each["far"]), float(each["threshold"])) for each in stored["far"]]
     numbers = [*calibration, float(stored["best_f1"]), int(stored["different_pairs"]), *sum(rates, ())]
-    if not np.isfinite(numbers).all():
+    # As float32, which they are used in.
+    if not (np.abs(numbers) < 1e38).all():
         raise ValueError("its calibration or thresholds are not finite")
     if not all(0 <= each <= 1 for each in (float(stored["best_f1"]), *sum(rates, ()))):
         raise ValueError("its thresholds do not lie between 0 and 1")

@@ -20,9 +20,9 @@ from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.version import __version__
 
 # Raised whenever rows come out otherwise than before for the same document and vectors.
-ROWS_FORMAT = 2
+ROWS_FORMAT = 3
+PATHS = " + "  # between the compute paths of an engine with CPUs of several kinds
 # As `Embedder.compute_path` states it.
-PATHS = " + "  # between those of an engine with CPUs of several kinds
 _COMPUTE_PATH = re.compile(
     r"(?P<device>\w+)(:\d+)? (?P<numbers>\w+) (?P<runtime>\w+), batches of (?P<batch>\d+)$"
 )
@@ -79,19 +79,23 @@ class Job:
     def plan(self, path: str = "") -> WorkPlan:
         """What workers need to know. path: the compute path of an earlier run, to be kept."""
         plan = work_plan(self.options, self.settings, self.fingerprint)
-        kept = _COMPUTE_PATH.match(path.split(PATHS)[0])
-        # Of a runtime of older versions nothing can be kept: the vectors are refused when they are compared.
+        # Of several paths each node takes its own again. Of a runtime of older versions nothing can be kept: the
+        # vectors are refused when they are compared.
+        kept = _COMPUTE_PATH.match(path)
         if kept and kept["runtime"] in RUNTIMES:
             options = self.options
             there: dict[str, Any] = {"numbers": kept["numbers"], "runtime": kept["runtime"]}
             there["batch_size"] = int(kept["batch"])
             for name, value in there.items():
                 asked = getattr(options, name)
-                if asked not in (None, "auto", value):
+                # `int8` is completed by the float type of a CPU.
+                if asked not in (None, "auto", value, str(value).partition("_")[0]):
                     raise UsageError(
                         f"--{name.replace('_', '-')} {asked}: this job was begun with {value}; omit the option, or "
                         "start anew with --overwrite"
                     )
+            if options.device == "auto":
+                there["device"] = kept["device"]
             return replace(plan, **there)
         return plan
 
@@ -138,12 +142,13 @@ def reason_of(path: str) -> str:
     if kept is None:
         return ""
     numbers = {
-        "int8": "8-bit integers where that keeps the vectors, by the ranges in the weights' file",
+        "int8_float32": "8-bit integers in the layers whose ranges the weights state, float32 in the others",
+        "int8_bfloat16": "8-bit integers in the layers whose ranges the weights state, bfloat16 in the others",
         "bfloat16": "multiplied in hardware here, with float32's range",
         "float16": "this GPU multiplies no bfloat16",
-        "float32": "nothing shorter is multiplied here, or wanted",
+        "float32": "asked for, or nothing shorter is multiplied here",
     }
-    runtimes = {"openvino": "OpenVINO", "torch": "torch, layer by layer"}
+    runtimes = {"openvino": "OpenVINO", "torch": "torch"}
     runtime = runtimes.get(kept["runtime"], kept["runtime"])
     if kept["device"] == "cuda":
         runtime += ", recorded as a CUDA graph"

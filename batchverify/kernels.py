@@ -1,7 +1,7 @@
 """Loops over pixels, boxes and pairs that no library has: the one door to them.
 
-Each has a twin in numpy or Pillow (`plain_kernels`) that gives the same bits. A process begins with the twins:
-importing numba takes a second, compiling all loops for the first time ten. Once the twins have taken `PATIENCE`
+Each has a twin in numpy (`plain_kernels`) that gives the same bits. A process begins with the twins:
+importing numba takes a second, compiling all loops for the first time five. Once the twins have taken `PATIENCE`
 seconds, the loops in numba (`numba_kernels`) take over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at once)
 or `off` (twins alone). Where numba cannot be imported, the twins stay. A compiled loop that fails ends no run: it is
 compiled again without the files that were kept, and if that fails, too, its twin takes its place in this process.
@@ -61,41 +61,12 @@ def resample(
     _run("resample", sums, regions, places, reciprocal, patches)
 
 
-def candidates(
-    answers: np.ndarray, levels: np.ndarray, scales: np.ndarray, least: float, rows: np.ndarray
-) -> int:
-    """P-Net's cells with a logit of at least `least`: their number; they fill the first rows, level by level.
-
-    answers: (h, w, C) float32 in any layout, C at least 6: the logits of no face and of a face in columns 0
-    and 1, shifts in 2 to 5. levels: (L, 4) int64 top, left, height, width, in cells. scales: (L,) float32.
-    rows: (h * w, 11) float32: box in whole pixels of the picture (x0 y0 x1 y1), the two logits, shifts, level.
-    """
-    return int(_run("candidates", np.ascontiguousarray(answers), levels, scales, least, rows))
-
-
 def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
     """Indices, (N,) int64, kept by suppression with intersection over union above a threshold, in order.
 
     boxes: (K, 4) float32 x0 y0 x1 y1. order: (K,) int64, best first.
     """
     return _run("suppress", boxes, order, threshold)
-
-
-def pack(wide: np.ndarray, packed: np.ndarray) -> None:
-    """Leave out every fourth byte, four pixels at a time; what remains of `wide` after them is ignored.
-
-    wide: (W,) uint32, little-endian R G B X; packed: at least (3 * (W // 4),) uint32.
-    """
-    _run("pack", wide, packed)
-
-
-def stretch(region: np.ndarray, side: int) -> np.ndarray:
-    """Resample an image to (side, side, 3) uint8: the bits of Pillow 13's BILINEAR.
-
-    region: (H, W, 3) uint8 in any layout, at least one pixel.
-    """
-    # A copy of a view costs little, and with one layout there is one machine code to keep.
-    return _run("stretch", np.ascontiguousarray(region), side)
 
 
 def distances(

@@ -51,7 +51,7 @@ def _build_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, p
 
         return RayEngine(plan, index, address=address, num_cpus=options.num_cpus, verbose=options.verbose)
     cpus = options.num_cpus or available_cpus()
-    return LocalEngine(plan, index, Workers.for_cpus(cpus, visible_gpus(options.device)))
+    return LocalEngine(plan, index, Workers.for_cpus(cpus, visible_gpus(plan.device)))
 
 
 def cluster_address() -> str | None:

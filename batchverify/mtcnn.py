@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ WEIGHTS_FILE = "mtcnn.safetensors"
 # The windows of the maxima after each convolution, two apart; 0 for none.
 PROPOSAL_WINDOWS, REFINE_WINDOWS, OUTPUT_WINDOWS = (2, 0, 0), (3, 3, 0), (3, 3, 2, 0)
 REFINE_SIZE, OUTPUT_SIZE = 24, 48
+# Sizes of canvases that one compiled P-Net serves: compiling takes as long as some new sizes cost.
+SIZES_KEPT = 100
 
 Tensors = dict[str, np.ndarray]
 Judged = tuple[np.ndarray, np.ndarray]
@@ -61,18 +64,25 @@ class OpenvinoNetworks:
     """
 
     def __init__(self, refine_block: int, output_block: int, streams: int = 1, threads: int = 1) -> None:
-        models = (
-            _proposal_model(),
-            _patch_model("rnet", REFINE_WINDOWS, 4, (refine_block, REFINE_SIZE)),
-            _patch_model("onet", OUTPUT_WINDOWS, 5, (output_block, OUTPUT_SIZE)),
-        )
-        self._proposal, self._refine, self._output = (
-            CompiledNetwork(model, streams=streams, threads=threads) for model in models
-        )
+        self._compile = partial(CompiledNetwork, streams=streams, threads=threads)
+        self._refine = self._compile(_patch_model("rnet", REFINE_WINDOWS, 4, (refine_block, REFINE_SIZE)))
+        self._output = self._compile(_patch_model("onet", OUTPUT_WINDOWS, 5, (output_block, OUTPUT_SIZE)))
+        self._proposal = self._compile(_proposal_model())
+        self._sizes: set[tuple[int, ...]] = set()
+        self._counting = Lock()
 
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
         """See `Networks`."""
-        return self._proposal(canvases, scales.mask)[0]
+        return self._proposal_for(canvases.shape)(canvases, scales.mask())[0]
+
+    def _proposal_for(self, size: tuple[int, ...]) -> CompiledNetwork:
+        """P-Net; compiled anew now and then, since it keeps half a megabyte for every size that it has seen."""
+        with self._counting:
+            if len(self._sizes) == SIZES_KEPT and size not in self._sizes:
+                self._proposal = self._compile(_proposal_model())
+                self._sizes.clear()
+            self._sizes.add(size)
+            return self._proposal
 
     def refine(self, patches: np.ndarray) -> Judged:
         """See `Networks`."""

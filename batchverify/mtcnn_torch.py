@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, linear, max_pool2d, prelu
 
+from batchverify.devices import full_float32
 from batchverify.mtcnn import OUTPUT_WINDOWS, PROPOSAL_WINDOWS, REFINE_WINDOWS, Judged, mtcnn_weights
 from batchverify.pyramid import Pyramid
 
@@ -20,6 +21,10 @@ class TorchNetworks:
     def __init__(self, device: str) -> None:
         self._device = device
         self._pnet, self._rnet, self._onet = (self._weights(name) for name in ("pnet", "rnet", "onet"))
+        if device != "cpu":
+            full_float32()
+            # Threads work on streams of their own; what is not there yet must not be used by them.
+            torch.cuda.synchronize(device)
 
     def _weights(self, network: str) -> Tensors:
         tensors: Tensors = {}
@@ -33,7 +38,7 @@ class TorchNetworks:
     @torch.inference_mode()
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
         """See `mtcnn.Networks`."""
-        tensors, mask = self._pnet, torch.from_numpy(scales.mask).to(self._device)
+        tensors, mask = self._pnet, torch.from_numpy(scales.mask()).to(self._device)
         values = _convolved(tensors, self._images(canvases), PROPOSAL_WINDOWS, mask)
         cells = [_convolution(values, tensors, name) for name in ("conv4_1", "conv4_2")]
         return torch.cat(cells, dim=1).permute(0, 2, 3, 1).cpu().numpy()

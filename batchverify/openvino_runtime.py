@@ -69,7 +69,7 @@ class CompiledNetwork:
         if request is None:
             request = self._of_thread.request = self._compiled.create_infer_request()
         # Held until the call is over: the tensors below do not own their memory.
-        arrays = [np.ascontiguousarray(each) for each in inputs]
+        arrays = [np.require(each, requirements=["C", "W"]) for each in inputs]
         for number, array in enumerate(arrays):
             request.set_input_tensor(number, openvino.Tensor(array, shared_memory=True))
         request.infer()

@@ -1,12 +1,11 @@
-"""The loops in numpy and Pillow: what `kernels` calls where numba is absent, fails or is switched off.
+"""The loops in numpy: what `kernels` calls where numba is absent, fails or is switched off.
 
-Each gives the bits of its namesake in `numba_kernels`, several times as slowly.
+Each gives the bits of its namesake in `numba_kernels`, 10 to 100 times as slowly.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 # Sums of a pair that run side by side, in one order on every machine.
 LANES = 32
@@ -48,24 +47,6 @@ def resample(
         patch[..., :3] = (mean - np.float32(127.5)) * np.float32(0.0078125)
 
 
-def candidates(
-    answers: np.ndarray, levels: np.ndarray, scales: np.ndarray, least: float, rows: np.ndarray
-) -> int:
-    """See `kernels.candidates`."""
-    count = 0
-    for level, (top, left, height, width) in enumerate(levels.tolist()):
-        cells = answers[top : top + height, left : left + width]
-        # In float64, as numba compares: a float32 `least` might be rounded up.
-        y, x = np.nonzero((cells[..., 1] - cells[..., 0]).astype(np.float64) >= least)
-        found = rows[count : count + len(y)]
-        for column, cell in enumerate((2 * x + 1, 2 * y + 1, 2 * x + 12, 2 * y + 12)):
-            found[:, column] = np.floor(cell.astype(np.float32) / scales[level])
-        found[:, 4:10] = cells[y, x, :6]
-        found[:, 10] = level
-        count += len(y)
-    return count
-
-
 def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
     """See `kernels.suppress`."""
     x0, y0, x1, y1 = boxes.T
@@ -81,18 +62,6 @@ def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarr
         union = np.where(meet, area[rest] + area[best] - shared, np.float32(1))
         order = rest[~((shared / union).astype(np.float64) > threshold)]
     return np.array(kept, np.int64)
-
-
-def pack(wide: np.ndarray, packed: np.ndarray) -> None:
-    """See `kernels.pack`."""
-    groups = len(wide) // 4
-    pixels = packed[: 3 * groups].view(np.uint8).reshape(-1, 3)
-    pixels[:] = wide[: 4 * groups].view(np.uint8).reshape(-1, 4)[:, :3]
-
-
-def stretch(region: np.ndarray, side: int) -> np.ndarray:
-    """See `kernels.stretch`."""
-    return np.array(Image.fromarray(region).resize((side, side), Image.Resampling.BILINEAR))
 
 
 def distances(

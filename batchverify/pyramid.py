@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,8 +41,8 @@ class Pyramid:
     """All scales of one picture size on one canvas, so that the network runs once a picture.
 
     levels: from the largest. height, width: of the canvas. regions, places: of the levels, as `resample`
-    takes them. areas, cells: (L, 4) int64 top, left, height, width of the levels in the first convolution's
-    answer and in the network's: the cells that have seen pixels of their level alone. scales: (L,) float32.
+    takes them. cells: (L, 4) int64 top, left, height, width of the levels in the network's answer: the cells that
+    have seen pixels of their level alone. scales: (L,) float32.
     """
 
     levels: tuple[Level, ...]
@@ -50,7 +50,6 @@ class Pyramid:
     width: int
     regions: np.ndarray
     places: np.ndarray
-    areas: np.ndarray
     cells: np.ndarray
     scales: np.ndarray
 
@@ -63,15 +62,14 @@ class Pyramid:
         resample(sums, self.regions, self.places, True, canvas)
         return canvas
 
-    @cached_property
     def mask(self) -> np.ndarray:
         """What to add to the first convolution's answer, (1, 1, height - 2, width - 2) float32.
 
         0 where it has seen pixels of one level alone; elsewhere so little that no maximum is taken from there.
         """
         mask = np.full((1, 1, self.height - 2, self.width - 2), _NEVER, np.float32)
-        for top, left, height, width in self.areas.tolist():
-            mask[..., top : top + height, left : left + width] = 0
+        for each in self.levels:
+            mask[..., each.top : each.top + each.height - 2, each.left : each.left + each.width - 2] = 0
         return mask
 
 
@@ -94,7 +92,6 @@ def pyramid(height: int, width: int, smallest: int) -> Pyramid | None:
         canvas_width,
         np.array([[0, 0, width, height]] * len(levels)),
         np.array([[0, level.top, level.left, level.height, level.width] for level in levels]),
-        np.array([[level.top, level.left, level.height - 2, level.width - 2] for level in levels]),
         np.array([[level.top // STRIDE, level.left // STRIDE, *level.map_size] for level in levels]),
         np.array(scales, np.float32),
     )
@@ -134,7 +131,8 @@ def integral(image: np.ndarray) -> np.ndarray:
     Its first row and column are zero, and so is the fourth channel.
     """
     sums = np.empty((image.shape[0] + 1, image.shape[1] + 1, SUMS), np.int32)
-    integrate(np.ascontiguousarray(image), sums)
+    # Compiled once: numba takes arrays that may not be written for another type.
+    integrate(np.require(image, requirements=["C", "W"]), sums)
     return sums
 
 

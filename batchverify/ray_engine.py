@@ -21,8 +21,7 @@ from batchverify.cluster import (
     uses_gpus,
 )
 from batchverify.crew import Crew, Member
-from batchverify.devices import limit_torch_threads
-from batchverify.engine import Job, NodeLostError, WorkerLostError, Workers, WorkPlan
+from batchverify.engine import Job, NodeLostError, WorkerLostError, Workers, WorkPlan, limit_threads
 from batchverify.errors import BatchverifyError
 from batchverify.memory import keep_freed_memory
 from batchverify.pipeline import Embeddings, Image, Loaded, Loader, Scores, embed_images, score_indices
@@ -61,14 +60,13 @@ class PairWorker:
         """The entries of some images, and the compute path."""
         if self._embedder is None:
             self._embedder = self.plan.embedder(1, self._threads)
-        limit_torch_threads(self._threads)
         chosen = [images[position] for position in positions]
         embeddings = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
         return embeddings, self._embedder.compute_path
 
     def score(self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> Scores:
         """The scores of pairs of indices into `vectors`."""
-        limit_torch_threads(self._threads)
+        limit_threads(head, self._threads)
         return score_indices(head, vectors, a, b)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import struct
 from array import array
 from collections.abc import Callable
 
@@ -12,11 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_WORD = 8
-# By how many bytes of a word are the text's.
-_MASKS = np.array([(1 << 8 * count) - 1 for count in range(_WORD + 1)], np.uint64)
-# No path that a system opens is longer, and one step per word of a single text would be slow.
-_LONG = 4096
 # Fuller tables make long searches, emptier ones cost memory.
 _FULL = 0.6
 _SMALLEST = 1024
@@ -27,13 +19,12 @@ _AT_ONCE = 1 << 20
 class TextNumbers:
     """A set of texts, found by their hashes and told apart as texts.
 
-    hash_of: the (N,) int64 hashes of (N,) large_binary texts; by default with a secret drawn at random, so that
+    hash_of: the (N,) int64 hashes of (N,) large_binary texts; by default Python's, which have a secret, so that
     nobody can make a manifest whose texts have one hash.
     """
 
     def __init__(self, hash_of: Callable[[pa.Array], np.ndarray] | None = None) -> None:
-        secret = os.urandom(16)
-        self._hash_of = hash_of or (lambda texts: hash_texts(texts, secret))
+        self._hash_of = hash_of or _hashes
         self._text = bytearray()
         self._borders = array("q", [0])
         self._hashes = array("q")
@@ -117,36 +108,9 @@ class TextNumbers:
             at, numbers = (at[other] + 1) & mask, numbers[other]
 
 
-def hash_texts(texts: pa.Array, secret: bytes) -> np.ndarray:
-    """Hashes of (N,) large_binary texts without nulls, which only this secret of 16 bytes gives: (N,) int64."""
-    seed, factor = (np.uint64(each) for each in struct.unpack("<2Q", secret))
-    factor |= np.uint64(1)
-    borders, data = borders_and_bytes(texts)
-    # A text's last word may reach past it.
-    padded = np.append(data[borders[0] : borders[-1]], np.zeros(_WORD, np.uint8))
-    words = np.ndarray(len(padded) - _WORD + 1, "<u8", padded, strides=(1,))
-    starts, sizes = borders[:-1] - borders[0], np.diff(borders)
-    # The longest first: those that have another word are always the first ones.
-    order = np.argsort(-sizes)
-    starts, shorter = starts[order], -sizes[order]
-    hashes = seed ^ sizes[order].astype(np.uint64)
-    for at in range(0, min(int(sizes.max(initial=0)), _LONG), _WORD):
-        going, whole = np.searchsorted(shorter, [-at, 1 - at - _WORD])
-        word = words[starts[:going] + at]
-        word[whole:] &= _MASKS[-shorter[whole:going] - at]
-        value = hashes[:going]
-        value ^= word
-        value *= factor
-        value ^= value >> np.uint64(32)
-    hashes[order] = hashes.copy()
-    for at in np.flatnonzero(sizes > _LONG).tolist():
-        digest = hashlib.blake2b(texts[at].as_py(), digest_size=_WORD, key=secret).digest()
-        hashes[at] = int.from_bytes(digest, "little")
-    # Twice more: what differs in the last word's last bytes must reach the first bits, with unlucky factors, too.
-    for shift in (29, 32):
-        hashes *= factor
-        hashes ^= hashes >> np.uint64(shift)
-    return hashes.view(np.int64)
+def _hashes(texts: pa.Array) -> np.ndarray:
+    """Python's hashes of (N,) large_binary texts: (N,) int64, by a secret of this process."""
+    return np.fromiter(map(hash, texts.to_pylist()), np.int64, len(texts))
 
 
 def borders_and_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The set of unique images of a manifest, as bytes: 30 bytes an image beside its path."""
+"""The set of unique images of a manifest, as bytes: about 30 bytes an image beside its path."""
 
 from __future__ import annotations
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from batchverify import kernels
 from batchverify.decoding import decode
-from batchverify.errors import UsageError
 from batchverify.records import Limits, Picture
 
 LIMITS = Limits()
@@ -211,12 +209,3 @@ def test_pictures_within_the_long_side_keep_every_pixel():
     got = picture(encoded(Image.fromarray(noise), "PNG"), 64)
     assert np.array_equal(got.pixels, noise)
     assert got.scale == 1
-
-
-def test_a_wrong_choice_of_kernels_is_no_fault_of_the_image(monkeypatch):
-    monkeypatch.setenv(kernels.VARIABLE, "fast")
-    monkeypatch.setattr(kernels, "_chosen", {})
-    kernels._loops.cache_clear()
-    with pytest.raises(UsageError, match="BATCHVERIFY_KERNELS must be on or off, got 'fast'"):
-        decode(encoded(Image.new("RGB", (9, 9)), "PNG"), LIMITS, 100)
-    kernels._loops.cache_clear()

@@ -1,5 +1,7 @@
 """The embedder: order, crops, views, and vectors that depend on their picture alone."""
 
+import json
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +12,16 @@ import pytest
 import torch
 from facenet_pytorch import InceptionResnetV1
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
-from batchverify.backbones import Backbone, load_backbone
+from batchverify.backbones import METADATA_KEY, RANGES_KEY, Backbone, load_backbone, packaged_weights
 from batchverify.cpu_network import BATCH as BATCH_OF_CPUS
 from batchverify.cpu_network import CpuNetwork
 from batchverify.crops import box_face, center_face, whole_face
 from batchverify.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
 from batchverify.devices import resolve_device, resolve_runtime
 from batchverify.embedder import Embedded, Embedder
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.forward import TorchNetwork
 from batchverify.openvino_runtime import capabilities
 from batchverify.records import Reason, Skipped
@@ -123,6 +126,33 @@ def test_torchs_threads_move_the_last_bits_at_most(backbone):
         found.append(network.vectors(pixels))
     torch.set_num_threads(before)
     np.testing.assert_allclose(found[0], found[1], atol=5e-7)
+
+
+def test_faces_that_may_not_be_written_to_are_embedded_and_other_arrays_refused(backbone):
+    network = CpuNetwork(backbone, batch_size=2)
+    pixels = np.stack([whole_face(picture).pixels for picture in draw(2)])
+    expected = network.vectors(pixels)
+    pixels.setflags(write=False)
+    assert np.array_equal(network.vectors(pixels), expected)
+    for other in (pixels.astype(np.float32), pixels[:, :100]):
+        with pytest.raises(UsageError, match=r"faces must be \(N, 160, 160, 3\) uint8"):
+            network.vectors(other)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"repeat_9": 1.0}, "activation ranges for 'repeat_9', which is no layer of InceptionResnetV1"),
+        ({"repeat_1.0": 0.0}, "the activation range of 'repeat_1.0' is 0.0, not a positive number"),
+        ({"repeat_1.0": "x"}, "its batchverify metadata is damaged"),
+    ],
+)
+def test_ranges_that_make_no_sense_are_refused(ranges, message, tmp_path):
+    tensors = load_file(packaged_weights())
+    metadata = {METADATA_KEY: json.dumps({RANGES_KEY: ranges})}
+    save_file(tensors, tmp_path / "own.safetensors", metadata=metadata)
+    with pytest.raises(ArtifactError, match=message):
+        Embedder(tmp_path / "own.safetensors", crop="none", device="cpu", runtime="openvino", numbers="int8")
 
 
 def test_both_runtimes_agree_in_float32(backbone):
@@ -319,7 +349,8 @@ def test_settings_that_make_no_sense(backbone):
         ({"tta": "rotate"}, "tta must be"),
         ({"margin": -1}, "margin must be"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"numbers": "int4", "device": "cpu"}, "--numbers must be auto, float32"),
+        ({"numbers": "int4", "device": "cpu", "runtime": "openvino"}, "--numbers must be auto, float32"),
+        ({"numbers": "float16", "device": "cpu", "runtime": "openvino"}, "--numbers must be auto, float32"),
         ({"runtime": "onnx"}, r"--runtime or \$BATCHVERIFY_RUNTIME must be one of auto, openvino, torch"),
         ({"device": "tpu"}, "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"device": "cuda:99"}, "--device cuda:99: this machine has no such CUDA device"),
@@ -338,7 +369,9 @@ def test_without_a_gpu():
 def test_the_compute_path_is_told(backbone, exact):
     assert exact.compute_path == f"cpu float32 {exact.runtime}, batches of 2"
     plain = Embedder(backbone, crop="none", device="cpu", runtime="openvino")
-    assert plain.compute_path == f"cpu int8 openvino, batches of {BATCH_OF_CPUS}"
+    floats = "bfloat16" if "BF16" in capabilities() else "float32"
+    numbers = f"int8_{floats}" if platform.machine() == "x86_64" else floats
+    assert plain.compute_path == f"cpu {numbers} openvino, batches of {BATCH_OF_CPUS}"
 
 
 def test_weights_without_ranges_are_not_rounded(backbone):

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from batchverify import kernels, numba_kernels, plain_kernels
 from batchverify.errors import UsageError
-from batchverify.pyramid import integral, pyramid
+from batchverify.pyramid import integral
 
 PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 RNG = np.random.default_rng(11)
@@ -22,13 +21,6 @@ SIZES = [(1, 1), (1, 7), (7, 1), (3, 5), (250, 250), (131, 77)]
 
 def noise(*shape: int) -> np.ndarray:
     return RNG.integers(0, 256, shape, dtype=np.uint8)
-
-
-def views() -> list[np.ndarray]:
-    pixels = noise(61, 90, 3)
-    frozen = pixels.copy()
-    frozen.setflags(write=False)
-    return [pixels[::-1, ::2], pixels[5:40, 7:80], pixels.transpose(1, 0, 2), frozen]
 
 
 def test_the_door_offers_every_loop_and_each_has_a_twin():
@@ -77,30 +69,6 @@ def test_resampled_regions(reciprocal):
         assert np.isfinite(patches[0]).sum() == 3 * sizes[:count].prod(axis=1).sum()
 
 
-@pytest.mark.parametrize("columns", [6, 16])
-def test_candidates(columns):
-    scales = pyramid(120, 90, 20)
-    answers = RNG.normal(size=(*(scales.cells[:, :2] + scales.cells[:, 2:]).max(axis=0), columns))
-    answers = answers.astype(np.float32)
-    # At the threshold itself, as a float64 and as a float32.
-    answers[0, :2, :2] = [[0, 0.4], [0, np.nextafter(np.float32(0.4), np.float32(0))]]
-    for least in (0.4, 0.3, -99.0, 99.0):
-        found = []
-        for each in BOTH:
-            rows = np.full((answers.shape[0] * answers.shape[1], 11), 5, np.float32)
-            count = each.candidates(answers, scales.cells, scales.scales, least, rows)
-            assert (rows[count:] == 5).all()
-            found.append(rows[:count])
-        assert np.array_equal(*found)
-        assert len(found[0]) == {-99.0: scales.cells[:, 2:].prod(axis=1).sum(), 99.0: 0}.get(
-            least, len(found[0])
-        )
-    turned = answers.transpose(2, 0, 1).copy().transpose(1, 2, 0)
-    again = np.empty_like(rows)
-    assert kernels.candidates(turned, scales.cells, scales.scales, -99.0, again) > 0
-    assert kernels.candidates(turned[:0], scales.cells[:0], scales.scales[:0], -99.0, again[:0]) == 0
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 300])
 def test_suppression(count):
     dropped = 0
@@ -115,31 +83,6 @@ def test_suppression(count):
         assert kept[0].dtype == kept[1].dtype == np.int64
         dropped += count - len(kept[0])
     assert (dropped > 0) == (count > 2)
-
-
-@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 1003])
-def test_packed_pixels(count):
-    wide = noise(count, 4).view("<u4").ravel()
-    packed = np.full((2, -(-count // 4) * 3), 9, "<u4")
-    for each, target in zip(BOTH, packed, strict=True):
-        each.pack(wide, target)
-    assert np.array_equal(*packed)
-    whole = count - count % 4
-    wanted = wide.view(np.uint8).reshape(-1, 4)[:whole, :3].ravel()
-    assert np.array_equal(packed[0].view(np.uint8)[: 3 * whole], wanted)
-
-
-@pytest.mark.parametrize("side", [1, 24, 160])
-def test_stretched_images(side):
-    for image in [
-        *(noise(*size, 3) for size in [*SIZES, (161, 160), (600, 161), (1, 700), (700, 1)]),
-        *views(),
-    ]:
-        wanted = Image.fromarray(np.ascontiguousarray(image)).resize((side, side), Image.Resampling.BILINEAR)
-        for stretch in (kernels.stretch, *(each.stretch for each in BOTH)):
-            found = stretch(image if stretch is kernels.stretch else np.ascontiguousarray(image), side)
-            assert np.array_equal(found, wanted), image.shape
-            assert found.flags.writeable
 
 
 def pair_sums(way: object, first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -313,6 +256,6 @@ def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(d
     with pytest.raises(MemoryError):
         kernels.suppress(np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5)
     with pytest.raises(TypeError):
-        kernels.pack(None, None)
-    assert kernels._chosen["pack"] is numba_kernels.pack
+        kernels.integrate(None, None)
+    assert kernels._chosen["integrate"] is numba_kernels.integrate
     assert not caplog.records

@@ -54,6 +54,7 @@ HEAVY = {
     "torch": {
         "backbones",
         "devices",
+        "engine",
         "features",
         "forward",
         "head",

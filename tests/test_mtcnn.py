@@ -5,6 +5,7 @@ import pytest
 import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 
+from batchverify import mtcnn
 from batchverify.mtcnn import OpenvinoNetworks, mtcnn_weights
 from batchverify.mtcnn_torch import TorchNetworks
 from batchverify.pyramid import integral, pyramid
@@ -51,3 +52,19 @@ def test_the_packaged_weights_are_facenet_pytorchs(name, network):
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert np.array_equal(found[key], tensor.numpy())
+
+
+def test_many_sizes_of_pictures_take_no_more_memory(monkeypatch):
+    """A compiled network keeps something for every size: after some it is compiled anew, with the same answers."""
+    monkeypatch.setattr(mtcnn, "SIZES_KEPT", 3)
+    networks = OpenvinoNetworks(1, 1)
+    pixels = np.random.default_rng(3).integers(0, 256, (90, 80, 3), dtype=np.uint8)
+    compiled, answers = [], []
+    for number in (0, 1, 2, 3, 4, 0):
+        picture = pixels[: 60 + 6 * number]
+        scales = pyramid(*picture.shape[:2], 20)
+        answers.append(networks.propose(scales.canvas(integral(picture)), scales))
+        compiled.append(networks._proposal)
+        assert len(networks._sizes) <= 3
+    assert len({id(each) for each in compiled}) > 1
+    assert np.array_equal(answers[0], answers[-1])

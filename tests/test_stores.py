@@ -63,7 +63,7 @@ def test_images_come_side_by_side_over_few_connections(store: Store, bucket: Loc
         store.client().put_object(Bucket="weather", Key=f"many/{number}.jpg", Body=data)
     references = [str(bucket.join(f"many/{number}.jpg")) for number in range(len(pictures))]
     references[5] = str(bucket.join("many/nothing.jpg"))
-    weather = store.weather(latency=0.05)
+    weather = store.weather(latency=0.15)
     started = time.monotonic()
     settings = EmbeddingSettings(crop="none")
     loaded, images = Loader(LoadPlan(settings, EmbeddingFingerprint({})), None)(references)
@@ -73,8 +73,8 @@ def test_images_come_side_by_side_over_few_connections(store: Store, bucket: Loc
     assert loaded.skipped[5].reason is Reason.NOT_FOUND
     assert loaded.keys[:5] == [Loader.key(data) for data in pictures[:5]]
     assert len(images) == len(loaded.missing) == len(set(pictures))
-    # Two requests an image, one after the other: 9.6 s for 96 images.
-    assert took < 0.05 * 2 * len(references) / 4
+    # Two requests an image, one after the other: 29 s for 96 images.
+    assert took < 0.15 * 2 * len(references) / 3
     assert weather.connections <= READERS + 1
 
 
