@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import faces
 from results import publish, table
 
@@ -20,6 +21,7 @@ from batchverify.devices import available_cpus, resolve_device
 
 SIZES = (500, 1000, 2500, 4992)
 # Beside the defaults, on a CPU.
+CROPS = ("detect", "center")
 OTHER_WAYS = (["--numbers", "float32"], ["--runtime", "torch"])
 # A process counts the memory of the one that started it into its peak: a small one stands between, and keeps the
 # peak of the command alone.
@@ -101,8 +103,16 @@ def stages(summary: dict, took: float) -> str:
     return ", ".join([f"engine {summary['engine']}", *path, *parts])
 
 
+@click.option("--crop", "crops", type=click.Choice(CROPS), multiple=True, default=CROPS, show_default=True)
 @faces.image_options
-def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, record: bool) -> None:
+def main(
+    root: Path | None,
+    synthetic: int | None,
+    device: str,
+    beside: Path | None,
+    record: bool,
+    crops: tuple[str, ...],
+) -> None:
     """Print the table."""
     header = [
         "run",
@@ -115,15 +125,16 @@ def main(root: Path | None, synthetic: int | None, device: str, beside: Path | N
         folder = Path(name)
         manifest = faces.manifest(folder, root, synthetic)
         total = len(faces.images(manifest))
-        rows = compared(manifest, folder, "detect", device, beside)
-        rows += compared(manifest, folder, "center", device, beside)
-        for size in (each for each in SIZES if each <= total):
+        rows = [row for crop in crops for row in compared(manifest, folder, crop, device, beside)]
+        for size in (each for each in SIZES if each <= total and "detect" in crops):
             ours = score(faces.cut(manifest, size), folder / f"cache-{size}", "--device", device)
             rows.append(
                 [f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"]
             )
             rows[-1].append(stages(json.loads(ours.said), ours.seconds))
     command = faces.command_line("score.py", root, synthetic, device, beside)
+    if crops != CROPS:
+        command += "".join(f" --crop {crop}" for crop in crops)
     publish(f"Score, {total:,} images", command, table(header, rows), record=record)
 
 
