@@ -107,13 +107,12 @@ class FaceDetector:
         runtime: str = "openvino",
         *,
         min_face: int | None = None,
-        streams: int = 1,
         threads: int = 1,
     ) -> FaceDetector:
-        """The detector on a resolved device and runtime; streams, threads: as `OpenvinoNetworks` takes them."""
+        """The detector on a resolved device and runtime; threads: CPUs for each thread that calls, in OpenVINO."""
         blocks = Blocks() if device == "cpu" else GPU_BLOCKS
         if runtime == "openvino":
-            networks: Networks = OpenvinoNetworks(blocks.refine, blocks.output, streams, threads)
+            networks: Networks = OpenvinoNetworks(blocks.refine, blocks.output, threads)
         else:
             from batchverify.mtcnn_torch import TorchNetworks
 

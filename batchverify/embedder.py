@@ -83,22 +83,19 @@ class Embedder:
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
-        shares: dict[str, Any] = {
-            "streams": workers,
-            "threads": threads or max(1, available_cpus() // workers),
-        }
+        cpus = threads or max(1, available_cpus() // workers)
         options: dict[str, Any] = {"numbers": numbers, "flip": tta == "flip", "batch_size": batch_size}
         self._network: Any
         if self.runtime == "openvino":
             from batchverify.cpu_network import CpuNetwork
 
-            self._network = CpuNetwork(backbone, **options, **shares)
+            self._network = CpuNetwork(backbone, streams=workers, threads=cpus, **options)
         else:
             from batchverify.forward import TorchNetwork
 
             self._network = TorchNetwork(backbone, self.device, threads=threads, **options)
         self._detector = (
-            FaceDetector.on(self.device, self.runtime, min_face=min_face, **shares)
+            FaceDetector.on(self.device, self.runtime, min_face=min_face, threads=cpus)
             if crop == "detect"
             else None
         )

@@ -24,7 +24,7 @@ SMALLEST = 20
 PEER_BATCH = 64
 TURNS = 2
 # Slow paths take a minute a turn.
-MOST_PICTURES = 1536
+MOST_PICTURES = 1024
 SIZES = (24, 32, 48, 64, 80, 128)
 
 

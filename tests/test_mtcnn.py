@@ -64,7 +64,7 @@ def test_many_sizes_of_pictures_take_no_more_memory(monkeypatch):
         picture = pixels[: 60 + 6 * number]
         scales = pyramid(*picture.shape[:2], 20)
         answers.append(networks.propose(scales.canvas(integral(picture)), scales))
-        compiled.append(networks._proposal)
-        assert len(networks._sizes) <= 3
+        compiled.append(networks._own()._proposal)
+        assert len(networks._own()._sizes) <= 3
     assert len({id(each) for each in compiled}) > 1
     assert np.array_equal(answers[0], answers[-1])
