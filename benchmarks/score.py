@@ -45,11 +45,15 @@ class Run:
 
 def run(*command: str, checkout: Path | None = None) -> Run:
     """Run a Python program to its end, with another checkout's package; its failure ends the benchmark."""
-    variables = {**os.environ, "PYTHONPATH": str(checkout or Path(__file__).parent.parent)}
+    # With `-m` the working folder comes before PYTHONPATH.
+    package = checkout or Path(__file__).parent.parent
+    variables = {**os.environ, "PYTHONPATH": str(package)}
     started = time.perf_counter()
     with tempfile.NamedTemporaryFile("r") as peak:
         between = [sys.executable, "-c", BETWEEN, peak.name]
-        done = subprocess.run([*between, *command], stdout=subprocess.PIPE, text=True, env=variables)
+        done = subprocess.run(
+            [*between, *command], stdout=subprocess.PIPE, text=True, env=variables, cwd=package
+        )
         seconds = time.perf_counter() - started
         if done.returncode:
             sys.exit(f"{' '.join(command)} failed")
