@@ -247,6 +247,8 @@ def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
     block = Block(0, carried, np.array([0, 1, 2]), np.array([1, 2, 3]))
 
     class First:
+        needs_torch = False
+
         def of_pairs(self, vectors, a, b):
             return (vectors[a] + vectors[b])[:, 0].astype(np.float32), vectors[a, 0].astype(np.float32)
 
@@ -264,6 +266,8 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
     block = Block(0, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
 
     class Lost:
+        needs_torch = False
+
         def of_pairs(self, vectors, a, b):
             raise WorkerLostError("no node left")
 
@@ -281,6 +285,8 @@ def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsy
     block = Block(6, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
 
     class Slow:
+        needs_torch = False
+
         def of_pairs(self, vectors, a, b):
             time.sleep(0.5)
             return np.zeros(1, np.float32), np.ones(1, np.float32)
