@@ -48,8 +48,8 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
 
     An image whose longer side exceeds `long_side` pixels is reduced to it; JPEGs are then decoded at a
     smaller scale to begin with (`draft`), never below twice `long_side`. Alpha is laid over white, 16-bit
-    values are scaled, of several frames the first is taken. Raises `MemoryError`: that is no fault
-    of the image alone.
+    values are scaled, of several frames the first is taken. Raises `MemoryError`: that is no fault of the
+    image alone.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

@@ -189,14 +189,18 @@ class TorchNetwork:
     def computing(self) -> Iterator[None]:
         """This thread's share: of a CPU `threads`, of a GPU a stream, whose copies hide behind others' work."""
         if not self.on_gpu:
-            if self._threads:
-                torch.set_num_threads(self._threads)
+            self._limit_threads()
             yield
             return
         if not hasattr(self._of_thread, "stream"):
             self._of_thread.stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(self._of_thread.stream):
             yield
+
+    def _limit_threads(self) -> None:
+        """On a CPU: torch keeps a number of threads for each thread that calls it."""
+        if self._threads and not self.on_gpu:
+            torch.set_num_threads(self._threads)
 
     def forward(self, size: int) -> Forward:
         """The forward pass at a batch size; on a GPU this thread's own."""
@@ -228,8 +232,7 @@ class TorchNetwork:
         log.warning("%s: out of memory; going on with batches of %d faces", self.device, self.batch_size)
 
     def _batch(self, size: int, pixels: np.ndarray) -> np.ndarray:
-        if self._threads and not self.on_gpu:
-            torch.set_num_threads(self._threads)
+        self._limit_threads()
         rows = self.forward(size)(pixels)
         if not np.isfinite(rows).all():
             raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.numbers}, torch)")

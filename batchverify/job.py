@@ -148,8 +148,7 @@ def reason_of(path: str) -> str:
         "float16": "this GPU multiplies no bfloat16",
         "float32": "asked for, or nothing shorter is multiplied here",
     }
-    runtimes = {"openvino": "OpenVINO", "torch": "torch"}
-    runtime = runtimes.get(kept["runtime"], kept["runtime"])
+    runtime = "OpenVINO" if kept["runtime"] == "openvino" else kept["runtime"]
     if kept["device"] == "cuda":
         runtime += ", recorded as a CUDA graph"
     return f"{numbers.get(kept['numbers'], kept['numbers'])}; {runtime}"

@@ -49,11 +49,16 @@ def weights_path() -> Path:
 
 def mtcnn_weights(network: str) -> Tensors:
     """The float32 tensors of `pnet`, `rnet` or `onet` by name."""
+    prefix = f"{network}."
+    return {name[len(prefix) :]: array for name, array in _stored().items() if name.startswith(prefix)}
+
+
+@cache
+def _stored() -> Tensors:
+    """All tensors of the file, read once: every thread builds its networks from them."""
     from safetensors.numpy import load_file
 
-    prefix = f"{network}."
-    stored = load_file(weights_path())
-    return {name[len(prefix) :]: array for name, array in stored.items() if name.startswith(prefix)}
+    return load_file(weights_path())
 
 
 class OpenvinoNetworks:
@@ -67,8 +72,6 @@ class OpenvinoNetworks:
     def __init__(self, refine_block: int, output_block: int, threads: int = 1) -> None:
         self._compile = partial(_Compiled, refine_block, output_block, threads)
         self._of_thread = local()
-        # Now, so that errors come when the networks are built.
-        self._own()
 
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
         """See `Networks`."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cache
 from threading import local
 from typing import Any
 
 import numpy as np
-
-log = logging.getLogger(__name__)
 
 # What INFERENCE_PRECISION_HINT calls the types that layers without 8-bit inputs compute in.
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
