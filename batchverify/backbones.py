@@ -1,4 +1,4 @@
-"""Backbones: where their weights lie, what identifies them, and the folded network that embeds faces."""
+"""Backbones: where their weights lie, what identifies them, and how they are read."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from batchverify.downloads import PUBLISHED, find_weights, locate_weights
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.inception import ARCHITECTURE, check_tensors
-
-if TYPE_CHECKING:
-    import torch
+from batchverify.inception import ARCHITECTURE
 
 PACKAGED = "vggface2"
 PACKAGED_FILE = "vggface2-int8.safetensors"
@@ -262,39 +259,3 @@ def _read_state_dict(path: Path) -> Tensors:
         raise ArtifactError(
             f"{path}: not a torch state dict (tensors by name and nothing else; no pickle is run), or damaged"
         ) from exc
-
-
-def build_network(backbone: Backbone) -> torch.nn.Module:
-    """The float32 network in evaluation mode, as facenet-pytorch defines it.
-
-    Raises `ArtifactError` when the tensors are not those of InceptionResnetV1.
-    """
-    import torch
-
-    from batchverify.facenet import inception
-
-    check_tensors(backbone.name, backbone.tensors)
-    # Without memory of its own: a second of random numbers that the weights would overwrite.
-    with torch.device("meta"):
-        network: Any = inception().InceptionResnetV1(pretrained=None, classify=False).eval()
-    counters = [name for name in network.state_dict() if name.endswith("num_batches_tracked")]
-    tensors = {name: torch.zeros((), dtype=torch.int64) for name in counters}
-    tensors |= {name: torch.from_numpy(array) for name, array in backbone.tensors.items()}
-    network.load_state_dict(tensors, assign=True)
-    built: torch.nn.Module = network.requires_grad_(False)
-    return built
-
-
-def fold_batch_norm(network: Any) -> torch.nn.Module:
-    """Fold every batch-norm into the convolution or linear layer before it; the function stays the same."""
-    import torch
-    from torch.nn.utils import fusion
-
-    module: Any
-    for module in network.modules():
-        if hasattr(module, "conv") and hasattr(module, "bn"):
-            module.conv = fusion.fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = torch.nn.Identity()
-    network.last_linear = fusion.fuse_linear_bn_eval(network.last_linear, network.last_bn)
-    network.last_bn = torch.nn.Identity()
-    return network

@@ -17,7 +17,6 @@ from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.inception import (
     ARCHITECTURE,
     DIMENSION,
-    EPSILON,
     FACE_SIZE,
     LAYERS,
     Convolution,
@@ -25,6 +24,7 @@ from batchverify.inception import (
     Reduction,
     Residual,
     check_tensors,
+    fold,
 )
 from batchverify.openvino_runtime import CompiledNetwork, capabilities
 
@@ -132,7 +132,7 @@ class _Builder:
         from openvino import opset13
 
         self._openvino, self._ops = openvino, opset13
-        self._tensors, self._ranges = tensors, ranges
+        self._layers, self._ranges = fold(tensors), ranges
         self._unknown = set(ranges)
 
     def model(self, batch: int) -> Any:
@@ -150,7 +150,7 @@ class _Builder:
                 f"activation ranges for '{min(self._unknown)}', which is no layer of {ARCHITECTURE}"
             )
         values = ops.reduce_mean(values, ops.constant(np.array([2, 3])), False)
-        weight, bias = self._folded(self._tensors["last_linear.weight"], "last_bn")
+        weight, bias = self._layers["last_linear"]
         values = ops.matmul(values, self._constant(weight), False, True)
         return self._openvino.Model(
             [ops.result(ops.add(values, self._constant(bias[None])))], [pixels], "backbone"
@@ -161,7 +161,7 @@ class _Builder:
         if isinstance(layer, Pool):
             return self._pool(values)
         if isinstance(layer, Convolution):
-            return self._rounded(self._convolution(values, layer, layer.name), reader)
+            return self._rounded(self._ops.relu(self._sum(values, layer, layer.name)), reader)
         rounded = self._rounded(values, layer.name)
         if isinstance(layer, Reduction):
             ends = [self._branch(rounded, branch, layer.name, None) for branch in layer.branches]
@@ -169,42 +169,28 @@ class _Builder:
         return self._residual(values, rounded, layer)
 
     def _residual(self, values: Any, rounded: Any, layer: Residual) -> Any:
-        projection, scale = layer.projection, np.float32(layer.scale)
+        projection = layer.projection
         ends = [self._branch(rounded, branch, layer.name, projection.name) for branch in layer.branches]
-        weight = self._tensors[f"{projection.name}.weight"] * scale
-        bias = self._tensors[f"{projection.name}.bias"] * scale
-        change = self._sum(self._ops.concat(ends, 1), projection, weight, bias, projection.name)
-        total = self._ops.add(change, values)
+        total = self._ops.add(self._sum(self._ops.concat(ends, 1), projection, projection.name), values)
         return self._ops.relu(total) if layer.relu else total
 
     def _branch(self, values: Any, branch: tuple[Convolution, ...], block: str, reader: str | None) -> Any:
         # The first convolutions of a block share its input and its range.
         taken = [block, *(each.name for each in branch[1:])]
         for layer, own, after in zip(branch, taken, [*taken[1:], reader], strict=True):
-            values = self._rounded(self._convolution(values, layer, own), after)
+            values = self._rounded(self._ops.relu(self._sum(values, layer, own)), after)
         return values
 
-    def _convolution(self, values: Any, layer: Convolution, taken: str) -> Any:
-        """taken: whose range the input was rounded for."""
-        weight, bias = self._folded(self._tensors[f"{layer.name}.conv.weight"], f"{layer.name}.bn")
-        return self._ops.relu(self._sum(values, layer, weight, bias, taken))
-
-    def _sum(self, values: Any, layer: Convolution, weight: np.ndarray, bias: np.ndarray, taken: str) -> Any:
+    def _sum(self, values: Any, layer: Convolution, taken: str) -> Any:
+        """A convolution with its bias. taken: whose range the input was rounded for."""
         self._unknown.discard(taken)
+        weight, bias = self._layers[layer.name]
         kernel = self._eight_bit(weight) if taken in self._ranges else self._constant(weight)
         strides, padding = [layer.stride] * 2, list(layer.padding)
         product = self._ops.convolution(values, kernel, strides, padding, padding, [1, 1])
         # By which the job that chooses ranges finds what a layer takes.
         product.set_friendly_name(taken)
         return self._ops.add(product, self._constant(bias.reshape(1, -1, 1, 1)))
-
-    def _folded(self, weight: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and bias of a layer together with the batch normalisation after it."""
-        scale, shift, mean, variance = (
-            self._tensors[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = (scale / np.sqrt(variance + np.float32(EPSILON))).astype(np.float32)
-        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift - mean * scale
 
     def _pool(self, values: Any) -> Any:
         return self._ops.max_pool(values, [2, 2], [1, 1], [0, 0], [0, 0], [3, 3], "floor").output(0)

@@ -13,11 +13,22 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
 
-from batchverify.backbones import Backbone, build_network, fold_batch_norm
+from batchverify.backbones import Backbone
 from batchverify.devices import cpu_has_bf16, full_float32
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.inception import DIMENSION, FACE_SIZE
+from batchverify.inception import (
+    DIMENSION,
+    FACE_SIZE,
+    LAYERS,
+    Convolution,
+    Layer,
+    Pool,
+    Residual,
+    check_tensors,
+    fold,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +46,53 @@ WORTH = 1.03
 _RECORDING = Lock()
 
 
+class TorchInception:
+    """InceptionResnetV1 with folded weights: (B, 3, 160, 160) to (B, 512), not normalised; see `inception.py`.
+
+    Raises `ArtifactError` when the tensors are not those of the network.
+    """
+
+    def __init__(self, backbone: Backbone, device: str, dtype: torch.dtype) -> None:
+        check_tensors(backbone.name, backbone.tensors)
+        self._layers = {
+            name: tuple(torch.from_numpy(array).to(device, dtype) for array in arrays)
+            for name, arrays in fold(backbone.tensors).items()
+        }
+        for name, (weight, bias) in self._layers.items():
+            if weight.ndim == 4:
+                self._layers[name] = weight.contiguous(memory_format=torch.channels_last), bias
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        for layer in LAYERS:
+            values = self._layer(values, layer)
+        return linear(values.mean((2, 3)), *self._layers["last_linear"])
+
+    def _layer(self, values: torch.Tensor, layer: Layer) -> torch.Tensor:
+        if isinstance(layer, Pool):
+            return max_pool2d(values, 3, 2)
+        if isinstance(layer, Convolution):
+            return relu(self._sum(values, layer), inplace=True)
+        ends = []
+        for branch in layer.branches:
+            end = values
+            for each in branch:
+                end = relu(self._sum(end, each), inplace=True)
+            ends.append(end)
+        if not isinstance(layer, Residual):
+            return torch.cat([*ends, max_pool2d(values, 3, 2)], 1)
+        total = self._sum(torch.cat(ends, 1), layer.projection).add_(values)
+        return relu(total, inplace=True) if layer.relu else total
+
+    def _sum(self, values: torch.Tensor, layer: Convolution) -> torch.Tensor:
+        weight, bias = self._layers[layer.name]
+        return conv2d(values, weight, bias, layer.stride, layer.padding)
+
+
 @dataclass(frozen=True)
 class Pass:
     """What is computed. network: on `device`, in `dtype`; flip: the mean of the vectors of both mirror images."""
 
-    network: torch.nn.Module
+    network: Callable[[torch.Tensor], torch.Tensor]
     device: str
     dtype: torch.dtype
     flip: bool = False
@@ -52,7 +105,7 @@ class Pass:
         vectors = self.network(inputs).float()
         if self.flip:
             vectors = vectors + self.network(inputs.flip(3)).float()
-        return torch.nn.functional.normalize(vectors)
+        return normalize(vectors)
 
 
 class Forward:
@@ -144,8 +197,7 @@ class TorchNetwork:
         self._threads = threads
         self.device, self.numbers = device, choose_numbers(numbers, device)
         dtype: torch.dtype = getattr(torch, self.numbers)
-        module = fold_batch_norm(build_network(backbone)).to(device, dtype)
-        self.compute = Pass(module.to(memory_format=torch.channels_last), device, dtype, flip)
+        self.compute = Pass(TorchInception(backbone, device, dtype), device, dtype, flip)
         self._of_thread, self._shrinking = local(), Lock()
         if self.on_gpu:
             full_float32()

@@ -172,6 +172,31 @@ def _convolutions(layer: Layer) -> Iterator[Convolution]:
             yield from branch
 
 
+Folded = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def fold(tensors: Mapping[str, np.ndarray]) -> Folded:
+    """Weight and bias of every layer by name, with the batch normalisation or the scale after it folded in.
+
+    The linear layer at the end is `last_linear`.
+    """
+    layers = {"last_linear": _folded(tensors, "last_linear.weight", "last_bn")}
+    for layer in LAYERS:
+        for each in _convolutions(layer):
+            layers[each.name] = _folded(tensors, f"{each.name}.conv.weight", f"{each.name}.bn")
+        if isinstance(layer, Residual):
+            name, scale = layer.projection.name, np.float32(layer.scale)
+            layers[name] = tensors[f"{name}.weight"] * scale, tensors[f"{name}.bias"] * scale
+    return layers
+
+
+def _folded(tensors: Mapping[str, np.ndarray], name: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    weight = tensors[name]
+    scale, shift, mean, variance = (tensors[f"{norm}.{part}"] for part in _BATCH_NORM)
+    scale = (scale / np.sqrt(variance + np.float32(EPSILON))).astype(np.float32)
+    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift - mean * scale
+
+
 def check_tensors(name: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Raise `ArtifactError` when the tensors of the backbone `name` are not those of InceptionResnetV1."""
     wanted, given = tensor_shapes(), {key: array.shape for key, array in tensors.items()}

@@ -12,10 +12,10 @@ from pathlib import Path
 import faces
 import numpy as np
 import torch
+from facenet import eager_network
 from path_rate import Way, measured, rate
 from results import publish, table
 
-from batchverify.backbones import build_network, load_backbone
 from batchverify.crops import whole_face
 from batchverify.devices import available_cpus, cpu_has_bf16, resolve_device
 from batchverify.engine import Workers, visible_gpus
@@ -44,7 +44,7 @@ def ways(device: str, beside: Path | None) -> list[Way]:
 
 def peer(pixels: np.ndarray, batch: int, device: str) -> Callable[[], int]:
     """facenet-pytorch's model as its examples use it, on as many faces as some seconds allow."""
-    network = build_network(load_backbone("vggface2")).to(device)
+    network = eager_network().to(device)
     count = min(len(pixels), 64 if batch == 1 else max(256, 4 * batch))
 
     @torch.inference_mode()

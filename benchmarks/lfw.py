@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from facenet import eager_network
 from PIL import Image
 from results import publish, table
 
 import batchverify
-from batchverify.backbones import build_network, load_backbone
 from batchverify.datasets import prepare_lfw
 from batchverify.embedder import Embedder
 from batchverify.head import find_head
@@ -60,7 +60,7 @@ def eager_row(manifest: Path) -> list[str]:
     embedder = Embedder("vggface2", device="cpu")
     faces = embedder.find_faces([np.asarray(Image.open(manifest.parent / name)) for name in names])
     pixels = torch.from_numpy(np.stack([face.pixels for face in faces])).permute(0, 3, 1, 2)
-    network = build_network(load_backbone("vggface2"))
+    network = eager_network()
     rows = [network((batch.float() - 127.5) / 128) for batch in pixels.split(BATCH)]
     vectors = dict(zip(names, torch.nn.functional.normalize(torch.cat(rows)).numpy(), strict=True))
     sides = [np.stack([vectors[name] for name in frame[side]]) for side in ("image_a", "image_b")]

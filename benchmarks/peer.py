@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from facenet import eager_network
 from facenet_pytorch import MTCNN
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-
-from batchverify.backbones import build_network, load_backbone
 
 BATCH = 32
 CENTER = (0.24, 0.192, 0.76, 0.82)
@@ -42,7 +41,7 @@ def main(manifest: Path, output: Path, crop: str, device: str) -> None:
     """Embed the images of a manifest and write the cosine of every pair."""
     frame = pd.read_csv(manifest)
     names = pd.unique(frame[["image_a", "image_b"]].to_numpy().ravel())
-    network = build_network(load_backbone("vggface2")).to(device)
+    network = eager_network().to(device)
     mtcnn = MTCNN(
         image_size=160,
         margin=44,

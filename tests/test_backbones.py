@@ -18,10 +18,8 @@ from batchverify.backbones import (
     ARCHITECTURE,
     PACKAGED,
     Backbone,
-    build_network,
     dequantise,
     fingerprint,
-    fold_batch_norm,
     list_backbones,
     load_backbone,
     packaged_weights,
@@ -33,6 +31,7 @@ from batchverify.datasets import prepare_lfw
 from batchverify.downloads import PUBLISHED
 from batchverify.embedder import Embedder
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.inception import check_tensors
 from batchverify.mtcnn import weights_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
@@ -162,15 +161,6 @@ def test_other_number_formats_come_as_float32(tmp_path):
     assert fingerprint(read_tensors(tmp_path / "w.safetensors")) == expected
 
 
-def test_folding_keeps_the_function(packaged):
-    inputs = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        plain = build_network(packaged)(inputs)
-        folded = fold_batch_norm(build_network(packaged))
-        assert (folded(inputs) - plain).abs().max() < 1e-5
-    assert not [each for each in folded.modules() if "BatchNorm" in type(each).__name__]
-
-
 class Bomb:
     """A pickle that touches a file when it is loaded."""
 
@@ -255,7 +245,7 @@ def test_another_network_is_refused(packaged):
         with pytest.raises(
             ArtifactError, match=f"mine: not the weights of {ARCHITECTURE}: {count} tensors .*'{example}'"
         ):
-            build_network(Backbone("mine", tensors, ""))
+            check_tensors("mine", tensors)
 
 
 def test_names_and_weights_that_make_no_sense(nowhere, tmp_path):

@@ -33,7 +33,7 @@ spelling cpu_network forward
 backbones crops decoding detection images segments tables columns options
 fingerprint locations downloads datasets calibration progress cache_report pairs features
 augmentation metrics newton moments mtcnn_torch curve bootstrap bounds
-mtcnn stores distances inception facenet
+mtcnn stores distances inception
 pyramid devices
 kernels openvino_runtime
 ahead errors records version stopwatch memory plain_kernels numba_kernels owners text_numbers
@@ -52,7 +52,6 @@ HEAVY = {
     },
     "ray": {"cluster", "crew", "ray_engine", "sharing", "submit", "tuning"},
     "torch": {
-        "backbones",
         "devices",
         "engine",
         "features",
@@ -72,7 +71,6 @@ HEAVY = {
         "tuning",
     },
     "openvino": {"cpu_network", "mtcnn", "openvino_runtime"},
-    "facenet_pytorch": set(),
     "sklearn": {"metrics"},
     "numba": {"numba_kernels"},
     "scipy": {"drift", "slices"},

@@ -1,0 +1,16 @@
+"""facenet-pytorch's own network with our packaged weights: what every figure is held against."""
+
+import torch
+from facenet_pytorch import InceptionResnetV1
+
+from batchverify.backbones import load_backbone
+
+
+def eager_network() -> torch.nn.Module:
+    """InceptionResnetV1 as facenet-pytorch's examples use it: float32, in evaluation mode, on the CPU."""
+    network = InceptionResnetV1(pretrained=None, classify=False)
+    tensors = {name: torch.from_numpy(array) for name, array in load_backbone("vggface2").tensors.items()}
+    # Counters of batches seen are the only tensors that are not packaged.
+    missing, unknown = network.load_state_dict(tensors, strict=False)
+    assert not unknown and all(name.endswith("num_batches_tracked") for name in missing)
+    return network.eval().requires_grad_(False)
