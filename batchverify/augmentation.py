@@ -8,8 +8,6 @@ import io
 import numpy as np
 from PIL import Image, ImageEnhance
 
-# Raised whenever a view of the same face and number changes.
-AUGMENTATION = 1
 LARGEST_ANGLE = 10.0
 SMALLEST_CROP = 0.88
 JITTER = 0.25

@@ -14,10 +14,10 @@ import numpy as np
 
 from batchverify.backbones import Backbone, eight_bit
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
+from batchverify.fingerprint import FACE_SIZE
 from batchverify.inception import (
     ARCHITECTURE,
     DIMENSION,
-    FACE_SIZE,
     LAYERS,
     Convolution,
     Pool,

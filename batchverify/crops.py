@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from batchverify.fingerprint import CENTER
-from batchverify.inception import FACE_SIZE
+from batchverify.fingerprint import CENTER, FACE_SIZE
 
 Box = tuple[float, float, float, float]
 

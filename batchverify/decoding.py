@@ -1,16 +1,22 @@
-"""Encoded bytes to upright uint8 RGB, within limits, whatever the colour mode."""
+"""One image from its place, local or in an object store, to upright uint8 RGB, within limits."""
 
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 import warnings
 
 import numpy as np
 import PIL
+import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from batchverify.errors import UsageError
+from batchverify.locations import Location, scheme_of
 from batchverify.records import Limits, Picture, Reason, Skipped
+from batchverify.stores import is_denied, patiently
 
 # Formats that Pillow decodes by itself; EPS and friends would start other programs. JPEG opens MPO, too:
 # a name that Pillow opens under no plug-in of its own makes it fail at every format after it.
@@ -41,6 +47,46 @@ def own_process() -> None:
     """
     Image.MAX_IMAGE_PIXELS = None
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def read_image(location: str, limits: Limits) -> bytes | Skipped:
+    """The bytes of one image at an absolute path or URI, or the reason why they are not to be had."""
+    try:
+        if scheme_of(location):
+            place = Location.parse(location)
+            return patiently(lambda: _read_remote(place, limits))
+        return _read_local(location, limits)
+    except (FileNotFoundError, NotADirectoryError):
+        return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
+    except (OSError, ValueError, pa.ArrowException, UsageError) as exc:  # ValueError: NUL, lone surrogates
+        reason = Reason.FORBIDDEN if is_denied(exc) else Reason.UNREADABLE
+        return Skipped(reason, f"{location}: {getattr(exc, 'strerror', None) or exc}")
+
+
+def _read_local(path: str, limits: Limits) -> bytes | Skipped:
+    # Without O_NONBLOCK the opening of a named pipe would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            return Skipped(Reason.UNREADABLE, f"{path}: {kind}")
+        if status.st_size > limits.bytes:
+            return _file_too_large(path, status.st_size, limits)
+        # Never past the size just judged: the file may grow, and some of /proc never end.
+        return file.read(status.st_size) or b""
+
+
+def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
+    with location.filesystem.open_input_file(location.path) as file:
+        size = file.size()
+        if size > limits.bytes:
+            return _file_too_large(str(location), size, limits)
+        return file.read()
+
+
+def _file_too_large(where: str, size: int, limits: Limits) -> Skipped:
+    return Skipped(Reason.TOO_LARGE, f"{where}: {size / 1e6:.1f} MB, the limit is {limits.bytes / 1e6:g} MB")
 
 
 def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:

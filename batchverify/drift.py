@@ -8,6 +8,8 @@ import numpy as np
 
 from batchverify.scores import Scores
 
+# Shares of pairs that are compared, and what people read for them.
+SHARES = {"called_different": "share called different", "failure_rate": "share not scored"}
 BINS = 10
 # The usual reading of the index; Siddiqi 2006, Credit risk scorecards, chapter 6.
 SOME, MUCH = 0.1, 0.25

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from batchverify.drift import SHARES
 from batchverify.measured import NAMES, rate_name
 
 # The figures of the table on the terminal; the rest stand in the files.
@@ -13,7 +14,6 @@ SHOWN = (
     *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
 )
-SHARES = {"called_different": "share called different", "failure_rate": "share not scored"}
 NOT_MEASURED = "–"
 EXACT = "exact binomial bound of what was never or always seen, as if pairs were independent"
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from batchverify.augmentation import AUGMENTATION
 from batchverify.errors import UsageError
 
 # Raised whenever decoding, detection or resampling changes its result by more than rounding.
 PIPELINE = 2
+# Raised whenever an augmented view of the same face and number changes.
+AUGMENTATION = 1
+# Pixels on each side of the faces that backbones take.
+FACE_SIZE = 160
 CROPS = ("detect", "center", "none")
 TTA = ("none", "flip")
 # The fixed crop: fractions of width, height, width, height. Fits LFW's deep-funnelled pictures.

@@ -18,9 +18,9 @@ from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
 from batchverify.backbones import Backbone
 from batchverify.devices import cpu_has_bf16, full_float32
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.fingerprint import FACE_SIZE
 from batchverify.inception import (
     DIMENSION,
-    FACE_SIZE,
     LAYERS,
     Convolution,
     Layer,

@@ -1,18 +1,15 @@
-"""Bytes of one image from a local path or an object store, within rules and limits."""
+"""Manifest cells as absolute paths and URIs: the rules of which are read, one by one and by the batch."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass, replace
-
-import pyarrow as pa
 
 from batchverify.errors import UsageError
 from batchverify.locations import Location, scheme_of
-from batchverify.records import Limits, Reason, Skipped
-from batchverify.stores import SCHEMES, is_denied, patiently
+from batchverify.records import Reason, Skipped
+from batchverify.stores import SCHEMES
 
 _DATA_URI = re.compile(r"data:[^/]*(/[^/]*)?[;,]", re.IGNORECASE)
 # Cells come back in messages; a data: URI may hold megabytes.
@@ -68,45 +65,5 @@ class ImageRoot:
         return same_store and location.path.startswith(fence)
 
 
-def read_image(location: str, limits: Limits) -> bytes | Skipped:
-    """The bytes of one image at an absolute path or URI, or the reason why they are not to be had."""
-    try:
-        if scheme_of(location):
-            place = Location.parse(location)
-            return patiently(lambda: _read_remote(place, limits))
-        return _read_local(location, limits)
-    except (FileNotFoundError, NotADirectoryError):
-        return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
-    except (OSError, ValueError, pa.ArrowException, UsageError) as exc:  # ValueError: NUL, lone surrogates
-        reason = Reason.FORBIDDEN if is_denied(exc) else Reason.UNREADABLE
-        return Skipped(reason, f"{location}: {getattr(exc, 'strerror', None) or exc}")
-
-
-def _read_local(path: str, limits: Limits) -> bytes | Skipped:
-    # Without O_NONBLOCK the opening of a named pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            return Skipped(Reason.UNREADABLE, f"{path}: {kind}")
-        if status.st_size > limits.bytes:
-            return _too_large(path, status.st_size, limits)
-        # Never past the size just judged: the file may grow, and some of /proc never end.
-        return file.read(status.st_size) or b""
-
-
-def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
-    with location.filesystem.open_input_file(location.path) as file:
-        size = file.size()
-        if size > limits.bytes:
-            return _too_large(str(location), size, limits)
-        return file.read()
-
-
 def _short(text: str) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-
-
-def _too_large(where: str, size: int, limits: Limits) -> Skipped:
-    return Skipped(Reason.TOO_LARGE, f"{where}: {size / 1e6:.1f} MB, the limit is {limits.bytes / 1e6:g} MB")

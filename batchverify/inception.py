@@ -14,7 +14,6 @@ from batchverify.errors import ArtifactError
 
 ARCHITECTURE = "InceptionResnetV1"
 DIMENSION = 512
-FACE_SIZE = 160
 # Added to variances by every batch normalisation.
 EPSILON = 1e-3
 # Channels after the last block.

@@ -15,12 +15,11 @@ from batchverify.gallery import Gallery
 from batchverify.manifest import Block
 from batchverify.pipeline import Scores
 from batchverify.progress import Progress
+from batchverify.scheduler import PATIENCE_SECONDS
 
 log = logging.getLogger(__name__)
 
 PAIR_TRIES = 5
-# Silence for this long is reported.
-PATIENCE_SECONDS = 300.0
 
 
 def score_pairs(

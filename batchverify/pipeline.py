@@ -16,9 +16,8 @@ import numpy as np
 from batchverify.augmentation import augmented
 from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.crops import Face, fixed_face
-from batchverify.decoding import decode, decoder_set, too_large_dependence
+from batchverify.decoding import decode, decoder_set, read_image, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.images import read_image
 from batchverify.locations import scheme_of
 from batchverify.memory import peak_memory
 from batchverify.records import Limits, Picture, Reason, Skipped

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from batchverify import report_record
-from batchverify.evaluation_summary import SHARES
+from batchverify.drift import SHARES
 from batchverify.measured import NAMES, rate_name
 from batchverify.version import __version__
 
@@ -63,7 +63,7 @@ def render(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": count, "figure": figure, "threshold": threshold}
+    environment.filters |= {"count": count, "figure": figure, "threshold": shown_threshold}
     comparison = document.get("comparison")
     measured = any(value is not None for value in document["metrics"].values())
     return environment.from_string(_asset("report.html")).render(
@@ -182,7 +182,7 @@ def _rates(rates: Sequence[Mapping[str, Any]], exact: Sequence[str]) -> list[dic
             **rate,
             "far": f"{rate['far']:g}".replace("e-0", "e-"),
             "tar": figure(rate["tar"]),
-            "threshold": threshold(rate["threshold"]),
+            "threshold": shown_threshold(rate["threshold"]),
             "span": _span(rate["interval"], rate_name(rate["far"]) in exact),
         }
         for rate in rates
@@ -245,7 +245,7 @@ def figure(value: float | None) -> str:
     return f"{value:.5f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.3g}"
 
 
-def threshold(value: float | None) -> str:
+def shown_threshold(value: float | None) -> str:
     """A threshold that can be given back, or a dash for none."""
     return report_record.threshold(value) or NONE
 

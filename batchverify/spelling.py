@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from batchverify.images import ImageRoot
 from batchverify.records import Reason, Skipped
-from batchverify.text_numbers import borders_and_bytes
 
 # What may stand before a path that no rule looks at.
 _LEAD = re.compile(
@@ -119,3 +118,12 @@ def _inside(root: ImageRoot, query: bytes, texts: pa.Array) -> np.ndarray:
     scheme = "" if root.root.is_local else f"{root.root.scheme}://"
     fence = to_bytes(scheme + root.root.path.rstrip("/") + "/")
     return pc.starts_with(texts, pattern=fence).fill_null(False).to_numpy(zero_copy_only=False)
+
+
+def borders_and_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where large_binary texts begin and end, (N + 1,) int64, in (M,) uint8: the same memory, none copied."""
+    _, borders, data = texts.buffers()
+    if not len(texts) or data is None:
+        return np.zeros(len(texts) + 1, np.int64), np.zeros(0, np.uint8)
+    places = np.frombuffer(borders, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return places, np.frombuffer(data, np.uint8)

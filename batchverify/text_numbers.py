@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchverify.spelling import borders_and_bytes
+
 # Fuller tables make long searches, emptier ones cost memory.
 _FULL = 0.6
 _SMALLEST = 1024
 # Numbers put into a new table at a time: bounds the memory of doing so.
-_AT_ONCE = 1 << 20
+_PUT_AT_ONCE = 1 << 20
 
 
 class TextNumbers:
@@ -89,8 +91,8 @@ class TextNumbers:
         if len(self) > len(self._table) * _FULL:
             size = 1 << int(len(self) / _FULL).bit_length()
             self._table = np.full(size, -1, np.int32 if size < 1 << 31 else np.int64)
-            for begin in range(0, first, _AT_ONCE):
-                self._put(begin, min(begin + _AT_ONCE, first))
+            for begin in range(0, first, _PUT_AT_ONCE):
+                self._put(begin, min(begin + _PUT_AT_ONCE, first))
         self._put(first, len(self))
         for at in np.flatnonzero(self._of_hashes(hashes) != np.arange(first, len(self))).tolist():
             self._twins[texts[at].as_py()] = first + at
@@ -111,12 +113,3 @@ class TextNumbers:
 def _hashes(texts: pa.Array) -> np.ndarray:
     """Python's hashes of (N,) large_binary texts: (N,) int64, by a secret of this process."""
     return np.fromiter(map(hash, texts.to_pylist()), np.int64, len(texts))
-
-
-def borders_and_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Where large_binary texts begin and end, (N + 1,) int64, in (M,) uint8: the same memory, none copied."""
-    _, borders, data = texts.buffers()
-    if not len(texts) or data is None:
-        return np.zeros(len(texts) + 1, np.int64), np.zeros(0, np.uint8)
-    places = np.frombuffer(borders, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return places, np.frombuffer(data, np.uint8)

@@ -14,10 +14,10 @@ from PIL import Image
 
 from batchverify.cache import EmbeddingCache
 from batchverify.crops import box_face, fixed_face
-from batchverify.decoding import decode
+from batchverify.decoding import decode, read_image
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
-from batchverify.images import ImageRoot, read_image
+from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from batchverify.images import ImageRoot, read_image
+from batchverify.decoding import read_image
+from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.records import Limits, Reason, Skipped
 

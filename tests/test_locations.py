@@ -8,8 +8,8 @@ import uuid
 import pyarrow as pa
 import pytest
 
+from batchverify.decoding import read_image
 from batchverify.errors import UsageError
-from batchverify.images import read_image
 from batchverify.locations import Location, publish, scheme_of
 from batchverify.records import Limits, Reason
 

@@ -13,7 +13,7 @@ from score_tables import draw_columns, write_scores
 
 import batchverify
 from batchverify.measured import NAMES
-from batchverify.report import MEANINGS, embedded_json, threshold
+from batchverify.report import MEANINGS, embedded_json, shown_threshold
 
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
 EVIL = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>.jpg'
@@ -285,8 +285,8 @@ def test_every_figure_and_mark_is_explained(report):
 
 @pytest.mark.parametrize("value", [0.9999996423721313, 0.999998, 1e-7, 0.0, 1.0, 0.4950772622391619])
 def test_a_threshold_shown_makes_the_same_verdicts(value):
-    assert np.float32(float(threshold(value))) == np.float32(value)
-    assert len(threshold(value)) <= 12
+    assert np.float32(float(shown_threshold(value))) == np.float32(value)
+    assert len(shown_threshold(value)) <= 12
 
 
 def test_embedded_data_cannot_end_their_element():

@@ -12,7 +12,7 @@ from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify import pair_run, scheduler
 from batchverify.cache import EmbeddingCache
-from batchverify.engine import Engine, Job, LocalEngine, WorkerLostError, Workers
+from batchverify.engine import Engine, Job, WorkerLostError, Workers
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
 from batchverify.manifest import Block
@@ -21,6 +21,7 @@ from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
 from batchverify.scheduler import ImageRun
+from batchverify.threads import LocalEngine
 
 
 def open_cache(plan: ToyPlan) -> EmbeddingCache:
@@ -278,7 +279,7 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
 
 
 def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pair_run, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
     gallery = Gallery(2)
     for index in range(2):
         gallery.put(index, np.ones(512, np.float16))

@@ -10,9 +10,10 @@ from object_store import KEYS, Store, object_store
 from pyarrow import fs
 
 from batchverify.cli import main
+from batchverify.decoding import read_image
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.images import ImageRoot, read_image
+from batchverify.images import ImageRoot
 from batchverify.locations import Location
 from batchverify.pipeline import READERS, Loader, LoadPlan
 from batchverify.records import Limits, Reason, Skipped

@@ -57,7 +57,7 @@ def drawn(generator: random.Random, count: int) -> list[bytes]:
 @pytest.mark.parametrize("hash_of", HASHES)
 @pytest.mark.parametrize("seed", range(3))
 def test_numbers_are_those_of_a_dict(monkeypatch, hash_of, seed):
-    monkeypatch.setattr(text_numbers, "_AT_ONCE", 100)
+    monkeypatch.setattr(text_numbers, "_PUT_AT_ONCE", 100)
     generator, numbers, slow = random.Random(seed), TextNumbers(hash_of), {}
     texts = drawn(generator, 3000)
     for _ in range(40):

@@ -1,0 +1,102 @@
+"""The stages in threads of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_futures
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from batchverify.cache import KeyIndex
+from batchverify.devices import available_cpus
+from batchverify.engine import Job, Workers, WorkPlan, limit_threads, visible_gpus
+from batchverify.errors import HungError
+from batchverify.pipeline import Loaded, Loader, Scores, embed_images, score_indices
+from batchverify.records import Skipped
+
+
+class LocalEngine:
+    """The stages in threads of this process: no start-up cost; a crash of a decoder ends the run."""
+
+    name = "local"
+
+    def __init__(self, plan: WorkPlan, index: KeyIndex | None, workers: Workers | None = None) -> None:
+        self.plan = plan
+        self.workers = workers or Workers.for_cpus(available_cpus(), visible_gpus(plan.device))
+        self._loader = Loader(plan.load, index)
+        self._load_pool = ThreadPoolExecutor(self.workers.loaders, "load")
+        self._work_pool = ThreadPoolExecutor(self.workers.count, "work")
+        self._head: Any = None
+        self._hung = False
+        self._vectors = np.zeros((0, 0), np.float16)
+        self._used_embedder = False
+
+    def require_shared(self, output: str | None, references: Sequence[str | Skipped]) -> None:
+        """See `Engine`: one machine sees what it sees."""
+
+    def load(self, references: Sequence[str]) -> Job:
+        """See `Engine`."""
+        return Job(self._load_pool.submit(self._loader, references))
+
+    def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
+        """See `Engine`."""
+        images = [loaded.images[position] for position in positions]
+        if not self._used_embedder:
+            # Built before the workers ask for it, so that they do not build it twice.
+            self._used_embedder = self._embedder is not None
+        view = self.plan.load.settings.view
+        return Job(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
+
+    def share(self, head: Any, vectors: np.ndarray) -> None:
+        """See `Engine`."""
+        self._head, self._vectors = head, vectors
+
+    def score(self, a: np.ndarray, b: np.ndarray) -> Job:
+        """See `Engine`."""
+        return Job(self._work_pool.submit(self._score, a, b))
+
+    def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
+        """See `Engine`."""
+        by_future = {job.handle: job for job in jobs}
+        done, _ = wait_futures(by_future, timeout, return_when=FIRST_COMPLETED)
+        return [by_future[future] for future in done]
+
+    def result(self, job: Job) -> Any:
+        """See `Engine`."""
+        future: Future[Any] = job.handle
+        value = future.result()
+        if isinstance(value, tuple) and isinstance(value[0], Loaded):
+            loaded, job.images = value
+            return loaded
+        return value
+
+    def withdraw(self, job: Job) -> bool:
+        """See `Engine`."""
+        return bool(job.handle.cancel())
+
+    def kill(self, job: Job, image: str) -> None:
+        """See `Engine`; a thread cannot be ended, so the run is."""
+        self._hung = True
+        raise HungError(
+            f"no progress at {image} or an image near it; --engine ray survives images that hang their worker"
+        )
+
+    def compute_path(self) -> str:
+        """See `Engine`."""
+        return str(self._embedder.compute_path) if self._used_embedder else ""
+
+    def close(self) -> None:
+        """Wait for what runs, unless it hangs; drop what waits."""
+        self._load_pool.shutdown(wait=not self._hung, cancel_futures=True)
+        self._work_pool.shutdown(wait=not self._hung, cancel_futures=True)
+
+    @cached_property
+    def _embedder(self) -> Any:
+        return self.plan.embedder(self.workers.count, self.workers.threads)
+
+    def _score(self, a: np.ndarray, b: np.ndarray) -> Scores:
+        limit_threads(self._head, self.workers.threads)
+        return score_indices(self._head, self._vectors, a, b)
