@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from results import publish, table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from killing import SIGNALS, Blow, ClusterJob, KilledJob, draw_pairs
 
 PART_ROWS = 500

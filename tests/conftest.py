@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from repository import REPOSITORY
 
 
 @pytest.fixture(scope="session")

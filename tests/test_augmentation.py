@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from PIL import Image
+from repository import REPOSITORY
 
 from batchverify.augmentation import augmented
 

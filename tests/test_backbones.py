@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from repository import REPOSITORY
 from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
@@ -34,7 +35,7 @@ from batchverify.errors import ArtifactError, UsageError
 from batchverify.inception import check_tensors
 from batchverify.mtcnn import weights_path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
+sys.path.insert(0, str(REPOSITORY / "jobs"))
 FLOAT_FILE = "20180402-114759-vggface2.pt"
 
 

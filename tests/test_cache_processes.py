@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cache_samples import FINGERPRINT, entry, failure, key, new_cache, segments, values
+from repository import SUPPORT
 
 from batchverify.cache import EmbeddingCache
 from batchverify.cache_care import verify_cache
@@ -63,7 +64,7 @@ def test_processes_that_create_write_and_read_at_once_lose_nothing(tmp_path: Pat
 
 
 def test_a_killed_writer_leaves_whole_segments_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    script = WRITER.format(tests=str(Path(__file__).parent), root=str(tmp_path))
+    script = WRITER.format(tests=str(SUPPORT), root=str(tmp_path))
     acknowledged = []
     for attempt in range(5):
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as writer:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from conftest import REPOSITORY
+from repository import REPOSITORY
 
 from batchverify.cli import main
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as reference
 from click.testing import CliRunner
-from conftest import REPOSITORY
 from lfw_cache import view_1
+from repository import REPOSITORY
 from score_tables import draw_columns, write_scores
 
 import batchverify

@@ -2,7 +2,7 @@
 
 import re
 
-from conftest import REPOSITORY
+from repository import REPOSITORY
 from score_tables import draw_columns, write_scores
 
 import batchverify

@@ -16,7 +16,7 @@ import pytest
 import ray
 import yaml
 from click.testing import CliRunner
-from conftest import REPOSITORY
+from repository import REPOSITORY, SUPPORT
 
 from batchverify.cli import main
 
@@ -79,7 +79,7 @@ def parse(name: str, arguments: list[str]) -> dict:
 
 def test_the_rayjob_is_one():
     claim, job = documents("rayjob.yaml")
-    jsonschema.validate(job, json.loads((REPOSITORY / "tests" / "schemas" / "rayjob.json").read_text()))
+    jsonschema.validate(job, json.loads((SUPPORT / "schemas" / "rayjob.json").read_text()))
     arguments = require_command(job["spec"]["entrypoint"])
     cluster = job["spec"]["rayClusterSpec"]
     pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
@@ -99,7 +99,7 @@ def test_the_rayjob_is_one():
 )
 def test_the_schema_sees_what_is_missing(missing):
     _, job = documents("rayjob.yaml")
-    schema = json.loads((REPOSITORY / "tests" / "schemas" / "rayjob.json").read_text())
+    schema = json.loads((SUPPORT / "schemas" / "rayjob.json").read_text())
     with pytest.raises(jsonschema.ValidationError, match=missing):
         jsonschema.validate(without(job, missing), schema)
 

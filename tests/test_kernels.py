@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from repository import PACKAGE
 
 from batchverify import kernels, numba_kernels, plain_kernels
 from batchverify.errors import UsageError
 from batchverify.pyramid import integral
 
-PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 RNG = np.random.default_rng(11)
 BOTH = (numba_kernels, plain_kernels)
 SIZES = [(1, 1), (1, 7), (7, 1), (3, 5), (250, 250), (131, 77)]

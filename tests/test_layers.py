@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import PACKAGE
 
-PACKAGE = Path(__file__).resolve().parent.parent / "batchverify"
 # From the top down: a module imports from lines below its own alone.
 TABLE = """
 __init__ cli

@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from people import QUICK, draw_people
+from repository import REPOSITORY, SUPPORT
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from batchverify.errors import TrainingError
@@ -254,8 +254,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 @pytest.mark.parametrize("kind", ["network", "linear"])
 def test_memory_does_not_grow_with_the_pairs(kind):
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent)])
+    path = os.pathsep.join([str(SUPPORT), str(REPOSITORY)])
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, kind],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

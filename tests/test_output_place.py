@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import REPOSITORY
+from repository import REPOSITORY
 
 import batchverify
 from batchverify.errors import BatchverifyError, UsageError

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from repository import REPOSITORY
 
 from batchverify.backbones import load_backbone, packaged_weights
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings

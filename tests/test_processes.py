@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from repository import SUPPORT
 
 from batchverify.cache_care import verify_cache
 
@@ -158,7 +159,7 @@ main({arguments!r})
 
 def test_threads_that_hang_do_not_keep_the_command_alive(manifest, tmp_path):
     arguments = command(manifest, tmp_path / "out.parquet", tmp_path / "cache", "local")[3:]
-    script = HANGING.format(tests=str(Path(__file__).parent), arguments=arguments)
+    script = HANGING.format(tests=str(SUPPORT), arguments=arguments)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "batchverify: no progress at" in ended.stderr

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import REPOSITORY
 from pages import Opened, chromium
+from repository import REPOSITORY
 from score_tables import draw_columns, write_scores
 
 import batchverify

@@ -6,17 +6,16 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from PIL import Image, UnidentifiedImageError
+from repository import REPOSITORY
 
 from batchverify.records import Limits, Reason
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLES = REPOSITORY / "sample_manifests"
 PEOPLE = {"ada", "bola", "chen", "dan", "esra", "fay", "gus", "hari"}
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from repository import SUPPORT
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
-from batchverify import pair_run, scheduler
+from batchverify import scheduler
 from batchverify.cache import EmbeddingCache
 from batchverify.engine import Engine, Job, WorkerLostError, Workers
 from batchverify.errors import BatchverifyError
@@ -52,7 +53,7 @@ def ray_session() -> Iterator[None]:
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
+        runtime_env={"env_vars": {"PYTHONPATH": str(SUPPORT)}},
     )
     yield
     ray.shutdown()

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from killing import SCRIPT, draw_pairs
 from object_store import Store, object_store
+from repository import REPOSITORY
 
 import batchverify
 from batchverify.locations import Location
 
-FOLDER = Path(__file__).resolve().parent.parent / "sample_manifests"
+FOLDER = REPOSITORY / "sample_manifests"
 OPTIONS = {"crop": "none", "quiet": True, "device": "cpu"}
 # With it the first job meets each kind of fault, and one slow answer: 10 s until it is asked for again.
 SEED = 0

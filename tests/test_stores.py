@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from object_store import KEYS, Store, object_store
 from pyarrow import fs
+from repository import REPOSITORY
 
 from batchverify.cli import main
 from batchverify.decoding import read_image
@@ -18,7 +19,7 @@ from batchverify.locations import Location
 from batchverify.pipeline import READERS, Loader, LoadPlan
 from batchverify.records import Limits, Reason, Skipped
 
-FACES = Path(__file__).resolve().parent.parent / "sample_manifests"
+FACES = REPOSITORY / "sample_manifests"
 AZURE = "abfs://faces@team.dfs.core.windows.net"
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import REPOSITORY
 from ray_nodes import free_port
+from repository import REPOSITORY
 
 from batchverify.cli import main
 from batchverify.errors import UsageError

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
 from ray_nodes import RayNodes
+from repository import REPOSITORY
 
 import batchverify
 

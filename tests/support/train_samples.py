@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from click.testing import CliRunner, Result
-from conftest import REPOSITORY
+from repository import REPOSITORY
 
 from batchverify.cli import main
 
