@@ -22,7 +22,7 @@ def set_up(verbose: bool) -> None:
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from batchverify.decoding import own_process
-    from batchverify.memory import collect_rarely, keep_freed_memory
+    from batchverify.process import collect_rarely, keep_freed_memory
 
     own_process()
     keep_freed_memory()

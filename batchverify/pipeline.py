@@ -19,10 +19,10 @@ from batchverify.crops import Face, fixed_face
 from batchverify.decoding import decode, decoder_set, read_image, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.locations import scheme_of
-from batchverify.memory import peak_memory
+from batchverify.process import peak_memory
+from batchverify.progress import Stopwatch
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
-from batchverify.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from batchverify.embedder import Embedder

@@ -1,18 +1,38 @@
-"""One line of progress on a terminal, a plain line every so often elsewhere."""
+"""What a run says while it goes on: one progress line, and the seconds of its stages."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from shutil import get_terminal_size
 from typing import Protocol, TextIO
 
-from batchverify.stopwatch import Stopwatch
-
 TERMINAL_SECONDS = 0.2
 PLAIN_SECONDS = 15.0
+
+
+@dataclass
+class Stopwatch:
+    """Wall-clock seconds by name of the stage, added up."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add({name: time.perf_counter() - started})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add another watch's seconds."""
+        for name, more in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + more
 
 
 class Measured(Protocol):

@@ -23,8 +23,8 @@ from batchverify.cluster import (
 from batchverify.crew import Crew, Member
 from batchverify.engine import Job, NodeLostError, WorkerLostError, Workers, WorkPlan, limit_threads
 from batchverify.errors import BatchverifyError
-from batchverify.memory import keep_freed_memory
 from batchverify.pipeline import Embeddings, Image, Loaded, Loader, Scores, embed_images, score_indices
+from batchverify.process import keep_freed_memory
 from batchverify.records import Skipped
 from batchverify.sharing import SharedPaths
 

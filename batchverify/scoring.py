@@ -19,10 +19,10 @@ from batchverify.job import PATHS, Job, reason_of, same_path
 from batchverify.jobfolder import JobFolder
 from batchverify.launch import engine_of
 from batchverify.manifest import Block
-from batchverify.memory import peak_memory
 from batchverify.output import Output, reasons_of
 from batchverify.pair_run import score_pairs
 from batchverify.parts import PartRecord, Parts, PartWriter
+from batchverify.process import peak_memory
 from batchverify.progress import Progress
 from batchverify.results import RECORD_KEY, record_text, result_table
 from batchverify.scheduler import ImageRun

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from batchverify.memory import peak_memory
+from batchverify.process import peak_memory
 from batchverify.progress import Progress, duration
 
 if TYPE_CHECKING:

@@ -95,7 +95,7 @@ def _embedder(**options: Any) -> tuple[Any, ThreadPoolExecutor, Any]:
 
     from batchverify.embedder import Embedder
     from batchverify.engine import Workers, available_cpus, visible_gpus
-    from batchverify.memory import keep_freed_memory
+    from batchverify.process import keep_freed_memory
 
     keep_freed_memory()
     workers = Workers.for_cpus(available_cpus(), visible_gpus(options.get("device", "auto")))

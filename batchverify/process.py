@@ -1,4 +1,4 @@
-"""How a process of ours keeps memory, and how much it had: freed memory is used again, not given back."""
+"""A process of ours: its allocator, its garbage collector, its peak memory."""
 
 from __future__ import annotations
 

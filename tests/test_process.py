@@ -9,7 +9,7 @@ PROGRAM = """
 import atexit, gc
 usual = gc.get_threshold()[0]
 atexit.register(lambda: print(gc.get_freeze_count() > 1000))
-from batchverify.memory import collect_rarely
+from batchverify.process import collect_rarely
 collect_rarely()
 print(gc.get_threshold()[0] > usual)
 import {module}
