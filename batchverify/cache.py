@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from batchverify.errors import ArtifactError
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.locations import Location
 from batchverify.records import CACHED_REASONS, Skipped
 from batchverify.segments import (
     DAMAGE,
@@ -31,7 +30,8 @@ from batchverify.segments import (
     vector_table,
     write_segment,
 )
-from batchverify.stores import is_denied, is_passing
+from batchverify.storage.location import Location
+from batchverify.storage.object_store import is_denied, is_passing
 
 log = logging.getLogger(__name__)
 

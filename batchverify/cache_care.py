@@ -20,7 +20,6 @@ from batchverify.cache import VERSION
 from batchverify.cache_report import CacheReport, FingerprintInfo, Problem
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.locations import Location, publish
 from batchverify.segments import (
     DAMAGE,
     DIMENSION,
@@ -32,6 +31,7 @@ from batchverify.segments import (
     vector_column,
     vector_schema,
 )
+from batchverify.storage.location import Location, publish
 
 QUARANTINE = "quarantine"
 # Half precision moves a norm by less than 0.001.

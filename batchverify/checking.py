@@ -14,11 +14,11 @@ from pyarrow import fs
 
 from batchverify.columns import LABEL, TRUE_LABEL
 from batchverify.errors import UsageError
-from batchverify.locations import Location
 from batchverify.manifest import Manifest, Scan
 from batchverify.pairs import BLANK, Doubt, doubtful_pairs
 from batchverify.progress import duration
 from batchverify.records import Limits, Reason, Skipped
+from batchverify.storage.location import Location
 
 # About what two CPU cores embed; a GPU does a hundred times as many.
 IMAGES_PER_SECOND = 50.0

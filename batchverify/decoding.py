@@ -14,9 +14,9 @@ import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from batchverify.errors import UsageError
-from batchverify.locations import Location, scheme_of
 from batchverify.records import Limits, Picture, Reason, Skipped
-from batchverify.stores import is_denied, patiently
+from batchverify.storage.location import Location, scheme_of
+from batchverify.storage.object_store import is_denied, patiently
 
 # Formats that Pillow decodes by itself; EPS and friends would start other programs. JPEG opens MPO, too:
 # a name that Pillow opens under no plug-in of its own makes it fail at every format after it.

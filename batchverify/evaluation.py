@@ -22,7 +22,6 @@ from batchverify.comparison import Comparison, compare, same_pairs
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation_summary import Evaluation
 from batchverify.folds import FOLD, measure_folds, summarise_folds
-from batchverify.locations import Location
 from batchverify.measured import MeasuredPairs, rate_table
 from batchverify.report import render
 from batchverify.report_pairs import galleries
@@ -30,6 +29,7 @@ from batchverify.review import check_target, write_review
 from batchverify.score_files import ScoreFile
 from batchverify.scores import Scores, describe_truth, read_scores, read_units
 from batchverify.slices import measure_slices, slices_document
+from batchverify.storage.location import Location
 from batchverify.thumbnails import Source
 from batchverify.truth import read_truth
 from batchverify.version import __version__

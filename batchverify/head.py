@@ -17,8 +17,8 @@ from batchverify.distances import distances
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.features import product
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.locations import Location
 from batchverify.member import Member, from_tensors, to_tensors
+from batchverify.storage.location import Location
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, replace
 
 from batchverify.errors import UsageError
-from batchverify.locations import Location, scheme_of
 from batchverify.records import Reason, Skipped
-from batchverify.stores import SCHEMES
+from batchverify.storage.location import Location, scheme_of
+from batchverify.storage.object_store import SCHEMES
 
 _DATA_URI = re.compile(r"data:[^/]*(/[^/]*)?[;,]", re.IGNORECASE)
 # Cells come back in messages; a data: URI may hold megabytes.

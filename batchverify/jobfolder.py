@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from batchverify.errors import UsageError
-from batchverify.locations import Location
+from batchverify.storage.location import Location
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchverify.ahead import ahead
 from batchverify.columns import (
     LABEL,
     LosslessTypes,
@@ -29,7 +28,8 @@ from batchverify.columns import (
 from batchverify.columns import TRUE_LABEL as TRUE_LABEL
 from batchverify.errors import ManifestError, UsageError
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
+from batchverify.storage.background import ahead
+from batchverify.storage.location import Location
 from batchverify.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
 from batchverify.unique_images import UniqueImages
 

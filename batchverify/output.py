@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchverify.ahead import ahead
 from batchverify.errors import UsageError
 from batchverify.jobfolder import JobFolder, differences
-from batchverify.locations import Location
 from batchverify.parts import PartRecord, Parts, footer, number_of, read_table
 from batchverify.results import record_text
 from batchverify.sinks import PART, SUCCESS, FileSink, part_files, writing
+from batchverify.storage.background import ahead
+from batchverify.storage.location import Location
 
 # A part is what a kill costs at most of the scoring, and what is published at once. In a folder it is the
 # file that readers get: a million rows, some ten seconds of work. The parts of a single file are only

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.errors import BatchverifyError
-from batchverify.locations import Location
 from batchverify.manifest import Block
 from batchverify.results import RECORD_KEY
 from batchverify.sinks import PART, SUCCESS, FileSink, part_files
-from batchverify.stores import is_denied, is_passing
+from batchverify.storage.location import Location
+from batchverify.storage.object_store import is_denied, is_passing
 
 
 @dataclass(frozen=True)

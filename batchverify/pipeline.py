@@ -18,11 +18,11 @@ from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.crops import Face, fixed_face
 from batchverify.decoding import decode, decoder_set, read_image, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.locations import scheme_of
 from batchverify.process import peak_memory
 from batchverify.progress import Stopwatch
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
+from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:
     from batchverify.embedder import Embedder

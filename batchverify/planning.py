@@ -7,10 +7,10 @@ from pathlib import Path
 from batchverify.backbones import find_fingerprint
 from batchverify.engine import WorkPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.locations import Location
 from batchverify.options import EmbedOptions
 from batchverify.pipeline import LoadPlan
 from batchverify.progress import show_download
+from batchverify.storage.location import Location
 
 
 def backbone_fingerprint(options: EmbedOptions) -> str:

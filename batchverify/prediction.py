@@ -12,12 +12,12 @@ from batchverify.engine import WorkPlan
 from batchverify.errors import NothingScoredError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
 from batchverify.options import ScoreOptions
 from batchverify.pipeline import Loader, embed_images
 from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.records import Skipped
 from batchverify.segments import Entry
+from batchverify.storage.location import Location
 
 # One forward pass for both images.
 PAIR_BATCH = 2

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from batchverify.errors import BatchverifyError, ManifestError
 from batchverify.gallery import Gallery
-from batchverify.locations import Location
 from batchverify.manifest import Block
+from batchverify.storage.location import Location
 
 RECORD_KEY = "batchverify"
 SCORE_FIELDS = (

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from batchverify.columns import LABEL, PREDICTED_LABEL
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.examples import worst
-from batchverify.locations import Location
 from batchverify.scores import PERSONS, UNKNOWN, Scores
+from batchverify.storage.location import Location
 from batchverify.thumbnails import Source
 
 FORMATS = (".csv", ".parquet")

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from batchverify.columns import is_text
 from batchverify.errors import ManifestError
-from batchverify.locations import Location
 from batchverify.results import RECORD_KEY
 from batchverify.sinks import SUCCESS, part_files
+from batchverify.storage.location import Location
 
 
 @dataclass(frozen=True)

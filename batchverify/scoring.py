@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from batchverify.ahead import Behind
 from batchverify.engine import Engine
 from batchverify.errors import UsageError
 from batchverify.gallery import Gallery
@@ -27,6 +26,7 @@ from batchverify.progress import Progress
 from batchverify.results import RECORD_KEY, record_text, result_table
 from batchverify.scheduler import ImageRun
 from batchverify.sinks import writing
+from batchverify.storage.background import Behind
 from batchverify.summary import EmbedSummary
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchverify.locations import Location
 from batchverify.records import CACHED_REASONS, Reason, Skipped
+from batchverify.storage.location import Location
 
 METADATA_KEY = b"batchverify"
 DIMENSION = 512

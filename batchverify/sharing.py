@@ -12,8 +12,8 @@ from typing import Any
 
 from batchverify.cluster import Node, on_node
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.locations import Location, scheme_of
 from batchverify.records import Skipped
+from batchverify.storage.location import Location, scheme_of
 
 # So many images are looked for on every node.
 SAMPLE = 32

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.locations import Location, publish
 from batchverify.results import RECORD_KEY, record_text
-from batchverify.stores import patiently
+from batchverify.storage.location import Location, publish
+from batchverify.storage.object_store import patiently
 
 # Last of all in a folder of parts: all are there.
 SUCCESS = "_SUCCESS"

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.locations import scheme_of
+from batchverify.storage.location import scheme_of
 
 # Ray gives a stopped job 3 seconds; ours finishes what is being embedded and commits it.
 STOP_SECONDS = 60

@@ -139,8 +139,8 @@ class ScoreSummary(EmbedSummary):
             raise ValueError("this summary has neither rows nor an output file")
         import pyarrow.dataset as pads  # which imports pandas
 
-        from batchverify.locations import Location
         from batchverify.sinks import part_files
+        from batchverify.storage.location import Location
 
         location = Location.parse(self.output)
         parts = part_files(location) if location.kind() == "folder" else [location]

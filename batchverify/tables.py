@@ -16,7 +16,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from batchverify.errors import ManifestError, UsageError
-from batchverify.locations import Location
+from batchverify.storage.location import Location
 
 PARQUET = (".parquet", ".pq")
 TABS = (".tsv", ".tab")

@@ -18,9 +18,9 @@ from batchverify.decoding import decode, read_image
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
+from batchverify.storage.location import Location
 
 SIDE = 128
 QUALITY = 82

@@ -14,9 +14,9 @@ from batchverify.errors import NothingScoredError, UsageError
 from batchverify.job import Job
 from batchverify.labelled import LabelledPairs, count_labels, people_of
 from batchverify.leakage import Leak, check_apart, find_leaks, shared_people
-from batchverify.locations import Location
 from batchverify.options import TrainOptions
 from batchverify.recipe import recipes
+from batchverify.storage.location import Location
 from batchverify.summary import EmbedSummary
 from batchverify.train_summary import TrainSummary
 from batchverify.training import FEWEST_PAIRS, Fitted, evaluate, fit_head

@@ -13,7 +13,6 @@ from batchverify.errors import NothingScoredError, UsageError
 from batchverify.gallery import Gallery
 from batchverify.job import Job
 from batchverify.launch import engine_of
-from batchverify.locations import Location
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.output import Output
 from batchverify.progress import Progress
@@ -21,6 +20,7 @@ from batchverify.records import Reason
 from batchverify.results import output_schema
 from batchverify.scheduler import ImageRun
 from batchverify.scoring import MemoryRows, PartRows, run_counts, score_rows
+from batchverify.storage.location import Location
 from batchverify.summary import EmbedSummary, ScoreSummary
 from batchverify.tables import would_find
 

@@ -12,8 +12,8 @@ import pytest
 from cache_samples import FINGERPRINT, OTHER, entry, failure, flip, key, segments, values, write
 
 from batchverify.cache import EmbeddingCache
-from batchverify.locations import Location
 from batchverify.segments import Provenance, read_segment, vector_schema, vector_table, write_segment
+from batchverify.storage.location import Location
 
 
 def open_cache(root: Path) -> EmbeddingCache:

@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 from batchverify.cache import EmbeddingCache
 from batchverify.cache_care import cache_info, verify_cache
 from batchverify.errors import ArtifactError
-from batchverify.locations import Location
+from batchverify.storage.location import Location
 
 BUCKET = "faces"
 

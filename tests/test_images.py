@@ -8,8 +8,8 @@ import pytest
 
 from batchverify.decoding import read_image
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
 from batchverify.records import Limits, Reason, Skipped
+from batchverify.storage.location import Location
 
 OPEN = ImageRoot(Location("/data/set"))
 FENCED = ImageRoot(Location("/data/set"), fenced=True)

@@ -16,9 +16,9 @@ import pytest
 from batchverify import tables
 from batchverify.errors import UsageError
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
 from batchverify.manifest import Columns, Manifest
 from batchverify.records import Reason, Skipped
+from batchverify.storage.location import Location
 from batchverify.unique_images import UniqueImages
 
 

@@ -9,7 +9,7 @@ from half_done import FACES, PART, files, job_folder, run, stopped
 from batchverify import output
 from batchverify.errors import UsageError
 from batchverify.jobfolder import JobFolder
-from batchverify.locations import Location
+from batchverify.storage.location import Location
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 

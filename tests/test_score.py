@@ -16,9 +16,9 @@ import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
 from batchverify.job import reason_of
 from batchverify.launch import cluster_address
-from batchverify.locations import Location
 from batchverify.results import read_record
 from batchverify.sinks import FileSink
+from batchverify.storage.location import Location
 from batchverify.summary import ScoreSummary
 
 SAMPLES = REPOSITORY / "sample_manifests"

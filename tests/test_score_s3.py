@@ -16,7 +16,7 @@ from object_store import Store, object_store
 from repository import REPOSITORY
 
 import batchverify
-from batchverify.locations import Location
+from batchverify.storage.location import Location
 
 FOLDER = REPOSITORY / "sample_manifests"
 OPTIONS = {"crop": "none", "quiet": True, "device": "cpu"}

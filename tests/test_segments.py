@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from cache_samples import entry, failure, flip, key, values, vector
 
-from batchverify.locations import Location
 from batchverify.records import Reason, Skipped
 from batchverify.segments import (
     DAMAGE,
@@ -30,6 +29,7 @@ from batchverify.segments import (
     vector_table,
     write_segment,
 )
+from batchverify.storage.location import Location
 
 ID = "0123456789abcdef" * 2
 

@@ -6,9 +6,9 @@ import pytest
 
 from batchverify.cluster import Node
 from batchverify.errors import UsageError
-from batchverify.locations import Location
 from batchverify.records import Reason, Skipped
 from batchverify.sharing import SAMPLE, SharedPaths, look, put_marker, remove, require_alike, sample
+from batchverify.storage.location import Location
 
 ONE, TWO = Node("a" * 56, "10.0.0.1", 1, 1, 0), Node("b" * 56, "10.0.0.2", 1, 1, 0)
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
 from batchverify.spelling import from_bytes, resolve_many, to_bytes
+from batchverify.storage.location import Location
 from batchverify.unique_images import UniqueImages
 
 QUERY = "?region=eu-west-1"
@@ -123,7 +123,7 @@ def test_one_file_under_two_roots_is_one_image():
 TWO_MILLION = """
 import pyarrow as pa
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
+from batchverify.storage.location import Location
 from batchverify.unique_images import UniqueImages
 
 def resident():

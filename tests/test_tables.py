@@ -13,9 +13,9 @@ from moto.server import ThreadedMotoServer
 from batchverify import tables
 from batchverify.checking import look_up
 from batchverify.errors import ManifestError, UsageError
-from batchverify.locations import Location
 from batchverify.manifest import Manifest
 from batchverify.records import Limits, Reason
+from batchverify.storage.location import Location
 from batchverify.tables import TableFile, find_files, table_of
 
 HEADER = b"image_a,image_b\n"

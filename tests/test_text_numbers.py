@@ -9,7 +9,7 @@ import pytest
 
 from batchverify import text_numbers
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
+from batchverify.storage.location import Location
 from batchverify.text_numbers import TextNumbers
 from batchverify.unique_images import UniqueImages
 

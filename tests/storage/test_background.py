@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from batchverify.ahead import AHEAD, Behind, ahead
+from batchverify.storage.background import AHEAD, Behind, ahead
 
 
 def test_items_come_in_order_and_no_more_are_made_than_wanted():

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from pyarrow import fs
 
 from batchverify.errors import UsageError
-from batchverify.stores import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, patiently
+from batchverify.storage.object_store import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, patiently
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")

@@ -10,8 +10,8 @@ import pytest
 
 from batchverify.decoding import read_image
 from batchverify.errors import UsageError
-from batchverify.locations import Location, publish, scheme_of
 from batchverify.records import Limits, Reason
+from batchverify.storage.location import Location, publish, scheme_of
 
 OPTIONS = "?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
 

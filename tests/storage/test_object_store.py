@@ -15,9 +15,9 @@ from batchverify.decoding import read_image
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.images import ImageRoot
-from batchverify.locations import Location
 from batchverify.pipeline import READERS, Loader, LoadPlan
 from batchverify.records import Limits, Reason, Skipped
+from batchverify.storage.location import Location
 
 FACES = REPOSITORY / "sample_manifests"
 AZURE = "abfs://faces@team.dfs.core.windows.net"
