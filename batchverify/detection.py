@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from batchverify.fingerprint import DETECT_SIDE
-from batchverify.kernels import resample, suppress
+from batchverify.kernels.loops import resample, suppress
 from batchverify.mtcnn import OUTPUT_SIZE, REFINE_SIZE, Judged, Networks, OpenvinoNetworks
 from batchverify.pyramid import CELL, CHANNELS, STRIDE, Pyramid, integral, pyramid, regions
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batchverify.distances import EPSILON
 from batchverify.errors import UsageError
+from batchverify.kernels.distances import EPSILON
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchverify.distances import distances
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.features import product
 from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.kernels.distances import distances
 from batchverify.member import Member, from_tensors, to_tensors
 from batchverify.storage.location import Location
 

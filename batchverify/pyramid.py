@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from batchverify.kernels import integrate, resample
+from batchverify.kernels.loops import integrate, resample
 
 FACTOR = 0.709
 CELL = 12

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from batchverify.distances import EPSILON, distances
 from batchverify.features import chi_square_distance
+from batchverify.kernels.distances import EPSILON, distances
 
 RNG = np.random.default_rng(3)
 

@@ -1,4 +1,4 @@
-"""The loops in numba: what `kernels` calls where numba works. Each has a twin of its name in `plain_kernels`."""
+"""The loops in numba: what `loops` calls where numba works. Each has a twin of its name in `plain_loops`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = np.ndarray
 
 # Division by zero follows numpy, and no sum is reordered: the results are the same bits on every machine.
 _SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-# As in `plain_kernels`. Not imported from there: numba would not notice when they change.
+# As in `plain_loops`. Not imported from there: numba would not notice when they change.
 _LANES = 32
 _EPSILON = np.float32(1e-6)
 # How many pairs ahead rows are read: they lie anywhere in memory, and the CPU cannot foresee where.
@@ -47,7 +47,7 @@ def compiled_anew(loop: Any) -> Any:
 
 @_kept
 def integrate(image: Array, sums: Array) -> None:
-    """See `kernels.integrate`."""
+    """See `loops.integrate`."""
     height, width, _ = image.shape
     sums[0] = 0
     for y in range(height):
@@ -81,7 +81,7 @@ def _divide(start: int, extent: int, low: Array, high: Array) -> None:
 
 @_kept
 def resample(sums: Array, regions: Array, places: Array, reciprocal: bool, patches: Array) -> None:
-    """See `kernels.resample`."""
+    """See `loops.resample`."""
     edges = np.empty((4, max(patches.shape[1], patches.shape[2])), np.int64)
     for k in range(len(regions)):
         left, top, right, bottom = regions[k]
@@ -103,7 +103,7 @@ def resample(sums: Array, regions: Array, places: Array, reciprocal: bool, patch
 
 @_kept
 def suppress(boxes: Array, order: Array, threshold: float) -> Array:
-    """See `kernels.suppress`."""
+    """See `loops.suppress`."""
     kept, count = np.empty(len(order), np.int64), 0
     for index in order:
         x0, y0, x1, y1 = boxes[index]
@@ -133,7 +133,7 @@ def _moved(bits: Any) -> Any:
 
 @_kept
 def distances(first: Array, second: Array, a: Array, b: Array, chi: Array, dots: Array) -> None:
-    """See `kernels.distances`."""
+    """See `loops.distances`."""
     distance, product = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
     left_bits, right_bits = np.empty(_LANES, np.int32), np.empty(_LANES, np.int32)
     left, right = left_bits.view(np.float32), right_bits.view(np.float32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchverify import kernels
+from batchverify.kernels import loops
 
-EPSILON = kernels.EPSILON
+EPSILON = loops.EPSILON
 
 
 def distances(
@@ -28,12 +28,12 @@ def distances(
     if not first.dtype == second.dtype == np.float16:
         first, second = first.astype(np.float32, copy=False), second.astype(np.float32, copy=False)
     chi, dots = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
-    kernels.distances(_bits(first), _bits(second), a, b, chi, dots)
+    loops.distances(_bits(first), _bits(second), a, b, chi, dots)
     return chi, dots
 
 
 def _bits(rows: np.ndarray) -> np.ndarray:
     """(M, F) float16 or float32 to (M, F') int16 or int32 of the same bits, F' a multiple of the lanes."""
-    missing = -rows.shape[1] % kernels.LANES
+    missing = -rows.shape[1] % loops.LANES
     padded = np.pad(rows, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(rows)
     return padded.view(np.int16 if rows.dtype == np.float16 else np.int32)

@@ -1,8 +1,8 @@
 """Loops over pixels, boxes and pairs that no library has: the one door to them.
 
-Each has a twin in numpy (`plain_kernels`) that gives the same bits. A process begins with the twins:
+Each has a twin in numpy (`plain_loops`) that gives the same bits. A process begins with the twins:
 importing numba takes a second, compiling all loops for the first time five. Once the twins have taken `PATIENCE`
-seconds, the loops in numba (`numba_kernels`) take over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at once)
+seconds, the loops in numba (`numba_loops`) take over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at once)
 or `off` (twins alone). Where numba cannot be imported, the twins stay. A compiled loop that fails ends no run: it is
 compiled again without the files that were kept, and if that fails, too, its twin takes its place in this process.
 
@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from batchverify import plain_kernels
 from batchverify.errors import UsageError
+from batchverify.kernels import plain_loops
 
 VARIABLE = "BATCHVERIFY_KERNELS"
 # Of `distances`: see there.
-EPSILON, LANES = plain_kernels.EPSILON, plain_kernels.LANES
+EPSILON, LANES = plain_loops.EPSILON, plain_loops.LANES
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +86,14 @@ def _run(name: str, *arguments: Any) -> Any:
     way = _chosen.get(name)
     if way is None:
         if _mode() == "auto" and _spent[0] < PATIENCE:
-            return _timed(getattr(plain_kernels, name), arguments)
+            return _timed(getattr(plain_loops, name), arguments)
         way = _choose(name)
     try:
         return way(*arguments)
     except MemoryError:
         raise  # no fault of the loop
     except Exception as exc:
-        if way is getattr(plain_kernels, name):
+        if way is getattr(plain_loops, name):
             raise
         return _run_again(name, way, exc, arguments)
 
@@ -121,7 +121,7 @@ def _run_again(name: str, failed: Callable[..., Any], error: Exception, argument
         except MemoryError:
             raise
         except Exception as exc:  # noqa: BLE001  see `_run`
-            way = getattr(plain_kernels, name)
+            way = getattr(plain_loops, name)
             found, outcome = way(*arguments), f"numpy takes its place ({_text(exc)})"
         _chosen[name] = way
     log.warning("the compiled loop %s failed (%s): %s", name, _text(error), outcome)
@@ -141,13 +141,13 @@ def _mode() -> str:
 def _loops() -> ModuleType:
     """The module with the loops."""
     if _mode() == "off":
-        return plain_kernels
+        return plain_loops
     try:
-        from batchverify import numba_kernels
+        from batchverify.kernels import numba_loops
     except Exception as exc:  # noqa: BLE001  the seam to numba: it fails in many ways beside a numpy too new
         log.warning("numba cannot be imported (%s): numpy takes its place, more slowly", _text(exc))
-        return plain_kernels
-    return numba_kernels
+        return plain_loops
+    return numba_loops
 
 
 def _text(exc: Exception) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from repository import PACKAGE
 
-from batchverify import kernels, numba_kernels, plain_kernels
 from batchverify.errors import UsageError
+from batchverify.kernels import loops, numba_loops, plain_loops
 from batchverify.pyramid import integral
 
 RNG = np.random.default_rng(11)
-BOTH = (numba_kernels, plain_kernels)
+BOTH = (numba_loops, plain_loops)
 SIZES = [(1, 1), (1, 7), (7, 1), (3, 5), (250, 250), (131, 77)]
 
 
@@ -24,12 +24,12 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def test_the_door_offers_every_loop_and_each_has_a_twin():
-    names = {name for name, each in vars(numba_kernels).items() if hasattr(each, "py_func")}
+    names = {name for name, each in vars(numba_loops).items() if hasattr(each, "py_func")}
     for name in [each for each in names if not each.startswith("_")]:
-        assert callable(getattr(plain_kernels, name)), name
-        assert getattr(kernels, name).__doc__, name
-    assert float(numba_kernels._EPSILON) == pytest.approx(plain_kernels.EPSILON)
-    assert numba_kernels._LANES == plain_kernels.LANES
+        assert callable(getattr(plain_loops, name)), name
+        assert getattr(loops, name).__doc__, name
+    assert float(numba_loops._EPSILON) == pytest.approx(plain_loops.EPSILON)
+    assert numba_loops._LANES == plain_loops.LANES
 
 
 @pytest.mark.parametrize("size", [*SIZES, (0, 4), (4, 0)])
@@ -111,7 +111,7 @@ def test_distances_of_every_half_precision_number():
     other[0, 0] = 1
     a, b = np.arange(1 << 16), np.zeros(1 << 16, np.int64)
     found = [pair_sums(each, numbers, other, a, b) for each in BOTH]
-    wide = pair_sums(numba_kernels, numbers.astype(np.float32), other.astype(np.float32), a, b)
+    wide = pair_sums(numba_loops, numbers.astype(np.float32), other.astype(np.float32), a, b)
     assert np.array_equal(*found, equal_nan=True)
     assert np.array_equal(found[0], wide, equal_nan=True)
     assert np.array_equal(np.isfinite(found[0][1]), np.isfinite(numbers[:, 0]))
@@ -122,14 +122,14 @@ CALL = """
 import logging, sys
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 import numpy as np
-from batchverify import kernels
+from batchverify.kernels import loops
 image, sums = np.full((3, 5, 3), 2, np.uint8), np.empty((4, 6, 4), np.int32)
 for _ in range(2):
-    kernels.integrate(image, sums)
-loop = kernels._chosen["integrate"]
+    loops.integrate(image, sums)
+loop = loops._chosen["integrate"]
 print(sums[3, 5, 0], sum(loop.stats.cache_misses.values()) if hasattr(loop, "stats") else loop.__module__)
 """
-PLAIN = "30 batchverify.plain_kernels"
+PLAIN = "30 batchverify.kernels.plain_loops"
 # No file may grow beyond 100 bytes: what a full disk does.
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
 # Every import of numba fails.
@@ -138,7 +138,7 @@ ABSENT = "import sys; sys.modules['numba'] = None\n"
 
 def call(folder: Path | str, code: str = CALL, *, at: Path = PACKAGE.parent, **environment: str) -> list[str]:
     """The lines that the code prints with the package at a folder."""
-    ours = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(at), kernels.VARIABLE: "on"}
+    ours = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(at), loops.VARIABLE: "on"}
     variables = {**os.environ, **ours, **environment}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=at)
@@ -161,7 +161,7 @@ def test_what_was_compiled_is_used_again(kept):
 @pytest.mark.parametrize("content", [b"", None, b"not a pickle"])
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 def test_damaged_code_is_compiled_again_with_one_warning(kept, kind, content):
-    (file,) = kept.rglob(f"numba_kernels.integrate*.{kind}")
+    (file,) = kept.rglob(f"numba_loops.integrate*.{kind}")
     file.write_bytes(file.read_bytes()[:60] if content is None else content)
     warning, result = call(kept)
     assert warning.startswith("the compiled loop integrate failed (")
@@ -181,11 +181,11 @@ def test_a_full_disk_is_done_without(tmp_path):
 
 def test_without_any_folder_it_is_compiled_every_time(tmp_path):
     package = tmp_path / "batchverify"
-    package.mkdir()
-    for name in ("__init__", "kernels", "plain_kernels", "numba_kernels", "errors"):
-        shutil.copy(PACKAGE / f"{name}.py", package)
+    shutil.copytree(PACKAGE / "kernels", package / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__init__.py", "version.py", "errors.py"):
+        shutil.copy(PACKAGE / name, package)
     # A file where a folder would be made stops an administrator, too.
-    for name in ("batchverify/__pycache__", "home"):
+    for name in ("batchverify/kernels/__pycache__", "home"):
         (tmp_path / name).write_text("")
     home = str(tmp_path / "home")
     for _ in range(2):
@@ -206,56 +206,56 @@ def test_without_numba_the_twins_are_taken_with_one_line(tmp_path):
 @pytest.fixture
 def door(monkeypatch):
     """The door as it is before the first call, with the loops from the start."""
-    monkeypatch.setattr(kernels, "_chosen", {})
-    monkeypatch.setattr(kernels, "_spent", [0.0])
-    monkeypatch.setenv(kernels.VARIABLE, "on")
-    for cached in (kernels._loops, kernels._mode):
+    monkeypatch.setattr(loops, "_chosen", {})
+    monkeypatch.setattr(loops, "_spent", [0.0])
+    monkeypatch.setenv(loops.VARIABLE, "on")
+    for cached in (loops._loops, loops._mode):
         cached.cache_clear()
     yield monkeypatch
-    for cached in (kernels._loops, kernels._mode):
+    for cached in (loops._loops, loops._mode):
         cached.cache_clear()
 
 
 @pytest.mark.parametrize("value", ["ON", "numba", "0"])
 def test_other_values_are_refused(door, value):
-    door.setenv(kernels.VARIABLE, value)
+    door.setenv(loops.VARIABLE, value)
     with pytest.raises(UsageError, match=f"BATCHVERIFY_KERNELS must be auto, on or off, got '{value}'"):
-        kernels.suppress(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0.5)
+        loops.suppress(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0.5)
 
 
 def test_twins_serve_until_they_have_taken_as_long_as_numba_takes_to_start(door):
-    door.delenv(kernels.VARIABLE)
+    door.delenv(loops.VARIABLE)
     boxes, order = np.ones((1, 4), np.float32), np.zeros(1, np.int64)
-    kernels.suppress(boxes, order, 0.5)
-    assert not kernels._chosen and 0 < kernels._spent[0] < kernels.PATIENCE
-    kernels._spent[0] = kernels.PATIENCE
-    kernels.suppress(boxes, order, 0.5)
-    assert kernels._chosen == {"suppress": numba_kernels.suppress}
+    loops.suppress(boxes, order, 0.5)
+    assert not loops._chosen and 0 < loops._spent[0] < loops.PATIENCE
+    loops._spent[0] = loops.PATIENCE
+    loops.suppress(boxes, order, 0.5)
+    assert loops._chosen == {"suppress": numba_loops.suppress}
 
 
 def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(door, caplog):
     def broken(*arguments: object) -> None:
         raise RuntimeError("no code")
 
-    door.setattr(numba_kernels, "suppress", broken)
+    door.setattr(numba_loops, "suppress", broken)
     order = np.zeros(1, np.int64)
     for _ in range(2):
-        assert kernels.suppress(np.ones((1, 4), np.float32), order, 0.5).tolist() == [0]
+        assert loops.suppress(np.ones((1, 4), np.float32), order, 0.5).tolist() == [0]
     (record,) = caplog.records
     assert (
         "the compiled loop suppress failed (RuntimeError: no code): numpy takes its place" in record.message
     )
-    assert kernels._chosen["suppress"] is plain_kernels.suppress
+    assert loops._chosen["suppress"] is plain_loops.suppress
 
 
 def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(door, caplog):
     def exhausted(*arguments: object) -> None:
         raise MemoryError
 
-    door.setattr(numba_kernels, "suppress", exhausted)
+    door.setattr(numba_loops, "suppress", exhausted)
     with pytest.raises(MemoryError):
-        kernels.suppress(np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5)
+        loops.suppress(np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5)
     with pytest.raises(TypeError):
-        kernels.integrate(None, None)
-    assert kernels._chosen["integrate"] is numba_kernels.integrate
+        loops.integrate(None, None)
+    assert loops._chosen["integrate"] is numba_loops.integrate
     assert not caplog.records

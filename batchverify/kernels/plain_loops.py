@@ -1,6 +1,6 @@
-"""The loops in numpy: what `kernels` calls where numba is absent, fails or is switched off.
+"""The loops in numpy: what `loops` calls where numba is absent, fails or is switched off.
 
-Each gives the bits of its namesake in `numba_kernels`, 10 to 100 times as slowly.
+Each gives the bits of its namesake in `numba_loops`, 10 to 100 times as slowly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PAIRS = 256
 
 
 def integrate(image: np.ndarray, sums: np.ndarray) -> None:
-    """See `kernels.integrate`."""
+    """See `loops.integrate`."""
     sums[0] = 0
     sums[1:, 0] = 0
     sums[1:, 1:, 3] = 0
@@ -33,7 +33,7 @@ def _edges(start: int, stop: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 def resample(
     sums: np.ndarray, regions: np.ndarray, places: np.ndarray, reciprocal: bool, patches: np.ndarray
 ) -> None:
-    """See `kernels.resample`."""
+    """See `loops.resample`."""
     for region, place in zip(regions.tolist(), places.tolist(), strict=True):
         left, top, right, bottom = region
         n, first, start, rows, columns = place
@@ -48,7 +48,7 @@ def resample(
 
 
 def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
-    """See `kernels.suppress`."""
+    """See `loops.suppress`."""
     x0, y0, x1, y1 = boxes.T
     area = (x1 - x0) * (y1 - y0)
     kept = []
@@ -67,7 +67,7 @@ def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarr
 def distances(
     first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
 ) -> None:
-    """See `kernels.distances`."""
+    """See `loops.distances`."""
     kind = np.float16 if first.itemsize == 2 else np.float32
     for start in range(0, len(a), _PAIRS):
         here = slice(start, start + _PAIRS)
