@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import click
 
-from batchverify.devices import RUNTIMES
 from batchverify.fingerprint import CROPS, FACES, TTA
 from batchverify.options import (
     ALGORITHMS,
@@ -20,6 +19,7 @@ from batchverify.options import (
     ScoreOptions,
     TrainOptions,
 )
+from batchverify.runtime.devices import RUNTIMES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _DEFAULTS = {each.name: each.default for each in (*fields(ScoreOptions), *fields(TrainOptions))}

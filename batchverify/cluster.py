@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchverify.devices import available_cpus
 from batchverify.engine import GPU_CHUNK, Workers
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.runtime.devices import available_cpus
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from batchverify.inception import (
     check_tensors,
     fold,
 )
-from batchverify.openvino_runtime import CompiledNetwork, capabilities
+from batchverify.runtime.compiled_network import CompiledNetwork, capabilities
 
 Ranges = Mapping[str, float]
 # With 8-bit integers the other layers compute in one of the float types: another machine's vectors differ a little.

@@ -14,11 +14,11 @@ import numpy as np
 from batchverify.backbones import PACKAGED, Backbone, load_backbone
 from batchverify.crops import Face, box_face, fixed_face
 from batchverify.detection import Detections, FaceDetector, choose_face, reduced
-from batchverify.devices import available_cpus, resolve_device, resolve_runtime
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.inception import DIMENSION
 from batchverify.records import Reason, Skipped
+from batchverify.runtime.devices import available_cpus, resolve_device, resolve_runtime
 
 log = logging.getLogger(__name__)
 

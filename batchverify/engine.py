@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from batchverify.devices import resolve_device
 from batchverify.pipeline import (
     LoadPlan,
 )
 from batchverify.records import Skipped
+from batchverify.runtime.devices import resolve_device
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
 MOST_WORKERS = 8

@@ -16,7 +16,6 @@ import torch
 from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
 
 from batchverify.backbones import Backbone
-from batchverify.devices import cpu_has_bf16, full_float32
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import FACE_SIZE
 from batchverify.inception import (
@@ -29,6 +28,7 @@ from batchverify.inception import (
     check_tensors,
     fold,
 )
+from batchverify.runtime.devices import cpu_has_bf16, full_float32
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchverify.cache import EmbeddingCache
-from batchverify.devices import RUNTIMES
 from batchverify.engine import WorkPlan
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.manifest import Columns, Manifest, Scan
 from batchverify.options import EmbedOptions
 from batchverify.planning import backbone_fingerprint, work_plan
+from batchverify.runtime.devices import RUNTIMES
 from batchverify.version import __version__
 
 # Raised whenever rows come out otherwise than before for the same document and vectors.

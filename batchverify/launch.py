@@ -11,12 +11,12 @@ import numpy as np
 
 from batchverify.cache import EmbeddingCache, KeyIndex
 from batchverify.decoding import read_image
-from batchverify.devices import available_cpus
 from batchverify.engine import Engine, Workers, WorkPlan, visible_gpus
 from batchverify.job import Job
 from batchverify.pipeline import Loader, LoadPlan
 from batchverify.progress import Progress
 from batchverify.records import Skipped
+from batchverify.runtime.devices import available_cpus
 from batchverify.threads import LocalEngine
 
 # Up to so many images to embed, some minutes of work, threads are the faster engine: on two cores a local Ray

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from batchverify.openvino_runtime import CompiledNetwork
 from batchverify.pyramid import CHANNELS, Pyramid
+from batchverify.runtime.compiled_network import CompiledNetwork
 
 WEIGHTS_FILE = "mtcnn.safetensors"
 # The windows of the maxima after each convolution, two apart; 0 for none.

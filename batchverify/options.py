@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from batchverify.devices import RUNTIMES
 from batchverify.errors import UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingSettings
 from batchverify.records import Limits
+from batchverify.runtime.devices import RUNTIMES
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
 ENGINES = ("auto", "local", "ray")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache import KeyIndex
-from batchverify.devices import available_cpus
 from batchverify.engine import Job, Workers, WorkPlan, limit_threads, visible_gpus
 from batchverify.errors import HungError
 from batchverify.pipeline import Loaded, Loader, Scores, embed_images, score_indices
 from batchverify.records import Skipped
+from batchverify.runtime.devices import available_cpus
 
 
 class LocalEngine:

@@ -18,7 +18,7 @@ from PIL import Image
 from results import publish, table
 
 from batchverify.detection import Detections, FaceDetector, choose_face
-from batchverify.devices import available_cpus, resolve_device, resolve_runtime
+from batchverify.runtime.devices import available_cpus, resolve_device, resolve_runtime
 
 SMALLEST = 20
 PEER_BATCH = 64

@@ -17,9 +17,9 @@ from path_rate import Way, measured, rate
 from results import publish, table
 
 from batchverify.crops import whole_face
-from batchverify.devices import available_cpus, cpu_has_bf16, resolve_device
 from batchverify.engine import Workers, visible_gpus
-from batchverify.openvino_runtime import capabilities
+from batchverify.runtime.compiled_network import capabilities
+from batchverify.runtime.devices import available_cpus, cpu_has_bf16, resolve_device
 
 GFLOP = 2.835
 SIDE = {"cpu": 4096, "cuda": 8192}

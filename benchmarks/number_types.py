@@ -20,7 +20,7 @@ import batchverify
 from batchverify.datasets import prepare_lfw
 from batchverify.embedder import Embedder
 from batchverify.metrics import measure
-from batchverify.openvino_runtime import capabilities
+from batchverify.runtime.compiled_network import capabilities
 
 PAIRS, SEED = 5000, 0
 

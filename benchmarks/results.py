@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from batchverify.devices import available_cpus
+from batchverify.runtime.devices import available_cpus
 
 BESIDE = " --beside CHECKOUT"
 RESULTS = Path(__file__).parent / "RESULTS.md"

@@ -17,7 +17,7 @@ import click
 import faces
 from results import publish, table
 
-from batchverify.devices import available_cpus, resolve_device
+from batchverify.runtime.devices import available_cpus, resolve_device
 
 SIZES = (500, 1000, 2500, 4992)
 # Beside the defaults, on a CPU.

@@ -28,10 +28,10 @@ from batchverify.backbones import (
     read_tensors,
 )
 from batchverify.cpu_network import BATCH, build_model
-from batchverify.devices import available_cpus
 from batchverify.inception import ARCHITECTURE
 from batchverify.mtcnn import weights_path
-from batchverify.openvino_runtime import CompiledNetwork
+from batchverify.runtime.compiled_network import CompiledNetwork
+from batchverify.runtime.devices import available_cpus
 
 # The first layers. What stays in floats: the input, which is signed, and `conv2d_2a`, whose activations reach so far
 # that rounding them is as bad as rounding all others. Both layers are cheap.

@@ -19,12 +19,12 @@ from batchverify.cpu_network import BATCH as BATCH_OF_CPUS
 from batchverify.cpu_network import CpuNetwork
 from batchverify.crops import box_face, center_face, whole_face
 from batchverify.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
-from batchverify.devices import resolve_device, resolve_runtime
 from batchverify.embedder import Embedded, Embedder
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.forward import TorchNetwork
-from batchverify.openvino_runtime import capabilities
 from batchverify.records import Reason, Skipped
+from batchverify.runtime.compiled_network import capabilities
+from batchverify.runtime.devices import resolve_device, resolve_runtime
 
 BATCH = 2
 

@@ -10,7 +10,6 @@ import torch
 
 from batchverify.backbones import load_backbone
 from batchverify.detection import FaceDetector
-from batchverify.devices import cpu_has_bf16
 from batchverify.embedder import Embedder
 from batchverify.engine import GPU_CHUNK
 from batchverify.errors import BatchverifyError, UsageError
@@ -23,6 +22,7 @@ from batchverify.forward import (
     fastest_size,
     is_out_of_memory,
 )
+from batchverify.runtime.devices import cpu_has_bf16
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 

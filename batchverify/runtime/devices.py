@@ -59,7 +59,7 @@ def resolve_runtime(runtime: str, device: str) -> str:
         return "torch"
     if device != "cpu":
         raise UsageError(f"--runtime openvino computes on the CPU, not on {device}: add --device cpu")
-    from batchverify.openvino_runtime import unavailable
+    from batchverify.runtime.compiled_network import unavailable
 
     why = unavailable()
     if why and runtime == "openvino":
