@@ -136,8 +136,8 @@ def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
 @json_option
 def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
     """Say what is wrong with MANIFEST before anything is embedded. Exits with 1 when something is."""
-    from batchverify.checking import check_manifest
-    from batchverify.manifest import Columns, Manifest
+    from batchverify.manifest.check import check_manifest
+    from batchverify.manifest.manifest import Columns, Manifest
 
     columns = Columns(options["column_a"], options["column_b"])
     opened = Manifest.open(

@@ -22,7 +22,7 @@ def prepare() -> None:
 @together(output_folder, seed_option, json_option)
 def lfw(root: Path, output: Path, seed: int, as_json: bool) -> None:
     """Labeled Faces in the Wild below ROOT: train.csv, dev.csv and test.csv of View 1, pairs.csv of View 2."""
-    from batchverify.datasets import prepare_lfw
+    from batchverify.manifest.prepare import prepare_lfw
 
     _report_prepared(prepare_lfw(root, output, seed=seed), as_json)
 
@@ -42,7 +42,7 @@ def lfw(root: Path, output: Path, seed: int, as_json: bool) -> None:
 )
 def folders(root: Path, output: Path, seed: int, pairs: Sequence[str], as_json: bool) -> None:
     """A tree of one folder per person below ROOT: train.csv, dev.csv and test.csv, no person in two of them."""
-    from batchverify.datasets import prepare_folders
+    from batchverify.manifest.prepare import prepare_folders
 
     _report_prepared(prepare_folders(root, output, seed=seed, pairs=_split_counts(pairs)), as_json)
 

@@ -17,11 +17,11 @@ import pyarrow as pa
 from batchverify import plots
 from batchverify.bootstrap import DRAWS, FEWEST, Intervals, Units, bootstrap
 from batchverify.bounds import honest, verdict_trials
-from batchverify.columns import TRUE_LABEL
 from batchverify.comparison import Comparison, compare, same_pairs
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation_summary import Evaluation
 from batchverify.folds import FOLD, measure_folds, summarise_folds
+from batchverify.manifest.columns import TRUE_LABEL
 from batchverify.measured import MeasuredPairs, rate_table
 from batchverify.report import render
 from batchverify.report_pairs import galleries

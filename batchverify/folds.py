@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchverify.columns import cell_names
+from batchverify.manifest.columns import cell_names
 from batchverify.measured import MeasuredPairs
 
 FOLD = "fold"

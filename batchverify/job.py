@@ -13,7 +13,7 @@ from batchverify.cache import EmbeddingCache
 from batchverify.engine import WorkPlan
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.manifest import Columns, Manifest, Scan
+from batchverify.manifest.manifest import Columns, Manifest, Scan
 from batchverify.options import EmbedOptions
 from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.runtime.devices import RUNTIMES

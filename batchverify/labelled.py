@@ -11,7 +11,7 @@ import torch
 
 from batchverify.errors import ManifestError, UsageError
 from batchverify.gallery import Gallery
-from batchverify.manifest import TRUE_LABEL, Block, Manifest, Scan
+from batchverify.manifest.manifest import TRUE_LABEL, Block, Manifest, Scan
 
 # Images whose pairs make the table of false accept rates: 224,115 pairs at most support the lowest rate twice
 # over.

@@ -12,7 +12,7 @@ import numpy as np
 from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, WorkerLostError
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
-from batchverify.manifest import Block
+from batchverify.manifest.manifest import Block
 from batchverify.pipeline import Scores
 from batchverify.progress import Progress
 from batchverify.scheduler import PATIENCE_SECONDS

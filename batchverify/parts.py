@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.errors import BatchverifyError
-from batchverify.manifest import Block
+from batchverify.manifest.manifest import Block
 from batchverify.results import RECORD_KEY
 from batchverify.sinks import PART, SUCCESS, FileSink, part_files
 from batchverify.storage.location import Location

@@ -11,7 +11,7 @@ from batchverify.cache import EmbeddingCache
 from batchverify.engine import WorkPlan
 from batchverify.errors import NothingScoredError
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.images import ImageRoot
+from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
 from batchverify.pipeline import Loader, embed_images
 from batchverify.planning import backbone_fingerprint, work_plan

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from batchverify.errors import BatchverifyError, ManifestError
 from batchverify.gallery import Gallery
-from batchverify.manifest import Block
+from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location
 
 RECORD_KEY = "batchverify"

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from batchverify.columns import LABEL, PREDICTED_LABEL
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.examples import worst
+from batchverify.manifest.columns import LABEL, PREDICTED_LABEL
 from batchverify.scores import PERSONS, UNKNOWN, Scores
 from batchverify.storage.location import Location
 from batchverify.thumbnails import Source

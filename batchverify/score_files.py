@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchverify.columns import is_text
 from batchverify.errors import ManifestError
+from batchverify.manifest.columns import is_text
 from batchverify.results import RECORD_KEY
 from batchverify.sinks import SUCCESS, part_files
 from batchverify.storage.location import Location

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.bootstrap import Units
-from batchverify.columns import TRUE_LABEL, cell_names, check_label_type, read_labels
 from batchverify.errors import ManifestError, UsageError
+from batchverify.manifest.columns import TRUE_LABEL, cell_names, check_label_type, read_labels
 from batchverify.score_files import ScoreFile
 
 UNKNOWN = -1

@@ -17,7 +17,7 @@ from batchverify.gallery import Gallery
 from batchverify.job import PATHS, Job, reason_of, same_path
 from batchverify.jobfolder import JobFolder
 from batchverify.launch import engine_of
-from batchverify.manifest import Block
+from batchverify.manifest.manifest import Block
 from batchverify.output import Output, reasons_of
 from batchverify.pair_run import score_pairs
 from batchverify.parts import PartRecord, Parts, PartWriter

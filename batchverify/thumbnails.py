@@ -17,7 +17,7 @@ from batchverify.crops import box_face, fixed_face
 from batchverify.decoding import decode, read_image
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
-from batchverify.images import ImageRoot
+from batchverify.manifest.paths import ImageRoot
 from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.segments import Entry
 from batchverify.storage.location import Location

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.columns import LABEL, check_label_type, read_labels, read_paths
 from batchverify.errors import ManifestError
+from batchverify.manifest.columns import LABEL, check_label_type, read_labels, read_paths
+from batchverify.manifest.tables import TableFile, find_files
 from batchverify.score_files import ScoreFile
 from batchverify.scores import UNKNOWN
-from batchverify.tables import TableFile, find_files
 
 # Scored pairs searched for at once.
 BITE = 2_000_000

@@ -13,6 +13,7 @@ from batchverify.errors import NothingScoredError, UsageError
 from batchverify.gallery import Gallery
 from batchverify.job import Job
 from batchverify.launch import engine_of
+from batchverify.manifest.tables import would_find
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.output import Output
 from batchverify.progress import Progress
@@ -22,7 +23,6 @@ from batchverify.scheduler import ImageRun
 from batchverify.scoring import MemoryRows, PartRows, run_counts, score_rows
 from batchverify.storage.location import Location
 from batchverify.summary import EmbedSummary, ScoreSummary
-from batchverify.tables import would_find
 
 
 def score(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from results import BESIDE
 
-from batchverify.datasets import prepare_lfw
+from batchverify.manifest.prepare import prepare_lfw
 
 SAMPLES = Path(__file__).parent.parent / "sample_manifests" / "faces"
 SIDE = 250

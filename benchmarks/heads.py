@@ -15,10 +15,10 @@ import numpy as np
 from lfw import SETTINGS
 from results import publish, table
 
-from batchverify.datasets import prepare_lfw
 from batchverify.features import FEATURES
 from batchverify.job import Job
 from batchverify.labelled import LabelledPairs
+from batchverify.manifest.prepare import prepare_lfw
 from batchverify.options import TrainOptions
 from batchverify.training import evaluate, fit_head
 from batchverify.workflows import embed_job

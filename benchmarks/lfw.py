@@ -15,9 +15,9 @@ from PIL import Image
 from results import publish, table
 
 import batchverify
-from batchverify.datasets import prepare_lfw
 from batchverify.embedder import Embedder
 from batchverify.head import find_head
+from batchverify.manifest.prepare import prepare_lfw
 from batchverify.metrics import Metrics, measure
 
 BATCH = 32

@@ -28,11 +28,11 @@ from batchverify.backbones import (
     read_tensors,
     stored_fingerprint,
 )
-from batchverify.datasets import prepare_lfw
 from batchverify.downloads import PUBLISHED
 from batchverify.embedder import Embedder
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.inception import check_tensors
+from batchverify.manifest.prepare import prepare_lfw
 from batchverify.mtcnn import weights_path
 
 sys.path.insert(0, str(REPOSITORY / "jobs"))

@@ -10,7 +10,7 @@ from people import draw_people
 from batchverify.errors import ManifestError, UsageError
 from batchverify.gallery import Gallery
 from batchverify.labelled import MOST_STRANGERS, LabelledPairs, count_labels, people_of
-from batchverify.manifest import Manifest
+from batchverify.manifest.manifest import Manifest
 from batchverify.records import Reason, Skipped
 
 # r1 is of nobody known.

@@ -10,11 +10,11 @@ from repository import REPOSITORY
 import batchverify
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.jobfolder import differences
+from batchverify.manifest.tables import would_find
 from batchverify.output import Output
 from batchverify.parts import PartRecord, Parts, PartWriter
 from batchverify.scoring import PartRows
 from batchverify.storage.location import Location
-from batchverify.tables import would_find
 
 SAMPLES = REPOSITORY / "sample_manifests"
 

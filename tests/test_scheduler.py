@@ -16,7 +16,7 @@ from batchverify.cache import EmbeddingCache
 from batchverify.engine import Engine, Job, WorkerLostError, Workers
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery
-from batchverify.manifest import Block
+from batchverify.manifest.manifest import Block
 from batchverify.pair_run import score_pairs
 from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress

@@ -14,7 +14,7 @@ from batchverify.cli import main
 from batchverify.decoding import read_image
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.images import ImageRoot
+from batchverify.manifest.paths import ImageRoot
 from batchverify.pipeline import READERS, Loader, LoadPlan
 from batchverify.records import Limits, Reason, Skipped
 from batchverify.storage.location import Location

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import batchverify
-from batchverify.datasets import prepare_lfw
+from batchverify.manifest.prepare import prepare_lfw
 from batchverify.summary import ScoreSummary
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchverify.columns import (
+from batchverify.errors import ManifestError, UsageError
+from batchverify.manifest.columns import (
     LABEL,
     LosslessTypes,
     check_label_type,
@@ -25,13 +26,12 @@ from batchverify.columns import (
     read_labels,
     read_paths,
 )
-from batchverify.columns import TRUE_LABEL as TRUE_LABEL
-from batchverify.errors import ManifestError, UsageError
-from batchverify.images import ImageRoot
+from batchverify.manifest.columns import TRUE_LABEL as TRUE_LABEL
+from batchverify.manifest.paths import ImageRoot
+from batchverify.manifest.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
+from batchverify.manifest.unique_images import UniqueImages
 from batchverify.storage.background import ahead
 from batchverify.storage.location import Location
-from batchverify.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
-from batchverify.unique_images import UniqueImages
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batchverify.datasets import COLUMNS, Prepared, prepare_folders, prepare_lfw
 from batchverify.errors import ManifestError, UsageError
+from batchverify.manifest.prepare import COLUMNS, Prepared, prepare_folders, prepare_lfw
 
 
 def read(path: Path) -> list[dict[str, str]]:

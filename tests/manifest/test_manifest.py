@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchverify import tables
 from batchverify.errors import UsageError
-from batchverify.images import ImageRoot
-from batchverify.manifest import Columns, Manifest
+from batchverify.manifest import tables
+from batchverify.manifest.manifest import Columns, Manifest
+from batchverify.manifest.paths import ImageRoot
+from batchverify.manifest.unique_images import UniqueImages
 from batchverify.records import Reason, Skipped
 from batchverify.storage.location import Location
-from batchverify.unique_images import UniqueImages
 
 
 def write(path: Path, text: str) -> Path:

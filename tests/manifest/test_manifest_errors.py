@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchverify import tables
 from batchverify.errors import ManifestError, UsageError
-from batchverify.manifest import Manifest
+from batchverify.manifest import tables
+from batchverify.manifest.manifest import Manifest
 
 PAIR = "image_a,image_b\nx,y\n"
 ONE_FILE = [

@@ -7,11 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchverify import text_numbers
-from batchverify.images import ImageRoot
+from batchverify.manifest import unique_images
+from batchverify.manifest.paths import ImageRoot
+from batchverify.manifest.unique_images import TextNumbers, UniqueImages
 from batchverify.storage.location import Location
-from batchverify.text_numbers import TextNumbers
-from batchverify.unique_images import UniqueImages
 
 
 def large(texts: list[bytes]) -> pa.Array:
@@ -57,7 +56,7 @@ def drawn(generator: random.Random, count: int) -> list[bytes]:
 @pytest.mark.parametrize("hash_of", HASHES)
 @pytest.mark.parametrize("seed", range(3))
 def test_numbers_are_those_of_a_dict(monkeypatch, hash_of, seed):
-    monkeypatch.setattr(text_numbers, "_PUT_AT_ONCE", 100)
+    monkeypatch.setattr(unique_images, "_PUT_AT_ONCE", 100)
     generator, numbers, slow = random.Random(seed), TextNumbers(hash_of), {}
     texts = drawn(generator, 3000)
     for _ in range(40):
@@ -94,7 +93,7 @@ def test_large_batches_are_taken_in_parts(monkeypatch):
         pa.array([*map(str, range(50)), *map(str, range(50)), None]),
     )
     whole = UniqueImages()
-    monkeypatch.setattr("batchverify.unique_images._AT_ONCE", 7)
+    monkeypatch.setattr("batchverify.manifest.unique_images._AT_ONCE", 7)
     parts = UniqueImages()
     assert parts.indices(root, cells).tolist() == [*range(50), *range(50), 50]
     monkeypatch.undo()

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from batchverify import tables
-from batchverify.checking import look_up
 from batchverify.errors import ManifestError, UsageError
-from batchverify.manifest import Manifest
+from batchverify.manifest import tables
+from batchverify.manifest.check import look_up
+from batchverify.manifest.manifest import Manifest
+from batchverify.manifest.tables import TableFile, find_files, table_of
 from batchverify.records import Limits, Reason
 from batchverify.storage.location import Location
-from batchverify.tables import TableFile, find_files, table_of
 
 HEADER = b"image_a,image_b\n"
 ROWS = b"".join(b"row%d.jpg,y.jpg\n" % number for number in range(100))

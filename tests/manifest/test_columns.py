@@ -5,7 +5,8 @@ import decimal
 import pyarrow as pa
 import pytest
 
-from batchverify.columns import (
+from batchverify.errors import ManifestError
+from batchverify.manifest.columns import (
     LosslessTypes,
     check_label_type,
     check_names,
@@ -15,7 +16,6 @@ from batchverify.columns import (
     read_labels,
     read_paths,
 )
-from batchverify.errors import ManifestError
 
 
 @pytest.mark.parametrize(
