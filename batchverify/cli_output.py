@@ -21,7 +21,7 @@ def set_up(verbose: bool) -> None:
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from batchverify.decoding import own_process
+    from batchverify.faces.images import own_process
     from batchverify.process import collect_rarely, keep_freed_memory
 
     own_process()

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from batchverify.backbones import PACKAGED, Backbone, load_backbone
-from batchverify.crops import Face, box_face, fixed_face
-from batchverify.detection import Detections, FaceDetector, choose_face, reduced
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.faces.crops import Face, box_face, fixed_face
+from batchverify.faces.detection import Detections, FaceDetector, choose_face, reduced
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.inception import DIMENSION
 from batchverify.records import Reason, Skipped

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from batchverify.cache import EmbeddingCache, KeyIndex
-from batchverify.decoding import read_image
 from batchverify.engine import Engine, Workers, WorkPlan, visible_gpus
+from batchverify.faces.images import read_image
 from batchverify.job import Job
 from batchverify.pipeline import Loader, LoadPlan
 from batchverify.progress import Progress

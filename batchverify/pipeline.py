@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchverify.augmentation import augmented
 from batchverify.cache import EmbeddingCache, KeyIndex
-from batchverify.crops import Face, fixed_face
-from batchverify.decoding import decode, decoder_set, read_image, too_large_dependence
+from batchverify.faces.crops import Face, augmented, fixed_face
+from batchverify.faces.images import decode, decoder_set, read_image, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.process import peak_memory
 from batchverify.progress import Stopwatch

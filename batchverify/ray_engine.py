@@ -36,7 +36,7 @@ def load_chunk(
     plan: WorkPlan, index: KeyIndex | None, references: Sequence[str]
 ) -> tuple[Loaded, list[Image]]:
     """The body of a load task."""
-    from batchverify.decoding import own_process
+    from batchverify.faces.images import own_process
 
     own_process()
     return Loader(plan.load, index)(references)

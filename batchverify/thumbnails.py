@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from batchverify.cache import EmbeddingCache
-from batchverify.crops import box_face, fixed_face
-from batchverify.decoding import decode, read_image
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.faces.crops import box_face, fixed_face
+from batchverify.faces.images import decode, read_image
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
 from batchverify.records import Limits, Picture, Reason, Skipped

@@ -17,7 +17,7 @@ from path_rate import Way, measured
 from PIL import Image
 from results import publish, table
 
-from batchverify.detection import Detections, FaceDetector, choose_face
+from batchverify.faces.detection import Detections, FaceDetector, choose_face
 from batchverify.runtime.devices import available_cpus, resolve_device, resolve_runtime
 
 SMALLEST = 20

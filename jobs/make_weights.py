@@ -28,8 +28,8 @@ from batchverify.backbones import (
     read_tensors,
 )
 from batchverify.cpu_network import BATCH, build_model
+from batchverify.faces.mtcnn import weights_path
 from batchverify.inception import ARCHITECTURE
-from batchverify.mtcnn import weights_path
 from batchverify.runtime.compiled_network import CompiledNetwork
 from batchverify.runtime.devices import available_cpus
 

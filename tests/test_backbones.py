@@ -31,9 +31,9 @@ from batchverify.backbones import (
 from batchverify.downloads import PUBLISHED
 from batchverify.embedder import Embedder
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.faces.mtcnn import weights_path
 from batchverify.inception import check_tensors
 from batchverify.manifest.prepare import prepare_lfw
-from batchverify.mtcnn import weights_path
 
 sys.path.insert(0, str(REPOSITORY / "jobs"))
 FLOAT_FILE = "20180402-114759-vggface2.pt"

@@ -17,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 from batchverify.backbones import METADATA_KEY, RANGES_KEY, Backbone, load_backbone, packaged_weights
 from batchverify.cpu_network import BATCH as BATCH_OF_CPUS
 from batchverify.cpu_network import CpuNetwork
-from batchverify.crops import box_face, center_face, whole_face
-from batchverify.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
 from batchverify.embedder import Embedded, Embedder
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
+from batchverify.faces.crops import box_face, center_face, whole_face
+from batchverify.faces.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
 from batchverify.forward import TorchNetwork
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.compiled_network import capabilities

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from batchverify.backbones import load_backbone
-from batchverify.detection import FaceDetector
 from batchverify.embedder import Embedder
 from batchverify.engine import GPU_CHUNK
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.faces.detection import FaceDetector
 from batchverify.forward import (
     GPU_BATCHES,
     Forward,

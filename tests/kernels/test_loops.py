@@ -11,8 +11,8 @@ import pytest
 from repository import PACKAGE
 
 from batchverify.errors import UsageError
+from batchverify.faces.pyramid import integral
 from batchverify.kernels import loops, numba_loops, plain_loops
-from batchverify.pyramid import integral
 
 RNG = np.random.default_rng(11)
 BOTH = (numba_loops, plain_loops)

@@ -10,7 +10,7 @@ import threading
 import pyarrow as pa
 import pytest
 
-from batchverify.decoding import read_image
+from batchverify.faces.images import read_image
 from batchverify.manifest.paths import ImageRoot, from_bytes, resolve_many, to_bytes
 from batchverify.manifest.unique_images import UniqueImages
 from batchverify.records import Limits, Reason, Skipped

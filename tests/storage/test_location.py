@@ -8,8 +8,8 @@ import uuid
 import pyarrow as pa
 import pytest
 
-from batchverify.decoding import read_image
 from batchverify.errors import UsageError
+from batchverify.faces.images import read_image
 from batchverify.records import Limits, Reason
 from batchverify.storage.location import Location, publish, scheme_of
 

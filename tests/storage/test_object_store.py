@@ -11,8 +11,8 @@ from pyarrow import fs
 from repository import REPOSITORY
 
 from batchverify.cli import main
-from batchverify.decoding import read_image
 from batchverify.errors import UsageError
+from batchverify.faces.images import read_image
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.manifest.paths import ImageRoot
 from batchverify.pipeline import READERS, Loader, LoadPlan

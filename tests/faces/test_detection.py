@@ -8,7 +8,7 @@ from facenet_pytorch import MTCNN
 from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
 
-from batchverify.detection import (
+from batchverify.faces.detection import (
     GPU_BLOCKS,
     Blocks,
     Detections,
@@ -17,8 +17,8 @@ from batchverify.detection import (
     smallest_face,
     suppress_contained,
 )
-from batchverify.mtcnn import OpenvinoNetworks
-from batchverify.pyramid import Pyramid
+from batchverify.faces.mtcnn import OpenvinoNetworks
+from batchverify.faces.pyramid import Pyramid
 
 # Sizes to which real pictures are stretched, (width, height); None keeps them.
 SIZES = (

@@ -5,10 +5,10 @@ import pytest
 import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 
-from batchverify import mtcnn
-from batchverify.mtcnn import OpenvinoNetworks, mtcnn_weights
-from batchverify.mtcnn_torch import TorchNetworks
-from batchverify.pyramid import integral, pyramid
+from batchverify.faces import mtcnn
+from batchverify.faces.mtcnn import OpenvinoNetworks, mtcnn_weights
+from batchverify.faces.mtcnn_torch import TorchNetworks
+from batchverify.faces.pyramid import integral, pyramid
 
 
 @pytest.fixture(scope="module", params=["openvino", "torch"])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from facenet_pytorch.models.utils.detect_face import imresample, pad
 
+from batchverify.faces.pyramid import CELL, CHANNELS, FACTOR, integral, pyramid, regions
 from batchverify.kernels.loops import resample
-from batchverify.pyramid import CELL, CHANNELS, FACTOR, integral, pyramid, regions
 
 SIZES = [(250, 250), (60, 61), (61, 60), (131, 77), (300, 1201), (20, 500), (21, 20), (1031, 777)]
 

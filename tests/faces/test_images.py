@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from batchverify.decoding import decode
+from batchverify.faces.images import decode
 from batchverify.records import Limits, Picture
 
 LIMITS = Limits()

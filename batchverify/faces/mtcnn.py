@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from batchverify.pyramid import CHANNELS, Pyramid
+from batchverify.faces.pyramid import CHANNELS, Pyramid
 from batchverify.runtime.compiled_network import CompiledNetwork
 
 WEIGHTS_FILE = "mtcnn.safetensors"

@@ -11,7 +11,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from batchverify.decoding import decode, decoder_set, own_process, too_large_dependence
+from batchverify.faces.images import decode, decoder_set, own_process, too_large_dependence
 from batchverify.records import Limits, Picture, Reason, Skipped
 
 LIMITS = Limits()
@@ -86,7 +86,7 @@ def png(width: int, height: int) -> bytes:
 
 LITTLE_MEMORY = """
 import resource, sys
-from batchverify.decoding import decode, own_process
+from batchverify.faces.images import decode, own_process
 from batchverify.records import Limits
 own_process()
 huge, large = sys.argv[1:]

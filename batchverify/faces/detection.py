@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from batchverify.faces.mtcnn import OUTPUT_SIZE, REFINE_SIZE, Judged, Networks, OpenvinoNetworks
+from batchverify.faces.pyramid import CELL, CHANNELS, STRIDE, Pyramid, integral, pyramid, regions
 from batchverify.fingerprint import DETECT_SIDE
 from batchverify.kernels.loops import resample, suppress
-from batchverify.mtcnn import OUTPUT_SIZE, REFINE_SIZE, Judged, Networks, OpenvinoNetworks
-from batchverify.pyramid import CELL, CHANNELS, STRIDE, Pyramid, integral, pyramid, regions
 
 SMALLEST_FACE = 20
 # The smallest face searched for, as a share of the image's shorter side: the pyramid's first level then never
@@ -114,7 +114,7 @@ class FaceDetector:
         if runtime == "openvino":
             networks: Networks = OpenvinoNetworks(blocks.refine, blocks.output, threads)
         else:
-            from batchverify.mtcnn_torch import TorchNetworks
+            from batchverify.faces.mtcnn_torch import TorchNetworks
 
             networks = TorchNetworks(device)
         return cls(networks, blocks, min_face=min_face)

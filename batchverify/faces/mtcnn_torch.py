@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, linear, max_pool2d, prelu
 
-from batchverify.mtcnn import OUTPUT_WINDOWS, PROPOSAL_WINDOWS, REFINE_WINDOWS, Judged, mtcnn_weights
-from batchverify.pyramid import Pyramid
+from batchverify.faces.mtcnn import OUTPUT_WINDOWS, PROPOSAL_WINDOWS, REFINE_WINDOWS, Judged, mtcnn_weights
+from batchverify.faces.pyramid import Pyramid
 from batchverify.runtime.devices import full_float32
 
 Tensors = dict[str, torch.Tensor]
