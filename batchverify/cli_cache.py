@@ -18,7 +18,7 @@ def cache() -> None:
 @together(cache_option, json_option)
 def info(cache: str | None, as_json: bool) -> None:
     """What the cache holds, by fingerprint."""
-    from batchverify.cache_care import cache_info
+    from batchverify.cache.maintenance import cache_info
     from batchverify.options import default_cache_root
 
     root = cache or default_cache_root()
@@ -39,7 +39,7 @@ def info(cache: str | None, as_json: bool) -> None:
 )
 def verify(cache: str | None, quarantine: bool, as_json: bool) -> None:
     """Read every segment and say what is wrong with it. Exits with 1 when something is."""
-    from batchverify.cache_care import verify_cache
+    from batchverify.cache.maintenance import verify_cache
     from batchverify.options import default_cache_root
 
     report = verify_cache(cache or default_cache_root(), quarantine=quarantine)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.engine import WorkPlan
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from batchverify.cache import EmbeddingCache, KeyIndex
+from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
 from batchverify.engine import Engine, Workers, WorkPlan, visible_gpus
 from batchverify.faces.images import read_image
 from batchverify.job import Job

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchverify.cache import EmbeddingCache, KeyIndex
+from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
+from batchverify.cache.segment import Entry
 from batchverify.faces.crops import Face, augmented, fixed_face
 from batchverify.faces.images import decode, decoder_set, read_image, too_large_dependence
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.process import peak_memory
 from batchverify.progress import Stopwatch
 from batchverify.records import Limits, Picture, Reason, Skipped
-from batchverify.segments import Entry
 from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.segment import Entry
 from batchverify.engine import WorkPlan
 from batchverify.errors import NothingScoredError
 from batchverify.fingerprint import EmbeddingFingerprint
@@ -16,7 +17,6 @@ from batchverify.options import ScoreOptions
 from batchverify.pipeline import Loader, embed_images
 from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.records import Skipped
-from batchverify.segments import Entry
 from batchverify.storage.location import Location
 
 # One forward pass for both images.

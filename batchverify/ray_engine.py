@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from batchverify.cache import KeyIndex
+from batchverify.cache.embedding_cache import KeyIndex
 from batchverify.cluster import (
     Node,
     Share,

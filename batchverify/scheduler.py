@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.segment import Entry
 from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, NodeLostError, WorkerLostError, Workers
 from batchverify.gallery import Gallery
 from batchverify.owners import Owners
 from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
-from batchverify.segments import Entry
 
 log = logging.getLogger(__name__)
 

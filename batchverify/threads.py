@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.cache import KeyIndex
+from batchverify.cache.embedding_cache import KeyIndex
 from batchverify.engine import Job, Workers, WorkPlan, limit_threads, visible_gpus
 from batchverify.errors import HungError
 from batchverify.pipeline import Loaded, Loader, Scores, embed_images, score_indices

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.segment import Entry
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.faces.crops import box_face, fixed_face
 from batchverify.faces.images import decode, read_image
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
 from batchverify.records import Limits, Picture, Reason, Skipped
-from batchverify.segments import Entry
 from batchverify.storage.location import Location
 
 SIDE = 128

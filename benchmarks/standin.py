@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from batchverify.cache.segment import Entry
 from batchverify.embedder import Embedded
 from batchverify.engine import WorkPlan
 from batchverify.job import Job
 from batchverify.options import ScoreOptions
-from batchverify.segments import Entry
 
 # A bitmap of 8 x 8 pixels without its pixels: header, then one of 40 bytes.
 SIDE = 8

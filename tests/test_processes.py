@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from repository import SUPPORT
 
-from batchverify.cache_care import verify_cache
+from batchverify.cache.maintenance import verify_cache
 
 IMAGES = 1200
 

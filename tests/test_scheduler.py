@@ -12,7 +12,7 @@ from repository import SUPPORT
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify import scheduler
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.engine import Engine, Job, WorkerLostError, Workers
 from batchverify.errors import BatchverifyError
 from batchverify.gallery import Gallery

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.segment import Entry
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
-from batchverify.segments import Entry
 from batchverify.thumbnails import BITE, SIDE, Source, thumbnails
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)

@@ -12,7 +12,7 @@ from train_samples import DEV, TRAIN, Bench, pairs_of
 
 import batchverify
 from batchverify.backbones import load_backbone
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.head import Head
 from batchverify.options import TrainOptions

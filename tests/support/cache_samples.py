@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from batchverify.cache import EmbeddingCache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.segment import Entry
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
-from batchverify.segments import Entry
 
 FINGERPRINT = EmbeddingFingerprint.of("b" * 64, EmbeddingSettings())
 OTHER = EmbeddingFingerprint.of("c" * 64, EmbeddingSettings())

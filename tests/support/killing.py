@@ -29,7 +29,8 @@ from batchverify import output, sinks
 finish = sinks.FileSink.finish
 sinks.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
-from batchverify import cache, engine
+from batchverify import engine
+from batchverify.cache import embedding_cache as cache
 # Chunks small enough that the first segment is there long before the last chunk.
 engine.Workers.__init__.__defaults__ = (32,)
 cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=64, commit_seconds=2.0)

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from cache_samples import FINGERPRINT, OTHER, entry, failure, flip, key, new_cache, segments, vector, write
 
-from batchverify.cache import EmbeddingCache
-from batchverify.cache_care import cache_info, verify_cache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.maintenance import cache_info, verify_cache
+from batchverify.cache.segment import Entry
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.records import Reason
-from batchverify.segments import Entry
 
 
 def test_an_absent_or_empty_cache_holds_nothing_and_is_not_made(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Care for a cache: what it holds (`batchverify cache info`) and what in it is damaged (`cache verify`)."""
+"""`cache info` and `cache verify`: what the cache holds, and what of it is damaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from batchverify.cache import VERSION
-from batchverify.cache_report import CacheReport, FingerprintInfo, Problem
-from batchverify.errors import ArtifactError, UsageError
-from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.segments import (
+from batchverify.cache.embedding_cache import VERSION
+from batchverify.cache.segment import (
     DAMAGE,
     DIMENSION,
     SegmentName,
@@ -31,6 +28,8 @@ from batchverify.segments import (
     vector_column,
     vector_schema,
 )
+from batchverify.errors import ArtifactError, UsageError
+from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.storage.location import Location, publish
 
 QUARANTINE = "quarantine"
@@ -268,3 +267,103 @@ def _sentence(exc: Exception) -> str:
 
 def _moment(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(nanoseconds // 1_000_000_000, timezone.utc)
+
+
+@dataclass(frozen=True)
+class FingerprintInfo:
+    """What a cache holds under one fingerprint.
+
+    document: the settings that `id` stands for, None where `fingerprint.json` cannot be read.
+    vectors: rows with a vector. keys: distinct images with one. failures: distinct images without, by reason.
+    segments, bytes: of files with names of ours. oldest, newest: when they were written, UTC.
+    damaged: paths of segments that cannot be read. foreign: paths of what is no part of a cache.
+    """
+
+    id: str
+    document: Mapping[str, Any] | None
+    vectors: int = 0
+    keys: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
+    segments: int = 0
+    bytes: int = 0
+    oldest: datetime | None = None
+    newest: datetime | None = None
+    damaged: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people: the fingerprint, its settings, its contents, and what does not belong."""
+        failures = ", ".join(f"{count:,} {reason}" for reason, count in self.failures.items())
+        span = (
+            f", written {self.oldest:%Y-%m-%d %H:%M} to {self.newest:%Y-%m-%d %H:%M} UTC"
+            if self.oldest
+            else ""
+        )
+        return [
+            f"{self.id}  {_settings(self.document)}",
+            f"  images with a vector {self.keys:,} (rows {self.vectors:,}), without: {failures or 'none'}",
+            f"  segments {self.segments:,}, {megabytes(self.bytes)}{span}",
+            *(f"  damaged: {path} (`batchverify cache verify` says why)" for path in self.damaged),
+            *(f"  not part of a cache: {path}" for path in self.foreign),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for machines; times in ISO 8601."""
+        times = {"oldest": self.oldest, "newest": self.newest}
+        return asdict(self) | {name: each.isoformat() if each else None for name, each in times.items()}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a cache: a segment or a `fingerprint.json`, by its path, and what."""
+
+    path: str
+    what: str
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What `verify_cache` read and found. quarantined: where the bad segments lie now."""
+
+    fingerprints: int
+    segments: int
+    rows: int
+    bytes: int
+    problems: tuple[Problem, ...]
+    foreign: tuple[str, ...]
+    quarantined: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; foreign files are not the cache's fault."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """For people: every finding, then the sum."""
+        read = f"{self.fingerprints:,} fingerprints, {self.segments:,} segments, {self.rows:,} rows"
+        found = f"{len(self.problems):,} problems" if self.problems else "nothing wrong"
+        return [
+            *(f"{problem.path}: {problem.what}" for problem in self.problems),
+            *(f"moved to {path}" for path in self.quarantined),
+            *(f"not part of a cache: {path}" for path in self.foreign),
+            f"{read}, {megabytes(self.bytes)} read: {found}",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for machines."""
+        return {"ok": self.ok} | asdict(self)
+
+
+def megabytes(size: int) -> str:
+    """A size for people: `0.3 MB`."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _settings(document: Mapping[str, Any] | None) -> str:
+    if document is None:
+        return "settings unknown: fingerprint.json cannot be read"
+    crop = document.get("crop")
+    crop = crop if isinstance(crop, Mapping) else {}
+    margin = f", margin {crop['margin']}" if "margin" in crop else ""
+    backbone = str(document.get("backbone"))[:12]
+    return f"backbone {backbone}, crop {crop.get('mode')}{margin}, views {document.get('tta')}"

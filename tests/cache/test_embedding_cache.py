@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from cache_samples import FINGERPRINT, OTHER, entry, failure, key, new_cache, segments, values, vector, write
 
-from batchverify.cache import EmbeddingCache, KeyIndex
+from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
+from batchverify.cache.segment import Entry
 from batchverify.errors import ArtifactError
 from batchverify.records import Reason, Skipped
-from batchverify.segments import Entry
 
 
 def open_cache(root: Path) -> EmbeddingCache:

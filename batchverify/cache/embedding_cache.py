@@ -12,10 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from batchverify.errors import ArtifactError
-from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.records import CACHED_REASONS, Skipped
-from batchverify.segments import (
+from batchverify.cache.segment import (
     DAMAGE,
     DIMENSION,
     Entry,
@@ -30,6 +27,9 @@ from batchverify.segments import (
     vector_table,
     write_segment,
 )
+from batchverify.errors import ArtifactError
+from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.records import CACHED_REASONS, Skipped
 from batchverify.storage.location import Location
 from batchverify.storage.object_store import is_denied, is_passing
 

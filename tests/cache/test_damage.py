@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from cache_samples import FINGERPRINT, OTHER, entry, failure, flip, key, segments, values, write
 
-from batchverify.cache import EmbeddingCache
-from batchverify.segments import Provenance, read_segment, vector_schema, vector_table, write_segment
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.segment import Provenance, read_segment, vector_schema, vector_table, write_segment
 from batchverify.storage.location import Location
 
 

@@ -13,8 +13,8 @@ import pytest
 from cache_samples import FINGERPRINT, entry, failure, key, new_cache, segments, values
 from repository import SUPPORT
 
-from batchverify.cache import EmbeddingCache
-from batchverify.cache_care import verify_cache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.maintenance import verify_cache
 
 WRITER = """
 import sys

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from cache_samples import entry, failure, flip, key, values, vector
 
-from batchverify.records import Reason, Skipped
-from batchverify.segments import (
+from batchverify.cache.segment import (
     DAMAGE,
     DIMENSION,
     METADATA_KEY,
@@ -29,6 +28,7 @@ from batchverify.segments import (
     vector_table,
     write_segment,
 )
+from batchverify.records import Reason, Skipped
 from batchverify.storage.location import Location
 
 ID = "0123456789abcdef" * 2

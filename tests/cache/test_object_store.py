@@ -8,8 +8,8 @@ import pytest
 from cache_samples import FINGERPRINT, entry, failure, key, new_cache, values
 from moto.server import ThreadedMotoServer
 
-from batchverify.cache import EmbeddingCache
-from batchverify.cache_care import cache_info, verify_cache
+from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.maintenance import cache_info, verify_cache
 from batchverify.errors import ArtifactError
 from batchverify.storage.location import Location
 
