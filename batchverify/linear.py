@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from batchverify.errors import UsageError
-from batchverify.features import Features
+from batchverify.heads.features import Features
+from batchverify.heads.scorer import Member
 from batchverify.labelled import LabelledPairs
-from batchverify.member import Member
 from batchverify.moments import moments
 from batchverify.newton import minimise
 

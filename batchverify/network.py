@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from batchverify.errors import TrainingError
-from batchverify.features import Features
+from batchverify.heads.features import Features
+from batchverify.heads.scorer import Layer, Member
 from batchverify.labelled import LabelledPairs
-from batchverify.member import Layer, Member
 from batchverify.metrics import best_f1, roc_auc
 from batchverify.perceptron import Perceptron, batches
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from batchverify.features import Features
+from batchverify.heads.features import Features
+from batchverify.heads.scorer import Layer
 from batchverify.labelled import LabelledPairs
-from batchverify.member import Layer
 from batchverify.moments import moments
 
 # Pairs that the means and spreads of the features are taken from.

@@ -25,7 +25,7 @@ from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:
     from batchverify.embedder import Embedder
-    from batchverify.head import Head
+    from batchverify.heads.head import Head
 
 # A chunk of large pictures is cut short once this many bytes of pixels are in memory.
 PIXEL_BUDGET = 256 << 20

@@ -85,7 +85,7 @@ def predict(
     """
     import numpy as np
 
-    from batchverify.head import find_head
+    from batchverify.heads.head import find_head
 
     options = replace(options or ScoreOptions(), **changes)
     fingerprint = EmbeddingFingerprint.of(backbone_fingerprint(options), options.settings)

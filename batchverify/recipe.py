@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from batchverify.errors import UsageError
-from batchverify.features import Features
+from batchverify.heads.features import Features
+from batchverify.heads.scorer import Member
 from batchverify.labelled import LabelledPairs
 from batchverify.linear import fit_linear, log_loss, squared_hinge
-from batchverify.member import Member
 from batchverify.network import Epoch, NetworkFit, NetworkSettings, fit_network
 from batchverify.options import ALGORITHMS, DEFAULT_ALGORITHM, TrainOptions
 

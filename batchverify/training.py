@@ -13,9 +13,9 @@ import torch
 from batchverify.calibration import METHODS, f1_threshold, rate_thresholds, sigmoid
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.head import Head
+from batchverify.heads.head import Head
+from batchverify.heads.scorer import Member
 from batchverify.labelled import LabelledPairs
-from batchverify.member import Member
 from batchverify.metrics import Metrics, calibration_error, equal_error, measure
 from batchverify.network import NetworkFit, NetworkSettings
 from batchverify.options import TrainOptions

@@ -14,7 +14,7 @@ import numpy as np
 from batchverify.calibration import platt_scaling, sigmoid
 from batchverify.cluster import start_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
-from batchverify.features import Features
+from batchverify.heads.features import Features
 from batchverify.labelled import LabelledPairs
 from batchverify.metrics import log_loss
 from batchverify.options import ALGORITHMS, TrainOptions

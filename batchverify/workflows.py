@@ -48,7 +48,7 @@ def score_job(
 
     source: the manifest as it was given; an output that it would take in at the next run is refused.
     """
-    from batchverify.head import find_head
+    from batchverify.heads.head import find_head
 
     head = find_head(options.head, job.fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)

@@ -15,7 +15,7 @@ import numpy as np
 from lfw import SETTINGS
 from results import publish, table
 
-from batchverify.features import FEATURES
+from batchverify.heads.features import FEATURES
 from batchverify.job import Job
 from batchverify.labelled import LabelledPairs
 from batchverify.manifest.prepare import prepare_lfw

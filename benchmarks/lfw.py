@@ -16,7 +16,7 @@ from results import publish, table
 
 import batchverify
 from batchverify.embedder import Embedder
-from batchverify.head import find_head
+from batchverify.heads.head import find_head
 from batchverify.manifest.prepare import prepare_lfw
 from batchverify.metrics import Metrics, measure
 

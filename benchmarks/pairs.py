@@ -16,9 +16,9 @@ import torch
 from results import publish, table
 
 from batchverify.engine import available_cpus
-from batchverify.features import Features
-from batchverify.head import Head
-from batchverify.member import Member
+from batchverify.heads.features import Features
+from batchverify.heads.head import Head
+from batchverify.heads.scorer import Member
 
 IMAGES = 20_000
 DIMENSION = 512

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batchverify.backbones import packaged_weights
-from batchverify.head import Head, default_head_name
+from batchverify.heads.head import Head, default_head_name
 from batchverify.train_workflow import train
 
 BACKBONES = ("vggface2", "vggface2-float")

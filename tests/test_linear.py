@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 
 from batchverify import linear
 from batchverify.errors import UsageError
-from batchverify.features import Features
+from batchverify.heads.features import Features
 from batchverify.labelled import LabelledPairs
 from batchverify.linear import LEAST_PULL, SLOPE_PULL, fit_linear, log_loss, squared_hinge
 

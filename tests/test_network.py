@@ -13,7 +13,7 @@ from repository import REPOSITORY, SUPPORT
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from batchverify.errors import TrainingError
-from batchverify.features import Features
+from batchverify.heads.features import Features
 from batchverify.metrics import best_f1, roc_auc
 from batchverify.network import fit_network, overfit_check, range_test
 
@@ -226,7 +226,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from people import EMBEDDING, QUICK, draw_people
-from batchverify.features import Features
+from batchverify.heads.features import Features
 from batchverify.network import fit_network
 from batchverify.options import TrainOptions
 from batchverify.training import fit_head

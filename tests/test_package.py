@@ -11,7 +11,7 @@ from repository import REPOSITORY
 
 from batchverify.backbones import load_backbone, packaged_weights
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.head import default_head
+from batchverify.heads.head import default_head
 
 
 @pytest.fixture(scope="module")

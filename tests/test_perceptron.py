@@ -5,8 +5,8 @@ import pytest
 import torch
 from people import draw_people
 
-from batchverify.features import Features
-from batchverify.member import Member
+from batchverify.heads.features import Features
+from batchverify.heads.scorer import Member
 from batchverify.perceptron import Perceptron, batches
 
 PAIRS = draw_people(20, 1, dimension=16)

@@ -14,7 +14,7 @@ import batchverify
 from batchverify.backbones import load_backbone
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.head import Head
+from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
 from batchverify.pipeline import Loader
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchverify.features import chi_square_distance
+from batchverify.heads.features import chi_square_distance
 from batchverify.kernels.distances import EPSILON, distances
 
 RNG = np.random.default_rng(3)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from people import EMBEDDING
 
-from batchverify.features import Features
-from batchverify.head import Head
-from batchverify.member import Member
+from batchverify.heads.features import Features
+from batchverify.heads.head import Head
+from batchverify.heads.scorer import Member
 
 ABOUT = {
     "version": "0.1",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from batchverify.errors import UsageError
-from batchverify.features import EPSILON, FEATURES, Feature, Features
+from batchverify.heads.features import EPSILON, FEATURES, Feature, Features
 
 RNG = np.random.default_rng(0)
 SYMMETRIC = sorted(FEATURES.keys() - {"concat"})

@@ -6,8 +6,8 @@ import torch
 from head_samples import warnings_are_errors
 
 from batchverify.errors import UsageError
-from batchverify.features import Features
-from batchverify.member import LANES, Member, from_tensors, to_tensors
+from batchverify.heads.features import Features
+from batchverify.heads.scorer import LANES, Member, from_tensors, to_tensors
 
 SHAPES = [
     ("cosine", ()),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.features import product
 from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.heads.features import product
+from batchverify.heads.scorer import Member, from_tensors, to_tensors
 from batchverify.kernels.distances import distances
-from batchverify.member import Member, from_tensors, to_tensors
 from batchverify.storage.location import Location
 
 if TYPE_CHECKING:

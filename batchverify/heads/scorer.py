@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchverify.features import Features
+from batchverify.heads.features import Features
 
 if TYPE_CHECKING:
     import torch
