@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from batchverify.version import __version__
 
 if TYPE_CHECKING:
-    from batchverify.embedder import Embedder
+    from batchverify.embedding.embedder import Embedder
     from batchverify.evaluation import evaluate
     from batchverify.prediction import predict
     from batchverify.train_workflow import train
@@ -19,7 +19,7 @@ __all__ = ["Embedder", "__version__", "embed", "evaluate", "predict", "score", "
 def __getattr__(name: str) -> Any:
     """Load what is asked for: `import batchverify` itself needs neither torch nor Ray."""
     if name == "Embedder":
-        from batchverify.embedder import Embedder
+        from batchverify.embedding.embedder import Embedder
 
         return Embedder
     if name == "predict":

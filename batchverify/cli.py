@@ -161,7 +161,7 @@ main.add_command(submit)
 @json_option
 def backbones(weights: str | None, as_json: bool) -> None:
     """List the known backbones, where their weights lie, and their fingerprints."""
-    from batchverify.backbones import list_backbones
+    from batchverify.embedding.backbone import list_backbones
 
     listed = list_backbones(Path(weights) if weights else None)
     if as_json:

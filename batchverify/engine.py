@@ -42,7 +42,7 @@ class WorkPlan:
 
     def embedder(self, workers: int = 1, threads: int | None = None) -> Any:
         """Build the embedder for so many threads that call it, each with so many CPUs."""
-        from batchverify.embedder import Embedder
+        from batchverify.embedding.embedder import Embedder
 
         settings = self.load.settings
         return Embedder(

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchverify.embedding.inception import DIMENSION
 from batchverify.errors import BatchverifyError
-from batchverify.inception import DIMENSION
 from batchverify.records import Reason, Skipped
 
 # From so many on vectors lie in a mapped file: two million images.

@@ -24,7 +24,7 @@ from batchverify.records import Limits, Picture, Reason, Skipped
 from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:
-    from batchverify.embedder import Embedder
+    from batchverify.embedding.embedder import Embedder
     from batchverify.heads.head import Head
 
 # A chunk of large pictures is cut short once this many bytes of pixels are in memory.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from batchverify.backbones import find_fingerprint
+from batchverify.embedding.backbone import find_fingerprint
 from batchverify.engine import WorkPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.options import EmbedOptions

@@ -3,7 +3,7 @@
 import torch
 from facenet_pytorch import InceptionResnetV1
 
-from batchverify.backbones import load_backbone
+from batchverify.embedding.backbone import load_backbone
 
 
 def eager_network() -> torch.nn.Module:

@@ -15,7 +15,7 @@ from PIL import Image
 from results import publish, table
 
 import batchverify
-from batchverify.embedder import Embedder
+from batchverify.embedding.embedder import Embedder
 from batchverify.heads.head import find_head
 from batchverify.manifest.prepare import prepare_lfw
 from batchverify.metrics import Metrics, measure

@@ -17,7 +17,7 @@ from results import publish, table
 from sklearn.metrics import roc_auc_score
 
 import batchverify
-from batchverify.embedder import Embedder
+from batchverify.embedding.embedder import Embedder
 from batchverify.manifest.prepare import prepare_lfw
 from batchverify.metrics import measure
 from batchverify.runtime.compiled_network import capabilities

@@ -77,7 +77,7 @@ def _embed(images: list[np.ndarray], options: dict[str, Any]) -> tuple[str, floa
 
 
 def _detect(images: list[np.ndarray], options: dict[str, Any]) -> tuple[str, float, list[Any]]:
-    from batchverify.embedder import DETECT_GROUP
+    from batchverify.embedding.embedder import DETECT_GROUP
 
     embedder, pool, _ = _embedder(crop="detect", **options)
     parts = [images[start : start + DETECT_GROUP] for start in range(0, len(images), DETECT_GROUP)]
@@ -93,7 +93,7 @@ def _embedder(**options: Any) -> tuple[Any, ThreadPoolExecutor, Any]:
     """An embedder, and a pool with the threads of the local engine."""
     import inspect
 
-    from batchverify.embedder import Embedder
+    from batchverify.embedding.embedder import Embedder
     from batchverify.engine import Workers, available_cpus, visible_gpus
     from batchverify.process import keep_freed_memory
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from batchverify.cache.segment import Entry
-from batchverify.embedder import Embedded
+from batchverify.embedding.embedder import Embedded
 from batchverify.engine import WorkPlan
 from batchverify.job import Job
 from batchverify.options import ScoreOptions

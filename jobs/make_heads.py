@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from batchverify.backbones import packaged_weights
+from batchverify.embedding.backbone import packaged_weights
 from batchverify.heads.head import Head, default_head_name
 from batchverify.train_workflow import train
 

@@ -17,7 +17,7 @@ import torch
 from openvino import opset13
 from safetensors.numpy import save
 
-from batchverify.backbones import (
+from batchverify.embedding.backbone import (
     METADATA_KEY,
     RANGES_KEY,
     dequantise,
@@ -27,9 +27,9 @@ from batchverify.backbones import (
     quantise,
     read_tensors,
 )
-from batchverify.cpu_network import BATCH, build_model
+from batchverify.embedding.cpu_network import BATCH, build_model
+from batchverify.embedding.inception import ARCHITECTURE
 from batchverify.faces.mtcnn import weights_path
-from batchverify.inception import ARCHITECTURE
 from batchverify.runtime.compiled_network import CompiledNetwork
 from batchverify.runtime.devices import available_cpus
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from repository import REPOSITORY
 
-from batchverify.backbones import load_backbone, packaged_weights
+from batchverify.embedding.backbone import load_backbone, packaged_weights
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.heads.head import default_head
 

@@ -11,8 +11,8 @@ import pytest
 from train_samples import DEV, TRAIN, Bench, pairs_of
 
 import batchverify
-from batchverify.backbones import load_backbone
 from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.embedding.backbone import load_backbone
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions

@@ -9,7 +9,7 @@ import torch
 from head_samples import ABOUT, EMBEDDING, KINDS, make_head, pairs, warnings_are_errors
 from safetensors.numpy import load, save
 
-from batchverify.backbones import packaged_weights, stored_fingerprint
+from batchverify.embedding.backbone import packaged_weights, stored_fingerprint
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.heads.head import BLOCK, METADATA_KEY, Head, default_head, default_head_name

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from batchverify.embedder import Embedded
+from batchverify.embedding.embedder import Embedded
 from batchverify.engine import WorkPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.pipeline import LoadPlan

@@ -15,7 +15,7 @@ from repository import REPOSITORY
 from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
-from batchverify.backbones import (
+from batchverify.embedding.backbone import (
     ARCHITECTURE,
     PACKAGED,
     Backbone,
@@ -28,11 +28,11 @@ from batchverify.backbones import (
     read_tensors,
     stored_fingerprint,
 )
-from batchverify.downloads import PUBLISHED
-from batchverify.embedder import Embedder
+from batchverify.embedding.download import PUBLISHED
+from batchverify.embedding.embedder import Embedder
+from batchverify.embedding.inception import check_tensors
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.faces.mtcnn import weights_path
-from batchverify.inception import check_tensors
 from batchverify.manifest.prepare import prepare_lfw
 
 sys.path.insert(0, str(REPOSITORY / "jobs"))

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.backbones import PACKAGED, Backbone, load_backbone
+from batchverify.embedding.backbone import PACKAGED, Backbone, load_backbone
+from batchverify.embedding.inception import DIMENSION
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.faces.crops import Face, box_face, fixed_face
 from batchverify.faces.detection import Detections, FaceDetector, choose_face, reduced
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
-from batchverify.inception import DIMENSION
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.devices import available_cpus, resolve_device, resolve_runtime
 
@@ -87,11 +87,11 @@ class Embedder:
         options: dict[str, Any] = {"numbers": numbers, "flip": tta == "flip", "batch_size": batch_size}
         self._network: Any
         if self.runtime == "openvino":
-            from batchverify.cpu_network import CpuNetwork
+            from batchverify.embedding.cpu_network import CpuNetwork
 
             self._network = CpuNetwork(backbone, streams=workers, threads=cpus, **options)
         else:
-            from batchverify.forward import TorchNetwork
+            from batchverify.embedding.forward import TorchNetwork
 
             self._network = TorchNetwork(backbone, self.device, threads=threads, **options)
         self._detector = (

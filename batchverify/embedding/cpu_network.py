@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.backbones import Backbone, eight_bit
-from batchverify.errors import ArtifactError, BatchverifyError, UsageError
-from batchverify.fingerprint import FACE_SIZE
-from batchverify.inception import (
+from batchverify.embedding.backbone import Backbone, eight_bit
+from batchverify.embedding.inception import (
     ARCHITECTURE,
     DIMENSION,
     LAYERS,
@@ -26,6 +24,8 @@ from batchverify.inception import (
     check_tensors,
     fold,
 )
+from batchverify.errors import ArtifactError, BatchverifyError, UsageError
+from batchverify.fingerprint import FACE_SIZE
 from batchverify.runtime.compiled_network import CompiledNetwork, capabilities
 
 Ranges = Mapping[str, float]

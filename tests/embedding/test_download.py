@@ -19,7 +19,7 @@ import pytest
 import torch
 from facenet_pytorch.models import inception_resnet_v1
 
-from batchverify.downloads import (
+from batchverify.embedding.download import (
     PUBLISHED,
     Published,
     fetch_weights,

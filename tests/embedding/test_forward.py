@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from batchverify.backbones import load_backbone
-from batchverify.embedder import Embedder
-from batchverify.engine import GPU_CHUNK
-from batchverify.errors import BatchverifyError, UsageError
-from batchverify.faces.detection import FaceDetector
-from batchverify.forward import (
+from batchverify.embedding.backbone import load_backbone
+from batchverify.embedding.embedder import Embedder
+from batchverify.embedding.forward import (
     GPU_BATCHES,
     Forward,
     Pass,
@@ -22,6 +19,9 @@ from batchverify.forward import (
     fastest_size,
     is_out_of_memory,
 )
+from batchverify.engine import GPU_CHUNK
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.faces.detection import FaceDetector
 from batchverify.runtime.devices import cpu_has_bf16
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

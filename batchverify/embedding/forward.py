@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
 
-from batchverify.backbones import Backbone
-from batchverify.errors import BatchverifyError, UsageError
-from batchverify.fingerprint import FACE_SIZE
-from batchverify.inception import (
+from batchverify.embedding.backbone import Backbone
+from batchverify.embedding.inception import (
     DIMENSION,
     LAYERS,
     Convolution,
@@ -28,6 +26,8 @@ from batchverify.inception import (
     check_tensors,
     fold,
 )
+from batchverify.errors import BatchverifyError, UsageError
+from batchverify.fingerprint import FACE_SIZE
 from batchverify.runtime.devices import cpu_has_bf16, full_float32
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,14 @@ from facenet_pytorch import InceptionResnetV1
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from batchverify.backbones import METADATA_KEY, RANGES_KEY, Backbone, load_backbone, packaged_weights
-from batchverify.cpu_network import BATCH as BATCH_OF_CPUS
-from batchverify.cpu_network import CpuNetwork
-from batchverify.embedder import Embedded, Embedder
+from batchverify.embedding.backbone import METADATA_KEY, RANGES_KEY, Backbone, load_backbone, packaged_weights
+from batchverify.embedding.cpu_network import BATCH as BATCH_OF_CPUS
+from batchverify.embedding.cpu_network import CpuNetwork
+from batchverify.embedding.embedder import Embedded, Embedder
+from batchverify.embedding.forward import TorchNetwork
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.faces.crops import box_face, center_face, whole_face
 from batchverify.faces.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
-from batchverify.forward import TorchNetwork
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.compiled_network import capabilities
 from batchverify.runtime.devices import resolve_device, resolve_runtime
@@ -386,7 +386,7 @@ def test_weights_without_ranges_are_not_rounded(backbone):
 
 def test_openvinos_path_imports_no_torch_and_torchs_no_openvino():
     program = (
-        "import sys; import numpy as np; from batchverify.embedder import Embedder; "
+        "import sys; import numpy as np; from batchverify.embedding.embedder import Embedder; "
         "embedder = Embedder(device='cpu', runtime='{}'); embedder([np.zeros((40, 40, 3), np.uint8)]); "
         "assert '{}' not in sys.modules"
     )
@@ -396,7 +396,7 @@ def test_openvinos_path_imports_no_torch_and_torchs_no_openvino():
 
 def test_without_openvino_torch_computes():
     program = (
-        "import sys; sys.modules['openvino'] = None; from batchverify.embedder import Embedder; "
+        "import sys; sys.modules['openvino'] = None; from batchverify.embedding.embedder import Embedder; "
         "assert Embedder(device='cpu').runtime == 'torch'; Embedder(device='cpu', runtime='openvino')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

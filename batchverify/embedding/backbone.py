@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.downloads import PUBLISHED, find_weights, locate_weights
+from batchverify.embedding.download import PUBLISHED, find_weights, locate_weights
+from batchverify.embedding.inception import ARCHITECTURE
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.inception import ARCHITECTURE
 
 PACKAGED = "vggface2"
 PACKAGED_FILE = "vggface2-int8.safetensors"
