@@ -7,9 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from repository import REPOSITORY
+from repository import PACKAGE, REPOSITORY
 
-from batchverify.embedding.backbone import load_backbone, packaged_weights
+from batchverify.embedding.backbone import load_backbone
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.heads.head import default_head
 
@@ -30,11 +30,10 @@ def names(tmp_path_factory) -> set[str]:
 
 
 def test_the_wheel_carries_modules_types_weights_heads_and_licences(names):
-    sources = {f"batchverify/{path.name}" for path in (REPOSITORY / "batchverify").glob("*.py")}
-    data = {f"batchverify/weights/{path.name}" for path in packaged_weights().parent.iterdir()}
-    assert len(data) >= 11
-    data |= {f"batchverify/page/{path.name}" for path in (REPOSITORY / "batchverify" / "page").iterdir()}
-    assert sources | data | {"batchverify/py.typed"} <= names
+    files = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert len([path for path in files if path.suffix == ".py"]) > 80
+    assert len([path for path in files if path.parent.name == "weights"]) >= 11
+    assert {str(path.relative_to(REPOSITORY)) for path in files} <= names
     assert not [name for name in names if name.startswith(("tests/", "jobs/", "benchmarks/"))]
     licences = {Path(name).name for name in names if ".dist-info/" in name and "LICENSE" in name}
     assert licences == {"LICENSE", "LICENSE-facenet"}

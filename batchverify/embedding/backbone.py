@@ -64,7 +64,7 @@ class Listed:
 
 def packaged_weights() -> Path:
     """The 8-bit vggface2 weights that are part of this package."""
-    return Path(str(files("batchverify") / "weights" / PACKAGED_FILE))
+    return Path(str(files("batchverify.embedding") / "weights" / PACKAGED_FILE))
 
 
 def fingerprint(tensors: Tensors) -> str:

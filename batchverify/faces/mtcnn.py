@@ -44,7 +44,7 @@ class Networks(Protocol):
 @cache
 def weights_path() -> Path:
     """The packaged weights of all three networks."""
-    return Path(str(files("batchverify") / "weights" / WEIGHTS_FILE))
+    return Path(str(files("batchverify.faces") / "weights" / WEIGHTS_FILE))
 
 
 def mtcnn_weights(network: str) -> Tensors:

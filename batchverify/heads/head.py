@@ -208,7 +208,7 @@ class Head:
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
     """The shipped head for these embeddings; `ArtifactError` when there is none."""
-    path = Path(str(files("batchverify") / "weights" / default_head_name(embedding)))
+    path = Path(str(files("batchverify.heads") / "weights" / default_head_name(embedding)))
     if not path.is_file():
         raise ArtifactError(
             "no head is shipped for these settings (backbone, crop, margin, tta): give one with --head; "
