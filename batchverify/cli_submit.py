@@ -12,7 +12,7 @@ from batchverify.cli_options import together
 from batchverify.errors import UsageError
 
 if TYPE_CHECKING:
-    from batchverify.submit import JobServer, JobState
+    from batchverify.engine.ray.submit import JobServer, JobState
 
 INTERRUPTED = 130
 _EPILOGUE = """Paths are read on the cluster: give paths that all of its nodes see, object stores, or
@@ -80,7 +80,7 @@ class _Printer:
 @click.pass_context
 def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> None:
     """Run a batchverify command as a job on a Ray cluster: submit --address URL -- score PAIRS -o OUT."""
-    from batchverify.submit import JobServer, Submission
+    from batchverify.engine.ray.submit import JobServer, Submission
 
     asked = [name for name in ("status", "follow", "stop") if options[name]]
     if len(asked) + bool(command) != 1:
@@ -131,7 +131,7 @@ def _parse(ctx: click.Context, command: tuple[str, ...]) -> dict[str, Any]:
 
 def _about(what: str, job: str, address: str) -> int:
     """Answer --status, --follow and --stop: the exit code."""
-    from batchverify.submit import JobServer
+    from batchverify.engine.ray.submit import JobServer
 
     server = JobServer(address)
     if what == "follow":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchverify.cache.embedding_cache import EmbeddingCache
-from batchverify.engine import WorkPlan
+from batchverify.engine.base import WorkPlan
 from batchverify.errors import UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.manifest.manifest import Columns, Manifest, Scan

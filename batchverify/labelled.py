@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from batchverify.engine.gallery import Gallery
 from batchverify.errors import ManifestError, UsageError
-from batchverify.gallery import Gallery
 from batchverify.manifest.manifest import TRUE_LABEL, Block, Manifest, Scan
 
 # Images whose pairs make the table of false accept rates: 224,115 pairs at most support the lowest rate twice

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
-from batchverify.engine import Engine, Workers, WorkPlan, visible_gpus
+from batchverify.engine.base import Engine, Workers, WorkPlan, visible_gpus
+from batchverify.engine.stages import Loader, LoadPlan
+from batchverify.engine.threads import LocalEngine
 from batchverify.faces.images import read_image
 from batchverify.job import Job
-from batchverify.pipeline import Loader, LoadPlan
 from batchverify.progress import Progress
 from batchverify.records import Skipped
 from batchverify.runtime.devices import available_cpus
-from batchverify.threads import LocalEngine
 
 # Up to so many images to embed, some minutes of work, threads are the faster engine: on two cores a local Ray
 # takes 8 s to start and stop and a fifth of the rate. Beyond, it matters more that no image can end the run.
@@ -48,7 +48,7 @@ def _build_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, p
     address = options.address or cluster_address()
     kind = options.engine if options.engine != "auto" else _choose_engine(job, index, wanted, address)
     if kind == "ray":
-        from batchverify.ray_engine import RayEngine
+        from batchverify.engine.ray.engine import RayEngine
 
         return RayEngine(plan, index, address=address, num_cpus=options.num_cpus, verbose=options.verbose)
     cpus = options.num_cpus or available_cpus()

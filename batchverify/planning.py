@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchverify.embedding.backbone import find_fingerprint
-from batchverify.engine import WorkPlan
+from batchverify.engine.base import WorkPlan
+from batchverify.engine.stages import LoadPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.options import EmbedOptions
-from batchverify.pipeline import LoadPlan
 from batchverify.progress import show_download
 from batchverify.storage.location import Location
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
-from batchverify.engine import WorkPlan
+from batchverify.engine.base import WorkPlan
+from batchverify.engine.stages import Loader, embed_images
 from batchverify.errors import NothingScoredError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
-from batchverify.pipeline import Loader, embed_images
 from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.records import Skipped
 from batchverify.storage.location import Location

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchverify.engine.gallery import Gallery
 from batchverify.errors import BatchverifyError, ManifestError
-from batchverify.gallery import Gallery
 from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location
 

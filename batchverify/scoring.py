@@ -11,20 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from batchverify.engine import Engine
+from batchverify.engine.base import Engine
+from batchverify.engine.gallery import Gallery
+from batchverify.engine.scheduler import ImageRun, score_pairs
 from batchverify.errors import UsageError
-from batchverify.gallery import Gallery
 from batchverify.job import PATHS, Job, reason_of, same_path
 from batchverify.jobfolder import JobFolder
 from batchverify.launch import engine_of
 from batchverify.manifest.manifest import Block
 from batchverify.output import Output, reasons_of
-from batchverify.pair_run import score_pairs
 from batchverify.parts import PartRecord, Parts, PartWriter
 from batchverify.process import peak_memory
 from batchverify.progress import Progress
 from batchverify.results import RECORD_KEY, record_text, result_table
-from batchverify.scheduler import ImageRun
 from batchverify.sinks import writing
 from batchverify.storage.background import Behind
 from batchverify.summary import EmbedSummary

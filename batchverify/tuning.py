@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.calibration import platt_scaling, sigmoid
-from batchverify.cluster import start_ray
+from batchverify.engine.ray.cluster import start_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.heads.features import Features
 from batchverify.labelled import LabelledPairs

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from batchverify.engine.gallery import Gallery
+from batchverify.engine.scheduler import ImageRun
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.gallery import Gallery
 from batchverify.job import Job
 from batchverify.launch import engine_of
 from batchverify.manifest.tables import would_find
@@ -19,7 +20,6 @@ from batchverify.output import Output
 from batchverify.progress import Progress
 from batchverify.records import Reason
 from batchverify.results import output_schema
-from batchverify.scheduler import ImageRun
 from batchverify.scoring import MemoryRows, PartRows, run_counts, score_rows
 from batchverify.storage.location import Location
 from batchverify.summary import EmbedSummary, ScoreSummary

@@ -16,7 +16,7 @@ from facenet import eager_network
 from path_rate import Way, measured, rate
 from results import publish, table
 
-from batchverify.engine import Workers, visible_gpus
+from batchverify.engine.base import Workers, visible_gpus
 from batchverify.faces.crops import whole_face
 from batchverify.runtime.compiled_network import capabilities
 from batchverify.runtime.devices import available_cpus, cpu_has_bf16, resolve_device

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from results import publish, table
 
-from batchverify.engine import available_cpus
+from batchverify.engine.base import available_cpus
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Member

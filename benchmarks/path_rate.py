@@ -94,7 +94,7 @@ def _embedder(**options: Any) -> tuple[Any, ThreadPoolExecutor, Any]:
     import inspect
 
     from batchverify.embedding.embedder import Embedder
-    from batchverify.engine import Workers, available_cpus, visible_gpus
+    from batchverify.engine.base import Workers, available_cpus, visible_gpus
     from batchverify.process import keep_freed_memory
 
     keep_freed_memory()

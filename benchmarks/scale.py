@@ -30,11 +30,11 @@ from standin import (
     unit_vectors,
 )
 
+from batchverify.engine.ray.engine import RayEngine
+from batchverify.engine.scheduler import ImageRun
+from batchverify.engine.stages import LoadPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.pipeline import LoadPlan
 from batchverify.progress import Progress
-from batchverify.ray_engine import RayEngine
-from batchverify.scheduler import ImageRun
 from batchverify.workflows import score_job
 
 SETTINGS = EmbeddingSettings(crop="none")

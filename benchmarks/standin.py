@@ -16,7 +16,7 @@ import pyarrow.csv as pacsv
 
 from batchverify.cache.segment import Entry
 from batchverify.embedding.embedder import Embedded
-from batchverify.engine import WorkPlan
+from batchverify.engine.base import WorkPlan
 from batchverify.job import Job
 from batchverify.options import ScoreOptions
 

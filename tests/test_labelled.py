@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from people import draw_people
 
+from batchverify.engine.gallery import Gallery
 from batchverify.errors import ManifestError, UsageError
-from batchverify.gallery import Gallery
 from batchverify.labelled import MOST_STRANGERS, LabelledPairs, count_labels, people_of
 from batchverify.manifest.manifest import Manifest
 from batchverify.records import Reason, Skipped

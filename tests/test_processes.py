@@ -149,11 +149,11 @@ def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
 HANGING = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from batchverify import pipeline, scheduler
-from batchverify.manifest import paths as images
+from batchverify.engine import stages
+from batchverify.engine import scheduler
 from batchverify.cli import main
 scheduler.PATIENCE_SECONDS = 0.3
-pipeline.read_image = lambda *_: time.sleep(3600)
+stages.read_image = lambda *_: time.sleep(3600)
 main({arguments!r})
 """
 

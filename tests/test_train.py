@@ -13,10 +13,10 @@ from train_samples import DEV, TRAIN, Bench, pairs_of
 import batchverify
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.embedding.backbone import load_backbone
+from batchverify.engine.stages import Loader
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
-from batchverify.pipeline import Loader
 
 QUICK = ("--algorithm", "network", "--widths", "8", "--epochs", "3", "--max-lr", "0.01")
 

@@ -19,7 +19,7 @@ from batchverify.embedding.forward import (
     fastest_size,
     is_out_of_memory,
 )
-from batchverify.engine import GPU_CHUNK
+from batchverify.engine.base import GPU_CHUNK
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.faces.detection import FaceDetector
 from batchverify.runtime.devices import cpu_has_bf16

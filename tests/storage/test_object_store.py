@@ -11,11 +11,11 @@ from pyarrow import fs
 from repository import REPOSITORY
 
 from batchverify.cli import main
+from batchverify.engine.stages import READERS, Loader, LoadPlan
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.manifest.paths import ImageRoot
-from batchverify.pipeline import READERS, Loader, LoadPlan
 from batchverify.records import Limits, Reason, Skipped
 from batchverify.storage.location import Location
 

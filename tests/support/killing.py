@@ -29,11 +29,11 @@ from batchverify import output, sinks
 finish = sinks.FileSink.finish
 sinks.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
-from batchverify import engine
-from batchverify.cache import embedding_cache as cache
+from batchverify.engine import base
+from batchverify.cache import embedding_cache
 # Chunks small enough that the first segment is there long before the last chunk.
-engine.Workers.__init__.__defaults__ = (32,)
-cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=64, commit_seconds=2.0)
+base.Workers.__init__.__defaults__ = (32,)
+embedding_cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=64, commit_seconds=2.0)
 from batchverify.cli import main
 main({arguments!r})
 """

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from batchverify.embedding.embedder import Embedded
-from batchverify.engine import WorkPlan
+from batchverify.engine.base import WorkPlan
+from batchverify.engine.stages import LoadPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.pipeline import LoadPlan
 from batchverify.records import Skipped
 
 POISON = (255, 0, 0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import batchverify
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.storage.location import scheme_of
 
@@ -66,7 +67,7 @@ class Submission:
             values[name] = os.environ[name]
         prepared: dict[str, Any] = {"env_vars": values}
         if self.package:
-            prepared["py_modules"] = [str(Path(__file__).resolve().parent)]
+            prepared["py_modules"] = [str(Path(batchverify.__file__).resolve().parent)]
         if self.pip:
             prepared["pip"] = list(self.pip)
         if self.working_dir is not None:

@@ -11,18 +11,17 @@ import pytest
 from repository import SUPPORT
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
-from batchverify import scheduler
 from batchverify.cache.embedding_cache import EmbeddingCache
-from batchverify.engine import Engine, Job, WorkerLostError, Workers
+from batchverify.engine import scheduler
+from batchverify.engine.base import Engine, Job, WorkerLostError, Workers
+from batchverify.engine.gallery import Gallery
+from batchverify.engine.scheduler import ImageRun, score_pairs
+from batchverify.engine.stages import Embeddings, Loaded
+from batchverify.engine.threads import LocalEngine
 from batchverify.errors import BatchverifyError
-from batchverify.gallery import Gallery
 from batchverify.manifest.manifest import Block
-from batchverify.pair_run import score_pairs
-from batchverify.pipeline import Embeddings, Loaded
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
-from batchverify.scheduler import ImageRun
-from batchverify.threads import LocalEngine
 
 
 def open_cache(plan: ToyPlan) -> EmbeddingCache:
@@ -60,7 +59,7 @@ def ray_session() -> Iterator[None]:
 
 
 def on_ray(plan: ToyPlan):
-    from batchverify.ray_engine import RayEngine
+    from batchverify.engine.ray.engine import RayEngine
 
     return RayEngine(plan, open_cache(plan).index if plan.load.cache else None)
 
@@ -122,7 +121,7 @@ def test_without_a_cache_everything_is_embedded_again(tmp_path):
 
 
 def test_large_pictures_are_loaded_in_smaller_bites(tmp_path, monkeypatch):
-    monkeypatch.setattr("batchverify.pipeline.PIXEL_BUDGET", 200_000)  # two faces of 160 x 160
+    monkeypatch.setattr("batchverify.engine.stages.PIXEL_BUDGET", 200_000)  # two faces of 160 x 160
     plan = toy_plan(tmp_path)
     references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(50)]
     gallery, _ = run(local(plan), plan, references)
@@ -170,7 +169,9 @@ def test_ray_does_what_threads_do(tmp_path, ray_session):
 def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
     tmp_path, ray_session, monkeypatch
 ):
-    monkeypatch.setattr("batchverify.engine.Workers.for_cpus", lambda cpus: Workers(cpus, 1, cpus, chunk=4))
+    monkeypatch.setattr(
+        "batchverify.engine.base.Workers.for_cpus", lambda cpus: Workers(cpus, 1, cpus, chunk=4)
+    )
     plan = toy_plan(tmp_path)
     references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(12)]
     references[2] = draw(tmp_path / "pictures" / "poison.png", POISON)
@@ -325,9 +326,9 @@ def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(
 ):
     import ray
 
-    from batchverify import crew
+    from batchverify.engine.ray import cluster
 
-    monkeypatch.setattr(crew, "PLACING_SECONDS", 1)
+    monkeypatch.setattr(cluster, "PLACING_SECONDS", 1)
 
     @ray.remote(num_cpus=2)
     class Other:

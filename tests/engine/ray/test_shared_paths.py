@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from batchverify.cluster import Node
+from batchverify.engine.ray.cluster import Node
+from batchverify.engine.ray.shared_paths import (
+    SAMPLE,
+    SharedPaths,
+    look,
+    put_marker,
+    remove,
+    require_alike,
+    sample,
+)
 from batchverify.errors import UsageError
 from batchverify.records import Reason, Skipped
-from batchverify.sharing import SAMPLE, SharedPaths, look, put_marker, remove, require_alike, sample
 from batchverify.storage.location import Location
 
 ONE, TWO = Node("a" * 56, "10.0.0.1", 1, 1, 0), Node("b" * 56, "10.0.0.2", 1, 1, 0)

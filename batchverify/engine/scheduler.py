@@ -1,21 +1,23 @@
-"""Drives chunks of images through an engine: every unique image once."""
+"""Drives chunks of images, then blocks of pairs, through an engine: every image once, every row in order."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
-from batchverify.engine import QUEUED_PER_WORKER, Engine, Job, NodeLostError, WorkerLostError, Workers
-from batchverify.gallery import Gallery
-from batchverify.owners import Owners
-from batchverify.pipeline import Embeddings, Loaded
+from batchverify.engine.base import QUEUED_PER_WORKER, Engine, Job, NodeLostError, WorkerLostError, Workers
+from batchverify.engine.gallery import Gallery, Owners
+from batchverify.engine.stages import Embeddings, Loaded, Scores
+from batchverify.errors import BatchverifyError
+from batchverify.manifest.manifest import Block
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
 
@@ -27,6 +29,7 @@ SMALLEST_SHARE = 4
 PATIENCE_SECONDS = 300.0
 SILENCES = 2
 STRIKES = 2
+PAIR_TRIES = 5
 
 
 @dataclass(eq=False)
@@ -285,3 +288,47 @@ def chunk_size(left: int, workers: Workers) -> int:
     smallest = workers.chunk // SMALLEST_SHARE
     share = -(-left // (2 * workers.count * smallest)) * smallest
     return min(workers.chunk, share, left)
+
+
+def score_pairs(
+    engine: Engine, head: Any, blocks: Iterable[Block], gallery: Gallery, progress: Progress
+) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
+    """Score blocks of pairs on the workers: each with (probability, similarity) of its usable pairs, in order."""
+    engine.share(head, gallery.vectors)
+    window: deque[tuple[Block, Job]] = deque()
+    for block in blocks:
+        window.append((block, _score_block(engine, gallery, block)))
+        if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
+            yield _scored(engine, gallery, progress, *window.popleft())
+    while window:
+        yield _scored(engine, gallery, progress, *window.popleft())
+
+
+def _score_block(engine: Engine, gallery: Gallery, block: Block) -> Job:
+    usable = gallery.usable(block.a, block.b)
+    return engine.score(block.a[usable], block.b[usable])
+
+
+def _scored(
+    engine: Engine, gallery: Gallery, progress: Progress, block: Block, job: Job
+) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
+    """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
+    reason = ""
+    for _ in range(PAIR_TRIES):
+        try:
+            while not engine.wait([job], timeout=PATIENCE_SECONDS):
+                progress.say(
+                    f"no progress for {PATIENCE_SECONDS:g} s: waiting for the scores of {len(block.a):,} rows "
+                    f"from {block.first + 1:,}"
+                )
+            done: Scores = engine.result(job)
+        except WorkerLostError as exc:
+            reason = str(exc).splitlines()[0]
+            log.warning("rows from %d are scored again: %s", block.first + 1, reason)
+            job = _score_block(engine, gallery, block)
+        else:
+            progress.measure(done)
+            return block, (done.probability, done.similarity)
+    raise BatchverifyError(
+        f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored; the last: {reason}"
+    )

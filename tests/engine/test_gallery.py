@@ -1,11 +1,13 @@
 """The gallery of vectors and reasons."""
 
+import random
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from batchverify.engine.gallery import Gallery, Owners
 from batchverify.errors import BatchverifyError
-from batchverify.gallery import Gallery
 from batchverify.records import Reason, Skipped
 
 
@@ -73,7 +75,7 @@ def test_an_image_lost_sight_of_is_an_error():
 
 def test_many_vectors_lie_in_a_mapped_file_that_leaves_nothing(tmp_path, monkeypatch):
     plain = Gallery(5)
-    monkeypatch.setattr("batchverify.gallery.MAPPED_BYTES", 4 * 1024)
+    monkeypatch.setattr("batchverify.engine.gallery.MAPPED_BYTES", 4 * 1024)
     mapped = Gallery(5, str(tmp_path))
     assert isinstance(mapped.vectors.base, np.memmap) and plain.vectors.base is None
     for gallery in (plain, mapped):
@@ -93,3 +95,42 @@ def test_reasons_of_finished_rows_are_taken_over():
     gallery.require_complete(np.array([0, 3]))
     with pytest.raises(BatchverifyError, match="1 images were lost"):
         gallery.require_complete(np.array([0, 2]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_owners_are_those_of_a_dict(seed):
+    generator, count = random.Random(seed), 300
+    # Many want one place, some differ in the kept half's last byte alone, some hold zeros.
+    keys = [
+        bytes([generator.randrange(3)]) + bytes(14) + bytes([at % 256]) + generator.randbytes(16)
+        if at % 2
+        else generator.randbytes(32)
+        for at in range(count)
+    ]
+    keys = list({key[:16]: key for key in keys}.values())
+    owners, slow = Owners(len(keys)), {}
+    for _ in range(6000):
+        at = generator.randrange(len(keys))
+        key = keys[at]
+        assert owners.get(key) == slow.get(key, -1)
+        if generator.random() < 0.2:
+            owners.drop(key)
+            slow.pop(key, None)
+        elif key not in slow:
+            owners.put(key, at)
+            slow[key] = at
+    assert [owners.get(key) for key in keys] == [slow.get(key, -1) for key in keys]
+
+
+def test_another_image_may_own_a_key_that_was_dropped():
+    owners, keys = Owners(3), [bytes([1]) * 32, bytes([1]) * 8 + bytes(24)]
+    owners.put(keys[0], 2)
+    owners.put(keys[1], 0)
+    owners.drop(keys[0])
+    assert [owners.get(key) for key in keys] == [-1, 0]
+    owners.put(keys[0], 1)
+    assert [owners.get(key) for key in keys] == [1, 0]
+
+
+def test_a_run_without_images_has_no_owners():
+    assert Owners(0).get(bytes(32)) == -1

@@ -10,8 +10,8 @@ from ray_nodes import free_port
 from repository import REPOSITORY
 
 from batchverify.cli import main
+from batchverify.engine.ray.submit import Submission
 from batchverify.errors import UsageError
-from batchverify.submit import Submission
 
 URL = "http://127.0.0.1:1"
 
@@ -143,7 +143,7 @@ def test_an_empty_variable_leaves_messages_readable():
     url = f"http://127.0.0.1:{free_port()}"
     done = run(
         "import os; os.environ |= {'EMPTY': '', 'KEY': 'hush'}\n"
-        "from batchverify.submit import JobServer\n"
+        "from batchverify.engine.ray.submit import JobServer\n"
         f"server = JobServer.__new__(JobServer); server.address = '{url}'\n"
         "with server._ours(['', 'hush']): raise RuntimeError('no place for hush')"
     )

@@ -10,7 +10,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from batchverify.cache.embedding_cache import KeyIndex
-from batchverify.cluster import (
+from batchverify.engine.base import Job, NodeLostError, WorkerLostError, Workers, WorkPlan, limit_threads
+from batchverify.engine.ray.cluster import (
+    Crew,
+    Member,
     Node,
     Share,
     alive_nodes,
@@ -20,13 +23,11 @@ from batchverify.cluster import (
     start_ray,
     uses_gpus,
 )
-from batchverify.crew import Crew, Member
-from batchverify.engine import Job, NodeLostError, WorkerLostError, Workers, WorkPlan, limit_threads
+from batchverify.engine.ray.shared_paths import SharedPaths
+from batchverify.engine.stages import Embeddings, Image, Loaded, Loader, Scores, embed_images, score_indices
 from batchverify.errors import BatchverifyError
-from batchverify.pipeline import Embeddings, Image, Loaded, Loader, Scores, embed_images, score_indices
 from batchverify.process import keep_freed_memory
 from batchverify.records import Skipped
-from batchverify.sharing import SharedPaths
 
 # Images that lose so many nodes are suspects: in a container an image that takes all memory ends the node.
 NODE_LOSSES = 2

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchverify.cluster import Node, on_node
+from batchverify.engine.ray.cluster import Node, on_node
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.records import Skipped
 from batchverify.storage.location import Location, scheme_of

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache.embedding_cache import KeyIndex
-from batchverify.engine import Job, Workers, WorkPlan, limit_threads, visible_gpus
+from batchverify.engine.base import Job, Workers, WorkPlan, limit_threads, visible_gpus
+from batchverify.engine.stages import Loaded, Loader, Scores, embed_images, score_indices
 from batchverify.errors import HungError
-from batchverify.pipeline import Loaded, Loader, Scores, embed_images, score_indices
 from batchverify.records import Skipped
 from batchverify.runtime.devices import available_cpus
 

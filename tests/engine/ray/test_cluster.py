@@ -1,12 +1,26 @@
 """A cluster's nodes cut into workers, one by one and together; addresses that are refused."""
 
+import os
 import socket
+from pathlib import Path
 
 import pytest
 
-from batchverify.cluster import Node, Share, cluster_workers, first_nodes, start_ray, uses_gpus
-from batchverify.engine import GPU_CHUNK, Workers
+from batchverify.engine.base import GPU_CHUNK, Workers
+from batchverify.engine.ray.cluster import (
+    START_TRIES,
+    Crew,
+    Node,
+    Share,
+    alive_nodes,
+    cluster_workers,
+    first_nodes,
+    start_ray,
+    uses_gpus,
+)
 from batchverify.errors import BatchverifyError, UsageError
+
+pytestmark = pytest.mark.ray
 
 
 def node(cpus: int, gpus: int = 0, port: int = 1) -> Node:
@@ -66,7 +80,7 @@ def test_ray_client_is_refused_and_submit_named():
 
 
 def test_gpus_of_a_machine_alone_that_has_none_are_not_waited_for(monkeypatch):
-    monkeypatch.setattr("batchverify.cluster.alive_nodes", lambda: [node(8)])
+    monkeypatch.setattr("batchverify.engine.ray.cluster.alive_nodes", lambda: [node(8)])
     with pytest.raises(
         UsageError, match=r"no node of the Ray cluster has a GPU and a CPU for workers \(1 nodes"
     ):
@@ -77,3 +91,67 @@ def test_gpus_of_a_machine_alone_that_has_none_are_not_waited_for(monkeypatch):
 def test_under_ray_no_gpu_is_chosen_by_number():
     with pytest.raises(UsageError, match="--device cuda:1: under Ray every worker is given a GPU"):
         first_nodes("cuda:1", may_grow=True)
+
+
+def stillborn() -> type:
+    """An actor's class that Ray sends as it is: its workers cannot import a test."""
+
+    class Stillborn:
+        """Dies with its process while it starts, as long as `deaths` has fewer lines than `count`."""
+
+        def __init__(self, deaths: Path, count: int) -> None:
+            with deaths.open("a+") as file:
+                file.seek(0)
+                if len(file.readlines()) < count:
+                    file.write("died\n")
+                    file.flush()
+                    os._exit(1)
+
+        def ready(self) -> str:
+            """Nothing keeps its node from taking part."""
+            return ""
+
+    return Stillborn
+
+
+@pytest.fixture(scope="module")
+def ray():
+    import ray
+
+    start_ray(None, 1, verbose=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def crew_of(ray, tmp_path):
+    crews = []
+
+    def build(count: int) -> Crew:
+        actors = ray.remote(num_cpus=0, max_restarts=0)(stillborn())
+
+        def start(node: Node, share: Share):
+            return actors.remote(tmp_path / "deaths", count)
+
+        crews.append(Crew(start, use_gpus=False))
+        return crews[-1]
+
+    yield build
+    for crew in crews:
+        crew.close()
+
+
+def test_a_worker_that_dies_while_it_starts_is_replaced(crew_of, tmp_path, caplog):
+    crew = crew_of(START_TRIES - 1)
+    crew.take(alive_nodes())
+    member = crew.idlest()
+    assert crew.members == [member]
+    assert len((tmp_path / "deaths").read_text().splitlines()) == START_TRIES - 1
+    assert "died while it started, another is tried" in caplog.text
+
+
+def test_workers_that_never_start_end_the_run(crew_of):
+    crew = crew_of(START_TRIES)
+    crew.take(alive_nodes())
+    with pytest.raises(BatchverifyError, match="a Ray worker could not be started, 3 times in a row: "):
+        crew.idlest()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from batchverify.pipeline import (
+from batchverify.engine.stages import (
     LoadPlan,
 )
 from batchverify.records import Skipped
