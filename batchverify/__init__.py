@@ -9,9 +9,9 @@ from batchverify.version import __version__
 if TYPE_CHECKING:
     from batchverify.embedding.embedder import Embedder
     from batchverify.evaluation import evaluate
-    from batchverify.prediction import predict
+    from batchverify.scoring.predict import predict
+    from batchverify.scoring.score import embed, score
     from batchverify.train_workflow import train
-    from batchverify.workflows import embed, score
 
 __all__ = ["Embedder", "__version__", "embed", "evaluate", "predict", "score", "train"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return Embedder
     if name == "predict":
-        from batchverify.prediction import predict
+        from batchverify.scoring.predict import predict
 
         return predict
     if name == "evaluate":
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
         return train
     if name in __all__:
-        from batchverify import workflows
+        from batchverify.scoring import score as workflows
 
         return getattr(workflows, name)
     raise AttributeError(f"module 'batchverify' has no attribute '{name}'")

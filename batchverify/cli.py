@@ -97,7 +97,7 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
     set_up(options["verbose"])
     if options["overwrite"]:
         click.get_current_context().meta[AGAIN] = "the same command without --overwrite does the rest"
-    from batchverify.workflows import score as run
+    from batchverify.scoring.score import score as run
 
     with reporting(as_json, options["quiet"]) as report:
         report(run(manifest, output, ScoreOptions(**options)))
@@ -109,7 +109,7 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
 def embed(manifest: str, as_json: bool, **options: Any) -> None:
     """Embed the images of MANIFEST into the cache, and no more."""
     set_up(options["verbose"])
-    from batchverify.workflows import embed as run
+    from batchverify.scoring.score import embed as run
 
     with reporting(as_json, options["quiet"]) as report:
         report(run(manifest, EmbedOptions(**options)))
@@ -122,7 +122,7 @@ def embed(manifest: str, as_json: bool, **options: Any) -> None:
 def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
     """Say whether two images show the same person, with the probability that they do not."""
     set_up(False)
-    from batchverify.prediction import predict as run
+    from batchverify.scoring.predict import predict as run
 
     prediction = run(image_a, image_b, ScoreOptions(**options))
     click.echo(json.dumps(prediction.to_json()) if as_json else prediction.sentence())

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from batchverify.errors import ManifestError
 from batchverify.manifest.columns import is_text
-from batchverify.results import RECORD_KEY
-from batchverify.sinks import SUCCESS, part_files
+from batchverify.scoring.parquet import RECORD_KEY, SUCCESS, part_files
 from batchverify.storage.location import Location
 
 

@@ -11,17 +11,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.job import Job
 from batchverify.labelled import LabelledPairs, count_labels, people_of
 from batchverify.leakage import Leak, check_apart, find_leaks, shared_people
 from batchverify.options import TrainOptions
 from batchverify.recipe import recipes
+from batchverify.scoring.job import Job
+from batchverify.scoring.score import check_failed, embed_job
+from batchverify.scoring.summary import EmbedSummary
 from batchverify.storage.location import Location
-from batchverify.summary import EmbedSummary
 from batchverify.train_summary import TrainSummary
 from batchverify.training import FEWEST_PAIRS, Fitted, evaluate, fit_head
 from batchverify.training_log import TrainingLog
-from batchverify.workflows import check_failed, embed_job
 
 SUFFIX = ".safetensors"
 SHOWN = 5

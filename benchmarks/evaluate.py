@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from results import publish, table
 from score import run
 
-from batchverify.results import RECORD_KEY
+from batchverify.scoring.parquet import RECORD_KEY
 
 THRESHOLD = 0.5
 CAMERAS = np.array([f"camera {each}" for each in range(8)])

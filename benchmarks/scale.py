@@ -35,7 +35,7 @@ from batchverify.engine.scheduler import ImageRun
 from batchverify.engine.stages import LoadPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.progress import Progress
-from batchverify.workflows import score_job
+from batchverify.scoring.score import score_job
 
 SETTINGS = EmbeddingSettings(crop="none")
 record_option = click.option("--record", is_flag=True, help="Put the table into RESULTS.md.")

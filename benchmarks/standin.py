@@ -17,8 +17,8 @@ import pyarrow.csv as pacsv
 from batchverify.cache.segment import Entry
 from batchverify.embedding.embedder import Embedded
 from batchverify.engine.base import WorkPlan
-from batchverify.job import Job
 from batchverify.options import ScoreOptions
+from batchverify.scoring.job import Job
 
 # A bitmap of 8 x 8 pixels without its pixels: header, then one of 40 bytes.
 SIDE = 8

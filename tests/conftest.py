@@ -31,7 +31,7 @@ def small_parts(monkeypatch) -> None:
     """Parts of a few rows: a job of many parts in little time."""
     from half_done import PART
 
-    from batchverify import output
+    from batchverify.scoring import output
 
     monkeypatch.setattr(output, "FILE_ROWS", PART)
     monkeypatch.setattr(output, "FOLDER_ROWS", PART)

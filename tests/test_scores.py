@@ -10,9 +10,9 @@ import pytest
 from score_tables import draw_columns, write_scores
 
 from batchverify.errors import ManifestError, UsageError
-from batchverify.results import RECORD_KEY
 from batchverify.score_files import ScoreFile
 from batchverify.scores import describe_truth, read_scores, read_units
+from batchverify.scoring.parquet import RECORD_KEY
 from batchverify.truth import read_truth
 
 

@@ -25,7 +25,8 @@ SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signa
 # Parts small enough that kills fall between them, each with a pause behind it on the fastest machine.
 SCRIPT = """
 import time
-from batchverify import output, sinks
+from batchverify.scoring import output
+from batchverify.scoring import parquet as sinks
 finish = sinks.FileSink.finish
 sinks.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import batchverify
 from batchverify.manifest.prepare import prepare_lfw
-from batchverify.summary import ScoreSummary
+from batchverify.scoring.summary import ScoreSummary
 
 
 @cache

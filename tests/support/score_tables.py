@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchverify.results import RECORD_KEY
+from batchverify.scoring.parquet import RECORD_KEY
 
 THRESHOLD = 0.5
 

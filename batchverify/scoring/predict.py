@@ -15,8 +15,8 @@ from batchverify.errors import NothingScoredError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
-from batchverify.planning import backbone_fingerprint, work_plan
 from batchverify.records import Skipped
+from batchverify.scoring.job import backbone_fingerprint, work_plan
 from batchverify.storage.location import Location
 
 # One forward pass for both images.

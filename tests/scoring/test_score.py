@@ -14,12 +14,10 @@ from repository import REPOSITORY
 
 import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
-from batchverify.job import reason_of
-from batchverify.launch import cluster_address
-from batchverify.results import read_record
-from batchverify.sinks import FileSink
+from batchverify.scoring.job import cluster_address, reason_of
+from batchverify.scoring.parquet import FileSink, read_record
+from batchverify.scoring.summary import ScoreSummary
 from batchverify.storage.location import Location
-from batchverify.summary import ScoreSummary
 
 SAMPLES = REPOSITORY / "sample_manifests"
 FACES = SAMPLES / "faces.csv"

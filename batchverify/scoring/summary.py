@@ -139,7 +139,7 @@ class ScoreSummary(EmbedSummary):
             raise ValueError("this summary has neither rows nor an output file")
         import pyarrow.dataset as pads  # which imports pandas
 
-        from batchverify.sinks import part_files
+        from batchverify.scoring.parquet import part_files
         from batchverify.storage.location import Location
 
         location = Location.parse(self.output)

@@ -14,8 +14,8 @@ from half_done import FACES, PART, SAMPLES, files, job_folder, run, stopped
 
 import batchverify
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.jobfolder import JobFolder
-from batchverify.results import read_record
+from batchverify.scoring.job_folder import JobFolder
+from batchverify.scoring.parquet import read_record
 from batchverify.storage.location import Location
 
 pytestmark = pytest.mark.usefixtures("small_parts")

@@ -1,22 +1,25 @@
 """Outputs that lie where they may not: among the manifest's own files, or where nothing can be written."""
 
+import resource
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
+from half_done import FACES, PART, files, job_folder, run, stopped
 from repository import REPOSITORY
 
 import batchverify
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.jobfolder import differences
 from batchverify.manifest.tables import would_find
-from batchverify.output import Output
-from batchverify.parts import PartRecord, Parts, PartWriter
-from batchverify.scoring import PartRows
+from batchverify.scoring import output
+from batchverify.scoring.job_folder import JobFolder, differences
+from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter
+from batchverify.scoring.score import PartRows
 from batchverify.storage.location import Location
 
 SAMPLES = REPOSITORY / "sample_manifests"
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 def halves(folder: Path) -> Path:
@@ -102,3 +105,49 @@ def test_no_more_than_five_differences_are_named():
     there = dict.fromkeys("abcdefg", 1)
     said = differences(there, dict.fromkeys("abcdefg", 2))
     assert said == "; ".join(f"{name}: 1 there, 2 here" for name in "abcde") + "; and 2 more"
+
+
+def test_a_retry_that_fails_at_its_start_leaves_a_half_done_job_as_it_was(out, cache, tmp_path):
+    frame = pd.read_csv(FACES)
+    frame.loc[:: PART - 1, "image_b"] = "missing.jpg"
+    frame.to_csv(tmp_path / "m.csv", index=False)
+    stopped(out, cache, manifest=tmp_path / "m.csv")
+    before = files(out.parent)
+    assert len([name for name in before if "part-" in name]) == 2
+    with pytest.raises(UsageError):
+        run(out, cache, tmp_path / "m.csv", retry_failed=True, engine="ray", address="ray://x")
+    assert files(out.parent) == before
+    assert run(out, cache, tmp_path / "m.csv").resumed_rows == 2 * PART
+
+
+def test_another_part_size_of_a_later_release_moves_no_row(out, cache, monkeypatch):
+    stopped(out, cache)
+    for name in ("FILE_ROWS", "FOLDER_ROWS"):
+        monkeypatch.setattr(output, name, 10)
+    assert run(out, cache).resumed_rows == 2 * PART
+    there, wanted = pd.read_parquet(out), pd.read_csv(FACES)
+    assert there["image_a"].tolist() == wanted["image_a"].tolist()
+    assert there["image_b"].tolist() == wanted["image_b"].tolist()
+
+
+def test_a_cut_part_of_a_finished_folder_is_done_again(cache, tmp_path):
+    whole = run(tmp_path / "o", cache).to_arrow()
+    part = tmp_path / "o" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:50])
+    summary = run(tmp_path / "o", cache)
+    assert summary.resumed_rows == summary.rows - PART
+    assert summary.to_arrow().equals(whole)
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path):
+    folder = JobFolder(Location.parse(tmp_path / "o"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"), folder.claimed():
+            folder.keep({"job": {}, "token": "t"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not job_folder(tmp_path / "o").exists()
+    with folder.claimed():
+        pass
