@@ -8,7 +8,7 @@ from batchverify.version import __version__
 
 if TYPE_CHECKING:
     from batchverify.embedding.embedder import Embedder
-    from batchverify.evaluation import evaluate
+    from batchverify.evaluation.evaluate import evaluate
     from batchverify.scoring.predict import predict
     from batchverify.scoring.score import embed, score
     from batchverify.train_workflow import train
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
 
         return predict
     if name == "evaluate":
-        from batchverify.evaluation import evaluate
+        from batchverify.evaluation.evaluate import evaluate
 
         return evaluate
     if name == "train":

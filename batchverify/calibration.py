@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.metrics import EXPECTED_FALSE_ACCEPTS
+from batchverify.evaluation.figures import EXPECTED_FALSE_ACCEPTS
 from batchverify.newton import minimise
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)

@@ -79,8 +79,8 @@ def evaluate(
     far the scores have drifted. The truth may be missing; then distributions and drift are shown.
     """
     set_up(verbose)
-    from batchverify.evaluation import EvaluateOptions
-    from batchverify.evaluation import evaluate as run
+    from batchverify.evaluation.evaluate import EvaluateOptions
+    from batchverify.evaluation.evaluate import evaluate as run
 
     with reporting(as_json, quiet) as report:
         report(run(scores, output, reference, EvaluateOptions(**options)))

@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from batchverify.errors import TrainingError
+from batchverify.evaluation.figures import best_f1, roc_auc
 from batchverify.heads.features import Features
 from batchverify.heads.scorer import Layer, Member
 from batchverify.labelled import LabelledPairs
-from batchverify.metrics import best_f1, roc_auc
 from batchverify.perceptron import Perceptron, batches
 
 OVERFIT_PAIRS = 100

@@ -12,11 +12,11 @@ import torch
 
 from batchverify.calibration import METHODS, f1_threshold, rate_thresholds, sigmoid
 from batchverify.errors import UsageError
+from batchverify.evaluation.figures import Metrics, calibration_error, equal_error, measure
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Member
 from batchverify.labelled import LabelledPairs
-from batchverify.metrics import Metrics, calibration_error, equal_error, measure
 from batchverify.network import NetworkFit, NetworkSettings
 from batchverify.options import TrainOptions
 from batchverify.recipe import Fit, Recipe, Report, recipes, silent

@@ -14,9 +14,9 @@ import numpy as np
 from batchverify.calibration import platt_scaling, sigmoid
 from batchverify.engine.ray.cluster import start_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
+from batchverify.evaluation.figures import log_loss
 from batchverify.heads.features import Features
 from batchverify.labelled import LabelledPairs
-from batchverify.metrics import log_loss
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.recipe import Recipe
 

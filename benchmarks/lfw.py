@@ -16,9 +16,9 @@ from results import publish, table
 
 import batchverify
 from batchverify.embedding.embedder import Embedder
+from batchverify.evaluation.figures import Metrics, measure
 from batchverify.heads.head import find_head
 from batchverify.manifest.prepare import prepare_lfw
-from batchverify.metrics import Metrics, measure
 
 BATCH = 32
 SETTINGS = ({"crop": "detect"}, {"crop": "detect", "tta": "flip"}, {"crop": "center"}, {"crop": "none"})

@@ -18,8 +18,8 @@ from sklearn.metrics import roc_auc_score
 
 import batchverify
 from batchverify.embedding.embedder import Embedder
+from batchverify.evaluation.figures import measure
 from batchverify.manifest.prepare import prepare_lfw
-from batchverify.metrics import measure
 from batchverify.runtime.compiled_network import capabilities
 
 PAIRS, SEED = 5000, 0

@@ -13,8 +13,8 @@ from repository import REPOSITORY, SUPPORT
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from batchverify.errors import TrainingError
+from batchverify.evaluation.figures import best_f1, roc_auc
 from batchverify.heads.features import Features
-from batchverify.metrics import best_f1, roc_auc
 from batchverify.network import fit_network, overfit_check, range_test
 
 ABSDIFF = Features.parse("absdiff")

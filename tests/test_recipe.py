@@ -8,7 +8,7 @@ import torch
 from people import QUICK, draw_people
 
 from batchverify.errors import UsageError
-from batchverify.metrics import roc_auc
+from batchverify.evaluation.figures import roc_auc
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.recipe import Recipe, network_settings, recipes
 

@@ -8,8 +8,8 @@ import torch
 from people import EMBEDDING, draw_people
 
 from batchverify.errors import TrainingError, UsageError
+from batchverify.evaluation.figures import measure, roc_auc
 from batchverify.heads.head import Head
-from batchverify.metrics import measure, roc_auc
 from batchverify.options import TrainOptions
 from batchverify.training import Fitted, evaluate, fit_head, probabilities, splits
 

@@ -9,7 +9,7 @@ from people import draw_people
 
 from batchverify.calibration import platt_scaling, sigmoid
 from batchverify.errors import TrainingError, UsageError
-from batchverify.metrics import log_loss
+from batchverify.evaluation.figures import log_loss
 from batchverify.options import TrainOptions
 from batchverify.recipe import Recipe
 from batchverify.tuning import changed, drawn, run_trial, search_space, tune

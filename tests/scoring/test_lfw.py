@@ -8,7 +8,7 @@ import pytest
 from lfw_cache import view_1
 
 import batchverify
-from batchverify.metrics import measure
+from batchverify.evaluation.figures import measure
 
 pytestmark = pytest.mark.weights
 

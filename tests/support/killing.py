@@ -26,9 +26,9 @@ SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signa
 SCRIPT = """
 import time
 from batchverify.scoring import output
-from batchverify.scoring import parquet as sinks
-finish = sinks.FileSink.finish
-sinks.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
+from batchverify.scoring import parquet
+finish = parquet.FileSink.finish
+parquet.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
 from batchverify.engine import base
 from batchverify.cache import embedding_cache

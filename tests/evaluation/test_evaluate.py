@@ -18,7 +18,7 @@ from score_tables import draw_columns, write_scores
 import batchverify
 from batchverify.cli import main
 from batchverify.errors import ManifestError, UsageError
-from batchverify.measured import NAMES
+from batchverify.evaluation.figures import NAMES
 
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
 
@@ -416,3 +416,22 @@ def test_senseless_options_of_the_api_are_refused(tmp_path):
     scores = write_scores(tmp_path / "s.parquet", draw_columns(20))
     with pytest.raises(UsageError, match="--examples lies between 0 and 100, got 101"):
         batchverify.evaluate(scores, examples=101)
+
+
+def described() -> list[set[str]]:
+    """The names in the first column of each table of the page."""
+    text = (REPOSITORY / "docs" / "metrics.md").read_text()
+    tables = re.split(r"\| --- \| --- \|\n", text)[1:]
+    return [
+        {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+        for table in (each.partition("\n\n")[0] for each in tables)
+    ]
+
+
+def test_every_key_and_figure_is_described(tmp_path):
+    keys, figures = described()
+    columns = draw_columns(120, fold=[each % 3 for each in range(120)])
+    runs = [write_scores(tmp_path / f"{name}.parquet", columns) for name in ("new", "old")]
+    found = batchverify.evaluate(runs[0], reference=runs[1], by="camera", draws=40).document
+    assert set(found) == keys
+    assert set(found["metrics"]) == set(NAMES) == figures

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.curve import Curve
-from batchverify.measured import BINS, MeasuredPairs
-from batchverify.scores import UNKNOWN, Scores
+from batchverify.evaluation.figures import BINS, Curve, MeasuredPairs
+from batchverify.evaluation.scores import UNKNOWN, Scores
 
 HISTOGRAM_BINS = 60
 # Points of a curve; more cannot be told apart on a screen.

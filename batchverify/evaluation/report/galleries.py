@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from batchverify import examples
-from batchverify.examples import Example
-from batchverify.scores import UNKNOWN, Scores
-from batchverify.thumbnails import Source, Thumbnail, thumbnails
+from batchverify.evaluation import worst_pairs as examples
+from batchverify.evaluation.report.thumbnails import Source, Thumbnail, thumbnails
+from batchverify.evaluation.scores import UNKNOWN, Scores
+from batchverify.evaluation.worst_pairs import Example
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,17 @@ import pytest
 import sklearn.metrics as reference
 
 from batchverify.calibration import rate_thresholds
-from batchverify.curve import Ranking
-from batchverify.measured import NAMES, RATES, MeasuredPairs, needed_pairs, rate_name, rate_table
-from batchverify.metrics import calibration_error, equal_error
+from batchverify.evaluation.figures import (
+    NAMES,
+    RATES,
+    MeasuredPairs,
+    Ranking,
+    calibration_error,
+    equal_error,
+    needed_pairs,
+    rate_name,
+    rate_table,
+)
 
 
 def draw(seed, levels, pairs=300):

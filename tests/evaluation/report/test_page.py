@@ -12,8 +12,8 @@ from repository import REPOSITORY
 from score_tables import draw_columns, write_scores
 
 import batchverify
-from batchverify.measured import NAMES
-from batchverify.report import MEANINGS, embedded_json, shown_threshold
+from batchverify.evaluation.figures import NAMES
+from batchverify.evaluation.report.page import MEANINGS, embedded_json, shown_threshold
 
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
 EVIL = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>.jpg'

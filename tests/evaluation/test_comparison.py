@@ -12,14 +12,27 @@ import sklearn.metrics as reference
 from scipy import stats
 from score_tables import draw_columns, write_scores
 
-from batchverify.bootstrap import bootstrap
-from batchverify.comparison import compare, pairs_digest, record_differences, same_pairs
-from batchverify.drift import beyond_chance, chance_index, measure_drift, stability_index
-from batchverify.folds import measure_folds, summarise_folds
-from batchverify.measured import NAMES, MeasuredPairs
-from batchverify.score_files import ScoreFile
-from batchverify.scores import read_scores, read_units
-from batchverify.slices import MOST_SLICES, OTHERS, measure_slices, slice_codes
+from batchverify.evaluation.bootstrap import bootstrap
+from batchverify.evaluation.comparison import (
+    beyond_chance,
+    chance_index,
+    compare,
+    measure_drift,
+    pairs_digest,
+    record_differences,
+    same_pairs,
+    stability_index,
+)
+from batchverify.evaluation.figures import NAMES, MeasuredPairs
+from batchverify.evaluation.scores import ScoreFile, read_scores, read_units
+from batchverify.evaluation.slices import (
+    MOST_SLICES,
+    OTHERS,
+    measure_folds,
+    measure_slices,
+    slice_codes,
+    summarise_folds,
+)
 
 
 def scores_of(path, columns, **record):

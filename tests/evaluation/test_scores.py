@@ -10,10 +10,8 @@ import pytest
 from score_tables import draw_columns, write_scores
 
 from batchverify.errors import ManifestError, UsageError
-from batchverify.score_files import ScoreFile
-from batchverify.scores import describe_truth, read_scores, read_units
+from batchverify.evaluation.scores import ScoreFile, describe_truth, read_scores, read_truth, read_units
 from batchverify.scoring.parquet import RECORD_KEY
-from batchverify.truth import read_truth
 
 
 def test_arrays_hold_what_the_columns_hold(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from batchverify.metrics import best_f1, calibration_error, equal_error, log_loss, measure, roc_auc
+from batchverify.evaluation.figures import best_f1, calibration_error, equal_error, log_loss, measure, roc_auc
 
 
 def slow_best_f1(labels, scores):

@@ -10,9 +10,9 @@ from PIL import Image
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
+from batchverify.evaluation.report.thumbnails import BITE, SIDE, Source, thumbnails
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
-from batchverify.thumbnails import BITE, SIDE, Source, thumbnails
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 

@@ -1,4 +1,4 @@
-"""report.html: one file that opens offline, with plots, a threshold explorer and the pairs worth looking at."""
+"""report.html: one file that opens offline, with plots, a threshold explorer and the run record."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from batchverify import report_record
-from batchverify.drift import SHARES
-from batchverify.measured import NAMES, rate_name
+import numpy as np
+
+from batchverify.evaluation.comparison import SHARES
+from batchverify.evaluation.figures import NAMES, rate_name
+from batchverify.evaluation.report import page as report_record
+from batchverify.options import EmbedOptions
 from batchverify.version import __version__
 
-PAGE = "page"
 NONE = "–"
 CARDS = ("auc", "f1", "accuracy", "far", "frr", "equal_error", "failure_rate")
 # Id, title and the kinds of labelled pairs that it takes.
@@ -50,6 +52,10 @@ MEANINGS = {
     "far_with_failures": "the false accept rate when a pair that failed counts as not accepted",
     "frr_with_failures": "the false reject rate when a pair that failed counts as rejected",
 }
+# A run record may hold thousands of manifest files.
+SHOWN = 2000
+# Of a digest: enough to tell it from others at a glance.
+DIGEST = 12
 
 
 def render(
@@ -96,7 +102,7 @@ def render(
 
 
 def _asset(name: str) -> str:
-    return (files("batchverify") / PAGE / name).read_text(encoding="utf8")
+    return (files("batchverify.evaluation.report") / name).read_text(encoding="utf8")
 
 
 def _script(text: str) -> str:
@@ -253,3 +259,58 @@ def shown_threshold(value: float | None) -> str:
 def _span(span: Sequence[float] | None, exact: bool = False) -> str:
     """An interval; with a star where it is no bootstrap's."""
     return f"{figure(span[0])} to {figure(span[1])}{'*' * exact}" if span else ""
+
+
+def lead(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a reader asks first: names and texts; what the record does not say is left out.
+
+    document: what `metrics.json` holds.
+    """
+    record = document["record"]
+    embedding, options = record.get("embedding") or {}, record.get("options") or {}
+    backbone, head = record.get("backbone_fingerprint"), record.get("head")
+    found = {
+        "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {_digest(backbone)}",
+        "Crop": _crop(embedding.get("crop"), embedding.get("tta")),
+        "Head": head and f"{options.get('head', 'the default one')}, {_digest(head)}",
+        "Threshold": threshold(document["threshold"]),
+        "Scores written": document["scores_written"],
+    }
+    return [(name, text) for name, text in found.items() if text]
+
+
+def _digest(text: Any) -> str:
+    return str(text)[:DIGEST]
+
+
+def _crop(crop: Any, tta: Any) -> str | None:
+    if not isinstance(crop, Mapping) or "mode" not in crop:
+        return None
+    margin = f", margin {crop['margin']}" if "margin" in crop else ""
+    views = f", views {tta}" if tta not in (None, "none") else ""
+    return f"{crop['mode']}{margin}{views}"
+
+
+def everything(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every entry of a run record, as text."""
+    return [(name, _shown(value)) for name, value in record.items()]
+
+
+def changes(comparison: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """Rows for what the two runs' records say differently."""
+    return [
+        {"key": each["key"], "new": _shown(each["new"]), "reference": _shown(each["reference"])}
+        for each in (comparison or {}).get("record_differences", [])
+    ]
+
+
+def threshold(value: float | None) -> str | None:
+    """As short as tells it from its neighbours: given back as --threshold it makes the same verdicts."""
+    return None if value is None else str(np.float32(value))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not stated"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from score_tables import draw_columns, write_scores
 
-from batchverify import examples, plots
-from batchverify.measured import MeasuredPairs
-from batchverify.score_files import ScoreFile
-from batchverify.scores import Scores, read_scores
+from batchverify.evaluation import worst_pairs as examples
+from batchverify.evaluation.figures import MeasuredPairs
+from batchverify.evaluation.report import plots
+from batchverify.evaluation.scores import ScoreFile, Scores, read_scores
 
 
 def scores_of(tmp_path, columns, **record) -> Scores:
