@@ -44,7 +44,7 @@ def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **op
     """
     set_up(options["verbose"])
     from batchverify.options import TrainOptions
-    from batchverify.train_workflow import train as run
+    from batchverify.training.train import train as run
 
     try:
         sizes = tuple(int(each) for each in widths.split("-"))

@@ -16,12 +16,12 @@ from lfw import SETTINGS
 from results import publish, table
 
 from batchverify.heads.features import FEATURES
-from batchverify.labelled import LabelledPairs
 from batchverify.manifest.prepare import prepare_lfw
 from batchverify.options import TrainOptions
 from batchverify.scoring.job import Job
 from batchverify.scoring.score import embed_job
-from batchverify.training import evaluate, fit_head
+from batchverify.training.fit import evaluate, fit_head
+from batchverify.training.pairs import LabelledPairs
 
 COMBINATIONS = ("chi2+product", "absdiff+product", "chi2+cosine")
 ENSEMBLES = (("distance", "logistic"), ("distance", "logistic", "network"))

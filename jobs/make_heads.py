@@ -10,7 +10,7 @@ from typing import Any
 
 from batchverify.embedding.backbone import packaged_weights
 from batchverify.heads.head import Head, default_head_name
-from batchverify.train_workflow import train
+from batchverify.training.train import train
 
 BACKBONES = ("vggface2", "vggface2-float")
 SETTINGS: tuple[dict[str, Any], ...] = (

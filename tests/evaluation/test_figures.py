@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import sklearn.metrics as reference
 
-from batchverify.calibration import rate_thresholds
 from batchverify.evaluation.figures import (
     NAMES,
     RATES,
@@ -19,6 +18,7 @@ from batchverify.evaluation.figures import (
     rate_name,
     rate_table,
 )
+from batchverify.training.calibration import rate_thresholds
 
 
 def draw(seed, levels, pairs=300):

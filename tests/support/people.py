@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.labelled import LabelledPairs
-from batchverify.network import NetworkSettings
+from batchverify.training.network import NetworkSettings
+from batchverify.training.pairs import LabelledPairs
 
 EMBEDDING = EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings())
 QUICK = NetworkSettings(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.evaluation.figures import EXPECTED_FALSE_ACCEPTS
-from batchverify.newton import minimise
+from batchverify.training.linear import minimise
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 RIDGE = 1e-9

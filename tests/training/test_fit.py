@@ -11,7 +11,7 @@ from batchverify.errors import TrainingError, UsageError
 from batchverify.evaluation.figures import measure, roc_auc
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
-from batchverify.training import Fitted, evaluate, fit_head, probabilities, splits
+from batchverify.training.fit import Fitted, evaluate, fit_head, probabilities, splits
 
 NETWORK = {"widths": (16, 8), "epochs": 3, "max_lr": 3e-3, "dropout": 0.2}
 

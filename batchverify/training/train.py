@@ -1,27 +1,37 @@
-"""`train`: from manifests of labelled pairs to a head, its record and its summary."""
+"""`train`: from labelled manifests to a stored head, its log and its summary."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.labelled import LabelledPairs, count_labels, people_of
-from batchverify.leakage import Leak, check_apart, find_leaks, shared_people
 from batchverify.options import TrainOptions
-from batchverify.recipe import recipes
+from batchverify.progress import duration
 from batchverify.scoring.job import Job
 from batchverify.scoring.score import check_failed, embed_job
 from batchverify.scoring.summary import EmbedSummary
 from batchverify.storage.location import Location
-from batchverify.train_summary import TrainSummary
-from batchverify.training import FEWEST_PAIRS, Fitted, evaluate, fit_head
-from batchverify.training_log import TrainingLog
+from batchverify.training.fit import FEWEST_PAIRS, Fitted, evaluate, fit_head, recipes
+from batchverify.training.network import Epoch
+from batchverify.training.pairs import (
+    LabelledPairs,
+    Leak,
+    check_apart,
+    count_labels,
+    find_leaks,
+    people_of,
+    shared_people,
+)
 
 SUFFIX = ".safetensors"
 SHOWN = 5
@@ -86,7 +96,7 @@ def train(
 def _check_recipes(options: TrainOptions) -> None:
     """Raise `UsageError` for algorithms and features that are none or go together ill."""
     if options.tune:
-        from batchverify.tuning import check_installed, search_space
+        from batchverify.training.tune import check_installed, search_space
 
         check_installed()
         search_space(options)
@@ -100,7 +110,7 @@ def _tuned(
     """The options after the search that they ask for, and its trials for the record."""
     if not options.tune:
         return options, []
-    from batchverify.tuning import tune
+    from batchverify.training.tune import tune
 
     log.say(f"--tune: at most {options.tune:,} trials on Ray")
     options, found = tune(learned, dev, options)
@@ -251,3 +261,141 @@ def _say_left_out(pairs: LabelledPairs, log: TrainingLog) -> None:
         log.say(f"  {row}")
     if count > SHOWN:
         log.say(f"  … and {count - SHOWN:,} more; the training record lists them")
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """A training's outcome.
+
+    recipes: of the head's members. pairs: by set. about: the head's metadata. metrics: one mapping a seed,
+    of `metrics.Metrics` by set (`held_out`, `dev`, `test`). range_tests: rate by network.
+    """
+
+    recipes: Sequence[str]
+    parameters: int
+    pairs: Mapping[str, int]
+    left_out: int
+    embedded: int
+    leaks: int
+    about: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    range_tests: Mapping[str, float]
+    seconds: float
+    head: str
+    digest: str
+    record: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        about = {name: self.about[name] for name in ("calibration", "thresholds", "training", "embedding")}
+        return {**vars(self), "about": about}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The table for people: names and values."""
+        counts = ", ".join(f"{name} {count:,}" for name, count in self.pairs.items())
+        left = f"; {self.left_out:,} left out" if self.left_out else ""
+        lines = [
+            ("pairs", f"{counts}{left}"),
+            ("images embedded", f"{self.embedded:,}"),
+            ("head", f"{' + '.join(self.recipes)}, {self.parameters:,} numbers"),
+        ]
+        lines += [(f"rate of {name}", f"{rate:.2g}") for name, rate in self.range_tests.items()]
+        names = [name for name in self.metrics[0] if name != "seed"]
+        lines += [(name.replace("_", "-"), self._metrics(name)) for name in names]
+        calibration, thresholds = self.about["calibration"], self.about["thresholds"]
+        before, after = calibration["before"], calibration["after"]
+        lines += [
+            (
+                "calibration",
+                f"on {calibration['held_out_pairs']:,} held-out pairs: Brier {before['brier']:.4f} to "
+                f"{after['brier']:.4f}, ECE {before['ece']:.4f} to {after['ece']:.4f}",
+            ),
+            ("threshold", f"{thresholds['best_f1']:.4f} (best expected F1)"),
+            (
+                "equal error",
+                f"rate {thresholds['equal_error']['rate']:.4f} at {thresholds['equal_error']['threshold']:.4f}",
+            ),
+            ("false accept", self._rates(thresholds)),
+            ("time", duration(self.seconds)),
+            ("written to", f"{self.head}, {self.record}"),
+        ]
+        return lines
+
+    def _metrics(self, name: str) -> str:
+        """AUC, F1 and the rest of one set, with the spread over seeds where there are several."""
+
+        def mean(field: str, digits: int) -> str:
+            values = [each[name][field] for each in self.metrics]
+            spread = f" ± {np.std(values):.{digits}f}" if len(values) > 1 else ""
+            return f"{np.mean(values):.{digits}f}{spread}"
+
+        return (
+            f"AUC {mean('auc', 5)}, F1 {mean('f1', 4)} (best possible {mean('best_f1', 4)}), "
+            f"accuracy {mean('accuracy', 4)}, Brier {mean('brier', 4)}, ECE {mean('ece', 4)}"
+        )
+
+    @staticmethod
+    def _rates(thresholds: Mapping[str, Any]) -> str:
+        rates = ", ".join(f"{each['far']:g} at {each['threshold']:.4f}" for each in thresholds["far"])
+        pairs = f"{thresholds['different_pairs']:,} different pairs"
+        return f"{rates} (of {pairs})" if rates else f"no rate: {pairs} support none"
+
+
+class TrainingLog:
+    """Takes epochs as they end; a context that writes out what it holds. tensorboard: its folder, or None.
+
+    Raises `UsageError` where TensorBoard is asked for and not installed, or its folder cannot be made.
+    """
+
+    def __init__(self, epochs: int, *, quiet: bool = False, tensorboard: str | None = None) -> None:
+        self._epochs = epochs
+        self._quiet = quiet
+        self._writers: dict[str, Any] = {}
+        self._open_writer = _tensorboard(tensorboard) if tensorboard is not None else None
+        self.seed = 0
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        if self._open_writer is not None and not self._writers and kind is None:
+            self.say("warning: --tensorboard: nothing was written, for only networks have epochs to log")
+
+    def say(self, text: str) -> None:
+        """A line on stderr, unless quiet."""
+        if not self._quiet:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def epoch(self, name: str, epoch: Epoch) -> None:
+        """Show and keep one epoch of the network called `name`."""
+        self.say(
+            f"{name}  epoch {epoch.epoch}/{self._epochs}  loss {epoch.loss:.4f}  dev loss {epoch.dev_loss:.4f}  "
+            f"dev F1 {epoch.dev_f1:.4f}  dev AUC {epoch.dev_auc:.5f}  lr {epoch.lr:.2g}"
+        )
+        if self._open_writer is None:
+            return
+        run = f"{name.replace(':', '-')}-seed{self.seed}"
+        if run not in self._writers:
+            self._writers[run] = self._open_writer(run)
+        for tag, value in vars(epoch).items():
+            if tag not in ("epoch", "seconds"):
+                self._writers[run].add_scalar(tag, value, epoch.epoch)
+
+
+def _tensorboard(folder: str) -> Callable[[str], Any]:
+    """What opens TensorBoard's writer for a run; the folder for its files is made: local ones are tried at once."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as exc:
+        raise UsageError("--tensorboard needs TensorBoard: pip install tensorboard") from exc
+    if "://" not in folder:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise UsageError(f"--tensorboard {folder}: the folder cannot be made: {exc.strerror}") from exc
+    return lambda run: SummaryWriter(f"{folder}/{run}")

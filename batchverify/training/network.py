@@ -1,22 +1,23 @@
-"""Fit network heads: the checks that come before training, then one cycle of the rate and early stopping."""
+"""Network heads: a perceptron over pair features, its training and its checks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from batchverify.errors import TrainingError
 from batchverify.evaluation.figures import best_f1, roc_auc
 from batchverify.heads.features import Features
 from batchverify.heads.scorer import Layer, Member
-from batchverify.labelled import LabelledPairs
-from batchverify.perceptron import Perceptron, batches
+from batchverify.training.linear import moments
+from batchverify.training.pairs import LabelledPairs
 
 OVERFIT_PAIRS = 100
 OVERFIT_STEPS = 300
@@ -25,6 +26,13 @@ OVERFIT_RATE = 3e-3
 RANGE_STEPS = 100
 RANGE = (1e-6, 1.0)
 EVALUATED = 8192
+# Pairs that the means and spreads of the features are taken from.
+SCALED_PAIRS = 16_384
+# A smaller spread of a feature is rounding.
+STEADY = 1e-6
+
+# (a, b, labels): (B, F) float32 twice, (B,) float32.
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -220,3 +228,70 @@ def _evaluate(
         raise TrainingError(f"training: the loss is not finite after epoch {number}; give a smaller --max-lr")
     f1, auc = best_f1(dev.labels, scores)[0], roc_auc(dev.labels, scores)
     return Epoch(number, loss, dev_loss, f1, auc, lr, time.perf_counter() - started)
+
+
+class Perceptron(nn.Module):
+    """Standardised features, then dropout, ReLU and linear layers down to one number."""
+
+    def __init__(
+        self,
+        features: Features,
+        mean: torch.Tensor,
+        scale: torch.Tensor,
+        widths: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.features, self.mean, self.scale = features, mean, scale
+        layers: list[nn.Module] = []
+        inputs = len(mean)
+        for width in widths:
+            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
+
+    @classmethod
+    def fresh(
+        cls, train: LabelledPairs, features: Features, widths: Sequence[int], dropout: float, seed: int
+    ) -> Perceptron:
+        """One that has learned nothing but the means and spreads of its features; the seed decides its weights."""
+        blocks = (_both_orders(features, *each) for each in train.draw(SCALED_PAIRS // 2, 0).blocks())
+        _, mean, scale = moments(features(a, b).double() for a, b, _ in blocks)
+        torch.manual_seed(seed)
+        # What never varies here says nothing: divided by its spread, its smallest change would drown all else.
+        scale = torch.where(scale > STEADY, scale, 1.0)
+        return cls(features, mean.float(), scale.float(), widths, dropout)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Logits (B,) of pairs of (B, F) embeddings."""
+        with torch.no_grad():
+            values = (self.features(a, b) - self.mean) / self.scale
+        return self.layers(values).squeeze(1)
+
+    def scores(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Logits (B,) as the finished member gives them: of both orders where the features are not symmetric."""
+        if self.features.symmetric:
+            return self(a, b)
+        return (self(a, b) + self(b, a)) / 2
+
+    def snapshot(self) -> tuple[Layer, ...]:
+        """The layers as arrays, with the standardisation folded into the first."""
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        found = [(each.weight.detach().clone(), each.bias.detach().clone()) for each in linear]
+        weight, bias = found[0]
+        weight = weight / self.scale
+        found[0] = (weight, bias - weight @ self.mean)
+        return tuple((weight.numpy(), bias.numpy()) for weight, bias in found)
+
+
+def batches(train: LabelledPairs, features: Features, size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """One pass in random order; a pair stands there in both orders where the feature is not symmetric."""
+    order = rng.permutation(len(train)).astype(np.int32)
+    for start in range(0, len(order), size):
+        yield _both_orders(features, *train.take(order[start : start + size]))
+
+
+def _both_orders(features: Features, a: torch.Tensor, b: torch.Tensor, labels: torch.Tensor) -> Batch:
+    if features.symmetric:
+        return a, b, labels
+    return torch.cat([a, b]), torch.cat([b, a]), torch.cat([labels, labels])

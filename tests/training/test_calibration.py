@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.metrics import f1_score
 
-from batchverify.calibration import (
+from batchverify.training.calibration import (
     METHODS,
     f1_threshold,
     platt_scaling,

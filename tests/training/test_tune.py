@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from people import draw_people
 
-from batchverify.calibration import platt_scaling, sigmoid
 from batchverify.errors import TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.options import TrainOptions
-from batchverify.recipe import Recipe
-from batchverify.tuning import changed, drawn, run_trial, search_space, tune
+from batchverify.training.calibration import platt_scaling, sigmoid
+from batchverify.training.fit import Recipe
+from batchverify.training.tune import changed, drawn, run_trial, search_space, tune
 
 OPTIONS = TrainOptions(tune=3, num_cpus=2, seed=5, epochs=3)
 

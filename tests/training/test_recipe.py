@@ -10,7 +10,7 @@ from people import QUICK, draw_people
 from batchverify.errors import UsageError
 from batchverify.evaluation.figures import roc_auc
 from batchverify.options import ALGORITHMS, TrainOptions
-from batchverify.recipe import Recipe, network_settings, recipes
+from batchverify.training.fit import Recipe, network_settings, recipes
 
 NETWORK = {"widths": (16,), "dropout": 0.1, "epochs": 4, "max_lr": 1e-2, "snapshots": 2}
 SMALL = 32

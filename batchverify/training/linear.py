@@ -1,8 +1,8 @@
-"""Linear heads, fitted exactly: logistic regression, the weighted chi-square, a distance with its slope."""
+"""Linear heads by Newton's method, from features that are streamed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,7 @@ import torch
 from batchverify.errors import UsageError
 from batchverify.heads.features import Features
 from batchverify.heads.scorer import Member
-from batchverify.labelled import LabelledPairs
-from batchverify.moments import moments
-from batchverify.newton import minimise
+from batchverify.training.pairs import LabelledPairs
 
 # Rows of terms that are kept between passes; of more pairs they are computed anew in every pass.
 KEPT_NUMBERS = 20_000_000
@@ -26,6 +24,12 @@ SLOPE_PULL = 0.02
 # A loss of (logits, labels): its values, first and second derivatives by the logit, each (B,).
 Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 Rows = tuple[torch.Tensor, torch.Tensor]
+STEPS = 100
+# Relative to the function's value: smaller progress is rounding.
+TOLERANCE = 1e-12
+HALVINGS = 30
+
+Derivatives = tuple[np.ndarray, np.ndarray]
 
 
 def log_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -174,3 +178,50 @@ def _terms(pairs: LabelledPairs, features: Features) -> Iterator[Rows]:
 
 def _sums(terms: torch.Tensor, widths: list[int]) -> torch.Tensor:
     return torch.stack([part.sum(dim=1) for part in terms.split(widths, dim=1)], dim=1)
+
+
+def moments(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """(rows, mean, spread) of blocks (B, W) float64: mean and standard deviation (W,) float64 by column.
+
+    Counted from the first row, so that rows which are all alike have a spread of zero and not of rounding.
+    """
+    origin, total, squares, count = torch.zeros(0), torch.zeros(()), torch.zeros(()), 0
+    for block in blocks:
+        origin = origin if count else block[0]
+        moved = block - origin
+        total, squares = total + moved.sum(dim=0), squares + moved.square().sum(dim=0)
+        count += len(block)
+    spread = (squares / count - (total / count).square()).clamp(min=0).sqrt()
+    return count, origin + total / count, spread
+
+
+def minimise(
+    value: Callable[[np.ndarray], float], derivatives: Callable[[np.ndarray], Derivatives], start: np.ndarray
+) -> np.ndarray:
+    """The (D,) float64 place where a convex function is smallest.
+
+    value: the function. derivatives: its gradient (D,) and Hessian (D, D), positive definite. A step that
+    overshoots is halved. Ends when progress is below rounding; values that are not finite end it, too.
+    """
+    place, current = start, value(start)
+    for _ in range(STEPS):
+        gradient, hessian = derivatives(place)
+        step = _solved(hessian, gradient)
+        for _ in range(HALVINGS):
+            new = value(place - step)
+            if new <= current:
+                break
+            step = step / 2
+        if not new <= current:
+            break
+        gain, place, current = current - new, place - step, new
+        # The last step, too small for the value to show it, is taken: it squares the error of the place.
+        if gain <= TOLERANCE * max(abs(current), 1e-9):
+            break
+    return place
+
+
+def _solved(hessian: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """By torch, whose threads a fit holds to one: numpy's would give other bits on other numbers of CPUs."""
+    solution: np.ndarray = torch.linalg.solve(torch.from_numpy(hessian), torch.from_numpy(gradient)).numpy()
+    return solution

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.calibration import platt_scaling, sigmoid
 from batchverify.engine.ray.cluster import start_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.heads.features import Features
-from batchverify.labelled import LabelledPairs
 from batchverify.options import ALGORITHMS, TrainOptions
-from batchverify.recipe import Recipe
+from batchverify.training.calibration import platt_scaling, sigmoid
+from batchverify.training.fit import Recipe
+from batchverify.training.pairs import LabelledPairs
 
 SCALARS = ("cosine", "euclidean", "chi2sum")
 TERMS = ("absdiff", "sqdiff", "product", "chi2", "absdiff+product", "chi2+product")
