@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from repository import REPOSITORY
 
-from batchverify.cli import main
+from batchverify.cli.app import main
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf8")
 BLOCKS = re.findall(r"<!-- help: (.*?) -->\n```text\n(.*?)```", README, flags=re.S)

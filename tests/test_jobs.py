@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 from repository import REPOSITORY, SUPPORT
 
-from batchverify.cli import main
+from batchverify.cli.app import main
 
 JOBS = REPOSITORY / "jobs"
 SAMPLES = REPOSITORY / "sample_manifests"

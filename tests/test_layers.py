@@ -118,7 +118,7 @@ def test_files_and_functions_are_short_and_say_what_they_are_for(path):
 @pytest.mark.parametrize("start", ["import batchverify", "batchverify --help"])
 def test_a_start_loads_nothing_heavy(start):
     if start == "batchverify --help":
-        start = "from batchverify.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+        start = "from batchverify.cli.app import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     seen = "import sys; sys.stderr.write(' '.join({'torch', 'ray', 'pandas', 'pyarrow'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", f"{start}\n{seen}"],

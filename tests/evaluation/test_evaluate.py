@@ -16,7 +16,7 @@ from repository import REPOSITORY
 from score_tables import draw_columns, write_scores
 
 import batchverify
-from batchverify.cli import main
+from batchverify.cli.app import main
 from batchverify.errors import ManifestError, UsageError
 from batchverify.evaluation.figures import NAMES
 

@@ -151,7 +151,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from batchverify.engine import stages
 from batchverify.engine import scheduler
-from batchverify.cli import main
+from batchverify.cli.app import main
 scheduler.PATIENCE_SECONDS = 0.3
 stages.read_image = lambda *_: time.sleep(3600)
 main({arguments!r})

@@ -10,7 +10,7 @@ from object_store import KEYS, Store, object_store
 from pyarrow import fs
 from repository import REPOSITORY
 
-from batchverify.cli import main
+from batchverify.cli.app import main
 from batchverify.engine.stages import READERS, Loader, LoadPlan
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image

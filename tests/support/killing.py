@@ -35,7 +35,7 @@ from batchverify.cache import embedding_cache
 # Chunks small enough that the first segment is there long before the last chunk.
 base.Workers.__init__.__defaults__ = (32,)
 embedding_cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=64, commit_seconds=2.0)
-from batchverify.cli import main
+from batchverify.cli.app import main
 main({arguments!r})
 """
 

@@ -9,7 +9,7 @@ import pandas as pd
 from click.testing import CliRunner, Result
 from repository import REPOSITORY
 
-from batchverify.cli import main
+from batchverify.cli.app import main
 
 FACES = REPOSITORY / "sample_manifests" / "faces"
 TRAIN = ("ada", "bola", "chen", "dan", "esra")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from ray_nodes import free_port
 from repository import REPOSITORY
 
-from batchverify.cli import main
+from batchverify.cli.app import main
 from batchverify.engine.ray.submit import Submission
 from batchverify.errors import UsageError
 
@@ -133,7 +133,9 @@ def run(script: str) -> subprocess.CompletedProcess:
 
 def test_no_cluster_there():
     url = f"http://127.0.0.1:{free_port()}"
-    done = run(f"from batchverify.cli import main; main(['submit', '--address', '{url}', '--status', 'job'])")
+    done = run(
+        f"from batchverify.cli.app import main; main(['submit', '--address', '{url}', '--status', 'job'])"
+    )
     assert done.returncode == 1
     assert f"batchverify: {url}: the cluster's job server cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
@@ -153,7 +155,7 @@ def test_an_empty_variable_leaves_messages_readable():
 def test_without_rays_job_client_the_extra_is_named():
     block = "import sys; sys.modules['aiohttp'] = None"
     done = run(
-        f"{block}\nfrom batchverify.cli import main; main(['submit', '--address', '{URL}', '--stop', 'job'])"
+        f"{block}\nfrom batchverify.cli.app import main; main(['submit', '--address', '{URL}', '--stop', 'job'])"
     )
     assert done.returncode == 2
     assert "batchverify: submit needs Ray's job client (aiohttp is missing)" in done.stderr

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli_options import (
+from batchverify.cli.options import (
     backbone_options,
     cache_option,
     manifest_options,
@@ -16,7 +16,7 @@ from batchverify.cli_options import (
     together,
     train_options,
 )
-from batchverify.cli_output import reporting, set_up
+from batchverify.cli.output import reporting, set_up
 
 
 @click.command()

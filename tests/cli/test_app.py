@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from repository import REPOSITORY
 
-from batchverify.cli import main
+from batchverify.cli.app import main
 
 SAMPLES = REPOSITORY / "sample_manifests"
 FACE = str(SAMPLES / "faces" / "ada_1.jpg")
@@ -174,7 +174,7 @@ def test_embed_fills_the_cache_that_score_reads(tmp_path):
 
 def test_help_needs_neither_torch_nor_ray():
     code = (
-        "import sys\nfrom batchverify.cli import main\n"
+        "import sys\nfrom batchverify.cli.app import main\n"
         "try:\n    main(['score', '--help'])\nexcept SystemExit:\n    pass\n"
         "sys.exit(bool({'torch', 'ray', 'pandas', 'pyarrow'} & set(sys.modules)))"
     )

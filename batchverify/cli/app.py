@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from batchverify.cli_cache import cache
-from batchverify.cli_evaluate import evaluate
-from batchverify.cli_options import (
+from batchverify.cli.cache import cache
+from batchverify.cli.evaluate import evaluate
+from batchverify.cli.options import (
     backbone_options,
     cache_option,
     device_options,
@@ -25,10 +24,10 @@ from batchverify.cli_options import (
     threshold_options,
     together,
 )
-from batchverify.cli_output import reporting, set_up
-from batchverify.cli_prepare import prepare
-from batchverify.cli_submit import submit
-from batchverify.cli_train import train
+from batchverify.cli.output import reporting, set_up
+from batchverify.cli.prepare import prepare
+from batchverify.cli.submit import submit
+from batchverify.cli.train import train
 from batchverify.errors import BatchverifyError, HungError
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.version import __version__
@@ -169,7 +168,3 @@ def backbones(weights: str | None, as_json: bool) -> None:
         return
     for each in listed:
         click.echo("\n".join(each.lines()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

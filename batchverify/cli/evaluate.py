@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from batchverify.cli_options import together
-from batchverify.cli_output import reporting, set_up
+from batchverify.cli.options import together
+from batchverify.cli.output import reporting, set_up
 
 _options = together(
     click.option(

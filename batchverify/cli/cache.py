@@ -6,7 +6,7 @@ import json
 
 import click
 
-from batchverify.cli_options import cache_option, json_option, together
+from batchverify.cli.options import cache_option, json_option, together
 
 
 @click.group()

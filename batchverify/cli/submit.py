@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchverify.cli_options import together
+from batchverify.cli.options import together
 from batchverify.errors import UsageError
 
 if TYPE_CHECKING:

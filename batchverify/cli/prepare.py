@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli_options import json_option, output_folder, seed_option, together
+from batchverify.cli.options import json_option, output_folder, seed_option, together
 
 
 @click.group()

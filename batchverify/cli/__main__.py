@@ -1,0 +1,5 @@
+"""`python -m batchverify.cli`."""
+
+from batchverify.cli.app import main
+
+main()
