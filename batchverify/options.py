@@ -9,10 +9,10 @@ from typing import Any
 from batchverify.errors import UsageError
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingSettings
 from batchverify.records import Limits
-from batchverify.runtime.devices import RUNTIMES
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
 ENGINES = ("auto", "local", "ray")
+RUNTIMES = ("auto", "openvino", "torch")
 NUMBERS = ("auto", "float32", "bfloat16", "float16", "int8")
 ALGORITHMS = ("distance", "logistic", "weighted-chi2", "network")
 DEFAULT_ALGORITHM = "distance"

@@ -1,4 +1,4 @@
-"""The house's rules: imports go strictly down, heavy libraries stay where they belong, files stay short."""
+"""The house's rules: rooms import downwards alone, heavy libraries stay in theirs, files hold one noun."""
 
 import ast
 import subprocess
@@ -8,111 +8,133 @@ from pathlib import Path
 import pytest
 from repository import PACKAGE
 
-# From the top down: a module imports from lines below its own alone.
-TABLE = """
-__init__ cli
-cli_train cli_cache cli_prepare cli_submit cli_evaluate
-train_workflow cli_output evaluation
-workflows cli_options comparison report_pairs review
-scoring
-launch output
-prediction tuning scheduler pair_run checking cache_care job parts slices drift truth plots examples
-scores report
-ray_engine summary train_summary planning submit score_files folds evaluation_summary report_record
-crew sharing
-cluster
-sinks jobfolder thumbnails
-engine training training_log
-results recipe
-pipeline linear network leakage
-perceptron
-cache embedder labelled head measured
-gallery manifest member
-unique_images
-spelling cpu_network forward
-backbones crops decoding detection images segments tables columns options
-fingerprint locations downloads datasets calibration progress cache_report pairs features
-augmentation metrics newton moments mtcnn_torch curve bootstrap bounds
-mtcnn stores distances inception
-pyramid devices
-kernels openvino_runtime
-ahead errors records version stopwatch memory plain_kernels numba_kernels owners text_numbers
-"""
-LEVELS = {name: -level for level, line in enumerate(TABLE.strip().splitlines()) for name in line.split()}
+# From the top down: a room imports the rooms after it, and the shared words at the top of the package.
+ROOMS = (
+    *("cli", "training", "evaluation", "scoring", "engine", "embedding", "heads"),
+    *("cache", "faces", "manifest", "runtime", "kernels", "storage"),
+)
+# By the start of a module's path.
 HEAVY = {
-    "click": {
-        "cli",
-        "cli_cache",
-        "cli_evaluate",
-        "cli_options",
-        "cli_output",
-        "cli_prepare",
-        "cli_submit",
-        "cli_train",
-    },
-    "ray": {"cluster", "crew", "ray_engine", "sharing", "submit", "tuning"},
-    "torch": {
-        "devices",
-        "engine",
-        "features",
-        "forward",
-        "head",
-        "labelled",
-        "linear",
-        "member",
-        "moments",
-        "mtcnn_torch",
-        "network",
-        "newton",
-        "perceptron",
-        "recipe",
-        "training",
-        "training_log",
-        "tuning",
-    },
-    "openvino": {"cpu_network", "mtcnn", "openvino_runtime"},
-    "sklearn": {"metrics"},
-    "numba": {"numba_kernels"},
-    "scipy": {"drift", "slices"},
-    "jinja2": {"report"},
-    "plotly": {"report"},
-    "pandas": {"summary"},
+    "click": ("cli",),
+    "ray": ("engine.ray", "training.tune"),
+    "torch": ("embedding", "engine.base", "faces.mtcnn_torch", "heads", "runtime.devices", "training"),
+    "openvino": ("embedding.cpu_network", "faces.mtcnn", "runtime.compiled_network"),
+    "facenet_pytorch": (),
+    "numba": ("kernels.numba_loops",),
+    "sklearn": ("evaluation.figures",),
+    "scipy": ("evaluation",),
+    "jinja2": ("evaluation.report",),
+    "plotly": ("evaluation.report",),
+    "pandas": ("scoring.summary",),
 }
 # Imported for annotations: a stage names the type of the object that it is handed.
-TYPES_ALONE = {("pipeline", "embedder")}
-MODULES = sorted(PACKAGE.glob("*.py"))
+TYPES_ALONE = {("scoring.summary", "pandas")}
+LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 550, 60, 10
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """A module's path in the package: `engine.ray.cluster`, `errors`, `` for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, `batchverify.x` for its own package's."""
+    """Every module that a file imports anywhere in it, as `batchverify.x.y` for its own package's."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
         if isinstance(node, ast.Import):
             names |= {each.name for each in node.names}
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: a relative import"
-            own = node.module == "batchverify"
-            names |= {f"{node.module}.{each.name}" for each in node.names} if own else {str(node.module)}
+            assert node.level == 0, f"{path}: a relative import"
+            module = str(node.module)
+            inner = module.partition(".")[2].replace(".", "/")
+            is_room = module.startswith("batchverify") and (PACKAGE / inner).is_dir()
+            names |= {f"{module}.{each.name}" for each in node.names} if is_room else {module}
     return names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_imports_go_strictly_down(path):
+def modules() -> dict[str, set[str]]:
+    """The package's modules by name, each with those of the package that it imports."""
+    graph = {}
+    for path in FILES:
+        own = {each.partition(".")[2] for each in imported(path) if each.partition(".")[0] == "batchverify"}
+        graph[name_of(path)] = own
+    return graph
+
+
+def test_there_is_a_house():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == set(ROOMS)
+    assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= 10
+    assert len(FILES) > 80
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_rooms_import_downwards_alone(path):
+    room, has_room, _ = name_of(path).partition(".")
+    if name_of(path) == "" or path.name == "__init__.py":
+        assert not imported(path) - {"batchverify.version"} or name_of(path) == ""
+        return
     for name in imported(path):
         top, _, rest = name.partition(".")
-        if top == "batchverify" and (path.stem, rest) not in TYPES_ALONE:
-            assert LEVELS[rest] < LEVELS[path.stem], f"{path.stem} imports {rest}"
-        assert path.stem in HEAVY.get(top, {path.stem}), f"{path.stem} imports {top}"
+        below = rest.partition(".")[0]
+        if top != "batchverify" or below not in ROOMS or below == room:
+            continue
+        assert has_room, f"the shared word {room} imports {rest}"
+        assert ROOMS.index(below) > ROOMS.index(room), f"{room} imports {rest}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_heavy_libraries_stay_in_their_rooms(path):
+    for name in imported(path):
+        library = name.partition(".")[0]
+        allowed = HEAVY.get(library)
+        assert allowed is None or name_of(path).startswith(allowed), f"{name_of(path)} imports {name}"
+
+
+def test_no_import_goes_round_in_a_circle():
+    graph = modules()
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way, name])
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                follow(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        if name:
+            follow(name, ())
+    assert len(done) > 80
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_are_short_and_say_what_they_are_for(path):
-    tree = ast.parse(path.read_text(encoding="utf8"))
+    text = path.read_text(encoding="utf8")
+    tree = ast.parse(text)
     assert ast.get_docstring(tree)
-    assert len(path.read_text(encoding="utf8").splitlines()) <= 300
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{path.stem}: {node.name}"
+    assert len(text.splitlines()) <= LONGEST_FILE
+    if path.name == "__init__.py" and path.parent != PACKAGE:
+        assert len(tree.body) == 1, "a room's __init__ is one docstring"
+    for node in functions(tree):
+        assert length(node) < LONGEST_FUNCTION, f"{path}: {node.name}"
+
+
+def test_half_of_all_functions_are_short():
+    lengths = sorted(length(node) for path in FILES for node in functions(ast.parse(path.read_text("utf8"))))
+    assert lengths[len(lengths) // 2] <= MEDIAN_FUNCTION
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All functions of a module, methods and inner ones, too."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function."""
+    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 @pytest.mark.parametrize("start", ["import batchverify", "batchverify --help"])

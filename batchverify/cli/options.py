@@ -16,10 +16,10 @@ from batchverify.options import (
     ENGINES,
     MONITORS,
     NUMBERS,
+    RUNTIMES,
     ScoreOptions,
     TrainOptions,
 )
-from batchverify.runtime.devices import RUNTIMES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _DEFAULTS = {each.name: each.default for each in (*fields(ScoreOptions), *fields(TrainOptions))}

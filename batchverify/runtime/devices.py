@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from batchverify.errors import UsageError
+from batchverify.options import RUNTIMES
 
-RUNTIMES = ("auto", "openvino", "torch")
 # What `auto` means in this environment.
 RUNTIME_VARIABLE = "BATCHVERIFY_RUNTIME"
 # What the drivers of GPUs that torch can use leave there: NVIDIA's, also on Jetson and under WSL, and AMD's.

@@ -24,10 +24,10 @@ from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.manifest.manifest import Columns, Manifest, Scan
-from batchverify.options import EmbedOptions
+from batchverify.options import RUNTIMES, EmbedOptions
 from batchverify.progress import Progress, show_download
 from batchverify.records import Skipped
-from batchverify.runtime.devices import RUNTIMES, available_cpus
+from batchverify.runtime.devices import available_cpus
 from batchverify.storage.location import Location
 from batchverify.version import __version__
 

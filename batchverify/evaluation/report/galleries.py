@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.evaluation import worst_pairs as examples
+from batchverify.evaluation import worst_pairs
 from batchverify.evaluation.report.thumbnails import Source, Thumbnail, thumbnails
 from batchverify.evaluation.scores import UNKNOWN, Scores
 from batchverify.evaluation.worst_pairs import Example
@@ -30,8 +30,8 @@ def galleries(
     """Every gallery that has pairs. source: where the pictures are, None for none shown."""
     chosen = _chosen(scores, flipped, most)
     rows = np.unique(np.concatenate([each for _, _, _, _, each in chosen] or [np.zeros(0, np.int64)]))
-    read = {each.row: each for each in examples.read_examples(scores, rows, reference)}
-    cells = examples.sides(list(read.values()))
+    read = {each.row: each for each in worst_pairs.read_examples(scores, rows, reference)}
+    cells = worst_pairs.sides(list(read.values()))
     folder = common_folder(cells)
     pictures = thumbnails(cells, source) if source is not None else {}
     _warn(pictures)
@@ -61,20 +61,23 @@ def _warn(pictures: Mapping[str | None, Thumbnail]) -> None:
 def _chosen(scores: Scores, flipped: np.ndarray, most: int) -> list[tuple[str, str, str, int, np.ndarray]]:
     """Id, title, explanation, how many there are, and the rows shown."""
     everything = len(scores)
-    accepts, rejects = examples.false_accepts(scores, everything), examples.false_rejects(scores, everything)
+    accepts, rejects = (
+        worst_pairs.false_accepts(scores, everything),
+        worst_pairs.false_rejects(scores, everything),
+    )
     chosen = [
         ("false-accepts", "Worst false accepts", "Two people, called the same; the surest first.", accepts),
         ("false-rejects", "Worst false rejects", "One person, called different; the surest first.", rejects),
         ("flipped", "Flipped against the reference", "The largest change first.", flipped),
     ]
     listed = [(name, title, about, len(rows), rows[:most]) for name, title, about, rows in chosen]
-    near = examples.nearest(scores, most)
+    near = worst_pairs.nearest(scores, most)
     listed.insert(
         2, ("nearest", "Nearest the threshold", "The closest calls, whatever their truth.", len(near), near)
     )
     for place, (reason, total) in enumerate(scores.failures().items()):
         title = f"Not scored: {reason}"
-        listed.append((f"failed-{place}", title, "", total, examples.failed(scores, reason)[:most]))
+        listed.append((f"failed-{place}", title, "", total, worst_pairs.failed(scores, reason)[:most]))
     return listed
 
 

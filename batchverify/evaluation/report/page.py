@@ -12,7 +12,6 @@ import numpy as np
 
 from batchverify.evaluation.comparison import SHARES
 from batchverify.evaluation.figures import NAMES, rate_name
-from batchverify.evaluation.report import page as report_record
 from batchverify.options import EmbedOptions
 from batchverify.version import __version__
 
@@ -87,10 +86,10 @@ def render(
         explorer=_explorer(document["counts"]),
         sections=_sections(document, plots, galleries, measured),
         shares=SHARES,
-        changes=report_record.changes(comparison),
+        changes=record_changes(comparison),
         slices=[_slices(column, rows) for column, rows in document["slices"].items()],
-        lead=report_record.lead(document) if document["record"] else [],
-        record=report_record.everything(document["record"]),
+        lead=record_lead(document) if document["record"] else [],
+        record=record_entries(document["record"]),
         # Scripts and styles of our own and of Plotly; the data are escaped by themselves.
         css=Markup(_asset("report.css")),
         js=Markup(_script(_asset("report.js"))),
@@ -253,7 +252,7 @@ def figure(value: float | None) -> str:
 
 def shown_threshold(value: float | None) -> str:
     """A threshold that can be given back, or a dash for none."""
-    return report_record.threshold(value) or NONE
+    return threshold_text(value) or NONE
 
 
 def _span(span: Sequence[float] | None, exact: bool = False) -> str:
@@ -261,7 +260,7 @@ def _span(span: Sequence[float] | None, exact: bool = False) -> str:
     return f"{figure(span[0])} to {figure(span[1])}{'*' * exact}" if span else ""
 
 
-def lead(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+def record_lead(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a reader asks first: names and texts; what the record does not say is left out.
 
     document: what `metrics.json` holds.
@@ -273,7 +272,7 @@ def lead(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {_digest(backbone)}",
         "Crop": _crop(embedding.get("crop"), embedding.get("tta")),
         "Head": head and f"{options.get('head', 'the default one')}, {_digest(head)}",
-        "Threshold": threshold(document["threshold"]),
+        "Threshold": threshold_text(document["threshold"]),
         "Scores written": document["scores_written"],
     }
     return [(name, text) for name, text in found.items() if text]
@@ -291,12 +290,12 @@ def _crop(crop: Any, tta: Any) -> str | None:
     return f"{crop['mode']}{margin}{views}"
 
 
-def everything(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def record_entries(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every entry of a run record, as text."""
     return [(name, _shown(value)) for name, value in record.items()]
 
 
-def changes(comparison: Mapping[str, Any] | None) -> list[dict[str, str]]:
+def record_changes(comparison: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """Rows for what the two runs' records say differently."""
     return [
         {"key": each["key"], "new": _shown(each["new"]), "reference": _shown(each["reference"])}
@@ -304,7 +303,7 @@ def changes(comparison: Mapping[str, Any] | None) -> list[dict[str, str]]:
     ]
 
 
-def threshold(value: float | None) -> str | None:
+def threshold_text(value: float | None) -> str | None:
     """As short as tells it from its neighbours: given back as --threshold it makes the same verdicts."""
     return None if value is None else str(np.float32(value))
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from score_tables import draw_columns, write_scores
 
-from batchverify.evaluation import worst_pairs as examples
+from batchverify.evaluation import worst_pairs
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.scores import ScoreFile, Scores, read_scores
@@ -96,21 +96,21 @@ def test_examples_are_the_worst_and_the_nearest(tmp_path):
     p, truth = scores.probability.astype(float), scores.truth
     order = sorted(np.flatnonzero(scores.scored).tolist(), key=lambda row: (p[row], row))
     wrong = [row for row in order if truth[row] == 1 and p[row] < 0.5]
-    assert examples.false_accepts(scores, 3).tolist() == wrong[:3]
+    assert worst_pairs.false_accepts(scores, 3).tolist() == wrong[:3]
     wrong = [row for row in order if truth[row] == 0 and p[row] >= 0.5]
-    assert p[examples.false_rejects(scores, 3)].tolist() == sorted(p[wrong], reverse=True)[:3]
+    assert p[worst_pairs.false_rejects(scores, 3)].tolist() == sorted(p[wrong], reverse=True)[:3]
     near = sorted(abs(p[row] - 0.5) for row in order)
-    assert np.abs(p[examples.nearest(scores, 5)] - 0.5) == pytest.approx(near[:5])
+    assert np.abs(p[worst_pairs.nearest(scores, 5)] - 0.5) == pytest.approx(near[:5])
     lost = np.flatnonzero(~scores.scored)
-    assert examples.failed(scores, "no_face").tolist() == lost[:4].tolist()
+    assert worst_pairs.failed(scores, "no_face").tolist() == lost[:4].tolist()
 
 
 def test_the_smallest_are_found_among_ties():
     values = np.array([2, 1, 1, 3, 1, 1], np.float32)
-    assert examples.smallest(values, 2).tolist() == [1, 2]
-    assert examples.smallest(values, 5).tolist() == [1, 2, 4, 5, 0]
-    assert examples.smallest(values, 9).tolist() == [1, 2, 4, 5, 0, 3]
-    assert examples.smallest(values, 0).tolist() == []
+    assert worst_pairs.smallest(values, 2).tolist() == [1, 2]
+    assert worst_pairs.smallest(values, 5).tolist() == [1, 2, 4, 5, 0]
+    assert worst_pairs.smallest(values, 9).tolist() == [1, 2, 4, 5, 0, 3]
+    assert worst_pairs.smallest(values, 0).tolist() == []
 
 
 def test_what_cannot_be_drawn_is_none(tmp_path):
