@@ -300,7 +300,7 @@ def test_nothing_is_left_of_a_longer_file_that_broke_off(site, tmp_path):
 def test_two_processes_at_once(site, tmp_path):
     both = threading.Barrier(2, timeout=10)
     site.script = [lambda answer: (both.wait(), send()(answer))] * 2
-    code = "import sys, pathlib, batchverify.downloads as d; url, folder = sys.argv[1:]; "
+    code = "import sys, pathlib, batchverify.embedding.download as d; url, folder = sys.argv[1:]; "
     code += "print(d.fetch_weights(d.Published('toy', url), folder=pathlib.Path(folder)))"
     command = [sys.executable, "-c", code, site.published.url, str(tmp_path)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -426,6 +426,6 @@ def test_a_mirror_of_another_kind(monkeypatch, address):
 
 
 def test_importing_is_cheap():
-    code = "import sys, batchverify.downloads; print({'torch', 'numpy', 'urllib.request'} & set(sys.modules))"
+    code = "import sys, batchverify.embedding.download; print({'torch', 'numpy', 'urllib.request'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -21,7 +21,7 @@ from batchverify.embedding.embedder import Embedded, Embedder
 from batchverify.embedding.forward import TorchNetwork
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.faces.crops import box_face, center_face, whole_face
-from batchverify.faces.detection import GPU_BLOCKS, Blocks, FaceDetector, choose_face
+from batchverify.faces.detection import GPU_BATCH_SIZES, BatchSizes, FaceDetector, choose_face
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.compiled_network import capabilities
 from batchverify.runtime.devices import resolve_device, resolve_runtime
@@ -43,7 +43,7 @@ def embedder(backbone) -> Embedder:
 @pytest.fixture(scope="module")
 def exact(backbone) -> Embedder:
     """The whole picture in float32."""
-    return Embedder(backbone, crop="none", device="cpu", batch_size=BATCH, numbers="float32")
+    return Embedder(backbone, crop="none", device="cpu", batch_size=BATCH, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_rows_are_unit_vectors_in_the_order_of_the_pictures(embedder):
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "torch"])
-@pytest.mark.parametrize("numbers", ["auto", "float32"])
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, runtime, threads, backbone):
     before = torch.get_num_threads()
@@ -91,7 +91,7 @@ def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, runtime,
         device="cpu",
         runtime=runtime,
         batch_size=BATCH,
-        numbers=numbers,
+        dtype=numbers,
         threads=threads,
     )
     first, second = (whole_face(picture).pixels for picture in draw(BATCH))
@@ -103,11 +103,11 @@ def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, runtime,
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("numbers", ["auto", "float32"])
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_openvinos_vectors_do_not_depend_on_threads_streams_or_batch_size(numbers, backbone):
     pixels = np.stack([whole_face(picture).pixels for picture in draw(5)])
     found = [
-        CpuNetwork(backbone, numbers=numbers, batch_size=size, streams=streams, threads=threads)
+        CpuNetwork(backbone, dtype=numbers, batch_size=size, streams=streams, threads=threads)
         for size, streams, threads in ((2, 1, 1), (2, 1, 2), (2, 2, 1), (5, 1, 2))
     ]
     expected = found[0].vectors(pixels)
@@ -118,7 +118,7 @@ def test_openvinos_vectors_do_not_depend_on_threads_streams_or_batch_size(number
 
 def test_torchs_threads_move_the_last_bits_at_most(backbone):
     # oneDNN cuts some float32 convolutions of small batches by the threads at hand; 1e-7 is rounding.
-    network = TorchNetwork(backbone, "cpu", numbers="float32", batch_size=BATCH)
+    network = TorchNetwork(backbone, "cpu", dtype="float32", batch_size=BATCH)
     pixels = np.stack([whole_face(picture).pixels for picture in draw(2)])
     before, found = torch.get_num_threads(), []
     for count in (1, 2):
@@ -152,13 +152,13 @@ def test_ranges_that_make_no_sense_are_refused(ranges, message, tmp_path):
     metadata = {METADATA_KEY: json.dumps({RANGES_KEY: ranges})}
     save_file(tensors, tmp_path / "own.safetensors", metadata=metadata)
     with pytest.raises(ArtifactError, match=message):
-        Embedder(tmp_path / "own.safetensors", crop="none", device="cpu", runtime="openvino", numbers="int8")
+        Embedder(tmp_path / "own.safetensors", crop="none", device="cpu", runtime="openvino", dtype="int8")
 
 
 def test_both_runtimes_agree_in_float32(backbone):
     pictures = draw(6)
     found = [
-        Embedder(backbone, crop="none", device="cpu", runtime=runtime, numbers="float32")(pictures).vectors
+        Embedder(backbone, crop="none", device="cpu", runtime=runtime, dtype="float32")(pictures).vectors
         for runtime in ("openvino", "torch")
     ]
     assert cosines(*found).min() >= 0.9999
@@ -170,13 +170,13 @@ def test_number_types_agree(backbone, shared):
     """One number class: 8-bit and 16-bit vectors serve the caches and heads of float32."""
     people = sorted((shared / "data" / "lfw" / "lfw-deepfunneled").iterdir())[::26]
     pictures = [np.asarray(Image.open(min(person.iterdir()))) for person in people]
-    exact = Embedder(backbone, crop="center", device="cpu", numbers="float32")
+    exact = Embedder(backbone, crop="center", device="cpu", dtype="float32")
     expected = exact(pictures).vectors
     ways = [("openvino", "int8"), ("torch", "bfloat16")]
     ways += [("openvino", "bfloat16")] if "BF16" in capabilities() else []
     for runtime, numbers in ways:
         count = len(pictures) if runtime == "openvino" else 4
-        other = Embedder(backbone, crop="center", device="cpu", runtime=runtime, numbers=numbers)
+        other = Embedder(backbone, crop="center", device="cpu", runtime=runtime, dtype=numbers)
         found = cosines(other(pictures[:count]).vectors, expected[:count])
         assert found.mean() >= 0.999 and found.min() >= 0.995, (runtime, numbers)
         assert other.fingerprint.id == exact.fingerprint.id
@@ -188,7 +188,7 @@ def test_the_float32_path_is_facenet_pytorchs_own_network(faces, shared):
     network = InceptionResnetV1(pretrained=None, classify=False).eval()
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     ours = Embedder(
-        "vggface2-float", weights=weights, crop="center", device="cpu", batch_size=BATCH, numbers="float32"
+        "vggface2-float", weights=weights, crop="center", device="cpu", batch_size=BATCH, dtype="float32"
     )
     crops = np.stack([center_face(face).pixels for face in faces])
     inputs = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() - 127.5) / 128
@@ -289,7 +289,7 @@ def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, fac
     wanted, detector = embedder.find_faces(faces), embedder._detector
 
     class Small:
-        blocks = GPU_BLOCKS
+        blocks = GPU_BATCH_SIZES
 
         def __call__(self, pictures, blocks):
             if blocks.refine > 100:
@@ -299,9 +299,9 @@ def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, fac
     embedder._detector = Small()
     for ours, theirs in zip(embedder.find_faces(faces), wanted, strict=True):
         np.testing.assert_allclose(ours.box, theirs.box, atol=1e-3)
-    Small.blocks = Blocks(1, 1, 1)
-    embedder._detector = lambda pictures, blocks: Small()(pictures, GPU_BLOCKS)
-    embedder._detector.blocks = Blocks(1, 1, 1)
+    Small.blocks = BatchSizes(1, 1, 1)
+    embedder._detector = lambda pictures, blocks: Small()(pictures, GPU_BATCH_SIZES)
+    embedder._detector.blocks = BatchSizes(1, 1, 1)
     with pytest.raises(BatchverifyError, match="no memory to find a face"):
         embedder.find_faces(faces)
 
@@ -349,8 +349,8 @@ def test_settings_that_make_no_sense(backbone):
         ({"tta": "rotate"}, "tta must be"),
         ({"margin": -1}, "margin must be"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"numbers": "int4", "device": "cpu", "runtime": "openvino"}, "--numbers must be auto, float32"),
-        ({"numbers": "float16", "device": "cpu", "runtime": "openvino"}, "--numbers must be auto, float32"),
+        ({"dtype": "int4", "device": "cpu", "runtime": "openvino"}, "--dtype must be auto, float32"),
+        ({"dtype": "float16", "device": "cpu", "runtime": "openvino"}, "--dtype must be auto, float32"),
         ({"runtime": "onnx"}, r"--runtime or \$BATCHVERIFY_RUNTIME must be one of auto, openvino, torch"),
         ({"device": "tpu"}, "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"device": "cuda:99"}, "--device cuda:99: this machine has no such CUDA device"),
@@ -376,12 +376,12 @@ def test_the_compute_path_is_told(backbone, exact):
 
 def test_weights_without_ranges_are_not_rounded(backbone):
     own = replace(backbone, ranges={})
-    numbers = Embedder(own, crop="none", device="cpu", runtime="openvino")._network.numbers
+    numbers = Embedder(own, crop="none", device="cpu", runtime="openvino")._network.dtype
     assert numbers == ("bfloat16" if "BF16" in capabilities() else "float32")
     with pytest.raises(
-        UsageError, match="--numbers int8: the weights of vggface2 state no activation ranges"
+        UsageError, match="--dtype int8: the weights of vggface2 state no activation ranges"
     ):
-        Embedder(own, crop="none", device="cpu", runtime="openvino", numbers="int8")
+        Embedder(own, crop="none", device="cpu", runtime="openvino", dtype="int8")
 
 
 def test_openvinos_path_imports_no_torch_and_torchs_no_openvino():
@@ -423,7 +423,7 @@ def test_vectors_that_are_no_numbers_never_come_out(backbone):
         device="cpu",
         batch_size=1,
         runtime="torch",
-        numbers="float16",
+        dtype="float16",
     )
     with pytest.raises(BatchverifyError, match=r"vectors that are not finite .*float16"):
         broken(draw(1))

@@ -82,7 +82,7 @@ class Crowded(torch.nn.Module):
 
 
 def test_batches_are_halved_where_memory_is_short(backbone, caplog):
-    network = TorchNetwork(backbone, "cpu", batch_size=32, numbers="float32")
+    network = TorchNetwork(backbone, "cpu", batch_size=32, dtype="float32")
     pixels = np.random.default_rng(1).integers(0, 256, (50, 160, 160, 3), dtype=np.uint8)
     network.compute = replace(network.compute, network=Crowded(9))
     vectors = network.vectors(pixels)
@@ -96,7 +96,7 @@ def test_batches_are_halved_where_memory_is_short(backbone, caplog):
 
 
 def test_threads_that_run_out_of_memory_at_once_halve_the_batch_once(backbone):
-    network = TorchNetwork(backbone, "cpu", batch_size=32, numbers="float32")
+    network = TorchNetwork(backbone, "cpu", batch_size=32, dtype="float32")
     barrier = threading.Barrier(4)
     pixels = np.random.default_rng(1).integers(0, 256, (70, 160, 160, 3), dtype=np.uint8)
 
@@ -122,7 +122,7 @@ def test_a_library_without_memory_is_known_by_its_words(backbone):
                 raise RuntimeError("something else")
             return super().forward(faces)
 
-    network = TorchNetwork(backbone, "cpu", batch_size=4, numbers="float32")
+    network = TorchNetwork(backbone, "cpu", batch_size=4, dtype="float32")
     network.compute = replace(network.compute, network=Library(1))
     with pytest.raises(RuntimeError, match="something else"):
         network.vectors(np.zeros((3, 160, 160, 3), np.uint8))
@@ -135,9 +135,9 @@ def test_the_largest_batch_tried_is_a_chunk():
 
 def test_torch_computes_in_what_it_knows(backbone):
     with pytest.raises(
-        UsageError, match="--numbers must be auto, float32, bfloat16, float16 in torch, got 'int8'"
+        UsageError, match="--dtype must be auto, float32, bfloat16, float16 in torch, got 'int8'"
     ):
-        TorchNetwork(backbone, "cpu", numbers="int8")
+        TorchNetwork(backbone, "cpu", dtype="int8")
     fastest = "bfloat16" if cpu_has_bf16() else "float32"
     assert TorchNetwork(backbone, "cpu").numbers == fastest
 
@@ -146,9 +146,9 @@ def test_torch_computes_in_what_it_knows(backbone):
 def test_vectors_of_a_gpu_are_those_of_the_cpu_and_of_any_thread():
     pixels = np.random.default_rng(0).integers(0, 256, (300, 160, 160, 3), dtype=np.uint8)
     backbone = load_backbone()
-    exact = Embedder(backbone, crop="none", device="cpu", runtime="torch", numbers="float32").vectors(pixels)
+    exact = Embedder(backbone, crop="none", device="cpu", runtime="torch", dtype="float32").vectors(pixels)
     for batch, numbers, least in ((64, "float32", 0.999999), (None, "auto", 0.999)):
-        there = Embedder(backbone, crop="none", device="cuda", batch_size=batch, numbers=numbers)
+        there = Embedder(backbone, crop="none", device="cuda", batch_size=batch, dtype=numbers)
         found = there.vectors(pixels)
         assert (found * exact).sum(axis=1).min() > least
         with ThreadPoolExecutor(4) as pool:
@@ -170,7 +170,7 @@ def test_boxes_of_a_gpu_are_those_of_the_cpu():
 def test_a_gpu_short_of_memory_goes_on_with_smaller_batches():
     total = torch.cuda.mem_get_info()[1]
     pixels = np.random.default_rng(0).integers(0, 256, (600, 160, 160, 3), dtype=np.uint8)
-    embedder = Embedder(crop="none", device="cuda", batch_size=4096, numbers="float32")
+    embedder = Embedder(crop="none", device="cuda", batch_size=4096, dtype="float32")
     torch.cuda.set_per_process_memory_fraction(min(1.0, 3e9 / total))
     try:
         assert np.isfinite(embedder.vectors(pixels)).all()

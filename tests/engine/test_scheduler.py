@@ -13,8 +13,8 @@ from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.engine import scheduler
-from batchverify.engine.base import Engine, Job, WorkerLostError, Workers
-from batchverify.engine.gallery import Gallery
+from batchverify.engine.base import Engine, Task, WorkerLostError, Workers
+from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.engine.scheduler import ImageRun, score_pairs
 from batchverify.engine.stages import Embeddings, Loaded
 from batchverify.engine.threads import LocalEngine
@@ -31,10 +31,10 @@ def open_cache(plan: ToyPlan) -> EmbeddingCache:
     return cache
 
 
-def run(engine: Engine, plan: ToyPlan, references: list) -> tuple[Gallery, Progress]:
+def run(engine: Engine, plan: ToyPlan, image_paths: list) -> tuple[EmbeddingTable, Progress]:
     progress = Progress(quiet=True)
     cache = open_cache(plan) if plan.load.cache else None
-    return ImageRun(engine, references, cache, progress).run(), progress
+    return ImageRun(engine, image_paths, cache, progress).run(), progress
 
 
 def local(plan: ToyPlan) -> LocalEngine:
@@ -66,8 +66,8 @@ def on_ray(plan: ToyPlan):
 
 def mixed_references(folder: Path) -> list:
     """300 pictures, 20 of them under two paths far apart, and one of every failure that loading finds."""
-    references: list = [draw(folder / f"{number}.png", colour(number)) for number in range(300)]
-    references += [draw(folder / f"again-{number}.png", colour(number)) for number in range(20)]
+    image_paths: list = [draw(folder / f"{number}.png", colour(number)) for number in range(300)]
+    image_paths += [draw(folder / f"again-{number}.png", colour(number)) for number in range(20)]
     (folder / "text.png").write_text("no picture")
     (folder / "text-again.png").write_text("no picture")
     refused = Skipped(Reason.FORBIDDEN, "refused")
@@ -78,33 +78,33 @@ def mixed_references(folder: Path) -> list:
         refused,
         str(folder / "text-again.png"),
     ]
-    return references[:150] + bad + references[150:]
+    return image_paths[:150] + bad + image_paths[150:]
 
 
-def check_mixed(gallery: Gallery, progress: Progress, references: list) -> None:
-    reasons = gallery.reasons(np.arange(150, 155)).to_pylist()
+def check_mixed(embeddings: EmbeddingTable, progress: Progress, image_paths: list) -> None:
+    reasons = embeddings.reasons(np.arange(150, 155)).to_pylist()
     assert reasons == ["not_found", "unreadable", "undecodable", "forbidden", "undecodable"]
     assert (progress.failed, progress.done, progress.total) == (5, 325, 325)
     good = [index for index in range(325) if not 150 <= index < 155]
-    assert (gallery.codes[good] == 0).all()
-    assert np.array_equal(gallery.vectors[:20], gallery.vectors[-20:])
-    assert len({row.tobytes() for row in gallery.vectors[good]}) == 300
+    assert (embeddings.codes[good] == 0).all()
+    assert np.array_equal(embeddings.vectors[:20], embeddings.vectors[-20:])
+    assert len({row.tobytes() for row in embeddings.vectors[good]}) == 300
 
 
 def test_every_image_once_and_equal_bytes_once(tmp_path):
-    plan, references = toy_plan(tmp_path), mixed_references(tmp_path / "pictures")
+    plan, image_paths = toy_plan(tmp_path), mixed_references(tmp_path / "pictures")
     engine = local(plan)
-    gallery, progress = run(engine, plan, references)
+    embeddings, progress = run(engine, plan, image_paths)
     engine.close()
-    check_mixed(gallery, progress, references)
+    check_mixed(embeddings, progress, image_paths)
     assert plan.count() == progress.embedded == 300
     assert progress.repeated == 20
 
 
 def test_a_second_run_embeds_nothing_and_gives_the_same_bits(tmp_path):
-    plan, references = toy_plan(tmp_path), mixed_references(tmp_path / "pictures")
-    first, _ = run(local(plan), plan, references)
-    again, progress = run(local(plan), plan, references)
+    plan, image_paths = toy_plan(tmp_path), mixed_references(tmp_path / "pictures")
+    first, _ = run(local(plan), plan, image_paths)
+    again, progress = run(local(plan), plan, image_paths)
     assert plan.count() == 300
     assert (progress.embedded, progress.cached, progress.failed) == (0, 320, 5)
     assert np.array_equal(first.vectors, again.vectors)
@@ -113,9 +113,9 @@ def test_a_second_run_embeds_nothing_and_gives_the_same_bits(tmp_path):
 
 def test_without_a_cache_everything_is_embedded_again(tmp_path):
     plan = toy_plan(tmp_path, cache=False)
-    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(5)]
-    run(local(plan), plan, references)
-    run(local(plan), plan, references)
+    image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(5)]
+    run(local(plan), plan, image_paths)
+    run(local(plan), plan, image_paths)
     assert plan.count() == 10
     assert not (tmp_path / "cache").exists()
 
@@ -123,46 +123,46 @@ def test_without_a_cache_everything_is_embedded_again(tmp_path):
 def test_large_pictures_are_loaded_in_smaller_bites(tmp_path, monkeypatch):
     monkeypatch.setattr("batchverify.engine.stages.PIXEL_BUDGET", 200_000)  # two faces of 160 x 160
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(50)]
-    gallery, _ = run(local(plan), plan, references)
-    assert (gallery.codes == 0).all()
+    image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(50)]
+    embeddings, _ = run(local(plan), plan, image_paths)
+    assert (embeddings.codes == 0).all()
     assert plan.count() == 50
 
 
 class Impatient(LocalEngine):
     """Presses Ctrl-C after the first chunk."""
 
-    def wait(self, jobs, timeout):
+    def wait(self, tasks, timeout):
         if self.plan.count():
             raise KeyboardInterrupt
-        return super().wait(jobs, timeout)
+        return super().wait(tasks, timeout)
 
 
 def test_ctrl_c_keeps_what_was_embedded(tmp_path):
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(200)]
+    image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(200)]
     with pytest.raises(KeyboardInterrupt):
-        run(Impatient(plan, open_cache(plan).index, Workers(1, 1, 1, chunk=10)), plan, references)
+        run(Impatient(plan, open_cache(plan).index, Workers(1, 1, 1, chunk=10)), plan, image_paths)
     kept = plan.count()
     assert 10 <= kept < 200
     assert len(open_cache(plan).index.keys) == kept
-    _, progress = run(local(plan), plan, references)
+    _, progress = run(local(plan), plan, image_paths)
     assert (progress.cached, progress.embedded) == (kept, 200 - kept)
 
 
 @pytest.mark.ray
 def test_ray_does_what_threads_do(tmp_path, ray_session):
-    references = mixed_references(tmp_path / "pictures")
+    image_paths = mixed_references(tmp_path / "pictures")
     threads, cluster = toy_plan(tmp_path / "threads"), toy_plan(tmp_path / "ray")
     for plan in (threads, cluster):
         Path(plan.log).parent.mkdir()
-    expected, _ = run(local(threads), threads, references)
+    expected, _ = run(local(threads), threads, image_paths)
     engine = on_ray(cluster)
-    gallery, progress = run(engine, cluster, references)
+    embeddings, progress = run(engine, cluster, image_paths)
     engine.close()
-    check_mixed(gallery, progress, references)
+    check_mixed(embeddings, progress, image_paths)
     assert cluster.count() == 300
-    assert np.array_equal(gallery.vectors, expected.vectors)
+    assert np.array_equal(embeddings.vectors, expected.vectors)
 
 
 @pytest.mark.ray
@@ -173,14 +173,14 @@ def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
         "batchverify.engine.base.Workers.for_cpus", lambda cpus: Workers(cpus, 1, cpus, chunk=4)
     )
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(12)]
-    references[2] = draw(tmp_path / "pictures" / "poison.png", POISON)
-    references[9] = draw(tmp_path / "pictures" / "poison-again.png", POISON)
+    image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(12)]
+    image_paths[2] = draw(tmp_path / "pictures" / "poison.png", POISON)
+    image_paths[9] = draw(tmp_path / "pictures" / "poison-again.png", POISON)
     engine = on_ray(plan)
-    gallery, progress = run(engine, plan, references)
+    embeddings, progress = run(engine, plan, image_paths)
     engine.close()
-    assert gallery.failures() == {"crashed": 2}
-    assert gallery.reasons(np.array([2, 9])).to_pylist() == ["crashed", "crashed"]
+    assert embeddings.failures() == {"crashed": 2}
+    assert embeddings.reasons(np.array([2, 9])).to_pylist() == ["crashed", "crashed"]
     assert (progress.embedded, progress.failed) == (10, 2)
     # What crashed is not cached: another run tries it again.
     assert len(open_cache(plan).index.keys) == 10
@@ -191,12 +191,12 @@ def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
 def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path, ray_session, monkeypatch):
     monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 6)
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(1)]
-    references.append(draw(tmp_path / "pictures" / "sleep.png", SLEEP))
+    image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(1)]
+    image_paths.append(draw(tmp_path / "pictures" / "sleep.png", SLEEP))
     engine = on_ray(plan)
-    gallery, progress = run(engine, plan, references)
+    embeddings, progress = run(engine, plan, image_paths)
     engine.close()
-    assert gallery.reasons(np.arange(2)).to_pylist() == [None, "crashed"]
+    assert embeddings.reasons(np.arange(2)).to_pylist() == [None, "crashed"]
     assert (progress.embedded, progress.failed) == (1, 1)
 
 
@@ -209,14 +209,14 @@ def test_threads_that_hang_end_the_run_with_the_image_named(tmp_path, monkeypatc
 
 
 class Forgetful(LocalEngine):
-    """Loses the worker of its first job of one kind; `first` runs just before."""
+    """Loses the worker of its first task of one kind; `first` runs just before."""
 
     def __init__(self, plan, lost, first=lambda: None):
         super().__init__(plan, open_cache(plan).index, Workers(1, 1, 1))
         self._lost, self._first = lost, first
 
-    def result(self, job):
-        value = super().result(job)
+    def result(self, task):
+        value = super().result(task)
         kind = "embed" if isinstance(value, Embeddings) else "load" if isinstance(value, Loaded) else "score"
         if kind == self._lost:
             self._lost = ""
@@ -228,24 +228,24 @@ class Forgetful(LocalEngine):
 @pytest.mark.parametrize("lost", ["load", "embed"])
 def test_pictures_of_equal_bytes_survive_their_worker(tmp_path, lost):
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / f"{name}.png", colour(7)) for name in "abc"]
-    gallery, progress = run(Forgetful(plan, lost), plan, references)
-    assert gallery.codes.tolist() == [0, 0, 0]
+    image_paths = [draw(tmp_path / f"{name}.png", colour(7)) for name in "abc"]
+    embeddings, progress = run(Forgetful(plan, lost), plan, image_paths)
+    assert embeddings.codes.tolist() == [0, 0, 0]
     assert (plan.count(), progress.done) == (2 if lost == "embed" else 1, 3)
 
 
 def test_a_picture_that_vanishes_with_its_worker_takes_no_other_along(tmp_path):
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / f"{name}.png", colour(7)) for name in "ab"]
-    engine = Forgetful(plan, "embed", first=Path(references[0]).unlink)
-    gallery, _ = run(engine, plan, references)
-    assert gallery.reasons(np.arange(2)).to_pylist() == ["not_found", None]
+    image_paths = [draw(tmp_path / f"{name}.png", colour(7)) for name in "ab"]
+    engine = Forgetful(plan, "embed", first=Path(image_paths[0]).unlink)
+    embeddings, _ = run(engine, plan, image_paths)
+    assert embeddings.reasons(np.arange(2)).to_pylist() == ["not_found", None]
 
 
 def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
-    plan, gallery = toy_plan(tmp_path), Gallery(4)
+    plan, embeddings = toy_plan(tmp_path), EmbeddingTable(4)
     for index in range(4):
-        gallery.put(index, np.full(512, index + 1, np.float16))
+        embeddings.put(index, np.full(512, index + 1, np.float16))
     carried = pa.record_batch({"row": [0, 1, 2]})
     block = Block(0, carried, np.array([0, 1, 2]), np.array([1, 2, 3]))
 
@@ -257,15 +257,15 @@ def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
 
     for lost in ("score", ""):
         progress = Progress(quiet=True)
-        ((_, scores),) = score_pairs(Forgetful(plan, lost), First(), iter([block]), gallery, progress)
+        ((_, scores),) = score_pairs(Forgetful(plan, lost), First(), iter([block]), embeddings, progress)
         assert scores[0].tolist() == [3, 5, 7]
         assert progress.worker_memory > 0 and progress.watch.seconds["score"] > 0
 
 
 def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
-    gallery = Gallery(2)
-    gallery.put(0, np.ones(512, np.float16))
-    gallery.put(1, np.ones(512, np.float16))
+    embeddings = EmbeddingTable(2)
+    embeddings.put(0, np.ones(512, np.float16))
+    embeddings.put(1, np.ones(512, np.float16))
     block = Block(0, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
 
     class Lost:
@@ -277,14 +277,14 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
     with pytest.raises(
         BatchverifyError, match="rows from 1: 5 workers died while they were scored; the last: no node"
     ):
-        list(score_pairs(local(toy_plan(tmp_path)), Lost(), iter([block]), gallery, Progress(quiet=True)))
+        list(score_pairs(local(toy_plan(tmp_path)), Lost(), iter([block]), embeddings, Progress(quiet=True)))
 
 
 def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
-    gallery = Gallery(2)
+    embeddings = EmbeddingTable(2)
     for index in range(2):
-        gallery.put(index, np.ones(512, np.float16))
+        embeddings.put(index, np.ones(512, np.float16))
     block = Block(6, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
 
     class Slow:
@@ -294,27 +294,27 @@ def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsy
             time.sleep(0.5)
             return np.zeros(1, np.float32), np.ones(1, np.float32)
 
-    list(score_pairs(local(toy_plan(tmp_path)), Slow(), iter([block]), gallery, Progress()))
+    list(score_pairs(local(toy_plan(tmp_path)), Slow(), iter([block]), embeddings, Progress()))
     assert "no progress for 0.1 s: waiting for the scores of 1 rows from 7" in capsys.readouterr().err
 
 
 class Sleepy(LocalEngine):
     """Takes its time to look at a chunk."""
 
-    def load(self, references):
+    def load(self, image_paths):
         def later():
             time.sleep(0.5)
-            return self._loader(references)
+            return self._loader(image_paths)
 
-        return Job(self._load_pool.submit(later))
+        return Task(self._load_pool.submit(later))
 
 
 def test_patience_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.3)
     plan = toy_plan(tmp_path)
     slow = draw(tmp_path / "slow.png", colour(1))
-    gallery = ImageRun(Sleepy(plan, None, Workers(1, 1, 2)), [slow], None, Progress()).run()
-    assert gallery.codes.tolist() == [0]
+    embeddings = ImageRun(Sleepy(plan, None, Workers(1, 1, 2)), [slow], None, Progress()).run()
+    assert embeddings.codes.tolist() == [0]
     said = capsys.readouterr().err
     assert "waiting for 1 chunks to load" in said
     assert slow in said
@@ -338,11 +338,11 @@ def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(
     other = Other.remote()
     ray.get(other.ready.remote())
     plan = toy_plan(tmp_path)
-    references = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(2)]
+    image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(2)]
     engine = on_ray(plan)
     leaving = threading.Timer(4, ray.kill, [other])
     leaving.start()
-    gallery, _ = run(engine, plan, references)
+    embeddings, _ = run(engine, plan, image_paths)
     engine.close()
-    assert gallery.codes.tolist() == [0, 0]
+    assert embeddings.codes.tolist() == [0, 0]
     assert "waiting for the cluster to place workers" in caplog.text

@@ -9,8 +9,8 @@ from facenet_pytorch.models.utils.detect_face import nms_numpy
 from PIL import Image
 
 from batchverify.faces.detection import (
-    GPU_BLOCKS,
-    Blocks,
+    GPU_BATCH_SIZES,
+    BatchSizes,
     Detections,
     FaceDetector,
     choose_face,
@@ -70,7 +70,7 @@ def equal(one: Detections, other: Detections) -> bool:
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("blocks", [GPU_BLOCKS, Blocks(3, 5, 7), Blocks(1, 1, 1)])
+@pytest.mark.parametrize("blocks", [GPU_BATCH_SIZES, BatchSizes(3, 5, 7), BatchSizes(1, 1, 1)])
 def test_the_size_of_blocks_moves_no_box(detector, faces, blocks):
     pictures = [*faces, *faces[:4], faces[0][::-1].copy()]
     if isinstance(detector.networks, OpenvinoNetworks):
@@ -83,9 +83,9 @@ def test_the_size_of_blocks_moves_no_box(detector, faces, blocks):
 
 
 def test_blocks_are_halved_down_to_one():
-    assert GPU_BLOCKS.halved() == Blocks(4, 256, 64)
-    assert Blocks(1, 3, 2).halved() == Blocks(1, 1, 1)
-    assert Blocks(1, 1, 1).smallest and not Blocks(1, 2, 1).smallest
+    assert GPU_BATCH_SIZES.halved() == BatchSizes(4, 256, 64)
+    assert BatchSizes(1, 3, 2).halved() == BatchSizes(1, 1, 1)
+    assert BatchSizes(1, 1, 1).smallest and not BatchSizes(1, 2, 1).smallest
 
 
 @pytest.mark.weights
@@ -174,8 +174,8 @@ class Stubborn:
 @pytest.mark.parametrize("shift", [(-3.0, 0.0, -3.0, 0.0), (0.0, 9.0, 0.0, 9.0), (9.0, 9.0, 9.0, 9.0)])
 def test_candidates_that_the_second_network_moves_out_of_the_image_are_dropped(shift):
     pixels = np.zeros((60, 60, 3), np.uint8)
-    assert len(FaceDetector(Stubborn((0, 0, 0, 0)), Blocks())([pixels])[0]) > 0
-    assert len(FaceDetector(Stubborn(shift), Blocks())([pixels])[0]) == 0
+    assert len(FaceDetector(Stubborn((0, 0, 0, 0)), BatchSizes())([pixels])[0]) > 0
+    assert len(FaceDetector(Stubborn(shift), BatchSizes())([pixels])[0]) == 0
 
 
 def random_boxes(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ def test_the_score_is_the_formula():
     probability, similarity = head(a, b)
     x, y = a.astype(np.float64), b.astype(np.float64)
     terms = (x - y) ** 2 / (abs(x) + abs(y) + 1e-6)
-    weight, bias = (each.astype(np.float64) for each in head.members[0].layers[0])
+    weight, bias = (each.astype(np.float64) for each in head.scorers[0].layers[0])
     logit = 1.1 * (terms @ weight[0] + bias) + 0.1
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logit)), atol=1e-5)
     np.testing.assert_allclose(similarity, (x * y).sum(axis=1), atol=1e-6)
@@ -31,9 +31,9 @@ def test_the_score_is_the_formula():
 def test_an_ensemble_is_the_mean_of_its_members_logits():
     head, (a, b) = make_head("ensemble", calibration=(0.7, -0.2)), pairs(40)
     x, y = (torch.from_numpy(side).float() for side in (a, b))
-    logit = sum(member.logits(x, y).double().numpy() for member in head.members) / 4
+    logit = sum(scorer.logits(x, y).double().numpy() for scorer in head.scorers) / 4
     np.testing.assert_allclose(head(a, b)[0], 1 / (1 + np.exp(-(0.7 * logit - 0.2))), atol=1e-5)
-    assert head.parameters == sum(member.parameters for member in head.members) + 2
+    assert head.parameters == sum(scorer.parameters for scorer in head.scorers) + 2
     assert make_head("distance").parameters == 4
 
 
@@ -127,7 +127,7 @@ def test_artifact_round_trip(kind, tmp_path):
     assert head.digest != make_head(kind, calibration=(1.1, 0.2)).digest
     assert again.calibration == (1.1, 0.1)
     assert [each["features"] for each in again.about["members"]] == [features for features, _ in KINDS[kind]]
-    assert [each["widths"] for each in again.about["members"]] == [each.widths for each in head.members]
+    assert [each["widths"] for each in again.about["members"]] == [each.widths for each in head.scorers]
     again.check(EMBEDDING)
 
 
@@ -185,11 +185,11 @@ DAMAGED = {
     "no embedding": changed(lambda tensors, about: about.pop("embedding")),
     "no dimension": changed(lambda tensors, about: about["embedding"].pop("dimension")),
     "another dimension": damaged("embedding", dimension=128),
-    "no members": damaged(members=[]),
-    "a member without layers": damaged("members", 0, widths=[512]),
-    "a member with more layers": damaged("members", 0, widths=[512, 64, 1]),
-    "a member of text": damaged(members=["chi2"]),
-    "members of nothing": damaged(members=None),
+    "no scorers": damaged(scorers=[]),
+    "a scorer without layers": damaged("members", 0, widths=[512]),
+    "a scorer with more layers": damaged("members", 0, widths=[512, 64, 1]),
+    "a scorer of text": damaged(scorers=["chi2"]),
+    "scorers of nothing": damaged(scorers=None),
     "unknown features": damaged("members", 0, features="deep"),
     "other features": damaged("members", 0, features="concat"),
     "no thresholds": changed(lambda tensors, about: about.pop("thresholds")),

@@ -1,4 +1,4 @@
-"""A head's member against a slow forward pass; what does not fit together is refused."""
+"""A head's scorer against a slow forward pass; what does not fit together is refused."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from head_samples import warnings_are_errors
 
 from batchverify.errors import UsageError
 from batchverify.heads.features import Features
-from batchverify.heads.scorer import LANES, Member, from_tensors, to_tensors
+from batchverify.heads.scorer import LANES, Scorer, from_tensors, to_tensors
 
 SHAPES = [
     ("cosine", ()),
@@ -27,22 +27,22 @@ def vectors(count: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(rows))
 
 
-def make_member(features: str, widths: tuple[int, ...], seed: int = 0) -> Member:
+def make_member(features: str, widths: tuple[int, ...], seed: int = 0) -> Scorer:
     rng = np.random.default_rng(seed)
     layers, inputs = [], Features.parse(features).width(512)
     for outputs in (*widths, 1):
         weight, bias = rng.normal(size=(outputs, inputs)) / inputs**0.5, rng.random(outputs)
         layers.append((weight.astype(np.float32), bias.astype(np.float32)))
         inputs = outputs
-    return Member("network", features, tuple(layers))
+    return Scorer("network", features, tuple(layers))
 
 
-def slow_logits(member: Member, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+def slow_logits(scorer: Scorer, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     """float64, a layer at a time; the mean of both orders where they differ."""
 
     def forward(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-        values = Features.parse(member.features)(x.double(), y.double()).numpy()
-        for depth, (weight, bias) in enumerate(member.layers):
+        values = Features.parse(scorer.features)(x.double(), y.double()).numpy()
+        for depth, (weight, bias) in enumerate(scorer.layers):
             values = np.maximum(values, 0) if depth else values
             values = values @ weight.T.astype(np.float64) + bias
         return values[:, 0]
@@ -52,45 +52,45 @@ def slow_logits(member: Member, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize(("features", "widths"), SHAPES, ids=str)
 def test_logits_are_the_layers_with_relu_between_them(features, widths):
-    member, a, b = make_member(features, widths), vectors(40, 1), vectors(40, 2)
+    scorer, a, b = make_member(features, widths), vectors(40, 1), vectors(40, 2)
     before = a.clone(), b.clone()
-    found = member.logits(a, b)
+    found = scorer.logits(a, b)
     assert found.shape == (40,) and found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), slow_logits(member, a, b), atol=2e-5)
+    np.testing.assert_allclose(found.numpy(), slow_logits(scorer, a, b), atol=2e-5)
     assert found.std() > 1e-3
-    assert torch.equal(found, member.logits(b, a))
+    assert torch.equal(found, scorer.logits(b, a))
     # A second call finds embeddings and layers as they were.
-    assert torch.equal(found, member.logits(a, b))
+    assert torch.equal(found, scorer.logits(a, b))
     assert torch.equal(a, before[0]) and torch.equal(b, before[1])
 
 
 def test_padding_is_no_part_of_the_member():
-    member = make_member("absdiff", (LANES - 1, LANES + 1))
-    member.logits(vectors(2, 1), vectors(2, 2))
-    assert member.widths == [512, 15, 17, 1]
-    assert member.parameters == 512 * 15 + 15 + 15 * 17 + 17 + 17 + 1
-    assert [weight.shape for weight, _ in member.layers] == [(15, 512), (17, 15), (1, 17)]
+    scorer = make_member("absdiff", (LANES - 1, LANES + 1))
+    scorer.logits(vectors(2, 1), vectors(2, 2))
+    assert scorer.widths == [512, 15, 17, 1]
+    assert scorer.parameters == 512 * 15 + 15 + 15 * 17 + 17 + 17 + 1
+    assert [weight.shape for weight, _ in scorer.layers] == [(15, 512), (17, 15), (1, 17)]
 
 
 def test_layers_that_nobody_may_write_to_score_alike_and_without_a_warning():
-    plain, member = make_member("chi2", (3,)), make_member("chi2", (3,))
-    for weight, bias in member.layers:
+    plain, scorer = make_member("chi2", (3,)), make_member("chi2", (3,))
+    for weight, bias in scorer.layers:
         weight.flags.writeable = bias.flags.writeable = False
     with warnings_are_errors():
-        found = member.logits(vectors(2, 1), vectors(2, 2))
+        found = scorer.logits(vectors(2, 1), vectors(2, 2))
     assert torch.equal(found, plain.logits(vectors(2, 1), vectors(2, 2)))
 
 
 @pytest.mark.parametrize(("features", "widths"), SHAPES, ids=str)
 @pytest.mark.parametrize("slope", [2.5, -0.3, 0.0])
 def test_rescaled(features, widths, slope):
-    member, a, b = make_member(features, widths), vectors(20, 1), vectors(20, 2)
-    before = member.layers[-1][0].copy()
-    scaled = member.rescaled(slope, -1.25)
-    np.testing.assert_allclose(scaled.logits(a, b), slope * member.logits(a, b) - 1.25, atol=1e-5)
-    assert scaled.layers[:-1] == member.layers[:-1]
+    scorer, a, b = make_member(features, widths), vectors(20, 1), vectors(20, 2)
+    before = scorer.layers[-1][0].copy()
+    scaled = scorer.rescaled(slope, -1.25)
+    np.testing.assert_allclose(scaled.logits(a, b), slope * scorer.logits(a, b) - 1.25, atol=1e-5)
+    assert scaled.layers[:-1] == scorer.layers[:-1]
     assert scaled.layers[-1][0].dtype == scaled.layers[-1][1].dtype == np.float32
-    assert np.array_equal(member.layers[-1][0], before)
+    assert np.array_equal(scorer.layers[-1][0], before)
 
 
 def layer(outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +100,7 @@ def layer(outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
 def test_what_fits_passes():
     for features, widths in SHAPES:
         make_member(features, widths).check(512)
-    Member("distance", "cosine", (layer(1, 1),)).check(128)
+    Scorer("distance", "cosine", (layer(1, 1),)).check(128)
 
 
 WRONG = {
@@ -121,26 +121,26 @@ WRONG = {
 def test_layers_that_do_not_fit(what):
     layers, message = WRONG[what]
     with pytest.raises(ValueError, match=message):
-        Member("logistic", "chi2", layers).check(512)
+        Scorer("logistic", "chi2", layers).check(512)
 
 
 def test_a_scalar_feature_needs_a_layer_too():
     # Its one number comes in and one number is due: without layers the count alone would fit.
     with pytest.raises(ValueError, match="without layers"):
-        Member("distance", "cosine", ()).check(512)
+        Scorer("distance", "cosine", ()).check(512)
     with pytest.raises(UsageError, match="'deep' is none of"):
-        Member("logistic", "deep", (layer(1, 512),)).check(512)
+        Scorer("logistic", "deep", (layer(1, 512),)).check(512)
 
 
 def test_tensors_and_back():
-    members = [make_member(features, widths, seed) for seed, (features, widths) in enumerate(SHAPES)]
-    tensors = to_tensors(members)
-    assert len(tensors) == sum(2 * len(member.layers) for member in members)
+    scorers = [make_member(features, widths, seed) for seed, (features, widths) in enumerate(SHAPES)]
+    tensors = to_tensors(scorers)
+    assert len(tensors) == sum(2 * len(scorer.layers) for scorer in scorers)
     assert tensors["8.2.bias"].shape == (9,)
-    again = from_tensors(tensors, [member.about() for member in members])
-    for member, loaded in zip(members, again, strict=True):
-        assert member.about() == loaded.about()
-        for mine, its in zip(member.layers, loaded.layers, strict=True):
+    again = from_tensors(tensors, [scorer.about() for scorer in scorers])
+    for scorer, loaded in zip(scorers, again, strict=True):
+        assert scorer.about() == loaded.about()
+        for mine, its in zip(scorer.layers, loaded.layers, strict=True):
             assert np.array_equal(mine[0], its[0]) and np.array_equal(mine[1], its[1])
 
 

@@ -248,7 +248,7 @@ def test_a_resumed_job_keeps_its_compute_path(cache, tmp_path):
 def test_other_options_than_those_of_the_compute_path_are_refused(cache, tmp_path):
     out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
     begun_on(out, cache, "cpu float32 torch, batches of 8")
-    for name, value, there in (("runtime", "openvino", "torch"), ("numbers", "int8", "float32")):
+    for name, value, there in (("runtime", "openvino", "torch"), ("dtype", "int8", "float32")):
         with pytest.raises(
             UsageError, match=f"--{name} {value}: this job was begun with {there}; omit the option"
         ):

@@ -11,7 +11,7 @@ from people import EMBEDDING
 
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
-from batchverify.heads.scorer import Member
+from batchverify.heads.scorer import Scorer
 
 ABOUT = {
     "version": "0.1",
@@ -27,7 +27,7 @@ ABOUT = {
 }
 
 
-# Features of each member's and the widths of its hidden layers.
+# Features of each scorer's and the widths of its hidden layers.
 KINDS = {
     "distance": [("chi2sum", ())],
     "cosine": [("cosine", ())],
@@ -44,7 +44,7 @@ KINDS = {
 }
 
 
-def make_member(features: str, widths: tuple[int, ...], seed: int) -> Member:
+def make_member(features: str, widths: tuple[int, ...], seed: int) -> Scorer:
     """Of several layers: random ones. Of one: weights that tell the pairs below apart."""
     rng, layers, inputs = np.random.default_rng(seed), [], Features.parse(features).width(512)
     for outputs in (*widths, 1):
@@ -53,12 +53,12 @@ def make_member(features: str, widths: tuple[int, ...], seed: int) -> Member:
     if not widths:
         weight = layers[0][0]
         layers = [(0.6 + rng.normal(size=weight.shape) / 10, np.array([-9.123456789]))]
-    return Member("network", features, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in layers))
+    return Scorer("network", features, tuple((w.astype(np.float32), b.astype(np.float32)) for w, b in layers))
 
 
 def make_head(kind: str = "linear", **changes) -> Head:
-    members = tuple(make_member(*each, seed) for seed, each in enumerate(KINDS[kind], 5))
-    return replace(Head(members, (1.1, 0.1), ABOUT), **changes)
+    scorers = tuple(make_member(*each, seed) for seed, each in enumerate(KINDS[kind], 5))
+    return replace(Head(scorers, (1.1, 0.1), ABOUT), **changes)
 
 
 def vectors(count: int, seed: int = 0) -> np.ndarray:

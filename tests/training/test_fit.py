@@ -11,7 +11,7 @@ from batchverify.errors import TrainingError, UsageError
 from batchverify.evaluation.figures import measure, roc_auc
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
-from batchverify.training.fit import Fitted, evaluate, fit_head, probabilities, splits
+from batchverify.training.fit import Fitted, fit_head, measure_head, probabilities, splits
 
 NETWORK = {"widths": (16, 8), "epochs": 3, "max_lr": 3e-3, "dropout": 0.2}
 
@@ -33,7 +33,7 @@ def test_separable_pairs_are_separated():
     assert roc_auc(test.labels, probability) == 1
     assert ((probability >= head.threshold()) == test.labels).all()
     assert probability[test.labels == 0].max() < 0.2 and probability[test.labels == 1].min() > 0.8
-    assert evaluate(head, test) == measure(test.labels, probability, head.threshold())
+    assert measure_head(head, test) == measure(test.labels, probability, head.threshold())
 
 
 def test_probabilities_of_many_blocks_are_those_of_the_head():
@@ -77,13 +77,13 @@ def test_one_seed_gives_the_same_bytes_whatever_the_threads_and_random_state(kin
 
 def test_another_seed_gives_another_network():
     options = {"algorithms": ("network",), "folds": 0}
-    layers = [fit(**options, seed=seed).head.members[0].layers for seed in (0, 1)]
+    layers = [fit(**options, seed=seed).head.scorers[0].layers for seed in (0, 1)]
     assert not np.array_equal(layers[0][0][0], layers[1][0][0])
 
 
 def test_members_of_an_ensemble_and_its_networks():
     fitted = fit(**KINDS["ensemble"], folds=0)
-    algorithms = [member.algorithm for member in fitted.head.members]
+    algorithms = [scorer.algorithm for scorer in fitted.head.scorers]
     assert algorithms == ["network", "network", "distance", "weighted-chi2"]
     assert list(fitted.networks) == ["network:absdiff"]
     assert fitted.networks["network:absdiff"].max_lr == fitted.networks["network:absdiff"].range_test.pick
@@ -187,13 +187,13 @@ def test_what_the_artifact_tells():
 def test_rates_that_the_different_pairs_cannot_support_are_not_stored():
     dev = draw_people(20, 2, pairs=100, name="dev")
     head = fit(dev=dev).head
-    # 80 images of 20 people: 20 * 19 / 2 * 16 pairs of strangers, ten of which are a share of 0.0033.
+    # 80 images of 20 people: 20 * 19 / 2 * 16 impostor pairs, ten of which are a share of 0.0033.
     assert head.about["thresholds"]["different_pairs"] == 3040
     assert [each["far"] for each in head.about["thresholds"]["far"]] == [0.1, 0.01]
-    strangers = probabilities(head, dev.strangers())
+    impostor_pairs = probabilities(head, dev.impostor_pairs())
     for each in head.about["thresholds"]["far"]:
         assert head.threshold(at_far=each["far"]) == each["threshold"]
-        assert each["far"] * 0.9 < (strangers < each["threshold"]).mean() <= each["far"]
+        assert each["far"] * 0.9 < (impostor_pairs < each["threshold"]).mean() <= each["far"]
     with pytest.raises(UsageError, match=r"--at-far 0.001: .* 3,040 different pairs support: 0.1, 0.01"):
         head.threshold(at_far=1e-3)
     unknown = fit(dev=replace(dev, persons={})).head.about["thresholds"]
@@ -211,7 +211,7 @@ def test_pairs_that_overlap_give_calibrated_probabilities():
     assert fits["none"].calibration == (1.0, 0.0)
     assert fits["temperature"].calibration[1] == 0
     for head in fits.values():
-        assert evaluate(head, test).auc == pytest.approx(metrics.auc, abs=1e-6)
+        assert measure_head(head, test).auc == pytest.approx(metrics.auc, abs=1e-6)
     # An overconfident head: by heart it knows the training pairs. Calibration brings it back.
     sure = fit(train.subset(np.arange(300)), dev, algorithms=("logistic",), shrinkage=1e-3).head.about[
         "calibration"
@@ -271,7 +271,7 @@ def test_views_are_learned_from_and_never_scored():
     assert head.about["held_out"]["pairs"] == 200 + 100
     assert head.about["training"]["pairs"] == 200
     plain = fit(train, algorithms=("logistic",)).head
-    assert not np.array_equal(head.members[0].layers[0][0], plain.members[0].layers[0][0])
+    assert not np.array_equal(head.scorers[0].layers[0][0], plain.scorers[0].layers[0][0])
     groups = seen.groups()
     for inside, outside in splits(seen, 5, seed=0):
         assert outside.max() < 200

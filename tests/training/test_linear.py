@@ -65,10 +65,10 @@ def design(pairs: LabelledPairs, features: str, shrinkage: float) -> tuple[np.nd
     return np.hstack([ones, *sums, *own]), np.concatenate([each.labels for each in ordered])
 
 
-def scores_of(member, pairs: LabelledPairs) -> np.ndarray:
-    (weight, bias), *rest = member.layers
+def scores_of(scorer, pairs: LabelledPairs) -> np.ndarray:
+    (weight, bias), *rest = scorer.layers
     assert not rest and weight.dtype == bias.dtype == np.float32
-    return terms_of(pairs, member.features) @ weight[0].astype(np.float64) + bias
+    return terms_of(pairs, scorer.features) @ weight[0].astype(np.float64) + bias
 
 
 def fit(pairs: LabelledPairs, features: str, shrinkage: float = 10.0, **more):
@@ -97,10 +97,10 @@ def test_logistic_regression_is_scikit_learns(features, shrinkage):
     )
     reference.fit(columns, labels)
     expected = reference.decision_function(columns)[: len(pairs)]
-    member = fit(pairs, features, shrinkage)
-    np.testing.assert_allclose(scores_of(member, pairs), expected, atol=2e-5 * max(1, abs(expected).max()))
-    assert (member.algorithm, member.features) == ("logistic", features)
-    member.check(DIMENSION)
+    scorer = fit(pairs, features, shrinkage)
+    np.testing.assert_allclose(scores_of(scorer, pairs), expected, atol=2e-5 * max(1, abs(expected).max()))
+    assert (scorer.algorithm, scorer.features) == ("logistic", features)
+    scorer.check(DIMENSION)
 
 
 @pytest.mark.parametrize("features", ["chi2", "chi2sum", "chi2+product"])
@@ -144,11 +144,11 @@ def test_much_shrinkage_leaves_the_weights_equal_and_little_lets_them_differ():
 @pytest.mark.parametrize("features", ["chi2", "concat", "product+absdiff"])
 def test_no_shrinkage_and_more_terms_than_pairs_is_finite(features):
     pairs = make_pairs(40, dimension=64)
-    member = fit(pairs, features, 0.0)
-    member.check(64)
+    scorer = fit(pairs, features, 0.0)
+    scorer.check(64)
     # As many terms as these learn any labels by heart.
-    assert features == "concat" or roc_auc_score(pairs.labels, scores_of(member, pairs)) == 1
-    assert abs(scores_of(member, pairs)).max() < 1e3
+    assert features == "concat" or roc_auc_score(pairs.labels, scores_of(scorer, pairs)) == 1
+    assert abs(scores_of(scorer, pairs)).max() < 1e3
 
 
 @pytest.mark.parametrize("features", ["chi2sum", "cosine", "euclidean", "chi2"])
@@ -230,11 +230,11 @@ def test_a_dimension_that_is_always_zero_has_a_harmless_weight():
     dead = pairs.vectors.copy()
     dead[:, 3] = 0
     for shrinkage in (0.0, 10.0):
-        member = fit(replace(pairs, vectors=dead), "absdiff", shrinkage)
+        scorer = fit(replace(pairs, vectors=dead), "absdiff", shrinkage)
         others = fit(replace(pairs, vectors=np.delete(dead, 3, axis=1)), "absdiff", shrinkage)
-        assert np.isfinite(member.layers[0][0]).all()
+        assert np.isfinite(scorer.layers[0][0]).all()
         # Its spread of zero stands in the feature's mean spread: the shrinkage of the others is another.
-        assert roc_auc_score(pairs.labels, scores_of(member, replace(pairs, vectors=dead))) == pytest.approx(
+        assert roc_auc_score(pairs.labels, scores_of(scorer, replace(pairs, vectors=dead))) == pytest.approx(
             roc_auc_score(pairs.labels, scores_of(others, replace(pairs, vectors=np.delete(dead, 3, 1)))),
             abs=0.01,
         )

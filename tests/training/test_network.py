@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from batchverify.errors import TrainingError
 from batchverify.evaluation.figures import best_f1, roc_auc
 from batchverify.heads.features import Features
-from batchverify.heads.scorer import Member
+from batchverify.heads.scorer import Scorer
 from batchverify.training.network import Perceptron, batches, fit_network, overfit_check, range_test
 
 ABSDIFF = Features.parse("absdiff")
@@ -52,14 +52,14 @@ def hard():
 HARD = replace(QUICK, widths=(64,), dropout=0.0, weight_decay=0.0, epochs=12, max_lr=1e-2, patience=99)
 
 
-def scores(member, pairs) -> np.ndarray:
+def scores(scorer, pairs) -> np.ndarray:
     a, b, _ = pairs.take(np.arange(len(pairs)))
-    return member.logits(a, b)
+    return scorer.logits(a, b)
 
 
-def dev_loss(member, pairs) -> float:
+def dev_loss(scorer, pairs) -> float:
     return float(
-        binary_cross_entropy_with_logits(scores(member, pairs), torch.from_numpy(pairs.labels).float())
+        binary_cross_entropy_with_logits(scores(scorer, pairs), torch.from_numpy(pairs.labels).float())
     )
 
 
@@ -133,10 +133,10 @@ def test_a_given_rate_needs_no_range_test_and_runs_one_cycle(train, dev):
 
 
 def test_a_layer_for_each_width(train, dev):
-    (member,) = fit_network(train, dev, ABSDIFF, replace(QUICK, widths=(5, 9, 3), epochs=1)).members
-    assert member.widths == [SMALL, 5, 9, 3, 1]
-    assert (member.algorithm, member.features) == ("network", "absdiff")
-    member.check(SMALL)
+    (scorer,) = fit_network(train, dev, ABSDIFF, replace(QUICK, widths=(5, 9, 3), epochs=1)).scorers
+    assert scorer.widths == [SMALL, 5, 9, 3, 1]
+    assert (scorer.algorithm, scorer.features) == ("network", "absdiff")
+    scorer.check(SMALL)
 
 
 @pytest.mark.parametrize("features", ["absdiff", "chi2+product", "concat", "cosine"])
@@ -144,12 +144,12 @@ def test_the_member_scores_as_the_network_did(train, dev, features):
     settings = replace(QUICK, snapshots=4)
     fit = fit_network(train, dev, Features.parse(features), settings, checked=True)
     # The network measured dev by its own forward, before its standardisation was folded into the first layer.
-    for member in fit.members:
-        losses = [abs(each.dev_loss - dev_loss(member, dev)) for each in fit.epochs]
+    for scorer in fit.scorers:
+        losses = [abs(each.dev_loss - dev_loss(scorer, dev)) for each in fit.epochs]
         assert min(losses) < 1e-5
     best = fit.epochs[fit.best_epoch - 1]
-    assert dev_loss(fit.members[0], dev) == pytest.approx(best.dev_loss, abs=1e-5)
-    probability = torch.sigmoid(scores(fit.members[0], dev)).numpy()
+    assert dev_loss(fit.scorers[0], dev) == pytest.approx(best.dev_loss, abs=1e-5)
+    probability = torch.sigmoid(scores(fit.scorers[0], dev)).numpy()
     assert roc_auc(dev.labels, probability) == pytest.approx(best.dev_auc, abs=1e-3)
     assert best_f1(dev.labels, probability)[0] == pytest.approx(best.dev_f1, abs=1e-2)
 
@@ -161,9 +161,9 @@ def test_the_best_epoch_is_restored(hard):
     assert every.best_epoch == 1 + int(np.argmin(losses)) < 12  # it went on learning by heart
     assert losses[-1] > min(losses) + 0.05
     one = fit_network(train, dev, ABSDIFF, HARD)
-    assert (len(one.members), one.best_epoch) == (1, every.best_epoch)
-    assert same_layers(one.members[0], every.members[0])
-    assert dev_loss(one.members[0], dev) == pytest.approx(min(losses), abs=1e-5)
+    assert (len(one.scorers), one.best_epoch) == (1, every.best_epoch)
+    assert same_layers(one.scorers[0], every.scorers[0])
+    assert dev_loss(one.scorers[0], dev) == pytest.approx(min(losses), abs=1e-5)
 
 
 def test_training_stops_when_the_best_is_old(hard):
@@ -186,18 +186,18 @@ def test_the_snapshots_are_the_best_epochs_by_the_monitor_best_first(hard, monit
     # Ties go to the earlier epoch.
     ranked = sorted(fit.epochs, key=lambda each: sign * getattr(each, number))
     assert fit.best_epoch == ranked[0].epoch
-    assert len(fit.members) == 3
-    found = [dev_loss(member, dev) for member in fit.members]
+    assert len(fit.scorers) == 3
+    found = [dev_loss(scorer, dev) for scorer in fit.scorers]
     assert found == pytest.approx([each.dev_loss for each in ranked[:3]], abs=1e-5)
 
 
 def test_more_snapshots_than_epochs(train, dev):
-    assert len(fit_network(train, dev, ABSDIFF, replace(QUICK, epochs=2, snapshots=5)).members) == 2
+    assert len(fit_network(train, dev, ABSDIFF, replace(QUICK, epochs=2, snapshots=5)).scorers) == 2
 
 
 def test_the_seed_decides_weights_and_order(train, dev):
     one, again, other = (
-        fit_network(train, dev, ABSDIFF, replace(QUICK, seed=seed)).members[0] for seed in (3, 3, 4)
+        fit_network(train, dev, ABSDIFF, replace(QUICK, seed=seed)).scorers[0] for seed in (3, 3, 4)
     )
     assert same_layers(one, again) and not same_layers(one, other)
 
@@ -205,8 +205,8 @@ def test_the_seed_decides_weights_and_order(train, dev):
 def test_a_feature_that_never_varied_in_training_drowns_nothing(train, dev):
     still = replace(train, vectors=train.vectors.copy())
     still.vectors[:, 0] = 0
-    (member,) = fit_network(still, dev, ABSDIFF, replace(QUICK, epochs=8)).members
-    assert roc_auc(dev.labels, scores(member, dev).numpy()) > 0.99
+    (scorer,) = fit_network(still, dev, ABSDIFF, replace(QUICK, epochs=8)).scorers
+    assert roc_auc(dev.labels, scores(scorer, dev).numpy()) > 0.99
 
 
 def test_a_rate_that_is_too_large_is_named(train, dev):
@@ -294,11 +294,11 @@ def test_the_seed_alone_decides_the_weights():
 @pytest.mark.parametrize("name", ["absdiff", "concat"])
 def test_a_member_of_its_layers_scores_as_it_does(name):
     network = Perceptron.fresh(PAIRS, Features.parse(name), (8, 3), 0.9, 0).eval()
-    member, (a, b, _) = Member("network", name, network.snapshot()), PAIRS.take(np.arange(50))
+    scorer, (a, b, _) = Scorer("network", name, network.snapshot()), PAIRS.take(np.arange(50))
     with torch.no_grad():
         found = network.scores(a, b)
     assert found.std() > 1e-3
-    np.testing.assert_allclose(member.logits(a, b), found, atol=1e-5)
+    np.testing.assert_allclose(scorer.logits(a, b), found, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "times"), [("absdiff", 1), ("concat", 2)])

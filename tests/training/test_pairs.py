@@ -1,4 +1,4 @@
-"""Labelled pairs: gathered from manifests, checked, drawn, seen in views, and their pairs of strangers."""
+"""Labelled pairs: gathered from manifests, checked, drawn, seen in views, and their impostor pairs."""
 
 import json
 from dataclasses import replace
@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from people import draw_people
 
-from batchverify.engine.gallery import Gallery
+from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.manifest import Manifest
 from batchverify.records import Reason, Skipped
 from batchverify.training.pairs import (
-    MOST_STRANGERS,
+    MOST_IMPOSTORS,
     LabelledPairs,
     check_apart,
     count_labels,
@@ -36,14 +36,14 @@ def collect(source, failed: dict[str, Reason] | None = None, name: str = "traini
     """The pairs of a manifest; an image's vector holds its own index, but for those that failed."""
     manifest = Manifest.open(source)
     scan = manifest.scan()
-    gallery = Gallery(len(scan.images))
-    for index, reference in enumerate(scan.images):
-        reason = (failed or {}).get(str(reference).rpartition("/")[2])
+    embeddings = EmbeddingTable(len(scan.images))
+    for index, image_path in enumerate(scan.images):
+        reason = (failed or {}).get(str(image_path).rpartition("/")[2])
         if reason is not None:
-            gallery.fail(index, Skipped(reason))
+            embeddings.fail(index, Skipped(reason))
         else:
-            gallery.put(index, np.full(512, index + 1, np.float16))
-    return LabelledPairs.collect(manifest, scan, gallery, name)
+            embeddings.put(index, np.full(512, index + 1, np.float16))
+    return LabelledPairs.collect(manifest, scan, embeddings, name)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def written(tmp_path):
 
 
 def names(pairs: LabelledPairs, side: np.ndarray) -> list[str]:
-    return [pairs.references[image].rpartition("/")[2] for image in side]
+    return [pairs.image_paths[image].rpartition("/")[2] for image in side]
 
 
 def test_every_row_is_a_pair_in_order(written):
@@ -67,7 +67,7 @@ def test_every_row_is_a_pair_in_order(written):
     assert names(pairs, pairs.b) == ["p2.jpg", "q1.jpg", "r1.jpg", "p3.jpg", "q2.jpg"]
     assert pairs.labels.tolist() == [0, 1, 1, 1, 1] and pairs.labels.dtype == np.int8
     assert (pairs.a.dtype, len(pairs), pairs.left_out, pairs.name) == (np.int32, 5, (), "training")
-    people = {pairs.references[image].rpartition("/")[2]: person for image, person in pairs.persons.items()}
+    people = {pairs.image_paths[image].rpartition("/")[2]: person for image, person in pairs.persons.items()}
     assert people == {"p1.jpg": "P", "p2.jpg": "P", "p3.jpg": "P", "q1.jpg": "Q", "q2.jpg": "Q"}
 
 
@@ -188,26 +188,26 @@ def test_draw_takes_at_most_so_many_of_each_label():
 
 def test_strangers_are_all_pairs_of_two_known_people_with_a_vector(written):
     pairs = collect(written(MANIFEST), {"q2.jpg": Reason.NO_FACE})
-    strangers = pairs.strangers()
+    impostor_pairs = pairs.impostor_pairs()
     # P's three images against Q's one; r1 is of nobody known, q2 has no vector.
-    found = [set(each) for each in zip(names(pairs, strangers.a), names(pairs, strangers.b), strict=True)]
+    found = [set(each) for each in zip(names(pairs, impostor_pairs.a), names(pairs, impostor_pairs.b), strict=True)]
     assert sorted(map(sorted, found)) == [["p1.jpg", "q1.jpg"], ["p2.jpg", "q1.jpg"], ["p3.jpg", "q1.jpg"]]
-    assert strangers.labels.tolist() == [1, 1, 1]
+    assert impostor_pairs.labels.tolist() == [1, 1, 1]
 
 
 def test_without_persons_the_labelled_different_pairs_are_the_strangers(written):
     pairs = collect(written("image_a,image_b,label\na.jpg,b.jpg,0\na.jpg,c.jpg,1\nb.jpg,c.jpg,0\n"))
-    strangers = pairs.strangers()
-    assert (names(pairs, strangers.a), names(pairs, strangers.b)) == (["a.jpg"], ["c.jpg"])
+    impostor_pairs = pairs.impostor_pairs()
+    assert (names(pairs, impostor_pairs.a), names(pairs, impostor_pairs.b)) == (["a.jpg"], ["c.jpg"])
 
 
 def test_strangers_of_many_images_are_a_fixed_draw():
-    many = draw_people(2 * MOST_STRANGERS, 1, pairs=20, images=1, dimension=2, known=False)
+    many = draw_people(2 * MOST_IMPOSTORS, 1, pairs=20, images=1, dimension=2, known=False)
     many = replace(many, persons={image: str(image) for image in range(len(many.vectors))})
-    strangers = many.strangers()
-    assert len(strangers) == MOST_STRANGERS * (MOST_STRANGERS - 1) / 2
-    assert len(np.unique([strangers.a, strangers.b])) == MOST_STRANGERS
-    assert np.array_equal(many.strangers().b, strangers.b)
+    impostor_pairs = many.impostor_pairs()
+    assert len(impostor_pairs) == MOST_IMPOSTORS * (MOST_IMPOSTORS - 1) / 2
+    assert len(np.unique([impostor_pairs.a, impostor_pairs.b])) == MOST_IMPOSTORS
+    assert np.array_equal(many.impostor_pairs().b, impostor_pairs.b)
 
 
 def test_groups_are_people_and_else_images():
@@ -259,7 +259,7 @@ def test_labelled_strangers_serve_where_few_people_are_named(written):
     text = f"image_a,image_b,label,person_a,person_b\np1.jpg,q1.jpg,1,P,Q\np1.jpg,p2.jpg,0,P,P\n{rows}"
     pairs = collect(written(text))
     assert len(pairs.all_pairs()) == 3
-    assert len(pairs.strangers()) == 6 and pairs.strangers().labels.all()
+    assert len(pairs.impostor_pairs()) == 6 and pairs.impostor_pairs().labels.all()
 
 
 def share(train, dev, images: dict[int, int]):
@@ -325,7 +325,7 @@ def test_each_two_sets_are_compared_and_many_names_are_cut(train, dev):
 
 
 def test_without_references_pictures_are_named_by_number(train, dev):
-    (leak,) = find_leaks([replace(train, references=()), share(train, dev, {4: 7})])
+    (leak,) = find_leaks([replace(train, image_paths=()), share(train, dev, {4: 7})])
     assert leak.images == (("image 7", "dev/4.jpg"),)
 
 

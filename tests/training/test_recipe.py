@@ -10,7 +10,7 @@ from people import QUICK, draw_people
 from batchverify.errors import UsageError
 from batchverify.evaluation.figures import roc_auc
 from batchverify.options import ALGORITHMS, TrainOptions
-from batchverify.training.fit import Recipe, network_settings, recipes
+from batchverify.training.fit import EstimatorSpec, estimator_specs, network_settings
 
 NETWORK = {"widths": (16,), "dropout": 0.1, "epochs": 4, "max_lr": 1e-2, "snapshots": 2}
 SMALL = 32
@@ -34,7 +34,7 @@ def dev():
         ("distance", "euclidean", "distance:euclidean"),
         ("logistic", None, "logistic:chi2"),
         ("logistic", "chi2+product", "logistic:chi2+product"),
-        # Features of the member's own win over those of the whole head.
+        # Features of the scorer's own win over those of the whole head.
         ("logistic:sqdiff", "chi2+product", "logistic:sqdiff"),
         ("weighted-chi2", None, "weighted-chi2:chi2"),
         ("weighted-chi2:chi2raw", None, "weighted-chi2:chi2raw"),
@@ -43,9 +43,9 @@ def dev():
     ],
 )
 def test_names(text, features, expected):
-    recipe = Recipe.parse(text, features)
-    assert str(recipe) == expected
-    assert Recipe.parse(str(recipe)) == recipe
+    spec = EstimatorSpec.parse(text, features)
+    assert str(spec) == expected
+    assert EstimatorSpec.parse(str(spec)) == spec
 
 
 @pytest.mark.parametrize(
@@ -65,39 +65,39 @@ def test_names(text, features, expected):
 )
 def test_names_that_make_no_sense(text, features, message):
     with pytest.raises(UsageError, match=message):
-        recipes(TrainOptions(algorithms=(text,), features=features))
+        estimator_specs(TrainOptions(algorithms=(text,), features=features))
 
 
 def test_a_member_that_stands_there_twice_is_refused():
     with pytest.raises(UsageError, match="--algorithm network:absdiff stands there twice"):
-        recipes(TrainOptions(algorithms=("network", "logistic", "network:absdiff")))
-    several = recipes(TrainOptions(algorithms=("network", "network:sqdiff", "distance")))
+        estimator_specs(TrainOptions(algorithms=("network", "logistic", "network:absdiff")))
+    several = estimator_specs(TrainOptions(algorithms=("network", "network:sqdiff", "distance")))
     assert [str(each) for each in several] == ["network:absdiff", "network:sqdiff", "distance:chi2sum"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_fits_and_its_scores_are_the_mean_of_its_members(train, dev, algorithm):
-    fit = Recipe.parse(algorithm).fit(train, dev, TrainOptions(**NETWORK))
-    assert len(fit.members) == (2 if algorithm == "network" else 1)
+    fit = EstimatorSpec.parse(algorithm).fit(train, dev, TrainOptions(**NETWORK))
+    assert len(fit.scorers) == (2 if algorithm == "network" else 1)
     assert (fit.network is not None) == (algorithm == "network")
-    assert {member.algorithm for member in fit.members} == {algorithm}
+    assert {scorer.algorithm for scorer in fit.scorers} == {algorithm}
     scores = fit.scores(dev)
     assert roc_auc(dev.labels, scores) > 0.95
     a, b, _ = dev.take(np.arange(len(dev)))
-    mean = sum(member.logits(a, b) for member in fit.members) / len(fit.members)
+    mean = sum(scorer.logits(a, b) for scorer in fit.scorers) / len(fit.scorers)
     assert np.allclose(scores, mean.numpy(), atol=1e-5) and scores.dtype == np.float64
     assert fit.scores(dev.subset(np.zeros(0, int))).shape == (0,)
 
 
 def test_scores_of_more_pairs_than_a_block_are_in_order(train, dev):
-    fit = Recipe.parse("distance:cosine").fit(train, dev, TrainOptions())
+    fit = EstimatorSpec.parse("distance:cosine").fit(train, dev, TrainOptions())
     rows = np.random.default_rng(0).integers(0, len(dev), 10_000)
     assert np.array_equal(fit.scores(dev.subset(rows)), fit.scores(dev)[rows])
 
 
 def test_the_weighted_chi_square_is_fitted_with_its_own_loss_and_shrinkage_is_passed_on(train, dev):
     def weights(text: str, **options) -> np.ndarray:
-        return Recipe.parse(text).fit(train, dev, TrainOptions(**options)).members[0].layers[0][0]
+        return EstimatorSpec.parse(text).fit(train, dev, TrainOptions(**options)).scorers[0].layers[0][0]
 
     assert not np.allclose(weights("weighted-chi2"), weights("logistic:chi2"), rtol=1e-2)
     # Strong shrinkage leaves all terms of a feature the same weight.
@@ -106,14 +106,14 @@ def test_the_weighted_chi_square_is_fitted_with_its_own_loss_and_shrinkage_is_pa
 
 
 def test_a_network_whose_checks_have_passed_takes_their_rate(train, dev):
-    recipe, seen = Recipe.parse("network:sqdiff"), []
+    spec, seen = EstimatorSpec.parse("network:sqdiff"), []
     options = TrainOptions(**{**NETWORK, "max_lr": None})
     # A fold of contradicting labels would not pass the overfit check.
     torn = replace(train.subset(np.repeat(np.arange(50), 2)), labels=(np.arange(100) % 2).astype(np.int8))
-    fit = recipe.fit(torn, dev, options, lambda *each: seen.append(each), checked_lr=1e-3)
+    fit = spec.fit(torn, dev, options, lambda *each: seen.append(each), checked_lr=1e-3)
     assert (fit.network.range_test, fit.network.max_lr) == (None, 1e-3)
     assert seen == [("network:sqdiff", each) for each in fit.network.epochs]
-    whole = recipe.fit(train, dev, options)
+    whole = spec.fit(train, dev, options)
     assert whole.network.range_test.pick == whole.network.max_lr
 
 
@@ -123,5 +123,5 @@ def test_every_setting_of_a_network_comes_from_its_option():
 
 def test_fits_leave_gradients_off(train, dev):
     assert torch.is_grad_enabled()
-    Recipe.parse("network").fit(train, dev, TrainOptions(**NETWORK)).scores(dev)
+    EstimatorSpec.parse("network").fit(train, dev, TrainOptions(**NETWORK)).scores(dev)
     assert torch.is_grad_enabled()

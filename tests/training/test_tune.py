@@ -1,4 +1,4 @@
-"""The search for a recipe: its space, its draws, and trials on a real Ray of two CPUs."""
+"""The search for a spec: its space, its draws, and trials on a real Ray of two CPUs."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from batchverify.errors import TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.options import TrainOptions
 from batchverify.training.calibration import platt_scaling, sigmoid
-from batchverify.training.fit import Recipe
+from batchverify.training.fit import EstimatorSpec
 from batchverify.training.tune import changed, drawn, run_trial, search_space, tune
 
 OPTIONS = TrainOptions(tune=3, num_cpus=2, seed=5, epochs=3)
@@ -43,7 +43,7 @@ def test_the_space_without_a_wish_has_all_kinds_and_every_point_once():
     assert len({json.dumps(each) for each in points}) == len(points)
     for point in points:
         options = changed(OPTIONS, point)
-        assert str(Recipe.parse(*options.algorithms)) == point["algorithms"][0]
+        assert str(EstimatorSpec.parse(*options.algorithms)) == point["algorithms"][0]
 
 
 @pytest.mark.parametrize("kind", ["distance", "logistic", "weighted-chi2", "network"])
@@ -88,7 +88,7 @@ def test_draws_are_different_points_of_the_kinds_in_turn():
 def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
     train, dev = pairs()
     point = {"algorithms": ("logistic:absdiff",), "shrinkage": 200.0}
-    fit = Recipe.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
+    fit = EstimatorSpec.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
     every = dev.all_pairs()
     slope, offset = platt_scaling(fit.scores(every), every.labels)
     expected = log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset), balanced=True)
@@ -118,7 +118,7 @@ class TestOnRay:
         assert found == {"distance", "logistic", "network"}
         assert options.algorithms == tuple(trials[0].changes["algorithms"])
         assert {name: getattr(options, name) for name in trials[0].changes} == trials[0].changes
-        # What a trial says is what its recipe gives here.
+        # What a trial says is what its spec gives here.
         again = run_trial({"recipe": trials[0].changes}, train, dev, OPTIONS)
         assert again["dev_loss"] == pytest.approx(losses[0], rel=1e-3)
         assert json.loads(json.dumps(trials[0].to_json()))["dev_loss"] == losses[0]

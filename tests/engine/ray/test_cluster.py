@@ -9,7 +9,7 @@ import pytest
 from batchverify.engine.base import GPU_CHUNK, Workers
 from batchverify.engine.ray.cluster import (
     START_TRIES,
-    Crew,
+    ActorPool,
     Node,
     Share,
     alive_nodes,
@@ -124,34 +124,34 @@ def ray():
 
 
 @pytest.fixture
-def crew_of(ray, tmp_path):
-    crews = []
+def pool_of(ray, tmp_path):
+    pools = []
 
-    def build(count: int) -> Crew:
+    def build(count: int) -> ActorPool:
         actors = ray.remote(num_cpus=0, max_restarts=0)(stillborn())
 
         def start(node: Node, share: Share):
             return actors.remote(tmp_path / "deaths", count)
 
-        crews.append(Crew(start, use_gpus=False))
-        return crews[-1]
+        pools.append(ActorPool(start, use_gpus=False))
+        return pools[-1]
 
     yield build
-    for crew in crews:
-        crew.close()
+    for pool in pools:
+        pool.close()
 
 
-def test_a_worker_that_dies_while_it_starts_is_replaced(crew_of, tmp_path, caplog):
-    crew = crew_of(START_TRIES - 1)
-    crew.take(alive_nodes())
-    member = crew.idlest()
-    assert crew.members == [member]
+def test_a_worker_that_dies_while_it_starts_is_replaced(pool_of, tmp_path, caplog):
+    pool = pool_of(START_TRIES - 1)
+    pool.take(alive_nodes())
+    pooled = pool.idlest()
+    assert pool.actors == [pooled]
     assert len((tmp_path / "deaths").read_text().splitlines()) == START_TRIES - 1
     assert "died while it started, another is tried" in caplog.text
 
 
-def test_workers_that_never_start_end_the_run(crew_of):
-    crew = crew_of(START_TRIES)
-    crew.take(alive_nodes())
+def test_workers_that_never_start_end_the_run(pool_of):
+    pool = pool_of(START_TRIES)
+    pool.take(alive_nodes())
     with pytest.raises(BatchverifyError, match="a Ray worker could not be started, 3 times in a row: "):
-        crew.idlest()
+        pool.idlest()

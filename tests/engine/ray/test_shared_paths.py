@@ -30,8 +30,8 @@ def test_images_that_one_node_lacks_are_named_with_both_nodes():
 
 
 def test_the_sample_is_spread_and_of_local_images():
-    references = [f"/p/{number}.jpg" for number in range(1000)]
-    chosen = sample([*references, "s3://b/k.jpg", Skipped(Reason.NOT_FOUND)])
+    image_paths = [f"/p/{number}.jpg" for number in range(1000)]
+    chosen = sample([*image_paths, "s3://b/k.jpg", Skipped(Reason.NOT_FOUND)])
     assert SAMPLE <= len(chosen) <= SAMPLE + 2
     assert chosen[0] == "/p/0.jpg"
     assert int(Path(chosen[-1]).stem) > 950

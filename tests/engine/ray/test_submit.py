@@ -42,7 +42,7 @@ def test_what_goes_along(tmp_path, monkeypatch):
     assert prepared["working_dir"] == str(tmp_path)
     assert prepared["pip"] == ["pillow-heif==1.1.0"]
     assert [Path(each).name for each in prepared["py_modules"]] == ["batchverify"]
-    assert (Path(prepared["py_modules"][0]) / "cli.py").exists()
+    assert (Path(prepared["py_modules"][0]) / "cli" / "__main__.py").exists()
     assert "hush" not in repr(submission)
     assert set(Submission(("embed", "x.csv"), package=False).runtime_env()) == {"env_vars"}
 

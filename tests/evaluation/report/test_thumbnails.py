@@ -10,7 +10,7 @@ from PIL import Image
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
-from batchverify.evaluation.report.thumbnails import BITE, SIDE, Source, thumbnails
+from batchverify.evaluation.report.thumbnails import BITE, SIDE, ImageSource, thumbnails
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
 
@@ -48,7 +48,7 @@ def test_a_face_is_cut_by_the_box_of_its_bytes(tmp_path):
     key = hashlib.sha256(data).digest()
     cache.append([Entry(key, np.ones(512, np.float16), (300, 100, 500, 300), 0.99, 1)])
     cache.commit()
-    found = thumbnails(["a.png", "copy.png", "other.png"], Source.of(about, None, None))
+    found = thumbnails(["a.png", "copy.png", "other.png"], ImageSource.of(about, None, None))
     for name in ("a.png", "copy.png"):
         assert found[name].note == "face"
         assert np.abs(pixels_of(found[name]).astype(int) - RED).max() < 12
@@ -64,14 +64,14 @@ def test_the_box_of_a_picture_that_is_reduced_is_reduced_with_it(tmp_path):
     box = (6010, 60, 6190, 240)
     cache.append([Entry(hashlib.sha256(data).digest(), np.ones(512, np.float16), box, 0.99, 1)])
     cache.commit()
-    found = thumbnails(["large.png"], Source.of(about, None, None))["large.png"]
+    found = thumbnails(["large.png"], ImageSource.of(about, None, None))["large.png"]
     assert np.abs(pixels_of(found).astype(int) - RED).max() < 12
 
 
 def test_fixed_crops_need_no_cache(tmp_path):
     about, _ = record(tmp_path, crop="center")
     draw(tmp_path / "a.png", size=(200, 200), box=(48, 38, 152, 164))
-    found = thumbnails(["a.png"], Source.of(about | {"cache": None}, None, None))["a.png"]
+    found = thumbnails(["a.png"], ImageSource.of(about | {"cache": None}, None, None))["a.png"]
     assert found.note == "face"
     assert np.abs(pixels_of(found).astype(int) - RED).max() < 40
 
@@ -79,7 +79,7 @@ def test_fixed_crops_need_no_cache(tmp_path):
 def test_the_whole_picture_keeps_its_shape(tmp_path):
     about, _ = record(tmp_path)
     draw(tmp_path / "a.png")
-    found = thumbnails(["a.png"], Source.of(about, None, None))["a.png"]
+    found = thumbnails(["a.png"], ImageSource.of(about, None, None))["a.png"]
     assert pixels_of(found).shape == (round(SIDE * 400 / 600), SIDE, 3)
 
 
@@ -101,7 +101,7 @@ def test_why_there_is_no_picture(tmp_path, cell, note):
     root.mkdir()
     (root / "text.png").write_text("no picture")
     draw(tmp_path / "secret.png")
-    found = thumbnails([cell], Source.of(about, str(root), None))[cell]
+    found = thumbnails([cell], ImageSource.of(about, str(root), None))[cell]
     assert (found.uri, found.note) == (None, note)
 
 
@@ -110,10 +110,10 @@ def test_pictures_are_looked_for_beside_every_manifest_file(tmp_path):
     draw(tmp_path / "one" / "a.png")
     draw(tmp_path / "two" / "b.png")
     about["manifest"] = [str(tmp_path / name / "pairs.csv") for name in ("one", "two")]
-    found = thumbnails(["a.png", "b.png", "c.png"], Source.of(about, None, None))
+    found = thumbnails(["a.png", "b.png", "c.png"], ImageSource.of(about, None, None))
     assert [each.uri is not None for each in found.values()] == [True, True, False]
-    assert isinstance(Source.of({}, None, None).resolve("a.png"), Skipped)
-    assert Source.of({}, None, None).resolve("a.png").reason == Reason.NOT_FOUND
+    assert isinstance(ImageSource.of({}, None, None).resolve("a.png"), Skipped)
+    assert ImageSource.of({}, None, None).resolve("a.png").reason == Reason.NOT_FOUND
 
 
 def test_more_pictures_than_are_held_at_once(tmp_path):
@@ -121,6 +121,6 @@ def test_more_pictures_than_are_held_at_once(tmp_path):
     cells = [f"{each}.png" for each in range(2 * BITE + 1)]
     for cell in cells:
         draw(tmp_path / cell, size=(40, 40), box=(0, 0, 4, 4))
-    found = thumbnails(cells, Source.of(about, None, None))
+    found = thumbnails(cells, ImageSource.of(about, None, None))
     assert list(found) == cells
     assert all(each.uri for each in found.values())
