@@ -36,9 +36,9 @@ def ways(device: str, beside: Path | None) -> list[Way]:
     if device != "cpu":
         return [Way("torch", {"device": device})]
     numbers = ["int8", *(["bfloat16"] if "BF16" in capabilities() else []), "float32"]
-    found = [Way(f"OpenVINO {each}", {"device": device, "numbers": each}) for each in numbers]
-    for each in ["bfloat16"] * cpu_has_bf16() + ["float32"]:
-        found.append(Way(f"torch {each}", {"device": device, "runtime": "torch", "numbers": each}))
+    found = [Way(f"OpenVINO {each}", {"device": device, "dtype": each}) for each in numbers]
+    plain = ["bfloat16", "float32"] if cpu_has_bf16() else ["float32"]
+    found += [Way(f"torch {each}", {"device": device, "runtime": "torch", "dtype": each}) for each in plain]
     return found + ([Way(f"{beside.name}, another checkout", {"device": device}, beside)] if beside else [])
 
 

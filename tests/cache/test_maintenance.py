@@ -239,7 +239,8 @@ def test_quarantine_in_an_object_store_is_refused() -> None:
 
 
 def test_no_torch_and_no_ray_are_imported() -> None:
-    code = "import sys, batchverify.cache.maintenance; print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
+    code = "import sys, batchverify.cache.maintenance; "
+    code += "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )

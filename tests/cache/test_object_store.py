@@ -45,7 +45,7 @@ def store(address: str) -> Iterator[boto3.client]:
 
 
 @pytest.fixture
-def root(address: str, store: boto3.client) -> str:
+def root(address: str, store: boto3.client) -> str:  # noqa: ARG001 - the bucket exists while the URI is used
     """The URI of a cache in the bucket."""
     return f"s3://{BUCKET}/team/cache?endpoint_override={address}&scheme=http&region=us-east-1"
 

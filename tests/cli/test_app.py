@@ -79,16 +79,19 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=[" ".join(each[0]) for each in WRONG])
-def test_wrong_options_are_one_line_and_exit_2(tmp_path, options, message):
+def test_wrong_options_are_one_line_and_exit_2(tmp_path, monkeypatch, options, message):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     result = run("score", str(SAMPLES / "faces.csv"), "-o", str(tmp_path / "out.parquet"), *options)
     if "cuda" in options and result.exit_code == 0:
         pytest.skip("this machine has a CUDA device")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert message in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [here]
 
 
-def test_a_typo_in_an_option_is_explained(tmp_path):
+def test_a_typo_in_an_option_is_explained():
     result = run("score", "m.csv", "-o", "o.parquet", "--treshold", "0.5")
     assert result.exit_code == 2
     assert "--threshold" in result.stderr

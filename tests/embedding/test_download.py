@@ -309,7 +309,7 @@ def test_two_processes_at_once(site, tmp_path):
 
 
 def test_interrupted_by_the_user_leaves_nothing(site, tmp_path):
-    def stop(done: int, total: int | None) -> None:
+    def stop(*_: object) -> None:
         assert len(list(tmp_path.iterdir())) == 1
         raise KeyboardInterrupt
 
@@ -426,6 +426,7 @@ def test_a_mirror_of_another_kind(monkeypatch, address):
 
 
 def test_importing_is_cheap():
-    code = "import sys, batchverify.embedding.download; print({'torch', 'numpy', 'urllib.request'} & set(sys.modules))"
+    code = "import sys, batchverify.embedding.download; "
+    code += "print({'torch', 'numpy', 'urllib.request'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -48,7 +48,7 @@ def test_the_batch_with_most_faces_a_second_is_taken(rates, expected):
 
 
 def test_other_errors_of_trying_are_not_taken_for_a_lack_of_memory():
-    def rate(size: int) -> float:
+    def rate(_: int) -> float:
         raise RuntimeError("no kernel image is available")
 
     with pytest.raises(RuntimeError, match="no kernel image"):
@@ -139,7 +139,7 @@ def test_torch_computes_in_what_it_knows(backbone):
     ):
         TorchNetwork(backbone, "cpu", dtype="int8")
     fastest = "bfloat16" if cpu_has_bf16() else "float32"
-    assert TorchNetwork(backbone, "cpu").numbers == fastest
+    assert TorchNetwork(backbone, "cpu").dtype == fastest
 
 
 @GPU
@@ -147,8 +147,8 @@ def test_vectors_of_a_gpu_are_those_of_the_cpu_and_of_any_thread():
     pixels = np.random.default_rng(0).integers(0, 256, (300, 160, 160, 3), dtype=np.uint8)
     backbone = load_backbone()
     exact = Embedder(backbone, crop="none", device="cpu", runtime="torch", dtype="float32").vectors(pixels)
-    for batch, numbers, least in ((64, "float32", 0.999999), (None, "auto", 0.999)):
-        there = Embedder(backbone, crop="none", device="cuda", batch_size=batch, dtype=numbers)
+    for batch, dtype, least in ((64, "float32", 0.999999), (None, "auto", 0.999)):
+        there = Embedder(backbone, crop="none", device="cuda", batch_size=batch, dtype=dtype)
         found = there.vectors(pixels)
         assert (found * exact).sum(axis=1).min() > least
         with ThreadPoolExecutor(4) as pool:

@@ -81,7 +81,7 @@ def mixed_references(folder: Path) -> list:
     return image_paths[:150] + bad + image_paths[150:]
 
 
-def check_mixed(embeddings: EmbeddingTable, progress: Progress, image_paths: list) -> None:
+def check_mixed(embeddings: EmbeddingTable, progress: Progress) -> None:
     reasons = embeddings.reasons(np.arange(150, 155)).to_pylist()
     assert reasons == ["not_found", "unreadable", "undecodable", "forbidden", "undecodable"]
     assert (progress.failed, progress.done, progress.total) == (5, 325, 325)
@@ -96,7 +96,7 @@ def test_every_image_once_and_equal_bytes_once(tmp_path):
     engine = local(plan)
     embeddings, progress = run(engine, plan, image_paths)
     engine.close()
-    check_mixed(embeddings, progress, image_paths)
+    check_mixed(embeddings, progress)
     assert plan.count() == progress.embedded == 300
     assert progress.repeated == 20
 
@@ -151,7 +151,8 @@ def test_ctrl_c_keeps_what_was_embedded(tmp_path):
 
 
 @pytest.mark.ray
-def test_ray_does_what_threads_do(tmp_path, ray_session):
+@pytest.mark.usefixtures("ray_session")
+def test_ray_does_what_threads_do(tmp_path):
     image_paths = mixed_references(tmp_path / "pictures")
     threads, cluster = toy_plan(tmp_path / "threads"), toy_plan(tmp_path / "ray")
     for plan in (threads, cluster):
@@ -160,15 +161,14 @@ def test_ray_does_what_threads_do(tmp_path, ray_session):
     engine = on_ray(cluster)
     embeddings, progress = run(engine, cluster, image_paths)
     engine.close()
-    check_mixed(embeddings, progress, image_paths)
+    check_mixed(embeddings, progress)
     assert cluster.count() == 300
     assert np.array_equal(embeddings.vectors, expected.vectors)
 
 
 @pytest.mark.ray
-def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
-    tmp_path, ray_session, monkeypatch
-):
+@pytest.mark.usefixtures("ray_session")
+def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "batchverify.engine.base.Workers.for_cpus", lambda cpus: Workers(cpus, 1, cpus, chunk=4)
     )
@@ -188,7 +188,8 @@ def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(
 
 
 @pytest.mark.ray
-def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path, ray_session, monkeypatch):
+@pytest.mark.usefixtures("ray_session")
+def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 6)
     plan = toy_plan(tmp_path)
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(1)]
@@ -321,9 +322,8 @@ def test_patience_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.ray
-def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(
-    tmp_path, ray_session, monkeypatch, caplog
-):
+@pytest.mark.usefixtures("ray_session")
+def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(tmp_path, monkeypatch, caplog):
     import ray
 
     from batchverify.engine.ray import cluster

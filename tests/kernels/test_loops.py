@@ -234,7 +234,7 @@ def test_twins_serve_until_they_have_taken_as_long_as_numba_takes_to_start(door)
 
 
 def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(door, caplog):
-    def broken(*arguments: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("no code")
 
     door.setattr(numba_loops, "suppress", broken)
@@ -249,7 +249,7 @@ def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(door, caplog):
 
 
 def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(door, caplog):
-    def exhausted(*arguments: object) -> None:
+    def exhausted(*_: object) -> None:
         raise MemoryError
 
     door.setattr(numba_loops, "suppress", exhausted)

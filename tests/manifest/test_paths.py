@@ -269,8 +269,8 @@ def test_files_without_permission_are_unreadable(tmp_path):
 
 
 def test_names_that_no_file_can_have():
-    assert read_image("/tmp/a\0b", Limits()).reason is Reason.UNREADABLE
-    assert read_image("/tmp/\ud800.jpg", Limits()).reason is Reason.UNREADABLE
+    assert read_image("/a\0b", Limits()).reason is Reason.UNREADABLE
+    assert read_image("/\ud800.jpg", Limits()).reason is Reason.UNREADABLE
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/kmsg"), reason="no /proc/kmsg here")  # noqa: PTH110

@@ -163,7 +163,7 @@ def test_engines_agree_on_one_cache_and_on_fresh_ones(scored, cache, tmp_path):
     assert same_scores(shared.to_arrow(), scored.to_arrow())
 
 
-def test_predict_is_what_score_says_from_the_same_cache(scored, cache, tmp_path):
+def test_predict_is_what_score_says_from_the_same_cache(scored, cache):
     row = scored.to_pandas().iloc[30]
     images = [SAMPLES / row["image_a"], SAMPLES / row["image_b"]]
     prediction = batchverify.predict(*images, cache=cache)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -90,7 +89,7 @@ def test_images_come_side_by_side_over_few_connections(store: Store, bucket: Loc
     ],
 )
 def test_rights_that_lack_are_said_with_the_uri_and_without_keys(
-    store: Store, bucket: Location, tmp_path: Path, which: str, words: str
+    store: Store, bucket: Location, which: str, words: str
 ) -> None:
     bucket.join("manifest.csv").write_bytes(b"image_a,image_b\na.jpg,b.jpg\n")
     bucket.join("head.safetensors").write_bytes(b"x")

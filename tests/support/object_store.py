@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self.behind.getresponse()
         self._send(answer.status, dict(answer.getheaders()), answer.read(), cut=fate == "cut")
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815 - http.server's names
 
     def _body(self) -> bytes:
         if self.headers.get("Expect") == "100-continue":

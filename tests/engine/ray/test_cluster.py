@@ -130,7 +130,7 @@ def pool_of(ray, tmp_path):
     def build(count: int) -> ActorPool:
         actors = ray.remote(num_cpus=0, max_restarts=0)(stillborn())
 
-        def start(node: Node, share: Share):
+        def start(*_: object):
             return actors.remote(tmp_path / "deaths", count)
 
         pools.append(ActorPool(start, use_gpus=False))
