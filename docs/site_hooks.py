@@ -16,7 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<!!)\[([^][]*)\]\(([^():#\s]+)(#[^()\s]*)?\)|(?<=\]\()([^():#\s]+)(?=\))")
-STYLE = re.compile(r"<style scoped>.*?</style>\n?", re.DOTALL)
+# What pandas puts around its tables; without it they look like the site's others.
+STYLE = re.compile(r"<style scoped>.*?</style>\n?|(?<=<table) border=\"1\" class=\"dataframe\"", re.DOTALL)
 # Where each page of the site comes from.
 SOURCES: dict[str, Path] = {}
 

