@@ -13,7 +13,7 @@ from batchverify.records import Limits
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
 ENGINES = ("auto", "local", "ray")
 RUNTIMES = ("auto", "openvino", "torch")
-NUMBERS = ("auto", "float32", "bfloat16", "float16", "int8")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 ALGORITHMS = ("distance", "logistic", "weighted-chi2", "network")
 DEFAULT_ALGORITHM = "distance"
 MONITORS = ("loss", "f1", "auc")
@@ -44,7 +44,7 @@ class EmbedOptions:
     retry_failed: bool = False
     device: str = "auto"
     runtime: str = "auto"
-    numbers: str = "auto"
+    dtype: str = "auto"
     batch_size: int | None = None
     engine: str = "auto"
     address: str | None = None
@@ -74,7 +74,7 @@ class EmbedOptions:
             )
         if self.engine not in ENGINES:
             raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got '{self.engine}'")
-        for name, choices in (("runtime", RUNTIMES), ("numbers", NUMBERS)):
+        for name, choices in (("runtime", RUNTIMES), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"--{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
         if self.address is not None and self.engine == "local":

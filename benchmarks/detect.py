@@ -95,10 +95,10 @@ def recall(faces_of: list[np.ndarray], size: int, smallest: int | None, device: 
         canvas = np.full((1536, 2048, 3), 127, np.uint8)
         wanted = []
         for place, picture in enumerate(faces_of[start : start + 12]):
-            boxes = native([picture])[0]
-            if not len(boxes):
+            faces_here = native([picture])[0]
+            if not len(faces_here):
                 continue
-            box = boxes.boxes[choose_face(boxes, *picture.shape[:2])]
+            box = faces_here.boxes[choose_face(faces_here, *picture.shape[:2])]
             share = min(size / float((box[2:] - box[:2]).min()), 1.9)
             side = [round(length * share) for length in picture.shape[1::-1]]
             left, top = place % 4 * 512 + 10, place // 4 * 512 + 10
@@ -143,9 +143,9 @@ def main(root: Path | None, synthetic: int | None, device: str, beside: Path | N
         best[name_of_peer] = max(best.get(name_of_peer, (0.0, [])), (speed, theirs), key=lambda each: each[0])
     slowest, theirs = best[name_of_peer]
     rows = []
-    for name, (speed, found) in best.items():
+    for name, (speed, boxes) in best.items():
         row = [name, f"{speed:.1f}", f"{speed / slowest:.2f}"]
-        rows.append(row + agreement(pictures, found, theirs))
+        rows.append(row + agreement(pictures, boxes, theirs))
     header = [f"detection alone, {len(pictures):,} pictures", "images/s", "of facenet-pytorch"]
     header += ["median IoU (lowest)", "with a face", "face found by one alone"]
     command = faces.command_line("detect.py", root, synthetic, device, beside)

@@ -20,12 +20,12 @@ from batchverify.manifest.prepare import prepare_lfw
 from batchverify.options import TrainOptions
 from batchverify.scoring.job import Job
 from batchverify.scoring.score import embed_job
-from batchverify.training.fit import evaluate, fit_head
+from batchverify.training.fit import fit_head, measure_head
 from batchverify.training.pairs import LabelledPairs
 
 COMBINATIONS = ("chi2+product", "absdiff+product", "chi2+cosine")
 ENSEMBLES = (("distance", "logistic"), ("distance", "logistic", "network"))
-HEADER = ["crop", "head", "numbers", "held-out log loss", "above the best by", "dev F1", "dev AUC"]
+HEADER = ["crop", "head", "parameters", "held-out log loss", "above the best by", "dev F1", "dev AUC"]
 HEADER += ["test AUC", "test F1", "best possible F1", "test accuracy", "test Brier", "test ECE", "seconds"]
 
 
@@ -47,7 +47,7 @@ def recipes() -> Iterator[tuple[tuple[str, ...], int, dict]]:
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe on one crop: means over its seeds; losses: (N,) held-out log loss of each pair, first seed."""
+    """One spec on one crop: means over its seeds; losses: (N,) held-out log loss of each pair, first seed."""
 
     cells: list[str]
     numbers: int
@@ -61,21 +61,21 @@ class Row:
         return [*self.cells[:3], f"{self.losses.mean():.4f}", above, *self.cells[3:]]
 
 
-def measured(crop: dict, pairs: dict[str, LabelledPairs], job: Job, recipe: tuple) -> Row:
+def measured(crop: dict, pairs: dict[str, LabelledPairs], job: Job, spec: tuple) -> Row:
     """Fit with each seed and measure."""
-    algorithms, seeds, changes = recipe
+    algorithms, seeds, changes = spec
     options = TrainOptions(algorithms=algorithms, **changes)
     found, losses = [], []
     for seed in range(seeds):
         started = time.perf_counter()
         fitted = fit_head(pairs["train"], pairs["dev"], job.fingerprint, replace(options, seed=seed))
         seconds = time.perf_counter() - started
-        dev, test = evaluate(fitted.head, pairs["dev"]), evaluate(fitted.head, pairs["test"])
+        dev, test = measure_head(fitted.head, pairs["dev"]), measure_head(fitted.head, pairs["test"])
         found.append(
             [dev.f1, dev.auc, test.auc, test.f1, test.best_f1, test.accuracy, test.brier, test.ece, seconds]
         )
         right = np.where(fitted.labels == 1, fitted.probabilities, 1 - fitted.probabilities)
-        # In the training pairs' order for every recipe and seed: losses can be compared pair by pair.
+        # In the training pairs' order for every spec and seed: losses can be compared pair by pair.
         losses.append(-np.log(np.maximum(right, 1e-12)))
     mean = np.mean(found, axis=0)
     spread = f" ± {np.std([each[2] for each in found]):.5f}" if seeds > 1 else ""
@@ -102,7 +102,7 @@ def main(root: Path, record: bool) -> None:
             for name in ("train", "dev", "test"):
                 job = Job.open(Path(folder) / f"{name}.csv", TrainOptions(engine="local", **crop))
                 pairs[name] = LabelledPairs.collect(job.manifest, job.scan, embed_job(job)[1], name)
-            found = [measured(crop, pairs, job, recipe) for recipe in recipes()]
+            found = [measured(crop, pairs, job, spec) for spec in recipes()]
             best = min((each.losses for each in found), key=np.mean)
             rows += [each.finished(best) for each in found]
             print(table(HEADER, rows[-len(found) :]), flush=True)

@@ -6,6 +6,7 @@ Prepares the manifests, scores the 1,000 test pairs and prints accuracy; `--reco
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,17 @@ from results import publish, table
 import batchverify
 from batchverify.embedding.embedder import Embedder
 from batchverify.evaluation.figures import Metrics, measure
+from batchverify.faces.crops import Face
 from batchverify.heads.head import find_head
 from batchverify.manifest.prepare import prepare_lfw
 
 BATCH = 32
-SETTINGS = ({"crop": "detect"}, {"crop": "detect", "tta": "flip"}, {"crop": "center"}, {"crop": "none"})
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"crop": "detect"},
+    {"crop": "detect", "tta": "flip"},
+    {"crop": "center"},
+    {"crop": "none"},
+)
 HEADER = [
     "setting",
     "AUC",
@@ -35,7 +42,7 @@ HEADER = [
 ]
 
 
-def table_row(manifest: Path, settings: dict[str, str]) -> list[str]:
+def table_row(manifest: Path, settings: dict[str, Any]) -> list[str]:
     """Score the test manifest without a cache and measure."""
     summary = batchverify.score(manifest, **settings, no_cache=True, engine="local")
     frame = summary.to_pandas().dropna(subset=["probability"])
@@ -59,7 +66,9 @@ def eager_row(manifest: Path) -> list[str]:
     names = pd.unique(frame[["image_a", "image_b"]].to_numpy().ravel())
     embedder = Embedder("vggface2", device="cpu")
     faces = embedder.find_faces([np.asarray(Image.open(manifest.parent / name)) for name in names])
-    pixels = torch.from_numpy(np.stack([face.pixels for face in faces])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack([face.pixels for face in faces if isinstance(face, Face)])).permute(
+        0, 3, 1, 2
+    )
     network = eager_network()
     rows = [network((batch.float() - 127.5) / 128) for batch in pixels.split(BATCH)]
     vectors = dict(zip(names, torch.nn.functional.normalize(torch.cat(rows)).numpy(), strict=True))

@@ -9,6 +9,7 @@ import itertools
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,7 +50,7 @@ def main(lfw: Path, fiw: Path, record: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare_lfw(lfw, Path(folder))
         for numbers in ["float32", *(["bfloat16"] if "BF16" in capabilities() else []), "int8"]:
-            options = {"runtime": "openvino", "numbers": numbers, "device": "cpu"}
+            options: dict[str, Any] = {"runtime": "openvino", "dtype": numbers, "device": "cpu"}
             summary = batchverify.score(Path(folder) / "test.csv", no_cache=True, engine="local", **options)
             frame = summary.to_pandas().dropna(subset=["probability"])
             got = measure(frame["true_label"].to_numpy(), frame["probability"].to_numpy(), summary.threshold)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from results import publish, table
 
-from batchverify.engine.base import available_cpus
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
-from batchverify.heads.scorer import Member
+from batchverify.heads.scorer import Scorer
+from batchverify.runtime.devices import available_cpus
 
 IMAGES = 20_000
 DIMENSION = 512
@@ -53,7 +53,7 @@ def build(features: str, widths: tuple[int, ...]) -> Head:
         for into, out in pairwise(sizes)
     )
     about = {"embedding": {"dimension": DIMENSION}}
-    return Head((Member("benchmark", features, layers),), about=about)
+    return Head((Scorer("benchmark", features, layers),), about=about)
 
 
 def ours(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
@@ -66,13 +66,13 @@ def ours(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
 @torch.inference_mode()
 def plain(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray, batch: int) -> None:
     """What one writes without thinking of speed: gather, features, layers, sigmoid, cosine."""
-    member, table_of = head.members[0], torch.from_numpy(vectors)
+    scorer, table_of = head.scorers[0], torch.from_numpy(vectors)
     first, second = torch.from_numpy(a), torch.from_numpy(b)
-    layers = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in member.layers]
+    layers = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in scorer.layers]
     for start in range(0, len(a), batch):
         x = table_of[first[start : start + batch]].float()
         y = table_of[second[start : start + batch]].float()
-        values = plain_features(member.features, x, y)
+        values = plain_features(scorer.features, x, y)
         for weight, bias in layers[:-1]:
             values = torch.relu(torch.nn.functional.linear(values, weight, bias))
         torch.sigmoid(torch.nn.functional.linear(values, *layers[-1])), (x * y).sum(1)
@@ -98,7 +98,7 @@ def plain_features(names: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor
 @torch.inference_mode()
 def products(head: Head, pairs: int) -> None:
     """The layers alone, on rows that are there already."""
-    layers = [torch.from_numpy(weight) for weight, _ in head.members[0].layers]
+    layers = [torch.from_numpy(weight) for weight, _ in head.scorers[0].layers]
     rows = torch.randn(4096, layers[0].shape[1])
     for _ in range(0, pairs, 4096):
         values = rows

@@ -45,7 +45,8 @@ class Measured:
 def rate(work: Callable[[], int]) -> float:
     """Images a second: the best of rounds that take some seconds together, after one to warm up."""
     work()
-    rates, begun = [], time.perf_counter()
+    rates: list[float] = []
+    begun = time.perf_counter()
     while not rates or time.perf_counter() - begun < SECONDS:
         started = time.perf_counter()
         rates.append(work() / (time.perf_counter() - started))
@@ -94,8 +95,9 @@ def _embedder(**options: Any) -> tuple[Any, ThreadPoolExecutor, Any]:
     import inspect
 
     from batchverify.embedding.embedder import Embedder
-    from batchverify.engine.base import Workers, available_cpus, visible_gpus
+    from batchverify.engine.base import Workers, visible_gpus
     from batchverify.process import keep_freed_memory
+    from batchverify.runtime.devices import available_cpus
 
     keep_freed_memory()
     workers = Workers.for_cpus(available_cpus(), visible_gpus(options.get("device", "auto")))

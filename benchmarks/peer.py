@@ -32,8 +32,10 @@ class Pictures(Dataset):
         picture = Image.open(self.paths[place]).convert("RGB")
         if self.crop == "detect":
             return picture
-        box = [round(share * side) for share, side in zip(CENTER, picture.size * 2, strict=True)]
-        return np.asarray(picture.crop(box).resize((160, 160)))
+        left, top, right, bottom = (
+            round(share * side) for share, side in zip(CENTER, picture.size * 2, strict=True)
+        )
+        return np.asarray(picture.crop((left, top, right, bottom)).resize((160, 160)))
 
 
 @torch.inference_mode()
@@ -49,7 +51,7 @@ def main(manifest: Path, output: Path, crop: str, device: str) -> None:
         post_process=True,
         device=device,
     )
-    vectors = {}
+    vectors: dict[str, torch.Tensor] = {}
     pictures = Pictures([manifest.parent / name for name in names], crop)
     for number, batch in enumerate(DataLoader(pictures, BATCH, num_workers=2, collate_fn=list)):
         if crop == "detect":
@@ -65,7 +67,7 @@ def main(manifest: Path, output: Path, crop: str, device: str) -> None:
         vectors |= {names[number * BATCH + place]: row for place, row in zip(kept, rows, strict=True)}
     pairs = zip(frame.image_a, frame.image_b, strict=True)
     cosines = [float(vectors[a] @ vectors[b]) if a in vectors and b in vectors else None for a, b in pairs]
-    frame.assign(similarity=cosines).to_parquet(output)
+    frame.assign(similarity=pd.Series(cosines, frame.index, dtype=float)).to_parquet(output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from batchverify.runtime.devices import available_cpus, resolve_device
 SIZES = (500, 1000, 2500, 4992)
 # Beside the defaults, on a CPU.
 CROPS = ("detect", "center")
-OTHER_WAYS = (["--numbers", "float32"], ["--runtime", "torch"])
+OTHER_WAYS = (["--dtype", "float32"], ["--runtime", "torch"])
 # A process counts the memory of the one that started it into its peak: a small one stands between, and keeps the
 # peak of the command alone.
 BETWEEN = """

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -18,6 +19,7 @@ from batchverify.cache.segment import Entry
 from batchverify.embedding.embedder import Embedded
 from batchverify.engine.base import WorkPlan
 from batchverify.options import ScoreOptions
+from batchverify.runtime.compute_path import ComputePath
 from batchverify.scoring.job import Job
 
 # A bitmap of 8 x 8 pixels without its pixels: header, then one of 40 bytes.
@@ -87,9 +89,9 @@ class StandInJob(Job):
             **{each.name: getattr(job, each.name) for each in fields(job)}, log=str(log), seconds=seconds
         )
 
-    def plan(self, path: str = "") -> StandInPlan:
+    def plan(self, kept: Sequence[ComputePath] = ()) -> StandInPlan:
         """See `Job`."""
-        plan = vars(super().plan())
+        plan = vars(super().plan(kept))
         return StandInPlan(**plan, log=self.log, seconds=self.seconds)
 
 
@@ -175,6 +177,6 @@ def _entries(numbers: Sequence[int]) -> list[Entry]:
     ]
 
 
-def options_for(cache: Path, root: Path, **changes: object) -> ScoreOptions:
+def options_for(cache: Path, root: Path, **changes: Any) -> ScoreOptions:
     """The options of all runs here: whole pictures, their own cache."""
     return replace(ScoreOptions(crop="none", cache=str(cache), image_root=str(root), quiet=True), **changes)

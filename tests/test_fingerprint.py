@@ -5,6 +5,7 @@ import pickle
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 
 
 def test_the_choice_of_the_face_and_its_smallest_size_tell_fingerprints_apart_where_faces_are_found() -> None:
-    settings = [
+    settings: list[dict[str, Any]] = [
         {},
         {"face": "largest"},
         {"face": "probable"},
@@ -106,4 +107,4 @@ def test_the_choice_of_the_face_and_its_smallest_size_tell_fingerprints_apart_wh
     assert "crop.smallest 20 or side/24 against 40" in of().difference(of(min_face=40))
     for wrong in ({"face": "left"}, {"min_face": 11}, {"min_face": 1001}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            EmbeddingSettings(**wrong)  # type: ignore[arg-type]
+            EmbeddingSettings(**wrong)

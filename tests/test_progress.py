@@ -1,6 +1,7 @@
 """The progress line: one line on a terminal, plain lines elsewhere, honest about time."""
 
 import io
+import time
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_elsewhere_lines_are_plain():
 
 def test_the_rate_counts_from_the_first_embedded_chunk(monkeypatch):
     now = iter([1e9, 1e9 + 10])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     stream = io.StringIO()
     shown = Progress(total=1100, stream=stream)
     shown.embedded = 100
@@ -54,12 +55,12 @@ def test_the_rate_counts_from_the_first_embedded_chunk(monkeypatch):
 
 
 def test_the_first_plain_line_has_a_rate(monkeypatch):
-    start = progress.time.monotonic()
+    start = time.monotonic()
     now = iter([start + 1, start + 21])
     stream = io.StringIO()
     shown = Progress(total=1100, stream=stream)
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 15.0)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     shown.embedded = 100
     shown.show()
     assert not stream.getvalue()

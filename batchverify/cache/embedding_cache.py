@@ -98,7 +98,7 @@ class EmbeddingCache:
         self._index = index
 
     def state_compute_path(self, compute_path: str) -> None:
-        """Device, numbers and batch shape behind what is appended from now on; they stand in its segments."""
+        """Device, dtype and batch shape behind what is appended from now on; they stand in its segments."""
         self.provenance = replace(self.provenance, compute_path=compute_path)
 
     @property

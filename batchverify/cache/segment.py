@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Who wrote a segment: the fingerprint's id, the run, and the device, numbers and batch shape."""
+    """Who wrote a segment: the fingerprint's id, the run, and the device, dtype and batch shape."""
 
     fingerprint: str
     run_id: str = ""

@@ -13,9 +13,9 @@ from batchverify.fingerprint import CROPS, FACES, TTA
 from batchverify.options import (
     ALGORITHMS,
     CALIBRATIONS,
+    DTYPES,
     ENGINES,
     MONITORS,
-    NUMBERS,
     RUNTIMES,
     ScoreOptions,
     TrainOptions,
@@ -25,10 +25,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _DEFAULTS = {each.name: each.default for each in (*fields(ScoreOptions), *fields(TrainOptions))}
 
 
-def option(name: str, help_text: str, **kwargs: Any) -> Callable[[Command], Command]:
-    """A click option whose default is that of `ScoreOptions` or `TrainOptions`."""
+def option(
+    name: str, help_text: str, *, former_name: str | None = None, **kwargs: Any
+) -> Callable[[Command], Command]:
+    """A click option whose default is that of `ScoreOptions` or `TrainOptions`; a former name still works."""
     field = name.lstrip("-").replace("-", "_")
-    return click.option(name, default=_DEFAULTS[field], show_default=True, help=help_text, **kwargs)
+    names = [name, former_name, field] if former_name else [name]
+    return click.option(*names, default=_DEFAULTS[field], show_default=True, help=help_text, **kwargs)
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -93,10 +96,11 @@ device_options = together(
         type=click.Choice(RUNTIMES),
     ),
     option(
-        "--numbers",
+        "--dtype",
         "What the backbone computes in: auto takes the fastest that this device has and the weights allow; int8 is "
         "OpenVINO's alone, float16 torch's.",
-        type=click.Choice(NUMBERS),
+        type=click.Choice(DTYPES),
+        former_name="--numbers",
     ),
 )
 cache_option = option(

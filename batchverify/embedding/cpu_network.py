@@ -30,34 +30,34 @@ from batchverify.runtime.compiled_network import CompiledNetwork, capabilities
 
 Ranges = Mapping[str, float]
 # With 8-bit integers the other layers compute in one of the float types: another machine's vectors differ a little.
-NUMBERS = ("float32", "bfloat16", "int8_float32", "int8_bfloat16")
+DTYPES = ("float32", "bfloat16", "int8_float32", "int8_bfloat16")
 # Measured on two-core machines: larger batches gain nothing, and a small one is less to pad.
 BATCH = 32
 # Of unsigned 8-bit activations.
 _LEVELS = 256
 
 
-def choose_numbers(numbers: str, backbone: Backbone) -> str:
-    """One of `NUMBERS`: as asked for, or with `auto` the fastest. `int8` is completed by this CPU's float type.
+def choose_dtype(dtype: str, backbone: Backbone) -> str:
+    """One of `DTYPES`: as asked for, or with `auto` the fastest. `int8` is completed by this CPU's float type.
 
     Raises `UsageError` for other words, for int8 with weights that state no activation ranges, and for bfloat16 on a
     CPU that does not multiply it.
     """
     has_bfloat16 = "BF16" in capabilities()
     floats = "bfloat16" if has_bfloat16 else "float32"
-    if numbers == "auto":
+    if dtype == "auto":
         # Measured on x86 alone: elsewhere OpenVINO may compute 8-bit layers in floats.
         is_measured = platform.machine() in ("x86_64", "AMD64")
         return f"int8_{floats}" if backbone.ranges and is_measured else floats
-    if numbers == "int8":
-        numbers = f"int8_{floats}"
-    if numbers not in NUMBERS:
-        raise UsageError(f"--numbers must be auto, float32, bfloat16 or int8 in OpenVINO, got '{numbers}'")
-    if numbers.startswith("int8") and not backbone.ranges:
-        raise UsageError(f"--numbers int8: the weights of {backbone.name} state no activation ranges")
-    if numbers.endswith("bfloat16") and not has_bfloat16:
-        raise UsageError(f"--numbers {numbers}: this CPU does not multiply bfloat16")
-    return numbers
+    if dtype == "int8":
+        dtype = f"int8_{floats}"
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype must be auto, float32, bfloat16 or int8 in OpenVINO, got '{dtype}'")
+    if dtype.startswith("int8") and not backbone.ranges:
+        raise UsageError(f"--dtype int8: the weights of {backbone.name} state no activation ranges")
+    if dtype.endswith("bfloat16") and not has_bfloat16:
+        raise UsageError(f"--dtype {dtype}: this CPU does not multiply bfloat16")
+    return dtype
 
 
 class CpuNetwork:
@@ -65,26 +65,26 @@ class CpuNetwork:
 
     Batches have one fixed shape, so that a vector depends neither on its neighbours nor on the number of threads.
     streams: threads that may call it side by side; threads: CPUs for each of them.
-    Raises `ArtifactError` for other weights, `UsageError` as `choose_numbers` does.
+    Raises `ArtifactError` for other weights, `UsageError` as `choose_dtype` does.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        numbers: str = "auto",
+        dtype: str = "auto",
         flip: bool = False,
         batch_size: int | None = None,
         streams: int = 1,
         threads: int = 1,
     ) -> None:
-        self.numbers = choose_numbers(numbers, backbone)
+        self.dtype = choose_dtype(dtype, backbone)
         self.batch_size = batch_size or BATCH
         self._flip = flip
-        ranges = backbone.ranges if self.numbers.startswith("int8") else {}
+        ranges = backbone.ranges if self.dtype.startswith("int8") else {}
         check_tensors(backbone.name, backbone.tensors)
         model = build_model(backbone.tensors, self.batch_size, ranges)
-        floats = self.numbers.removeprefix("int8_")
+        floats = self.dtype.removeprefix("int8_")
         self._compiled = CompiledNetwork(model, float_type=floats, streams=streams, threads=threads)
 
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
@@ -109,9 +109,7 @@ class CpuNetwork:
         if self._flip:
             vectors = vectors + self._compiled(pixels[:, :, ::-1])[0]
         if not np.isfinite(vectors).all():
-            raise BatchverifyError(
-                f"the backbone gave vectors that are not finite ({self.numbers}, OpenVINO)"
-            )
+            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.dtype}, OpenVINO)")
         lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
         return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)))
 

@@ -71,7 +71,7 @@ class _Failed(Exception):
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Download:
     """One download as asked for; `timeout` is in seconds without a byte."""
 
     url: str
@@ -130,7 +130,7 @@ def fetch_weights(
     target = folder / published.file_name
     try:
         if not target.is_file():
-            _store(_Source(_address(published), published.size, timeout, progress), target)
+            _store(_Download(_address(published), published.size, timeout, progress), target)
     except _Failed as exc:
         raise DownloadError(_advice(published, folder, f"download failed: {exc}")) from exc
     except OSError as exc:
@@ -191,7 +191,7 @@ def _advice(published: Published, folder: Path, reason: str) -> str:
     )
 
 
-def _store(source: _Source, target: Path) -> None:
+def _store(source: _Download, target: Path) -> None:
     """Download beside `target`, check, and move into place; nothing else is left behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
@@ -206,7 +206,7 @@ def _store(source: _Source, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _download(source: _Source, file: BinaryIO) -> None:
+def _download(source: _Download, file: BinaryIO) -> None:
     """Several tries; each goes on where the one before it stopped, if the server can do that."""
     total: int | None = None
     validator: str | None = None
@@ -223,7 +223,7 @@ def _download(source: _Source, file: BinaryIO) -> None:
         time.sleep(PAUSE * source.timeout * attempt)
 
 
-def _open(source: _Source, offset: int, validator: str | None) -> Any:
+def _open(source: _Download, offset: int, validator: str | None) -> Any:
     """Ask for the bytes from `offset` on. A server that cannot be reached at all is asked only once."""
     import urllib.request
     from http.client import HTTPException
@@ -260,7 +260,7 @@ def _begin(response: Any, file: BinaryIO, total: int | None) -> int | None:
     return int(length) if length.isdecimal() else None
 
 
-def _copy(response: Any, file: BinaryIO, total: int | None, source: _Source) -> None:
+def _copy(response: Any, file: BinaryIO, total: int | None, source: _Download) -> None:
     """Append the body to `file`; `_Failed` when it ends early or has another size than was published."""
     from http.client import HTTPException
 

@@ -18,6 +18,7 @@ from batchverify.faces.crops import Face, box_face, fixed_face
 from batchverify.faces.detection import Detections, FaceDetector, choose_face, reduced
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
+from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus, resolve_device, resolve_runtime
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Embedder:
     On a CPU the networks run in OpenVINO (`cpu_network.py`), on a GPU or without OpenVINO in torch (`forward.py`),
     always in batches of one fixed shape: a vector does not depend on its neighbours. In torch on a CPU its last bits
     depend on the batch size and the number of threads, in OpenVINO on neither.
-    numbers: what the backbone computes in: `auto`, `float32`, `bfloat16`, `int8` (OpenVINO) or `float16` (torch).
+    dtype: what the backbone computes in: `auto`, `float32`, `bfloat16`, `int8` (OpenVINO) or `float16` (torch).
     workers: threads that will call at once; threads: CPUs for each of them, by default all CPUs shared out.
     Raises `UsageError` for settings that make no sense, `ArtifactError` for weights that do not fit.
     """
@@ -70,7 +71,7 @@ class Embedder:
         device: str = "auto",
         runtime: str = "auto",
         batch_size: int | None = None,
-        numbers: str = "auto",
+        dtype: str = "auto",
         workers: int = 1,
         threads: int | None = None,
     ) -> None:
@@ -84,7 +85,7 @@ class Embedder:
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
         self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
         cpus = threads or max(1, available_cpus() // workers)
-        options: dict[str, Any] = {"numbers": numbers, "flip": tta == "flip", "batch_size": batch_size}
+        options: dict[str, Any] = {"dtype": dtype, "flip": tta == "flip", "batch_size": batch_size}
         self._network: Any
         if self.runtime == "openvino":
             from batchverify.embedding.cpu_network import CpuNetwork
@@ -113,9 +114,9 @@ class Embedder:
         return int(self._network.batch_size)
 
     @property
-    def compute_path(self) -> str:
-        """Device, number type, runtime and batch size, as they appear in the run record."""
-        return f"{self.device} {self._network.numbers} {self.runtime}, batches of {self.batch_size}"
+    def compute_path(self) -> ComputePath:
+        """Device, dtype, runtime and batch size."""
+        return ComputePath(self.device, self._network.dtype, self.runtime, self.batch_size)
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> Embedded:
         """Embed pictures, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for other arrays."""

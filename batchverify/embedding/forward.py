@@ -181,7 +181,7 @@ class TorchNetwork:
 
     Folded and channels last, always in batches of one fixed shape. On a GPU the batch is found by trying, and halved
     where memory runs out. threads: of a CPU, for each thread that calls; torch's own number by default.
-    Raises `ArtifactError` for other weights, `UsageError` for numbers that torch does not have.
+    Raises `ArtifactError` for other weights, `UsageError` for a dtype that torch does not have.
     """
 
     def __init__(
@@ -189,15 +189,15 @@ class TorchNetwork:
         backbone: Backbone,
         device: str,
         *,
-        numbers: str = "auto",
+        dtype: str = "auto",
         flip: bool = False,
         batch_size: int | None = None,
         threads: int | None = None,
     ) -> None:
         self._threads = threads
-        self.device, self.numbers = device, choose_numbers(numbers, device)
-        dtype: torch.dtype = getattr(torch, self.numbers)
-        self.compute = Pass(TorchInception(backbone, device, dtype), device, dtype, flip)
+        self.device, self.dtype = device, choose_dtype(dtype, device)
+        torch_dtype: torch.dtype = getattr(torch, self.dtype)
+        self.compute = Pass(TorchInception(backbone, device, torch_dtype), device, torch_dtype, flip)
         self._of_thread, self._shrinking = local(), Lock()
         if self.on_gpu:
             full_float32()
@@ -287,21 +287,21 @@ class TorchNetwork:
         self._limit_threads()
         rows = self.forward(size)(pixels)
         if not np.isfinite(rows).all():
-            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.numbers}, torch)")
+            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.dtype}, torch)")
         return rows
 
 
-def choose_numbers(numbers: str, device: str) -> str:
+def choose_dtype(dtype: str, device: str) -> str:
     """What torch computes in on a device: as asked for, or with `auto` its fastest. Raises `UsageError`."""
-    if numbers == "auto":
+    if dtype == "auto":
         if device.startswith("cuda"):
             # bfloat16 has float32's range: nothing overflows.
             return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
         return "bfloat16" if cpu_has_bf16() else "float32"
     kinds = ("float32", "bfloat16", "float16")
-    if numbers not in kinds:
-        raise UsageError(f"--numbers must be auto, {', '.join(kinds)} in torch, got '{numbers}'")
-    return numbers
+    if dtype not in kinds:
+        raise UsageError(f"--dtype must be auto, {', '.join(kinds)} in torch, got '{dtype}'")
+    return dtype
 
 
 def is_out_of_memory(exc: RuntimeError) -> bool:

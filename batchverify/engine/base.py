@@ -12,6 +12,7 @@ from batchverify.engine.stages import (
     LoadPlan,
 )
 from batchverify.records import Skipped
+from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import resolve_device
 
 # Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
@@ -20,7 +21,7 @@ MOST_WORKERS = 8
 MOST_WORKERS_A_GPU = 4
 # Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
 QUEUED_PER_WORKER = 1
-# Images that are loaded, and embedded, as one job. A GPU's is the largest batch that the embedder tries.
+# Images that are loaded, and embedded, as one task. A GPU's is the largest batch that the embedder tries.
 CPU_CHUNK = 128
 GPU_CHUNK = 512
 
@@ -29,7 +30,7 @@ GPU_CHUNK = 512
 class WorkPlan:
     """What a worker needs, in any process: paths and options only, nothing large.
 
-    backbone, weights, batch_size, device, runtime, numbers: as `Embedder` takes them.
+    backbone, weights, batch_size, device, runtime, dtype: as `Embedder` takes them.
     """
 
     load: LoadPlan
@@ -38,7 +39,7 @@ class WorkPlan:
     device: str = "auto"
     runtime: str = "auto"
     batch_size: int | None = None
-    numbers: str = "auto"
+    dtype: str = "auto"
 
     def embedder(self, workers: int = 1, threads: int | None = None) -> Any:
         """Build the embedder for so many threads that call it, each with so many CPUs."""
@@ -56,7 +57,7 @@ class WorkPlan:
             device=self.device,
             runtime=self.runtime,
             batch_size=self.batch_size,
-            numbers=self.numbers,
+            dtype=self.dtype,
             workers=workers,
             threads=threads,
         )
@@ -66,7 +67,7 @@ class WorkPlan:
 class Workers:
     """How a machine is cut up: `count` workers with `threads` threads each, `loaders` reading and decoding.
 
-    chunk: the most images of a job.
+    chunk: the most images of a task.
     """
 
     count: int
@@ -85,15 +86,15 @@ class Workers:
 
 
 class WorkerLostError(Exception):
-    """A worker process died while it had this job; the scheduler finds out which image did it."""
+    """A worker process died while it had this task; the scheduler finds out which image did it."""
 
 
 class NodeLostError(WorkerLostError):
-    """A whole machine died while it had this job: the job is done again, its images are innocent."""
+    """A whole machine died while it had this task: the task is done again, its images are innocent."""
 
 
 @dataclass(eq=False)
-class Job:
+class Task:
     """A stage at work. handle: the engine's own. images: where the images of a loaded chunk are."""
 
     handle: Any
@@ -107,37 +108,37 @@ class Engine(Protocol):
 
     @property
     def workers(self) -> Workers:
-        """What runs the jobs now; nodes of a cluster come and go."""
+        """What runs the tasks now; nodes of a cluster come and go."""
 
-    def require_shared(self, output: str | None, references: Sequence[str | Skipped]) -> None:
+    def require_shared(self, output: str | None, image_paths: Sequence[str | Skipped]) -> None:
         """Raise `UsageError` where machines do not see the cache, the output's folder or the images alike."""
 
-    def load(self, references: Sequence[str]) -> Job:
+    def load(self, image_paths: Sequence[str]) -> Task:
         """Read, look up and decode images: the result is a `Loaded`."""
 
-    def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
+    def embed(self, loaded: Task, positions: Sequence[int], keys: Sequence[bytes]) -> Task:
         """Embed images of a finished load by their places among its images: a list of `Entry`."""
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
         """Make the head and the (N, 512) float16 vectors known to all workers before pairs are scored."""
 
-    def score(self, a: np.ndarray, b: np.ndarray) -> Job:
-        """Score pairs of indices into the shared vectors: the result is `Scores`."""
+    def score(self, a: np.ndarray, b: np.ndarray) -> Task:
+        """Score pairs of indices into the shared vectors: the result is `PairScores`."""
 
-    def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
-        """The jobs that are done; empty when `timeout` seconds pass first."""
+    def wait(self, tasks: Iterable[Task], timeout: float) -> list[Task]:
+        """The tasks that are done; empty when `timeout` seconds pass first."""
 
-    def result(self, job: Job) -> Any:
-        """The result of a job, waiting for it; `WorkerLostError` when its worker died."""
+    def result(self, task: Task) -> Any:
+        """The result of a task, waiting for it; `WorkerLostError` when its worker died."""
 
-    def withdraw(self, job: Job) -> bool:
-        """Take back a job that has not begun; False where it has, or where that cannot be told."""
+    def withdraw(self, task: Task) -> bool:
+        """Take back a task that has not begun; False where it has, or where that cannot be told."""
 
-    def kill(self, job: Job, image: str) -> None:
-        """End a job that hangs, with its worker: its result is then `WorkerLostError`. `image` is for messages."""
+    def kill(self, task: Task, image: str) -> None:
+        """End a task that hangs, with its worker: its result is then `WorkerLostError`. `image` is for messages."""
 
-    def compute_path(self) -> str:
-        """Device, numbers and batch shape; empty when nothing was embedded."""
+    def compute_paths(self) -> set[ComputePath]:
+        """What computed the vectors; none when nothing was embedded, several where machines differ."""
 
     def close(self) -> None:
         """End everything that this engine started."""

@@ -13,13 +13,14 @@ import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
-from batchverify.engine.base import QUEUED_PER_WORKER, Engine, Job, NodeLostError, WorkerLostError, Workers
-from batchverify.engine.gallery import Gallery, Owners
-from batchverify.engine.stages import Embeddings, Loaded, Scores
+from batchverify.engine.base import QUEUED_PER_WORKER, Engine, NodeLostError, Task, WorkerLostError, Workers
+from batchverify.engine.embedding_table import ContentIndex, EmbeddingTable
+from batchverify.engine.stages import Embeddings, Loaded, PairScores
 from batchverify.errors import BatchverifyError
 from batchverify.manifest.manifest import Block
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
+from batchverify.runtime.compute_path import ComputePath, paths_to_text
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ PAIR_TRIES = 5
 class _Embedding:
     """Images of a loaded chunk that wait for, or are with, the embedder. places: among the loaded images."""
 
-    loaded: Job
+    loaded: Task
     places: list[int]
     indices: list[int]
     keys: list[bytes]
@@ -51,42 +52,42 @@ class ImageRun:
     second strike makes it `crashed`.
     On Ctrl-C what is with the embedder is finished and committed.
 
-    into: a gallery that knows some images already. wanted: (K,) indices of those to embed, all by default.
-    on_path: is told the compute path of vectors before they are kept.
+    into: a table that knows some images already. wanted: (K,) indices of those to embed, all by default.
+    on_paths: is told the compute paths of vectors before they are kept.
     """
 
     engine: Engine
-    references: Sequence[str | Skipped]
+    image_paths: Sequence[str | Skipped]
     cache: EmbeddingCache | None
     progress: Progress
-    into: Gallery | None = None
+    into: EmbeddingTable | None = None
     wanted: np.ndarray | None = None
-    on_path: Callable[[str], None] | None = None
-    gallery: Gallery = field(init=False)
+    on_paths: Callable[[set[ComputePath]], None] | None = None
+    embeddings: EmbeddingTable = field(init=False)
 
     def __post_init__(self) -> None:
-        self.gallery = Gallery(len(self.references)) if self.into is None else self.into
+        self.embeddings = EmbeddingTable(len(self.image_paths)) if self.into is None else self.into
         self._next = 0
-        self._owners = Owners(len(self.references))
+        self._content = ContentIndex(len(self.image_paths))
         self._waiting: dict[bytes, list[int]] = {}
         self._strikes: dict[int, int] = {}
         self._silences = 0
         self._to_load: deque[list[int]] = deque()
         self._suspects: deque[list[int]] = deque()
         self._to_embed: deque[_Embedding] = deque()
-        self._loading: dict[Job, list[int]] = {}
-        self._embedding: dict[Job, _Embedding] = {}
+        self._loading: dict[Task, list[int]] = {}
+        self._embedding: dict[Task, _Embedding] = {}
 
-    def run(self) -> Gallery:
+    def run(self) -> EmbeddingTable:
         """Embed everything; returns when the fate of every image is known and committed."""
         started = time.monotonic()
-        self.progress.total = self._count = len(self.references) if self.wanted is None else len(self.wanted)
+        self.progress.total = self._count = len(self.image_paths) if self.wanted is None else len(self.wanted)
         try:
             self._cut()
             while self._busy() or self._suspects:
                 self._submit()
-                for job in self._wait():
-                    self._finish(job)
+                for task in self._wait():
+                    self._finish(task)
                 self._cut()
                 self.progress.show()
         except KeyboardInterrupt:
@@ -97,8 +98,8 @@ class ImageRun:
                 with self.progress.watch.stage("write"):
                     self.cache.commit()
             self.progress.image_seconds = time.monotonic() - started
-        self.gallery.require_complete(self.wanted)
-        return self.gallery
+        self.embeddings.require_complete(self.wanted)
+        return self.embeddings
 
     def _cut(self) -> None:
         """Cut the next chunks, no more than are soon loaded: what is ahead takes no memory."""
@@ -108,9 +109,9 @@ class ImageRun:
             some = range(self._next, end) if self.wanted is None else self.wanted[self._next : end].tolist()
             self._next, chunk = end, []
             for index in some:
-                reference = self.references[index]
-                if isinstance(reference, Skipped):
-                    self._fail(index, reference)
+                image_path = self.image_paths[index]
+                if isinstance(image_path, Skipped):
+                    self._fail(index, image_path)
                 else:
                     chunk.append(index)
             if chunk:
@@ -129,38 +130,38 @@ class ImageRun:
         room = workers.loaders + workers.count - len(self._to_embed)
         while self._to_load and len(self._loading) < min(workers.loaders, room):
             chunk = self._to_load.popleft()
-            references = [str(self.references[index]) for index in chunk]
-            self._loading[self.engine.load(references)] = chunk
+            image_paths = [str(self.image_paths[index]) for index in chunk]
+            self._loading[self.engine.load(image_paths)] = chunk
 
-    def _wait(self) -> list[Job]:
+    def _wait(self) -> list[Task]:
         done = self.engine.wait([*self._loading, *self._embedding], timeout=PATIENCE_SECONDS)
         self._silences = 0 if done else self._silences + 1
         if not done:
             self.progress.say(
                 f"no progress for {PATIENCE_SECONDS:g} s: waiting for {len(self._loading)} chunks to load and "
-                f"{len(self._embedding)} to be embedded, the first with {self._first_reference()}"
+                f"{len(self._embedding)} to be embedded, the first with {self._first_path()}"
             )
         if self._silences >= SILENCES:
             self._silences = 0
-            for job in (*self._loading, *self._embedding):
-                self.engine.kill(job, self._first_reference())
+            for task in (*self._loading, *self._embedding):
+                self.engine.kill(task, self._first_path())
         return done
 
-    def _first_reference(self) -> str:
+    def _first_path(self) -> str:
         first = [*(each.indices for each in self._embedding.values()), *self._loading.values()][0][0]
-        return str(self.references[first])
+        return str(self.image_paths[first])
 
-    def _finish(self, job: Job) -> None:
-        if job in self._loading:
-            self._finish_load(job, self._loading.pop(job))
+    def _finish(self, task: Task) -> None:
+        if task in self._loading:
+            self._finish_load(task, self._loading.pop(task))
         else:
             # Taken off the list last: Ctrl-C in between must find it there.
-            self._finish_embed(job, self._embedding[job])
-            del self._embedding[job]
+            self._finish_embed(task, self._embedding[task])
+            del self._embedding[task]
 
-    def _finish_load(self, job: Job, chunk: list[int]) -> None:
+    def _finish_load(self, task: Task, chunk: list[int]) -> None:
         try:
-            loaded: Loaded = self.engine.result(job)
+            loaded: Loaded = self.engine.result(task)
         except WorkerLostError as exc:
             self._strike(chunk, exc)
             return
@@ -171,7 +172,7 @@ class ImageRun:
         if wanted:
             places = [loaded.missing.index(position) for position in wanted]
             keys = [loaded.keys[position] or b"" for position in wanted]
-            self._to_embed.append(_Embedding(job, places, [chunk[position] for position in wanted], keys))
+            self._to_embed.append(_Embedding(task, places, [chunk[position] for position in wanted], keys))
 
     def _take(self, loaded: Loaded, indices: Sequence[int]) -> list[int]:
         """Settle what a load settled; returns the positions that are to be embedded."""
@@ -182,10 +183,10 @@ class ImageRun:
                 self._settle_found(index, loaded.found[position])
             elif position in loaded.skipped:
                 self._settle_skipped(index, key, loaded.skipped[position])
-            elif key is not None and (owner := self._owners.get(key)) >= 0:
+            elif key is not None and (owner := self._content.get(key)) >= 0:
                 self._share_owner(index, key, owner)
             elif key is not None and position in loaded.missing:
-                self._owners.put(key, index)
+                self._content.put(key, index)
                 wanted.append(position)
         return wanted
 
@@ -193,52 +194,52 @@ class ImageRun:
         if entry.skipped is not None:
             self._fail(index, entry.skipped)
         elif entry.vector is not None:
-            self.gallery.put(index, entry.vector)
+            self.embeddings.put(index, entry.vector)
             self.progress.cached += 1
 
     def _settle_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
         self._fail(index, skipped)
         if key is not None:
-            if self._owners.get(key) < 0:
-                self._owners.put(key, index)
+            if self._content.get(key) < 0:
+                self._content.put(key, index)
             self._remember([Entry(key, None, skipped=skipped)])
 
     def _share_owner(self, index: int, key: bytes, owner: int) -> None:
         """An image with the bytes of an earlier one: it gets the same result, now or later."""
-        if self.gallery.known(owner):
+        if self.embeddings.known(owner):
             self._copy(owner, index)
         else:
             self._waiting.setdefault(key, []).append(index)
 
     def _copy(self, source: int, index: int) -> None:
-        self.gallery.copy(source, index)
-        if self.gallery.codes[index]:
+        self.embeddings.copy(source, index)
+        if self.embeddings.codes[index]:
             self.progress.failed += 1
         else:
             self.progress.repeated += 1
 
-    def _finish_embed(self, job: Job, each: _Embedding) -> None:
+    def _finish_embed(self, task: Task, each: _Embedding) -> None:
         try:
-            done: Embeddings = self.engine.result(job)
+            done: Embeddings = self.engine.result(task)
         except WorkerLostError as exc:
             for key in each.keys:
-                self._owners.drop(key)
+                self._content.drop(key)
                 self._suspects.extend([other] for other in self._waiting.pop(key, []))
             self._strike(each.indices, exc)
             return
         self.progress.measure(done)
-        if self.on_path is not None:
-            self.on_path(self.engine.compute_path())
+        if self.on_paths is not None:
+            self.on_paths(self.engine.compute_paths())
         for index, entry in zip(each.indices, done.entries, strict=True):
             if entry.skipped is not None:
                 self._fail(index, entry.skipped)
             elif entry.vector is not None:
-                self.gallery.put(index, entry.vector)
+                self.embeddings.put(index, entry.vector)
                 self.progress.embedded += 1
             for other in self._waiting.pop(entry.key, []):
                 self._copy(index, other)
         if self.cache is not None:
-            self.cache.state_compute_path(self.engine.compute_path())
+            self.cache.state_compute_path(paths_to_text(self.engine.compute_paths()))
         self._remember(done.entries)
 
     def _strike(self, indices: list[int], exc: WorkerLostError) -> None:
@@ -255,12 +256,12 @@ class ImageRun:
             return
         # Ray's errors may have no text.
         why = (str(exc) or type(exc).__name__).splitlines()[0]
-        log.warning("%s: crashed: %s", self.references[index], why)
+        log.warning("%s: crashed: %s", self.image_paths[index], why)
         self._fail(index, Skipped(Reason.CRASHED, f"its worker died or hung {STRIKES} times"))
 
     def _fail(self, index: int, skipped: Skipped) -> None:
-        log.info("%s: %s: %s", self.references[index], skipped.reason.value, skipped.message)
-        self.gallery.fail(index, skipped)
+        log.info("%s: %s: %s", self.image_paths[index], skipped.reason.value, skipped.message)
+        self.embeddings.fail(index, skipped)
         self.progress.failed += 1
 
     def _remember(self, entries: Sequence[Entry]) -> None:
@@ -270,13 +271,13 @@ class ImageRun:
 
     def _drain(self) -> None:
         """After Ctrl-C: take in what the embedder has in hand; a second Ctrl-C goes without."""
-        begun = [job for job in self._embedding if not self.engine.withdraw(job)]
+        begun = [task for task in self._embedding if not self.engine.withdraw(task)]
         if begun:
             self.progress.say(
                 "stopping: what is being embedded is finished and kept (Ctrl-C again to drop it)"
             )
-        for job in begun:
-            self._finish_embed(job, self._embedding[job])
+        for task in begun:
+            self._finish_embed(task, self._embedding[task])
 
 
 def chunk_size(left: int, workers: Workers) -> int:
@@ -291,41 +292,41 @@ def chunk_size(left: int, workers: Workers) -> int:
 
 
 def score_pairs(
-    engine: Engine, head: Any, blocks: Iterable[Block], gallery: Gallery, progress: Progress
+    engine: Engine, head: Any, blocks: Iterable[Block], embeddings: EmbeddingTable, progress: Progress
 ) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
     """Score blocks of pairs on the workers: each with (probability, similarity) of its usable pairs, in order."""
-    engine.share(head, gallery.vectors)
-    window: deque[tuple[Block, Job]] = deque()
+    engine.share(head, embeddings.vectors)
+    window: deque[tuple[Block, Task]] = deque()
     for block in blocks:
-        window.append((block, _score_block(engine, gallery, block)))
+        window.append((block, _score_block(engine, embeddings, block)))
         if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
-            yield _scored(engine, gallery, progress, *window.popleft())
+            yield _scored(engine, embeddings, progress, *window.popleft())
     while window:
-        yield _scored(engine, gallery, progress, *window.popleft())
+        yield _scored(engine, embeddings, progress, *window.popleft())
 
 
-def _score_block(engine: Engine, gallery: Gallery, block: Block) -> Job:
-    usable = gallery.usable(block.a, block.b)
+def _score_block(engine: Engine, embeddings: EmbeddingTable, block: Block) -> Task:
+    usable = embeddings.usable(block.a, block.b)
     return engine.score(block.a[usable], block.b[usable])
 
 
 def _scored(
-    engine: Engine, gallery: Gallery, progress: Progress, block: Block, job: Job
+    engine: Engine, embeddings: EmbeddingTable, progress: Progress, block: Block, task: Task
 ) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
     """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
     reason = ""
     for _ in range(PAIR_TRIES):
         try:
-            while not engine.wait([job], timeout=PATIENCE_SECONDS):
+            while not engine.wait([task], timeout=PATIENCE_SECONDS):
                 progress.say(
                     f"no progress for {PATIENCE_SECONDS:g} s: waiting for the scores of {len(block.a):,} rows "
                     f"from {block.first + 1:,}"
                 )
-            done: Scores = engine.result(job)
+            done: PairScores = engine.result(task)
         except WorkerLostError as exc:
             reason = str(exc).splitlines()[0]
             log.warning("rows from %d are scored again: %s", block.first + 1, reason)
-            job = _score_block(engine, gallery, block)
+            task = _score_block(engine, embeddings, block)
         else:
             progress.measure(done)
             return block, (done.probability, done.similarity)

@@ -82,7 +82,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Scores:
+class PairScores:
     """Of N pairs: (N,) float32 probability and similarity. seconds: by stage (score). peak_memory: as above."""
 
     probability: np.ndarray
@@ -105,12 +105,12 @@ class Loader:
             Reason.NO_FACE: "",
         }
 
-    def __call__(self, references: Sequence[str]) -> tuple[Loaded, list[Image]]:
+    def __call__(self, image_paths: Sequence[str]) -> tuple[Loaded, list[Image]]:
         """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
         watch, started = Stopwatch(), time.monotonic()
         loaded = Loaded(seconds=watch.seconds)
         images: list[Image] = []
-        with closing(self._bites(references, watch, lambda: _room(loaded, images))) as bites:
+        with closing(self._bites(image_paths, watch, lambda: _room(loaded, images))) as bites:
             for data in bites:
                 images += self._bite(loaded, data, watch)
                 if not _room(loaded, images) or time.monotonic() - started > PATIENT_SECONDS:
@@ -119,20 +119,20 @@ class Loader:
         return loaded, images
 
     def _bites(
-        self, references: Sequence[str], watch: Stopwatch, room: Callable[[], int]
+        self, image_paths: Sequence[str], watch: Stopwatch, room: Callable[[], int]
     ) -> Generator[list[bytes | Skipped], None, None]:
         """The bytes of the images in order, some at a time; room: how many more are wanted, by all one knows.
 
         From object stores they come side by side, and while some are decoded the next are on their way.
         """
-        if not any(map(scheme_of, references)):
-            for start in range(0, len(references), BITE):
+        if not any(map(scheme_of, image_paths)):
+            for start in range(0, len(image_paths), BITE):
                 with watch.stage("read"):
-                    data = [read_image(each, self.plan.limits) for each in references[start : start + BITE]]
+                    data = [read_image(each, self.plan.limits) for each in image_paths[start : start + BITE]]
                 yield data
             return
         pool = ThreadPoolExecutor(READERS, "read")
-        waiting, ahead = deque(references), deque[Future[bytes | Skipped]]()
+        waiting, ahead = deque(image_paths), deque[Future[bytes | Skipped]]()
         try:
             while waiting or ahead:
                 while waiting and len(ahead) < max(BITE, min(AHEAD, room())):
@@ -190,12 +190,12 @@ class Loader:
         return fixed_face(picture.pixels, self.plan.settings.crop).scaled(picture.scale)
 
 
-def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> Scores:
+def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
     """Gather and score pairs of (N,) indices into (M, 512) float16 vectors."""
     watch = Stopwatch()
     with watch.stage("score"):
         probability, similarity = head.of_pairs(vectors, a, b)
-    return Scores(probability, similarity, watch.seconds, peak_memory())
+    return PairScores(probability, similarity, watch.seconds, peak_memory())
 
 
 def _room(loaded: Loaded, images: Sequence[Image]) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache.embedding_cache import KeyIndex
-from batchverify.engine.base import Job, Workers, WorkPlan, limit_threads, visible_gpus
-from batchverify.engine.stages import Loaded, Loader, Scores, embed_images, score_indices
+from batchverify.engine.base import Task, Workers, WorkPlan, limit_threads, visible_gpus
+from batchverify.engine.stages import Loaded, Loader, PairScores, embed_images, score_indices
 from batchverify.errors import HungError
 from batchverify.records import Skipped
+from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus
 
 
@@ -34,59 +35,59 @@ class LocalEngine:
         self._vectors = np.zeros((0, 0), np.float16)
         self._used_embedder = False
 
-    def require_shared(self, output: str | None, references: Sequence[str | Skipped]) -> None:
+    def require_shared(self, output: str | None, image_paths: Sequence[str | Skipped]) -> None:
         """See `Engine`: one machine sees what it sees."""
 
-    def load(self, references: Sequence[str]) -> Job:
+    def load(self, image_paths: Sequence[str]) -> Task:
         """See `Engine`."""
-        return Job(self._load_pool.submit(self._loader, references))
+        return Task(self._load_pool.submit(self._loader, image_paths))
 
-    def embed(self, loaded: Job, positions: Sequence[int], keys: Sequence[bytes]) -> Job:
+    def embed(self, loaded: Task, positions: Sequence[int], keys: Sequence[bytes]) -> Task:
         """See `Engine`."""
         images = [loaded.images[position] for position in positions]
         if not self._used_embedder:
             # Built before the workers ask for it, so that they do not build it twice.
             self._used_embedder = self._embedder is not None
         view = self.plan.load.settings.view
-        return Job(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
+        return Task(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
         """See `Engine`."""
         self._head, self._vectors = head, vectors
 
-    def score(self, a: np.ndarray, b: np.ndarray) -> Job:
+    def score(self, a: np.ndarray, b: np.ndarray) -> Task:
         """See `Engine`."""
-        return Job(self._work_pool.submit(self._score, a, b))
+        return Task(self._work_pool.submit(self._score, a, b))
 
-    def wait(self, jobs: Iterable[Job], timeout: float) -> list[Job]:
+    def wait(self, tasks: Iterable[Task], timeout: float) -> list[Task]:
         """See `Engine`."""
-        by_future = {job.handle: job for job in jobs}
+        by_future = {task.handle: task for task in tasks}
         done, _ = wait_futures(by_future, timeout, return_when=FIRST_COMPLETED)
         return [by_future[future] for future in done]
 
-    def result(self, job: Job) -> Any:
+    def result(self, task: Task) -> Any:
         """See `Engine`."""
-        future: Future[Any] = job.handle
+        future: Future[Any] = task.handle
         value = future.result()
         if isinstance(value, tuple) and isinstance(value[0], Loaded):
-            loaded, job.images = value
+            loaded, task.images = value
             return loaded
         return value
 
-    def withdraw(self, job: Job) -> bool:
+    def withdraw(self, task: Task) -> bool:
         """See `Engine`."""
-        return bool(job.handle.cancel())
+        return bool(task.handle.cancel())
 
-    def kill(self, job: Job, image: str) -> None:
+    def kill(self, task: Task, image: str) -> None:
         """See `Engine`; a thread cannot be ended, so the run is."""
         self._hung = True
         raise HungError(
             f"no progress at {image} or an image near it; --engine ray survives images that hang their worker"
         )
 
-    def compute_path(self) -> str:
+    def compute_paths(self) -> set[ComputePath]:
         """See `Engine`."""
-        return str(self._embedder.compute_path) if self._used_embedder else ""
+        return {self._embedder.compute_path} if self._used_embedder else set()
 
     def close(self) -> None:
         """Wait for what runs, unless it hangs; drop what waits."""
@@ -97,6 +98,6 @@ class LocalEngine:
     def _embedder(self) -> Any:
         return self.plan.embedder(self.workers.count, self.workers.threads)
 
-    def _score(self, a: np.ndarray, b: np.ndarray) -> Scores:
+    def _score(self, a: np.ndarray, b: np.ndarray) -> PairScores:
         limit_threads(self._head, self.workers.threads)
         return score_indices(self._head, self._vectors, a, b)

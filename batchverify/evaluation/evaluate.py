@@ -29,7 +29,7 @@ from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
-from batchverify.evaluation.report.thumbnails import Source
+from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.evaluation.scores import (
     ScoreFile,
     Scores,
@@ -261,8 +261,8 @@ def _page(judged: Judged, options: EvaluateOptions) -> str:
     return render(judged.document, _plots(judged), shown)
 
 
-def _source(scores: Scores, options: EvaluateOptions) -> Source:
-    return Source.of(scores.file.record, options.image_root, options.cache)
+def _source(scores: Scores, options: EvaluateOptions) -> ImageSource:
+    return ImageSource.of(scores.file.record, options.image_root, options.cache)
 
 
 def _plots(judged: Judged) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from batchverify.errors import BatchverifyError, ManifestError, UsageError
-from batchverify.evaluation.report.thumbnails import Source
+from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.evaluation.scores import PERSONS, UNKNOWN, Scores
 from batchverify.manifest.columns import LABEL, PREDICTED_LABEL
 from batchverify.storage.location import Location
@@ -130,7 +130,7 @@ def check_target(path: str, inputs: Sequence[str] = ()) -> Location:
     return target
 
 
-def write_review(scores: Scores, most: int, target: Location, source: Source) -> int:
+def write_review(scores: Scores, most: int, target: Location, source: ImageSource) -> int:
     """Write the worst pairs, at most so many, and return how many: wrong verdicts first, then close calls.
 
     The columns are those of a manifest: `label` is the truth, blank where unknown, `predicted_label` and
@@ -149,7 +149,7 @@ def write_review(scores: Scores, most: int, target: Location, source: Source) ->
     return table.num_rows
 
 
-def review_table(scores: Scores, rows: np.ndarray, target: Location, source: Source) -> pa.Table:
+def review_table(scores: Scores, rows: np.ndarray, target: Location, source: ImageSource) -> pa.Table:
     """The chosen rows as a manifest."""
     sides = scores.file.sides
     people = [name for name in PERSONS if name in scores.file.schema.names]
@@ -165,6 +165,6 @@ def review_table(scores: Scores, rows: np.ndarray, target: Location, source: Sou
     return pa.table(columns | {name: pa.array([each[name] for each in found]) for name in people})
 
 
-def _path(cell: str | None, source: Source, stays: bool) -> str | None:
+def _path(cell: str | None, source: ImageSource, stays: bool) -> str | None:
     found = source.resolve(cell)
     return found if isinstance(found, str) and not stays else cell

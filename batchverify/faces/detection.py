@@ -23,7 +23,7 @@ LEAST_LOGIT = 0.4
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BatchSizes:
     """How much goes through the networks at a time, padded to it: a face's box does not depend on its neighbours.
 
     pictures: of one size, through the first. refine, output: candidates, through the second and third.
@@ -38,13 +38,13 @@ class Blocks:
         """Whether they cannot be halved."""
         return max(vars(self).values()) == 1
 
-    def halved(self) -> Blocks:
-        """Blocks that take half of the memory."""
-        return Blocks(*(max(1, size // 2) for size in vars(self).values()))
+    def halved(self) -> BatchSizes:
+        """Batch sizes that take half of the memory."""
+        return BatchSizes(*(max(1, size // 2) for size in vars(self).values()))
 
 
 # A GPU's time goes into calls, not into what is padded.
-GPU_BLOCKS = Blocks(8, 512, 128)
+GPU_BATCH_SIZES = BatchSizes(8, 512, 128)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class FaceDetector:
     does not depend on the other images of the call. blocks: what goes through the networks at a time.
     """
 
-    def __init__(self, networks: Networks, blocks: Blocks, *, min_face: int | None = None) -> None:
+    def __init__(self, networks: Networks, blocks: BatchSizes, *, min_face: int | None = None) -> None:
         self.networks, self.blocks, self.min_face = networks, blocks, min_face
 
     @classmethod
@@ -110,7 +110,7 @@ class FaceDetector:
         threads: int = 1,
     ) -> FaceDetector:
         """The detector on a resolved device and runtime; threads: CPUs for each thread that calls, in OpenVINO."""
-        blocks = Blocks() if device == "cpu" else GPU_BLOCKS
+        blocks = BatchSizes() if device == "cpu" else GPU_BATCH_SIZES
         if runtime == "openvino":
             networks: Networks = OpenvinoNetworks(blocks.refine, blocks.output, threads)
         else:
@@ -119,7 +119,7 @@ class FaceDetector:
             networks = TorchNetworks(device)
         return cls(networks, blocks, min_face=min_face)
 
-    def __call__(self, images: Sequence[np.ndarray], blocks: Blocks | None = None) -> list[Detections]:
+    def __call__(self, images: Sequence[np.ndarray], blocks: BatchSizes | None = None) -> list[Detections]:
         """Detect the faces of each image; images without a face give `Detections` of length 0."""
         if not len(images):
             return []

@@ -16,7 +16,7 @@ import numpy as np
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.features import product
-from batchverify.heads.scorer import Member, from_tensors, to_tensors
+from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
 from batchverify.kernels.distances import distances
 from batchverify.storage.location import Location
 
@@ -39,11 +39,11 @@ GATHERED = 4096
 class Head:
     """One scorer or an ensemble of them, with a calibrated slope.
 
-    members: the logit is the mean of theirs. calibration: slope and offset of that logit. about: the
+    scorers: the logit is the mean of theirs. calibration: slope and offset of that logit. about: the
     artifact's metadata, among them `embedding` (the fingerprint it was trained for) and `thresholds`.
     """
 
-    members: tuple[Member, ...]
+    scorers: tuple[Scorer, ...]
     calibration: tuple[float, float] = (1.0, 0.0)
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -72,7 +72,7 @@ class Head:
             count = len(a[rows])
             left[:count].copy_(_tensor(a[rows]))
             right[:count].copy_(_tensor(b[rows]))
-            logits = [member.logits(left, right) for member in self.members]
+            logits = [scorer.logits(left, right) for scorer in self.scorers]
             logit = torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
             slope, offset = self.calibration
             probability[rows] = logit.mul_(slope).add_(offset).sigmoid_()[:count].numpy()
@@ -93,13 +93,13 @@ class Head:
     def needs_torch(self) -> bool:
         """Whether it is more than a line over the chi-square distance or the cosine, as the default heads are."""
         return any(
-            member.features not in ("chi2sum", "cosine") or len(member.layers) > 1 for member in self.members
+            scorer.features not in ("chi2sum", "cosine") or len(scorer.layers) > 1 for scorer in self.scorers
         )
 
     def _of_distances(self, chi_square: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of distances (N,) float32, without torch, whose import takes longer than many runs."""
         found = {"chi2sum": chi_square, "cosine": cosine}
-        logits = [member.of_distances(found[member.features]) for member in self.members]
+        logits = [scorer.of_distances(found[scorer.features]) for scorer in self.scorers]
         logit = sum(logits[1:], logits[0]) / np.float32(len(logits))
         slope, offset = (np.float32(each) for each in self.calibration)
         # Where the exponential overflows, the probability is 0, as it should be.
@@ -114,7 +114,7 @@ class Head:
     @property
     def parameters(self) -> int:
         """Numbers that were fitted, the calibration's two among them."""
-        return sum(member.parameters for member in self.members) + len(self.calibration)
+        return sum(scorer.parameters for scorer in self.scorers) + len(self.calibration)
 
     @cached_property
     def embedding(self) -> EmbeddingFingerprint:
@@ -161,7 +161,7 @@ class Head:
         about = {
             **self.about,
             "format": FORMAT,
-            "members": [member.about() for member in self.members],
+            "members": [scorer.about() for scorer in self.scorers],
             "calibration": {
                 **self.about.get("calibration", {}),
                 "slope": self.calibration[0],
@@ -169,7 +169,7 @@ class Head:
             },
         }
         metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
-        return save(to_tensors(self.members), metadata=metadata)
+        return save(to_tensors(self.scorers), metadata=metadata)
 
     @classmethod
     def load(cls, location: str | Path | Location) -> Head:
@@ -195,15 +195,15 @@ class Head:
                     f"{name}: a head of format {about['format']} (batchverify {about['version']}); this one "
                     f"reads format {FORMAT}: train it again"
                 )
-            members = from_tensors(tensors, about["members"])
+            scorers = from_tensors(tensors, about["members"])
             calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
-            _check(members, calibration, about)
+            _check(scorers, calibration, about)
         except (SafetensorError, UsageError, *MALFORMED) as exc:
             if isinstance(exc, ArtifactError):
                 raise
             reason = f"it has no {exc}" if isinstance(exc, KeyError) else exc
             raise ArtifactError(f"{name}: not a head of batchverify: {reason}") from exc
-        return cls(members, calibration, about)
+        return cls(scorers, calibration, about)
 
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
@@ -244,12 +244,12 @@ def _metadata(data: bytes) -> str:
     return str(json.loads(data[8 : 8 + length])["__metadata__"][METADATA_KEY])
 
 
-def _check(members: Sequence[Member], calibration: tuple[float, float], about: Mapping[str, Any]) -> None:
+def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: Mapping[str, Any]) -> None:
     """Look at everything that a run will ask of a head: it fails when it is read or not at all."""
-    if not members:
-        raise ValueError("it has no members")
-    for member in members:
-        member.check(int(about["embedding"]["dimension"]))
+    if not scorers:
+        raise ValueError("it has no scorers")
+    for scorer in scorers:
+        scorer.check(int(about["embedding"]["dimension"]))
     stored = about["thresholds"]
     rates = [(float(each["far"]), float(each["threshold"])) for each in stored["far"]]
     numbers = [*calibration, float(stored["best_f1"]), int(stored["different_pairs"]), *sum(rates, ())]

@@ -22,7 +22,7 @@ LANES = 16
 
 
 @dataclass(frozen=True)
-class Member:
+class Scorer:
     """A scorer: features, then layers with ReLU between them.
 
     algorithm: how it was fitted, a name of `options.ALGORITHMS`. layers: (weight (out, in), bias (out,))
@@ -88,8 +88,8 @@ class Member:
         """Inputs of the first layer, then the outputs of each."""
         return [self.layers[0][0].shape[1], *(len(bias) for _, bias in self.layers)]
 
-    def rescaled(self, slope: float, offset: float) -> Member:
-        """The member whose score is `slope` times this one's plus `offset`."""
+    def rescaled(self, slope: float, offset: float) -> Scorer:
+        """The scorer whose score is `slope` times this one's plus `offset`."""
         weight, bias = self.layers[-1]
         last = ((weight * slope).astype(np.float32), (bias * slope + offset).astype(np.float32))
         return replace(self, layers=(*self.layers[:-1], last))
@@ -98,7 +98,7 @@ class Member:
         """Raise `ValueError` where layers, features and embeddings of `dimension` numbers do not fit."""
         expected = self._compute.width(dimension)
         if not self.layers:
-            raise ValueError("it has a member without layers")
+            raise ValueError("it has a scorer without layers")
         for weight, bias in self.layers:
             if bias.ndim != 1 or weight.shape != (len(bias), expected):
                 raise ValueError(
@@ -115,21 +115,21 @@ class Member:
         return {"algorithm": self.algorithm, "features": self.features, "widths": self.widths}
 
 
-def to_tensors(members: Sequence[Member]) -> dict[str, np.ndarray]:
-    """The layers of several members under names of their own, for an artifact."""
+def to_tensors(scorers: Sequence[Scorer]) -> dict[str, np.ndarray]:
+    """The layers of several scorers under names of their own, for an artifact."""
     return {
         f"{place}.{depth}.{kind}": np.ascontiguousarray(array)
-        for place, member in enumerate(members)
-        for depth, layer in enumerate(member.layers)
+        for place, scorer in enumerate(scorers)
+        for depth, layer in enumerate(scorer.layers)
         for kind, array in zip(("weight", "bias"), layer, strict=True)
     }
 
 
 def from_tensors(
     tensors: Mapping[str, np.ndarray], listed: Sequence[Mapping[str, Any]]
-) -> tuple[Member, ...]:
-    """Members from an artifact's tensors and metadata. Raises `LookupError`, `ValueError`, `TypeError`."""
-    members = []
+) -> tuple[Scorer, ...]:
+    """Scorers from an artifact's tensors and metadata. Raises `LookupError`, `ValueError`, `TypeError`."""
+    scorers = []
     for place, about in enumerate(listed):
         layers = [
             (
@@ -138,8 +138,8 @@ def from_tensors(
             )
             for depth in range(len(about["widths"]) - 1)
         ]
-        members.append(Member(str(about["algorithm"]), str(about["features"]), tuple(layers)))
-    unknown = tensors.keys() - to_tensors(members).keys()
+        scorers.append(Scorer(str(about["algorithm"]), str(about["features"]), tuple(layers)))
+    unknown = tensors.keys() - to_tensors(scorers).keys()
     if unknown:
-        raise ValueError(f"its members have no place for the tensor '{min(unknown)}'")
-    return tuple(members)
+        raise ValueError(f"its scorers have no place for the tensor '{min(unknown)}'")
+    return tuple(scorers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,17 +26,13 @@ from batchverify.manifest.manifest import Columns, Manifest, Scan
 from batchverify.options import RUNTIMES, EmbedOptions
 from batchverify.progress import Progress, show_download
 from batchverify.records import Skipped
+from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus
 from batchverify.storage.location import Location
 from batchverify.version import __version__
 
 # Raised whenever rows come out otherwise than before for the same document and vectors.
 ROWS_FORMAT = 3
-PATHS = " + "  # between the compute paths of an engine with CPUs of several kinds
-# As `Embedder.compute_path` states it.
-_COMPUTE_PATH = re.compile(
-    r"(?P<device>\w+)(:\d+)? (?P<numbers>\w+) (?P<runtime>\w+), batches of (?P<batch>\d+)$"
-)
 # Up to so many images to embed, some minutes of work, threads are the faster engine: on two cores a local Ray
 # takes 8 s to start and stop and a fifth of the rate. Beyond, it matters more that no image can end the run.
 RAY_WORTH_IMAGES = 10_000
@@ -92,28 +87,28 @@ class Job:
         cache.refresh()
         return cache
 
-    def plan(self, path: str = "") -> WorkPlan:
-        """What workers need to know. path: the compute path of an earlier run, to be kept."""
+    def plan(self, kept: Sequence[ComputePath] = ()) -> WorkPlan:
+        """What workers need to know. kept: the compute paths of an earlier run.
+
+        A single one is kept; of several each node takes its own again. Of a runtime of older versions nothing can be
+        kept: the vectors are refused when they are compared.
+        """
         plan = work_plan(self.options, self.settings, self.fingerprint)
-        # Of several paths each node takes its own again. Of a runtime of older versions nothing can be kept: the
-        # vectors are refused when they are compared.
-        kept = _COMPUTE_PATH.match(path)
-        if kept and kept["runtime"] in RUNTIMES:
-            options = self.options
-            there: dict[str, Any] = {"numbers": kept["numbers"], "runtime": kept["runtime"]}
-            there["batch_size"] = int(kept["batch"])
-            for name, value in there.items():
-                asked = getattr(options, name)
-                # `int8` is completed by the float type of a CPU.
-                if asked not in (None, "auto", value, str(value).partition("_")[0]):
-                    raise UsageError(
-                        f"--{name.replace('_', '-')} {asked}: this job was begun with {value}; omit the option, or "
-                        "start anew with --overwrite"
-                    )
-            if options.device == "auto":
-                there["device"] = kept["device"]
-            return replace(plan, **there)
-        return plan
+        if len(kept) != 1 or kept[0].runtime not in RUNTIMES:
+            return plan
+        path, options = kept[0], self.options
+        for name in ("dtype", "runtime", "batch_size"):
+            asked, value = getattr(options, name), getattr(path, name)
+            # `int8` is completed by the float type of a CPU.
+            if asked not in (None, "auto", value, str(value).partition("_")[0]):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {asked}: this job was begun with {value}; omit the option, or "
+                    "start anew with --overwrite"
+                )
+        device = path.device_kind if options.device == "auto" else plan.device
+        return replace(
+            plan, device=device, dtype=path.dtype, runtime=path.runtime, batch_size=path.batch_size
+        )
 
     def document(self, head: str, threshold: float) -> dict[str, Any]:
         """Everything that moves a row: two runs with equal documents write equal rows.
@@ -152,46 +147,17 @@ class Job:
         }
 
 
-def reason_of(path: str) -> str:
-    """Why a compute path is taken, for people; nothing where none was."""
-    kept = _COMPUTE_PATH.match(path.split(PATHS)[0])
-    if kept is None:
-        return ""
-    numbers = {
-        "int8_float32": "8-bit integers in the layers whose ranges the weights state, float32 in the others",
-        "int8_bfloat16": "8-bit integers in the layers whose ranges the weights state, bfloat16 in the others",
-        "bfloat16": "multiplied in hardware here, with float32's range",
-        "float16": "this GPU multiplies no bfloat16",
-        "float32": "asked for, or nothing shorter is multiplied here",
-    }
-    runtime = "OpenVINO" if kept["runtime"] == "openvino" else kept["runtime"]
-    if kept["device"] == "cuda":
-        runtime += ", recorded as a CUDA graph"
-    return f"{numbers.get(kept['numbers'], kept['numbers'])}; {runtime}"
-
-
-def same_path(there: str, here: str) -> bool:
-    """Whether two compute paths give one vector: device, numbers and runtime are equal.
-
-    A GPU short of memory halves its batch on the way, and which GPU it is does not matter.
-    """
-    one, other = _COMPUTE_PATH.match(there), _COMPUTE_PATH.match(here)
-    if one is None or other is None:
-        return there == here
-    return all(one[name] == other[name] for name in ("device", "numbers", "runtime"))
-
-
 @contextmanager
 def engine_of(
-    job: Job, progress: Progress, wanted: np.ndarray | None = None, path: str = ""
+    job: Job, progress: Progress, wanted: np.ndarray | None = None, kept: Sequence[ComputePath] = ()
 ) -> Iterator[tuple[Engine, EmbeddingCache | None]]:
     """The engine that the options ask for and the run's cache; ended, cleared and committed afterwards.
 
-    wanted: the indices of the images that are needed, all by default. path: the compute path to keep.
+    wanted: the indices of the images that are needed, all by default. kept: the compute paths of an earlier run.
     """
     cache = job.open_cache()
     index = cache.index if cache is not None else None
-    engine = _build_engine(job, index, wanted, job.plan(path))
+    engine = _build_engine(job, index, wanted, job.plan(kept))
     try:
         yield engine, cache
     finally:
@@ -220,12 +186,12 @@ def _choose_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, 
     """Ray where a cluster is named or enough images are not in the cache, by a sample of them."""
     if address is not None:
         return "ray"
-    references = job.scan.images
-    count = len(references) if wanted is None else len(wanted)
+    image_paths = job.scan.images
+    count = len(image_paths) if wanted is None else len(wanted)
     if count <= RAY_WORTH_IMAGES:
         return "local"
     places = range(0, count, max(1, count // SAMPLE))
-    sample = [references[at if wanted is None else int(wanted[at])] for at in places]
+    sample = [image_paths[at if wanted is None else int(wanted[at])] for at in places]
     readable = [each for each in sample if isinstance(each, str)]
     missing = _missing_share(job.plan().load, index, readable) * len(readable) / len(sample)
     return "ray" if missing * count > RAY_WORTH_IMAGES else "local"
@@ -260,5 +226,5 @@ def work_plan(
     backbone = str(Path(options.backbone).resolve()) if is_file else options.backbone
     weights = str(Path(options.weights).resolve()) if options.weights else None
     return WorkPlan(
-        load, backbone, weights, options.device, options.runtime, options.batch_size, options.numbers
+        load, backbone, weights, options.device, options.runtime, options.batch_size, options.dtype
     )

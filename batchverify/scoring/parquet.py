@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchverify.engine.gallery import Gallery
+from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.errors import BatchverifyError, ManifestError, UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location, publish
@@ -48,15 +48,15 @@ def output_schema(carried: pa.Schema) -> pa.Schema:
 
 
 def result_table(
-    block: Block, gallery: Gallery, scores: tuple[np.ndarray, np.ndarray], threshold: float
+    block: Block, embeddings: EmbeddingTable, scores: tuple[np.ndarray, np.ndarray], threshold: float
 ) -> pa.Table:
     """The output rows of a block. scores: (probability, similarity) of its usable pairs, in order."""
-    unusable = ~gallery.usable(block.a, block.b)
+    unusable = ~embeddings.usable(block.a, block.b)
     probability, similarity = np.zeros(len(unusable), np.float32), np.zeros(len(unusable), np.float32)
     probability[~unusable], similarity[~unusable] = scores
     # The comparison is made in the column's own precision, so that a reader who repeats it agrees.
     label = (probability >= np.float32(threshold)).astype(np.int8)
-    error_a, error_b = gallery.reasons(block.a), gallery.reasons(block.b)
+    error_a, error_b = embeddings.reasons(block.a), embeddings.reasons(block.b)
     columns = [
         pa.array(probability, mask=unusable),
         pa.array(label, mask=unusable),

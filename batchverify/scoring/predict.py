@@ -116,8 +116,8 @@ def predict(
 def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
     """The two images' entries, from the cache where it has them; what is embedded here goes into it."""
     root = ImageRoot(Location.parse("."))
-    references = [root.resolve(image) for image in images]
-    named = [each for each in references if isinstance(each, str)]
+    image_paths = [root.resolve(image) for image in images]
+    named = [each for each in image_paths if isinstance(each, str)]
     loaded, pictures = Loader(plan.load, None)(named)
     entries = {loaded.keys[at]: entry for at, entry in loaded.found.items()}
     unread = {at: Entry(b"", None, skipped=each) for at, each in loaded.skipped.items()}
@@ -127,7 +127,7 @@ def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
         entries |= {entry.key: entry for entry in _embed(plan, pictures, keys)}
     known = iter([unread.get(at) or entries[key] for at, key in enumerate(loaded.keys)])
     first, second = (
-        Entry(b"", None, skipped=each) if isinstance(each, Skipped) else next(known) for each in references
+        Entry(b"", None, skipped=each) if isinstance(each, Skipped) else next(known) for each in image_paths
     )
     return first, second
 
@@ -142,7 +142,7 @@ def _embed(plan: WorkPlan, pictures: Sequence[Any], keys: Sequence[bytes]) -> li
     embedder = plan.embedder(threads=1)
     entries = embed_images(embedder, pictures, keys).entries
     if cache is not None:
-        cache.state_compute_path(embedder.compute_path)
+        cache.state_compute_path(str(embedder.compute_path))
         cache.append(entries)
         cache.commit()
     return entries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.engine.base import Engine
-from batchverify.engine.gallery import Gallery
+from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.engine.scheduler import ImageRun, score_pairs
 from batchverify.errors import NothingScoredError, UsageError
 from batchverify.manifest.manifest import Block
@@ -23,7 +23,8 @@ from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.process import peak_memory
 from batchverify.progress import Progress
 from batchverify.records import Reason
-from batchverify.scoring.job import PATHS, Job, engine_of, reason_of, same_path
+from batchverify.runtime.compute_path import ComputePath, paths_from_text, paths_to_text
+from batchverify.scoring.job import Job, engine_of
 from batchverify.scoring.job_folder import JobFolder
 from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, reasons_of
 from batchverify.scoring.parquet import RECORD_KEY, output_schema, record_text, result_table, writing
@@ -109,7 +110,7 @@ def _score_to(
         parts, state = claim
         rows = PartRows(place, parts, state, schema, total)
         try:
-            summary = ScoreSummary(**score_rows(job, head, threshold, rows, rows.path))
+            summary = ScoreSummary(**score_rows(job, head, threshold, rows, rows.kept_paths))
         finally:
             rows.abandon()
         record = {
@@ -131,19 +132,19 @@ def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) ->
     if options.no_cache:
         raise UsageError("embed fills the cache; with --no-cache it has nothing to do")
     job = Job.open(manifest, options)
-    summary, gallery = embed_job(job)
-    check_failed(summary.failed, len(gallery.codes), options.max_failed, summary)
+    summary, embeddings = embed_job(job)
+    check_failed(summary.failed, len(embeddings.codes), options.max_failed, summary)
     return summary
 
 
-def embed_job(job: Job) -> tuple[EmbedSummary, Gallery]:
+def embed_job(job: Job) -> tuple[EmbedSummary, EmbeddingTable]:
     """The embeddings of a manifest's unique images, from the cache or anew."""
     progress = Progress(quiet=job.options.quiet)
     with engine_of(job, progress) as (engine, cache):
         engine.require_shared(None, job.scan.images)
-        gallery = ImageRun(engine, job.scan.images, cache, progress).run()
-        done = run_counts(job, engine, gallery, progress)
-    return EmbedSummary(**done), gallery
+        embeddings = ImageRun(engine, job.scan.images, cache, progress).run()
+        done = run_counts(job, engine, embeddings, progress)
+    return EmbedSummary(**done), embeddings
 
 
 def check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -> None:
@@ -174,10 +175,10 @@ class Rows(Protocol):
     def write(self, first: int, table: pa.Table) -> None:
         """Take rows; `first`: the number of the first in the whole manifest."""
 
-    def wanted(self, job: Job, gallery: Gallery) -> np.ndarray | None:
-        """The indices of the images to be looked up, None for all; what finished rows tell goes to `gallery`."""
+    def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
+        """The indices of the images to be looked up, None for all; what finished rows tell goes to `embeddings`."""
 
-    def keep_path(self, path: str) -> None:
+    def keep_paths(self, paths: set[ComputePath]) -> None:
         """Take note of the compute path of fresh vectors; `UsageError` where the job has another."""
 
     def counts(self) -> dict[str, int]:
@@ -202,11 +203,11 @@ class MemoryRows:
         """See `Rows`."""
         self._tables.append(table)
 
-    def wanted(self, job: Job, gallery: Gallery) -> np.ndarray | None:
+    def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
         """See `Rows`."""
         return None
 
-    def keep_path(self, path: str) -> None:
+    def keep_paths(self, paths: set[ComputePath]) -> None:
         """See `Rows`: nothing is taken up again."""
 
     def counts(self) -> dict[str, int]:
@@ -234,9 +235,9 @@ class PartRows:
         self._writer = PartWriter(parts, schema, rows, output.clear_success)
 
     @property
-    def path(self) -> str:
-        """The compute path that the job keeps; empty while no vector was computed."""
-        return str(self._state.get("compute_path") or "")
+    def kept_paths(self) -> list[ComputePath]:
+        """The compute paths that the job keeps; none while no vector was computed."""
+        return paths_from_text(self._state.get("compute_path") or "")
 
     def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
         """See `Rows`."""
@@ -246,7 +247,7 @@ class PartRows:
         """See `Rows`."""
         self._writer.write(first, table)
 
-    def wanted(self, job: Job, gallery: Gallery) -> np.ndarray | None:
+    def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
         """See `Rows`. An image that failed in a finished row has failed in the rows that are missing, too."""
         if not self._parts.done:
             return None
@@ -261,24 +262,22 @@ class PartRows:
                 reasons, opened = reasons_of(self._parts.place(number)), number
             start = piece.first - number * self._parts.size
             for indices, column in zip((piece.a, piece.b), reasons, strict=True):
-                gallery.restore(indices, column.slice(start, len(indices)))
-        return np.flatnonzero(needed & (gallery.codes < 0))
+                embeddings.restore(indices, column.slice(start, len(indices)))
+        return np.flatnonzero(needed & (embeddings.codes < 0))
 
-    def keep_path(self, path: str) -> None:
+    def keep_paths(self, paths: set[ComputePath]) -> None:
         """See `Rows`."""
-        if not path:
-            return
-        kept = self.path.split(PATHS) if self.path else []
-        new = [each for each in path.split(PATHS) if not any(same_path(each, other) for other in kept)]
+        kept = self.kept_paths
+        new = [path for path in paths if not any(path.same_vectors(other) for other in kept)]
         if new and kept and not self._computing:
             raise UsageError(
-                f"{self._folder.output}: this job's vectors were computed on '{self.path}', here they would be "
-                f"on '{path}': go on where that is possible, or --overwrite starts anew"
+                f"{self._folder.output}: this job's vectors were computed on '{paths_to_text(kept)}', here they "
+                f"would be on '{paths_to_text(paths)}': go on where that is possible, or --overwrite starts anew"
             )
         # Later ones are of other nodes of the cluster that the job has now.
         self._computing = True
         if new:
-            self._state["compute_path"] = PATHS.join(sorted({*kept, *new}))
+            self._state["compute_path"] = paths_to_text([*kept, *new])
             with writing(self._folder.location):
                 self._folder.keep(self._state)
 
@@ -292,32 +291,34 @@ class PartRows:
         self._writer.abandon()
 
 
-def score_rows(job: Job, head: Any, threshold: float, rows: Rows, path: str = "") -> dict[str, Any]:
+def score_rows(
+    job: Job, head: Any, threshold: float, rows: Rows, kept: Sequence[ComputePath] = ()
+) -> dict[str, Any]:
     """Embed what is needed and score what is missing; returns the fields of the summary."""
     progress = Progress(total_rows=job.scan.rows, quiet=job.options.quiet)
-    gallery = Gallery(len(job.scan.images), rows.scratch)
-    wanted = rows.wanted(job, gallery)
-    with engine_of(job, progress, wanted, path) as (engine, cache):
-        references = job.scan.images
-        engine.require_shared(rows.place, references)
-        ImageRun(engine, references, cache, progress, gallery, wanted, rows.keep_path).run()
+    embeddings = EmbeddingTable(len(job.scan.images), rows.scratch)
+    wanted = rows.wanted(job, embeddings)
+    with engine_of(job, progress, wanted, kept) as (engine, cache):
+        image_paths = job.scan.images
+        engine.require_shared(rows.place, image_paths)
+        ImageRun(engine, image_paths, cache, progress, embeddings, wanted, rows.keep_paths).run()
         progress.rows = rows.resumed
         missing = rows.missing(job.manifest.blocks(job.scan))
 
         def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
             with progress.watch.stage("write rows"):
-                rows.write(block.first, result_table(block, gallery, scores, threshold))
+                rows.write(block.first, result_table(block, embeddings, scores, threshold))
             progress.rows += len(block.a)
 
         with Behind() as behind:
-            for block, scores in score_pairs(engine, head, missing, gallery, progress):
+            for block, scores in score_pairs(engine, head, missing, embeddings, progress):
                 behind(partial(write, block, scores))
                 progress.show()
-        done = run_counts(job, engine, gallery, progress)
+        done = run_counts(job, engine, embeddings, progress)
     counts = rows.counts()
     return {
         **done,
-        "compute_path": done["compute_path"] or path,
+        "compute_path": done["compute_path"] or paths_to_text(kept),
         **counts,
         "failed_rows": job.scan.rows - counts["scored"],
         "resumed_rows": rows.resumed,
@@ -326,11 +327,11 @@ def score_rows(job: Job, head: Any, threshold: float, rows: Rows, path: str = ""
     }
 
 
-def run_counts(job: Job, engine: Engine, gallery: Gallery, progress: Progress) -> dict[str, Any]:
+def run_counts(job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress) -> dict[str, Any]:
     """The fields of `EmbedSummary`."""
-    failures = gallery.failures()
+    failures, paths = embeddings.failures(), engine.compute_paths()
     counts = EmbedSummary.counts(progress, engine.workers.count)
-    failed, unique = sum(failures.values()), len(gallery.codes)
+    failed, unique = sum(failures.values()), len(embeddings.codes)
     done = counts["embedded"] + counts["cached"] + counts["repeated"]
     return {
         **counts,
@@ -342,8 +343,8 @@ def run_counts(job: Job, engine: Engine, gallery: Gallery, progress: Progress) -
         "seconds": round(time.monotonic() - job.started, 2),
         "engine": engine.name,
         "peak_memory_mb": _peaks(engine, progress),
-        "compute_path": engine.compute_path(),
-        "compute_reason": reason_of(engine.compute_path()),
+        "compute_path": paths_to_text(paths),
+        "compute_reason": min(paths, key=str).reason if paths else "",
         "cache": job.options.cache_root,
     }
 

@@ -15,7 +15,7 @@ from batchverify.evaluation.figures import Metrics, calibration_error, equal_err
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
-from batchverify.heads.scorer import Member
+from batchverify.heads.scorer import Scorer
 from batchverify.options import ALGORITHMS, DEFAULT_ALGORITHM, TrainOptions
 from batchverify.training.calibration import METHODS, f1_threshold, rate_thresholds, sigmoid
 from batchverify.training.linear import fit_linear, log_loss, squared_hinge
@@ -41,9 +41,9 @@ def silent(name: str, epoch: Epoch) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """What one recipe came to: its members (several for snapshots) count as one score, their mean."""
+    """What one spec came to: its scorers (several for snapshots) count as one score, their mean."""
 
-    members: tuple[Member, ...]
+    scorers: tuple[Scorer, ...]
     network: NetworkFit | None = None
 
     @torch.inference_mode()
@@ -52,21 +52,21 @@ class Fit:
         # Filled in place: small results kept between large blocks would leave the heap full of holes.
         scores, done = np.zeros(len(pairs)), 0
         for a, b, _ in pairs.blocks():
-            logits = torch.stack([each.logits(a, b) for each in self.members]).mean(0)
+            logits = torch.stack([each.logits(a, b) for each in self.scorers]).mean(0)
             scores[done : done + len(a)] = logits.numpy()
             done += len(a)
         return scores
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One member to be fitted: an algorithm of `options.ALGORITHMS` on features."""
+class EstimatorSpec:
+    """One scorer to be fitted: an algorithm of `options.ALGORITHMS` on features."""
 
     algorithm: str
     features: Features
 
     @classmethod
-    def parse(cls, text: str, features: str | None = None) -> Recipe:
+    def parse(cls, text: str, features: str | None = None) -> EstimatorSpec:
         """`NAME` or `NAME:FEATURES`; `features` stands in where none are named, else the algorithm's own.
 
         Raises `UsageError` for an unknown name and for features that the algorithm does not take.
@@ -74,17 +74,17 @@ class Recipe:
         name, _, own = text.partition(":")
         if name not in ALGORITHMS:
             raise UsageError(f"--algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'")
-        recipe = cls(name, Features.parse(own or features or DEFAULT_FEATURES[name]))
-        if name == "distance" and not recipe.features.scalar:
+        spec = cls(name, Features.parse(own or features or DEFAULT_FEATURES[name]))
+        if name == "distance" and not spec.features.scalar:
             raise UsageError(
                 "--algorithm distance takes one number a pair (cosine, euclidean or chi2sum), "
-                f"got '{recipe.features}'"
+                f"got '{spec.features}'"
             )
-        if name == "weighted-chi2" and str(recipe.features) not in PAPER_FEATURES:
+        if name == "weighted-chi2" and str(spec.features) not in PAPER_FEATURES:
             raise UsageError(
-                f"--algorithm weighted-chi2 takes {' or '.join(PAPER_FEATURES)}, got '{recipe.features}'"
+                f"--algorithm weighted-chi2 takes {' or '.join(PAPER_FEATURES)}, got '{spec.features}'"
             )
-        return recipe
+        return spec
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.features}"
@@ -104,10 +104,10 @@ class Recipe:
         """
         if self.algorithm != "network":
             loss = squared_hinge if self.algorithm == "weighted-chi2" else log_loss
-            member = fit_linear(
+            scorer = fit_linear(
                 train, self.features, algorithm=self.algorithm, shrinkage=options.shrinkage, loss=loss
             )
-            return Fit((member,))
+            return Fit((scorer,))
         settings = network_settings(options)
         if checked_lr is not None:
             settings = replace(settings, max_lr=checked_lr)
@@ -119,15 +119,17 @@ class Recipe:
             lambda epoch: report(str(self), epoch),
             checked=checked_lr is not None,
         )
-        return Fit(network.members, network)
+        return Fit(network.scorers, network)
 
 
-def recipes(options: TrainOptions) -> list[Recipe]:
-    """The members that the options ask for. Raises `UsageError` where one is asked for twice."""
-    found = [Recipe.parse(text, options.features) for text in options.algorithms or (DEFAULT_ALGORITHM,)]
-    for place, recipe in enumerate(found):
-        if recipe in found[:place]:
-            raise UsageError(f"--algorithm {recipe} stands there twice: both members would be the same")
+def estimator_specs(options: TrainOptions) -> list[EstimatorSpec]:
+    """The scorers that the options ask for. Raises `UsageError` where one is asked for twice."""
+    found = [
+        EstimatorSpec.parse(text, options.features) for text in options.algorithms or (DEFAULT_ALGORITHM,)
+    ]
+    for place, spec in enumerate(found):
+        if spec in found[:place]:
+            raise UsageError(f"--algorithm {spec} stands there twice: both scorers would be the same")
     return found
 
 
@@ -141,7 +143,7 @@ class Fitted:
     """A head and what its fit told.
 
     labels, probabilities: (N,) of the pairs behind calibration and thresholds, by fits that have not seen
-    them: the training pairs out of fold, then dev. networks: by recipe.
+    them: the training pairs out of fold, then dev. networks: by spec.
     """
 
     head: Head
@@ -167,23 +169,23 @@ def fit_head(
     """
     train.check(FEWEST_PAIRS)
     dev.check()
-    wanted = recipes(options)
+    wanted = estimator_specs(options)
     folds = _folds(options, train, dev)
     fits, scores = [], []
     with _one_thread():
-        for recipe in wanted:
-            fit = recipe.fit(train, dev, options, report)
+        for spec in wanted:
+            fit = spec.fit(train, dev, options, report)
             fits.append(fit)
             scores.append(
-                np.concatenate([_out_of_fold(recipe, fit, train, dev, options, folds), fit.scores(dev)])
+                np.concatenate([_out_of_fold(spec, fit, train, dev, options, folds), fit.scores(dev)])
             )
         labels = np.concatenate([train.labels[: train.originals], dev.labels]) if folds else dev.labels
-        members, logits = _aligned(fits, scores, labels)
+        scorers, logits = _aligned(fits, scores, labels)
         slope, offset = METHODS[options.calibration](logits, labels)
-        head = Head(members, (slope, offset), {"embedding": dict(embedding.document)})
+        head = Head(scorers, (slope, offset), {"embedding": dict(embedding.document)})
         tables = _tables(head, dev, logits, labels)
     networks = {
-        str(recipe): fit.network for recipe, fit in zip(wanted, fits, strict=True) if fit.network is not None
+        str(spec): fit.network for spec, fit in zip(wanted, fits, strict=True) if fit.network is not None
     }
     training = {
         "pairs": train.originals or len(train),
@@ -196,7 +198,7 @@ def fit_head(
     return Fitted(replace(head, about=whole), labels, sigmoid(slope * logits + offset), networks)
 
 
-def evaluate(head: Head, pairs: LabelledPairs) -> Metrics:
+def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:
     """The head's metrics on labelled pairs, at its own threshold."""
     return measure(pairs.labels, probabilities(head, pairs), head.threshold())
 
@@ -211,13 +213,18 @@ def probabilities(head: Head, pairs: LabelledPairs) -> np.ndarray:
 
 
 def _out_of_fold(
-    recipe: Recipe, whole: Fit, train: LabelledPairs, dev: LabelledPairs, options: TrainOptions, folds: int
+    spec: EstimatorSpec,
+    whole: Fit,
+    train: LabelledPairs,
+    dev: LabelledPairs,
+    options: TrainOptions,
+    folds: int,
 ) -> np.ndarray:
     """(N,) scores of the training pairs, each by a fit that has not seen its first image's person."""
     scores = np.zeros(len(train.labels[: train.originals]) if folds else 0)
     checked = whole.network.max_lr if whole.network is not None else None
     for inside, outside in splits(train, folds, options.seed):
-        fit = recipe.fit(train.subset(inside), dev, options, checked_lr=checked)
+        fit = spec.fit(train.subset(inside), dev, options, checked_lr=checked)
         scores[outside] = fit.scores(train.subset(outside))
     return scores
 
@@ -231,8 +238,8 @@ def splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.nda
     if not folds:
         return
     rng = np.random.default_rng(seed)
-    groups, members = np.unique(train.groups(), return_inverse=True)
-    fold = rng.permutation(np.arange(len(groups)) % folds)[members]
+    groups, membership = np.unique(train.groups(), return_inverse=True)
+    fold = rng.permutation(np.arange(len(groups)) % folds)[membership]
     first, second = fold[train.a], fold[train.b]
     share = (train.labels == 1).mean()
     for number in range(folds):
@@ -270,19 +277,19 @@ def _folds(options: TrainOptions, train: LabelledPairs, dev: LabelledPairs) -> i
 
 def _aligned(
     fits: Sequence[Fit], scores: Sequence[np.ndarray], labels: np.ndarray
-) -> tuple[tuple[Member, ...], np.ndarray]:
-    """Members on one scale, each recipe first calibrated by itself, and the (N,) mean of their held-out scores.
+) -> tuple[tuple[Scorer, ...], np.ndarray]:
+    """Scorers on one scale, each spec first calibrated by itself, and the (N,) mean of their held-out scores.
 
-    The head takes the plain mean of its members: a recipe weighs by its number of them.
+    The head takes the plain mean of its scorers: a spec weighs by its number of them.
     """
     if len(fits) == 1:
-        return fits[0].members, scores[0]
+        return fits[0].scorers, scores[0]
     scales = [METHODS["platt"](each, labels) for each in scores]
-    members = [
-        part.rescaled(*scale) for each, scale in zip(fits, scales, strict=True) for part in each.members
+    scorers = [
+        part.rescaled(*scale) for each, scale in zip(fits, scales, strict=True) for part in each.scorers
     ]
     logits = [slope * each + offset for each, (slope, offset) in zip(scores, scales, strict=True)]
-    return tuple(members), np.average(logits, axis=0, weights=[len(each.members) for each in fits])
+    return tuple(scorers), np.average(logits, axis=0, weights=[len(each.scorers) for each in fits])
 
 
 def _tables(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -291,7 +298,7 @@ def _tables(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarr
     before, after = sigmoid(logits), sigmoid(slope * logits + offset)
     threshold = f1_threshold(after)
     rate, equal = equal_error(labels, after)
-    apart = probabilities(head, dev.strangers())
+    apart = probabilities(head, dev.impostor_pairs())
     return {
         "calibration": {
             "held_out_pairs": len(labels),
@@ -314,7 +321,7 @@ def _brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.square(probabilities - labels).mean())
 
 
-def _fit_options(options: TrainOptions, wanted: Sequence[Recipe]) -> dict[str, Any]:
+def _fit_options(options: TrainOptions, wanted: Sequence[EstimatorSpec]) -> dict[str, Any]:
     """The options that decide a fit, as the metadata tells them."""
     names = ["seed", "calibration", "augment"]
     if any(each.algorithm == "network" for each in wanted):

@@ -10,7 +10,7 @@ import torch
 
 from batchverify.errors import UsageError
 from batchverify.heads.features import Features
-from batchverify.heads.scorer import Member
+from batchverify.heads.scorer import Scorer
 from batchverify.training.pairs import LabelledPairs
 
 # Rows of terms that are kept between passes; of more pairs they are computed anew in every pass.
@@ -49,7 +49,7 @@ def squared_hinge(
 
 def fit_linear(
     pairs: LabelledPairs, features: Features, *, algorithm: str, shrinkage: float, loss: Loss = log_loss
-) -> Member:
+) -> Scorer:
     """Weights and bias of score = terms · weights + bias, the minimum of the loss, in float64.
 
     The score is one slope for the sum of each feature's terms, plus terms · u with `shrinkage` · |u|²: few
@@ -79,7 +79,7 @@ def fit_linear(
 
     weights, bias = columns.weights(torch.from_numpy(minimise(value, derivatives, np.zeros(columns.count))))
     layer = (weights.numpy().astype(np.float32)[None], np.array([bias], np.float32))
-    return Member(algorithm, str(features), (layer,))
+    return Scorer(algorithm, str(features), (layer,))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from batchverify.errors import TrainingError
 from batchverify.evaluation.figures import best_f1, roc_auc
 from batchverify.heads.features import Features
-from batchverify.heads.scorer import Layer, Member
+from batchverify.heads.scorer import Layer, Scorer
 from batchverify.training.linear import moments
 from batchverify.training.pairs import LabelledPairs
 
@@ -84,9 +84,9 @@ class RangeTest:
 
 @dataclass(frozen=True)
 class NetworkFit:
-    """What training made: one member a snapshot, best first, and how it went."""
+    """What training made: one scorer a snapshot, best first, and how it went."""
 
-    members: tuple[Member, ...]
+    scorers: tuple[Scorer, ...]
     epochs: list[Epoch]
     best_epoch: int
     range_test: RangeTest | None
@@ -134,8 +134,8 @@ def fit_network(
         kept = kept[: settings.snapshots]
         if number - kept[0][0].epoch >= settings.patience:
             break
-    members = tuple(Member("network", str(features), layers) for _, layers in kept)
-    return NetworkFit(members, epochs, kept[0][0].epoch, found, rate)
+    scorers = tuple(Scorer("network", str(features), layers) for _, layers in kept)
+    return NetworkFit(scorers, epochs, kept[0][0].epoch, found, rate)
 
 
 def overfit_check(train: LabelledPairs, features: Features, settings: NetworkSettings) -> float:
@@ -269,7 +269,7 @@ class Perceptron(nn.Module):
         return self.layers(values).squeeze(1)
 
     def scores(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) as the finished member gives them: of both orders where the features are not symmetric."""
+        """Logits (B,) as the finished scorer gives them: of both orders where the features are not symmetric."""
         if self.features.symmetric:
             return self(a, b)
         return (self(a, b) + self(b, a)) / 2

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchverify.engine.gallery import Gallery
+from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.manifest import TRUE_LABEL, Block, Manifest, Scan
 
 # Images whose pairs make the table of false accept rates: 224,115 pairs at most support the lowest rate twice
 # over.
-MOST_STRANGERS = 670
+MOST_IMPOSTORS = 670
 BLOCK = 4096
 SHOWN = 5
 DIGEST_BYTES = 16
@@ -43,7 +43,7 @@ class LabelledPairs:
     """N labelled pairs among M images.
 
     vectors: (M, 512) float16 unit rows. a, b: (N,) int32 indices of images. labels: (N,) int8, 0 or 1.
-    name: for messages. references: path by image. persons: person by image, where the manifest says so.
+    name: for messages. image_paths: path by image. persons: person by image, where the manifest says so.
     left_out: the rows that could not be embedded. originals: how many pairs, from the first, are not of
     augmented views; None for all. views: how many views of all images follow the images in `vectors`.
     """
@@ -53,7 +53,7 @@ class LabelledPairs:
     b: np.ndarray
     labels: np.ndarray
     name: str = "pairs"
-    references: tuple[str, ...] = ()
+    image_paths: tuple[str, ...] = ()
     persons: dict[int, str] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     originals: int | None = None
@@ -63,7 +63,7 @@ class LabelledPairs:
         return len(self.labels)
 
     @classmethod
-    def collect(cls, manifest: Manifest, scan: Scan, gallery: Gallery, name: str) -> LabelledPairs:
+    def collect(cls, manifest: Manifest, scan: Scan, embeddings: EmbeddingTable, name: str) -> LabelledPairs:
         """Gather a manifest's pairs; blank persons are nobody.
 
         Raises `ManifestError` for a manifest without labels or with a blank one.
@@ -73,14 +73,14 @@ class LabelledPairs:
         persons: dict[int, str] = {}
         for block in manifest.blocks(scan):
             labels = _labels(manifest, scan, block)
-            kept = gallery.usable(block.a, block.b)
-            left_out += _left_out(manifest, scan, gallery, block, kept)
+            kept = embeddings.usable(block.a, block.b)
+            left_out += _left_out(manifest, scan, embeddings, block, kept)
             indices = (block.a[kept].astype(np.int32), block.b[kept].astype(np.int32))
             parts.append((*indices, labels[kept]))
             persons.update(_persons(block))
         a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
-        references = tuple(str(each) for each in scan.images)
-        return cls(gallery.vectors, a, b, all_labels, name, references, persons, tuple(left_out))
+        image_paths = tuple(str(each) for each in scan.images)
+        return cls(embeddings.vectors, a, b, all_labels, name, image_paths, persons, tuple(left_out))
 
     def check(self, fewest: int = 1) -> None:
         """`UsageError` for pairs that nothing can be learned from.
@@ -97,7 +97,7 @@ class LabelledPairs:
             raise UsageError(f"the {self.name} pairs are {len(self)}: fewer than {fewest} teach nothing")
         broken = np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))
         if len(broken):
-            first = f" (first: {self.references[broken[0]]})" if self.references else ""
+            first = f" (first: {self.image_paths[broken[0]]})" if self.image_paths else ""
             raise UsageError(
                 f"the {self.name} pairs hold {len(broken):,} embeddings that are not finite{first}: "
                 "`cache verify` finds them"
@@ -124,7 +124,7 @@ class LabelledPairs:
             a=np.concatenate([self.a, (self.a + draws[0]).ravel()]),
             b=np.concatenate([self.b, (self.b + draws[1]).ravel()]),
             labels=np.tile(self.labels, 1 + len(views)),
-            references=self.references * len(tables),
+            image_paths=self.image_paths * len(tables),
             persons={
                 image + view * count: person
                 for view in range(len(tables))
@@ -161,7 +161,7 @@ class LabelledPairs:
             groups[image] = names.setdefault(person, len(names))
         return groups
 
-    def strangers(self) -> LabelledPairs:
+    def impostor_pairs(self) -> LabelledPairs:
         """`all_pairs` of two people, or the labelled different pairs where these are more."""
         pairs = self.all_pairs()
         named, labelled = pairs.subset(pairs.labels == 1), self.subset(self.labels == 1)
@@ -170,14 +170,14 @@ class LabelledPairs:
     def all_pairs(self) -> LabelledPairs:
         """Every pair of images of known people; without person columns, the labelled pairs alone.
 
-        Of more than `MOST_STRANGERS` images a fixed draw is taken: pairs grow with the square of the images.
+        Of more than `MOST_IMPOSTORS` images a fixed draw is taken: pairs grow with the square of the images.
         """
         if not self.persons:
             return self
         # An image that failed has no vector: its row is zero.
         images = np.array(sorted(index for index in self.persons if self.vectors[index].any()), np.int32)
-        if len(images) > MOST_STRANGERS:
-            images = np.sort(np.random.default_rng(0).choice(images, MOST_STRANGERS, replace=False))
+        if len(images) > MOST_IMPOSTORS:
+            images = np.sort(np.random.default_rng(0).choice(images, MOST_IMPOSTORS, replace=False))
         groups = self.groups()[images]
         first, second = np.triu_indices(len(images), 1)
         labels = (groups[first] != groups[second]).astype(np.int8)
@@ -225,10 +225,10 @@ def _labels(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
 
 
 def _left_out(
-    manifest: Manifest, scan: Scan, gallery: Gallery, block: Block, kept: np.ndarray
+    manifest: Manifest, scan: Scan, embeddings: EmbeddingTable, block: Block, kept: np.ndarray
 ) -> list[LeftOut]:
     rows = np.flatnonzero(~kept)
-    a, b = (gallery.reasons(side[rows]).to_pylist() for side in (block.a, block.b))
+    a, b = (embeddings.reasons(side[rows]).to_pylist() for side in (block.a, block.b))
     places = (manifest.place(scan, block.first + int(row)) for row in rows)
     return [LeftOut(*place, *reasons) for place, *reasons in zip(places, a, b, strict=True)]
 
@@ -298,7 +298,7 @@ def _digest(vector: np.ndarray) -> bytes:
 
 def _pictures(pairs: LabelledPairs) -> dict[bytes, str]:
     """The path of each picture that a pair uses, by what its embedding hashes to."""
-    names = pairs.references
+    names = pairs.image_paths
     return {
         _digest(pairs.vectors[image]): names[image] if names else f"image {image}"
         for image in _used(pairs).tolist()

@@ -21,7 +21,7 @@ from batchverify.scoring.job import Job
 from batchverify.scoring.score import check_failed, embed_job
 from batchverify.scoring.summary import EmbedSummary
 from batchverify.storage.location import Location
-from batchverify.training.fit import FEWEST_PAIRS, Fitted, evaluate, fit_head, recipes
+from batchverify.training.fit import FEWEST_PAIRS, Fitted, estimator_specs, fit_head, measure_head
 from batchverify.training.network import Epoch
 from batchverify.training.pairs import (
     LabelledPairs,
@@ -77,7 +77,7 @@ def train(
     record_path = target.parent.join(f"{PurePosixPath(target.path).stem}.training.json")
     record_path.write_bytes(json.dumps(record, indent=1).encode())
     return TrainSummary(
-        recipes=[f"{each.algorithm}:{each.features}" for each in head.members],
+        recipes=[f"{each.algorithm}:{each.features}" for each in head.scorers],
         parameters=head.parameters,
         pairs={each.pairs.name: len(each.pairs) for each in sets},
         left_out=len(record["left_out"]),
@@ -101,7 +101,7 @@ def _check_recipes(options: TrainOptions) -> None:
         check_installed()
         search_space(options)
     else:
-        recipes(options)
+        estimator_specs(options)
 
 
 def _tuned(
@@ -158,7 +158,7 @@ def _record(
         "options": options.as_record(),
         "metrics": [each for _, each in fits],
         "networks": [
-            {name: asdict(replace(fit, members=())) for name, fit in each.networks.items()}
+            {name: asdict(replace(fit, scorers=())) for name, fit in each.networks.items()}
             for each, _ in fits
         ],
         "leaks": [leak.to_json() for leak in leaks],
@@ -218,14 +218,14 @@ def _same_pairs(train: Job, dev: Job) -> bool:
 
 
 def _embed_set(name: str, job: Job) -> _Set:
-    summary, gallery = embed_job(replace(job, started=time.monotonic()))
-    return _Set(job, LabelledPairs.collect(job.manifest, job.scan, gallery, name), summary)
+    summary, embeddings = embed_job(replace(job, started=time.monotonic()))
+    return _Set(job, LabelledPairs.collect(job.manifest, job.scan, embeddings, name), summary)
 
 
 def _with_views(trained: _Set, options: TrainOptions) -> tuple[LabelledPairs, list[EmbedSummary]]:
     """The training pairs with those of `options.augment` changed views, and how these were embedded."""
     runs = [embed_job(trained.job.of_view(view)) for view in range(1, options.augment + 1)]
-    views = [gallery.vectors for _, gallery in runs]
+    views = [embeddings.vectors for _, embeddings in runs]
     pairs = trained.pairs.with_views(views, options.seed) if views else trained.pairs
     return pairs, [summary for summary, _ in runs]
 
@@ -247,7 +247,7 @@ def _fit_repeats(
             learned, sets[1].pairs, job.fingerprint, replace(options, seed=seed), about, log.epoch
         )
         metrics = {"seed": seed, **{name: fitted.head.about[name] for name in ("held_out", "dev")}}
-        metrics |= {each.pairs.name: asdict(evaluate(fitted.head, each.pairs)) for each in sets[2:]}
+        metrics |= {each.pairs.name: asdict(measure_head(fitted.head, each.pairs)) for each in sets[2:]}
         fits.append((fitted, metrics))
     return fits
 
@@ -267,7 +267,7 @@ def _say_left_out(pairs: LabelledPairs, log: TrainingLog) -> None:
 class TrainSummary:
     """A training's outcome.
 
-    recipes: of the head's members. pairs: by set. about: the head's metadata. metrics: one mapping a seed,
+    recipes: of the head's scorers. pairs: by set. about: the head's metadata. metrics: one mapping a seed,
     of `metrics.Metrics` by set (`held_out`, `dev`, `test`). range_tests: rate by network.
     """
 

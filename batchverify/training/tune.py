@@ -1,4 +1,4 @@
-"""The search for a recipe: features, widths and regularisation by Ray Tune, on the dev set alone."""
+"""The search for a spec: features, widths and regularisation by Ray Tune, on the dev set alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from batchverify.evaluation.figures import log_loss
 from batchverify.heads.features import Features
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.training.calibration import platt_scaling, sigmoid
-from batchverify.training.fit import Recipe
+from batchverify.training.fit import EstimatorSpec
 from batchverify.training.pairs import LabelledPairs
 
 SCALARS = ("cosine", "euclidean", "chi2sum")
@@ -100,7 +100,7 @@ def run_trial(
     options = changed(options, config["recipe"])
     (text,) = options.algorithms
     try:
-        fit = Recipe.parse(text).fit(train, dev, options)
+        fit = EstimatorSpec.parse(text).fit(train, dev, options)
     except TrainingError as exc:
         return {"dev_loss": float("inf"), "error": str(exc)}
     # Some hundred labelled pairs are soon told apart; all pairs of their images still tell recipes apart.
@@ -142,7 +142,7 @@ def search_space(options: TrainOptions) -> list[dict[str, Any]]:
     """Every point of the search: changes of the options.
 
     Where the options name an algorithm or features, the others are not searched. Raises `UsageError` for an
-    ensemble and for names that `Recipe.parse` refuses.
+    ensemble and for names that `EstimatorSpec.parse` refuses.
     """
     if len(options.algorithms) > 1:
         raise UsageError("--tune searches for one algorithm's settings: give one --algorithm or none")
@@ -151,7 +151,7 @@ def search_space(options: TrainOptions) -> list[dict[str, Any]]:
     features = own or options.features
     if named or features:
         # Networks take all features: without an algorithm, the features alone are looked at.
-        Recipe.parse(named or "network", features)
+        EstimatorSpec.parse(named or "network", features)
     points = [each for each in _all_points(features) if _kind(each) == kind or not named]
     if named:
         return points

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from batchverify.records import Reason
 
 
 def test_an_absent_or_empty_cache_holds_nothing_and_is_not_made(tmp_path: Path) -> None:
-    assert cache_info(tmp_path / "absent") == [] and not (tmp_path / "absent").exists()
-    report = verify_cache(tmp_path / "absent")
+    assert cache_info(str(tmp_path / "absent")) == [] and not (tmp_path / "absent").exists()
+    report = verify_cache(str(tmp_path / "absent"))
     assert report.ok and (report.segments, report.rows, report.fingerprints) == (0, 0, 0)
-    assert cache_info(tmp_path) == [] and list(tmp_path.iterdir()) == []
+    assert cache_info(str(tmp_path)) == [] and list(tmp_path.iterdir()) == []
 
 
 def test_info_counts_vectors_images_and_failures(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_info_counts_vectors_images_and_failures(tmp_path: Path) -> None:
     write(tmp_path, [entry(2), failure(4, Reason.TOO_LARGE, "bytes 6"), failure(5)])
     write(tmp_path, [Entry(bytes(32), vector(1)), Entry(b"\x01" + bytes(31), vector(2))], OTHER)
     new_cache(tmp_path, OTHER)
-    by_id = {each.id: each for each in cache_info(tmp_path)}
+    by_id = {each.id: each for each in cache_info(str(tmp_path))}
     assert list(by_id) == sorted([FINGERPRINT.id, OTHER.id])
     ours, other = by_id[FINGERPRINT.id], by_id[OTHER.id]
     assert (ours.vectors, ours.keys, ours.segments) == (3, 2, 4)
@@ -49,7 +50,7 @@ def test_info_counts_vectors_images_and_failures(tmp_path: Path) -> None:
 
 def test_info_of_a_fingerprint_without_segments(tmp_path: Path) -> None:
     new_cache(tmp_path)
-    [info] = cache_info(tmp_path)
+    [info] = cache_info(str(tmp_path))
     assert (info.vectors, info.keys, info.segments, info.bytes, info.oldest, info.newest) == (
         0,
         0,
@@ -62,7 +63,7 @@ def test_info_of_a_fingerprint_without_segments(tmp_path: Path) -> None:
 
 def test_info_as_lines_and_json(tmp_path: Path) -> None:
     write(tmp_path, [entry(1), failure(3)])
-    [info] = cache_info(tmp_path)
+    [info] = cache_info(str(tmp_path))
     lines = "\n".join(info.lines())
     assert f"{FINGERPRINT.id}  backbone bbbbbbbbbbbb, crop detect, margin 44, views none" in lines
     assert "images with a vector 1 (rows 1), without: 1 no_face" in lines and "UTC" in lines
@@ -75,7 +76,7 @@ def test_a_whole_cache_is_ok(tmp_path: Path) -> None:
     write(tmp_path, [entry(number) for number in range(300)])
     write(tmp_path, [failure(1)])
     write(tmp_path, [entry(1)], OTHER)
-    report = verify_cache(tmp_path)
+    report = verify_cache(str(tmp_path))
     assert report.ok and report.problems == () and report.foreign == ()
     assert (report.fingerprints, report.segments, report.rows) == (2, 3, 302)
     assert report.bytes == sum(path.stat().st_size for path in segments(tmp_path))
@@ -119,7 +120,7 @@ def damaged_cache(root: Path) -> dict[Path, str]:
 def test_every_damage_is_found_and_named(tmp_path: Path) -> None:
     expected = damaged_cache(tmp_path)
     [good] = write(tmp_path, [entry(11)])
-    report = verify_cache(tmp_path)
+    report = verify_cache(str(tmp_path))
     assert not report.ok and report.quarantined == ()
     found = {Path(problem.path): problem.what for problem in report.problems}
     assert found.keys() == expected.keys() and good not in found
@@ -129,7 +130,7 @@ def test_every_damage_is_found_and_named(tmp_path: Path) -> None:
     assert sorted(segments(tmp_path)) == sorted([*expected, good])
     assert json.loads(json.dumps(report.to_json()))["ok"] is False
     # Norms are not read for info: four files cannot be opened or are not what they say.
-    infos = {each.id: each for each in cache_info(tmp_path)}
+    infos = {each.id: each for each in cache_info(str(tmp_path))}
     assert len(infos[FINGERPRINT.id].damaged) == 5
     assert any("damaged: " in line for line in infos[FINGERPRINT.id].lines())
 
@@ -139,13 +140,13 @@ def test_quarantine_moves_the_bad_segments_and_no_others(tmp_path: Path) -> None
     [good] = write(tmp_path, [entry(11), failure(12)])[:1]
     kept = [path for path in segments(tmp_path) if path not in expected]
     contents = sorted(path.read_bytes() for path in expected)
-    report = verify_cache(tmp_path, quarantine=True)
+    report = verify_cache(str(tmp_path), quarantine=True)
     folder = good.parent.parent / "quarantine"
     assert sorted(map(Path, report.quarantined)) == sorted(folder.iterdir())
     assert sorted(path.read_bytes() for path in folder.iterdir()) == contents
     assert folder.stat().st_mode & 0o777 == 0o700
     assert not report.ok and sum("moved to" in line for line in report.lines()) == len(expected)
-    assert verify_cache(tmp_path, quarantine=True).ok
+    assert verify_cache(str(tmp_path), quarantine=True).ok
     cache = EmbeddingCache(str(tmp_path), FINGERPRINT)
     assert all(cache.get_many([key(11), key(12)])) and not cache.bad_segments
     assert [path for path in segments(tmp_path) if path.parent != folder] == kept
@@ -155,7 +156,7 @@ def test_quarantine_moves_the_bad_segments_and_no_others(tmp_path: Path) -> None
 def test_a_file_that_may_not_be_read_is_named_but_not_moved(tmp_path: Path) -> None:
     [path] = write(tmp_path, [entry(1)])
     path.chmod(0)
-    report = verify_cache(tmp_path, quarantine=True)
+    report = verify_cache(str(tmp_path), quarantine=True)
     [problem] = report.problems
     assert problem.path == str(path) and "Permission denied" in problem.what
     assert report.quarantined == () and path.exists()
@@ -179,10 +180,10 @@ def test_a_wrong_fingerprint_document_is_a_problem_but_the_vectors_count(
         stated.unlink()
     else:
         stated.write_text(text)
-    report = verify_cache(tmp_path, quarantine=True)
+    report = verify_cache(str(tmp_path), quarantine=True)
     [problem] = report.problems
     assert problem.path == str(stated) and word in problem.what and report.quarantined == ()
-    [info] = cache_info(tmp_path)
+    [info] = cache_info(str(tmp_path))
     assert info.document is None and info.vectors == 1
     assert "fingerprint.json cannot be read" in info.lines()[0]
 
@@ -209,19 +210,19 @@ def test_foreign_files_and_folders_are_named_and_left_alone(tmp_path: Path) -> N
     inside.append(path.with_name(path.name.replace("-r1", "-r2")))
     os.mkfifo(inside[-1])
     (folder / "tmp" / ".half.parquet.tmp").write_bytes(b"half")
-    report = verify_cache(tmp_path, quarantine=True)
+    report = verify_cache(str(tmp_path), quarantine=True)
     assert report.ok and report.segments == 1
     assert sorted(report.foreign) == sorted(map(str, outside + inside))
-    [info] = cache_info(tmp_path)
+    [info] = cache_info(str(tmp_path))
     assert sorted(info.foreign) == sorted(map(str, inside)) and info.damaged == () and info.vectors == 1
     assert all(each.exists() for each in (*outside, *inside))
 
 
 @pytest.mark.parametrize("care", [cache_info, verify_cache])
-def test_a_file_in_the_place_of_the_cache_is_an_error(tmp_path: Path, care: object) -> None:
+def test_a_file_in_the_place_of_the_cache_is_an_error(tmp_path: Path, care: Callable[[str], object]) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ArtifactError, match=r"cache: the cache cannot be listed: .*Not a directory"):
-        care(tmp_path / "cache")  # type: ignore[operator]
+        care(str(tmp_path / "cache"))
 
 
 def test_quarantine_that_cannot_move_says_so(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_quarantine_that_cannot_move_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"")
     (path.parent.parent / "quarantine").write_text("a file")
     with pytest.raises(ArtifactError, match=r"cannot be moved to .*quarantine"):
-        verify_cache(tmp_path, quarantine=True)
+        verify_cache(str(tmp_path), quarantine=True)
     assert path.exists()
 
 

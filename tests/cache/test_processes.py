@@ -80,6 +80,6 @@ def test_a_killed_writer_leaves_whole_segments_only(tmp_path: Path, caplog: pyte
             )
         assert values(got) == values([entry(at) for at in range(max(acknowledged))])
     assert caplog.records == []
-    report = verify_cache(tmp_path)
+    report = verify_cache(str(tmp_path))
     assert report.ok and report.foreign == () and report.segments == len(segments(tmp_path)) > 5
     assert {path.suffix for path in tmp_path.glob("v1/*/data/*")} == {".parquet"}

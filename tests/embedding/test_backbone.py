@@ -16,7 +16,6 @@ from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
 from batchverify.embedding.backbone import (
-    ARCHITECTURE,
     PACKAGED,
     Backbone,
     dequantise,
@@ -30,7 +29,7 @@ from batchverify.embedding.backbone import (
 )
 from batchverify.embedding.download import PUBLISHED
 from batchverify.embedding.embedder import Embedder
-from batchverify.embedding.inception import check_tensors
+from batchverify.embedding.inception import ARCHITECTURE, check_tensors
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.faces.mtcnn import weights_path
 from batchverify.manifest.prepare import prepare_lfw

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ class Site(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.published = Published("toy-float", f"{self.url}/toy.pt")
 
-    def fetch(self, folder: Path, **options: object) -> Path:
+    def fetch(self, folder: Path, **options: Any) -> Path:
         # a short timeout, since the pause between two tries is a share of it
         return fetch_weights(self.published, folder=folder, **{"timeout": 2, **options})
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_rows_are_unit_vectors_in_the_order_of_the_pictures(embedder):
 @pytest.mark.parametrize("runtime", ["openvino", "torch"])
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, runtime, threads, backbone):
+def test_a_vector_does_not_depend_on_neighbours_place_or_count(dtype, runtime, threads, backbone):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     chosen = Embedder(
@@ -91,7 +92,7 @@ def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, runtime,
         device="cpu",
         runtime=runtime,
         batch_size=BATCH,
-        dtype=numbers,
+        dtype=dtype,
         threads=threads,
     )
     first, second = (whole_face(picture).pixels for picture in draw(BATCH))
@@ -104,10 +105,10 @@ def test_a_vector_does_not_depend_on_neighbours_place_or_count(numbers, runtime,
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_openvinos_vectors_do_not_depend_on_threads_streams_or_batch_size(numbers, backbone):
+def test_openvinos_vectors_do_not_depend_on_threads_streams_or_batch_size(dtype, backbone):
     pixels = np.stack([whole_face(picture).pixels for picture in draw(5)])
     found = [
-        CpuNetwork(backbone, dtype=numbers, batch_size=size, streams=streams, threads=threads)
+        CpuNetwork(backbone, dtype=dtype, batch_size=size, streams=streams, threads=threads)
         for size, streams, threads in ((2, 1, 1), (2, 1, 2), (2, 2, 1), (5, 1, 2))
     ]
     expected = found[0].vectors(pixels)
@@ -174,11 +175,11 @@ def test_number_types_agree(backbone, shared):
     expected = exact(pictures).vectors
     ways = [("openvino", "int8"), ("torch", "bfloat16")]
     ways += [("openvino", "bfloat16")] if "BF16" in capabilities() else []
-    for runtime, numbers in ways:
+    for runtime, dtype in ways:
         count = len(pictures) if runtime == "openvino" else 4
-        other = Embedder(backbone, crop="center", device="cpu", runtime=runtime, dtype=numbers)
+        other = Embedder(backbone, crop="center", device="cpu", runtime=runtime, dtype=dtype)
         found = cosines(other(pictures[:count]).vectors, expected[:count])
-        assert found.mean() >= 0.999 and found.min() >= 0.995, (runtime, numbers)
+        assert found.mean() >= 0.999 and found.min() >= 0.995, (runtime, dtype)
         assert other.fingerprint.id == exact.fingerprint.id
 
 
@@ -285,7 +286,7 @@ def test_faces_and_reasons_in_one_call(embedder):
 
 
 def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, faces):
-    embedder = Embedder(backbone, device="cpu", runtime="torch", batch_size=BATCH)
+    embedder: Any = Embedder(backbone, device="cpu", runtime="torch", batch_size=BATCH)
     wanted, detector = embedder.find_faces(faces), embedder._detector
 
     class Small:
@@ -370,17 +371,15 @@ def test_the_compute_path_is_told(backbone, exact):
     assert exact.compute_path == f"cpu float32 {exact.runtime}, batches of 2"
     plain = Embedder(backbone, crop="none", device="cpu", runtime="openvino")
     floats = "bfloat16" if "BF16" in capabilities() else "float32"
-    numbers = f"int8_{floats}" if platform.machine() == "x86_64" else floats
-    assert plain.compute_path == f"cpu {numbers} openvino, batches of {BATCH_OF_CPUS}"
+    dtype = f"int8_{floats}" if platform.machine() == "x86_64" else floats
+    assert plain.compute_path == f"cpu {dtype} openvino, batches of {BATCH_OF_CPUS}"
 
 
 def test_weights_without_ranges_are_not_rounded(backbone):
     own = replace(backbone, ranges={})
-    numbers = Embedder(own, crop="none", device="cpu", runtime="openvino")._network.dtype
-    assert numbers == ("bfloat16" if "BF16" in capabilities() else "float32")
-    with pytest.raises(
-        UsageError, match="--dtype int8: the weights of vggface2 state no activation ranges"
-    ):
+    dtype = Embedder(own, crop="none", device="cpu", runtime="openvino")._network.dtype
+    assert dtype == ("bfloat16" if "BF16" in capabilities() else "float32")
+    with pytest.raises(UsageError, match="--dtype int8: the weights of vggface2 state no activation ranges"):
         Embedder(own, crop="none", device="cpu", runtime="openvino", dtype="int8")
 
 

@@ -1,4 +1,4 @@
-"""The embeddings of vectors and reasons."""
+"""The table of vectors and reasons."""
 
 import random
 

@@ -1,5 +1,6 @@
 """The scheduler with both engines: once per image, in order, whatever dies on the way."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from batchverify.records import Reason, Skipped
 
 
 def open_cache(plan: ToyPlan) -> EmbeddingCache:
+    assert plan.load.cache
     cache = EmbeddingCache(plan.load.cache, plan.load.fingerprint)
     cache.create()
     cache.refresh()
@@ -50,7 +52,7 @@ def ray_session() -> Iterator[None]:
         address="local",
         num_cpus=2,
         include_dashboard=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(SUPPORT)}},
     )
@@ -131,6 +133,8 @@ def test_large_pictures_are_loaded_in_smaller_bites(tmp_path, monkeypatch):
 
 class Impatient(LocalEngine):
     """Presses Ctrl-C after the first chunk."""
+
+    plan: ToyPlan
 
     def wait(self, tasks, timeout):
         if self.plan.count():
@@ -330,12 +334,11 @@ def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(tmp_path, m
 
     monkeypatch.setattr(cluster, "PLACING_SECONDS", 1)
 
-    @ray.remote(num_cpus=2)
     class Other:
         def ready(self):
             return True
 
-    other = Other.remote()
+    other = ray.remote(num_cpus=2)(Other).remote()
     ray.get(other.ready.remote())
     plan = toy_plan(tmp_path)
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(2)]

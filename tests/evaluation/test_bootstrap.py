@@ -60,9 +60,11 @@ def test_intervals_over_identities_hold_the_truth_where_pairs_share_people():
     for seed in range(60):
         rng = np.random.default_rng(seed)
         wrong = rng.random(people * each) < np.repeat(rng.beta(0.2, 1.8, people), each)
-        low, high = bootstrap(
-            units, lambda weights, wrong=wrong: {"frr": weights @ wrong / weights.sum()}, draws=100, seed=seed
-        ).spans["frr"]
+
+        def share_wrong(weights, wrong=wrong):
+            return {"frr": weights @ wrong / weights.sum()}
+
+        low, high = bootstrap(units, share_wrong, draws=100, seed=seed).spans["frr"]
         covered += low <= 0.1 <= high
         naive += abs(wrong.mean() - 0.1) <= 1.96 * (wrong.mean() * (1 - wrong.mean()) / len(wrong)) ** 0.5
     assert covered >= 50

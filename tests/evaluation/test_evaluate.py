@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -316,7 +317,8 @@ def test_a_fold_column_asks_for_the_protocol(tmp_path):
 
 @pytest.mark.parametrize("column", ["fold", "tags"])
 def test_a_column_of_lists_makes_no_groups(tmp_path, column):
-    path = write_scores(tmp_path / "s.parquet", draw_columns(30, **{column: [[1]] * 30}))
+    columns: dict[str, Any] = {column: [[1]] * 30}
+    path = write_scores(tmp_path / "s.parquet", draw_columns(30, **columns))
     result = run(path, "-o", tmp_path / "out", *(["--by", "tags"] if column == "tags" else []))
     assert result.exit_code == 2
     assert f"{path}: column '{column}' must hold single values, found list<" in result.stderr

@@ -2,6 +2,7 @@
 
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,11 @@ def exif(orientation: int) -> Image.Exif:
 def test_every_orientation_comes_back_upright(kind, orientation):
     seen = corners()
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](seen)))
-    options = {"WEBP": {"lossless": True}, "MPO": {"save_all": True, "append_images": [stored]}}.get(kind, {})
+    kinds: dict[str, dict[str, Any]] = {
+        "WEBP": {"lossless": True},
+        "MPO": {"save_all": True, "append_images": [stored]},
+    }
+    options = kinds.get(kind, {})
     got = picture(encoded(stored, kind, exif=exif(orientation), **options)).pixels
     assert got.shape == seen.shape
     assert np.abs(got.astype(int) - seen).mean() <= (4 if kind in ("JPEG", "MPO") else 0)

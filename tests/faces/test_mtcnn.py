@@ -63,6 +63,7 @@ def test_many_sizes_of_pictures_take_no_more_memory(monkeypatch):
     for number in (0, 1, 2, 3, 4, 0):
         picture = pixels[: 60 + 6 * number]
         scales = pyramid(*picture.shape[:2], 20)
+        assert scales
         answers.append(networks.propose(scales.canvas(integral(picture)), scales))
         compiled.append(networks._own()._proposal)
         assert len(networks._own()._sizes) <= 3

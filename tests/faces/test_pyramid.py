@@ -45,12 +45,12 @@ def test_every_level_is_an_interpolation_by_area(height, width):
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_levels_lie_apart_at_even_places_and_own_their_cells(height, width):
     scales = pyramid(height, width, 20)
-    taken = np.zeros((scales.height, scales.width), int)
+    taken = np.zeros((scales.height, scales.width), np.int64)
     for level in scales.levels:
         assert level.top % 2 == level.left % 2 == 0
         taken[level.top : level.top + level.height, level.left : level.left + level.width] += 1
     assert taken.max() == 1
-    cells = np.zeros(((scales.height - 1) // 2 - 4, (scales.width - 1) // 2 - 4), int)
+    cells = np.zeros(((scales.height - 1) // 2 - 4, (scales.width - 1) // 2 - 4), np.int64)
     for (top, left, rows, columns), level in zip(scales.cells, scales.levels, strict=True):
         assert (rows, columns) == level.map_size
         assert top + rows <= cells.shape[0]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from batchverify.errors import UsageError
-from batchverify.heads.features import EPSILON, FEATURES, Feature, Features
+from batchverify.heads.features import FEATURES, Feature, Features
+from batchverify.kernels.distances import EPSILON
 
 RNG = np.random.default_rng(0)
 SYMMETRIC = sorted(FEATURES.keys() - {"concat"})

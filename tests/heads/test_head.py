@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from head_samples import ABOUT, EMBEDDING, KINDS, make_head, pairs, warnings_are_errors
+from repository import PACKAGE
 from safetensors.numpy import load, save
 
 from batchverify.embedding.backbone import packaged_weights, stored_fingerprint
@@ -185,11 +186,11 @@ DAMAGED = {
     "no embedding": changed(lambda tensors, about: about.pop("embedding")),
     "no dimension": changed(lambda tensors, about: about["embedding"].pop("dimension")),
     "another dimension": damaged("embedding", dimension=128),
-    "no scorers": damaged(scorers=[]),
+    "no scorers": damaged(members=[]),
     "a scorer without layers": damaged("members", 0, widths=[512]),
     "a scorer with more layers": damaged("members", 0, widths=[512, 64, 1]),
-    "a scorer of text": damaged(scorers=["chi2"]),
-    "scorers of nothing": damaged(scorers=None),
+    "a scorer of text": damaged(members=["chi2"]),
+    "scorers of nothing": damaged(members=None),
     "unknown features": damaged("members", 0, features="deep"),
     "other features": damaged("members", 0, features="concat"),
     "no thresholds": changed(lambda tensors, about: about.pop("thresholds")),
@@ -241,7 +242,7 @@ def test_a_backbone_is_no_head():
         Head.load(packaged_weights())
 
 
-SHIPPED = sorted(packaged_weights().parent.glob("head-*.safetensors"))
+SHIPPED = sorted((PACKAGE / "heads" / "weights").glob("head-*.safetensors"))
 
 
 def test_every_shipped_head_is_one_and_has_its_name():

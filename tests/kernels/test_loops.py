@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_integrals(size):
         sums = np.full((size[0] + 1, size[1] + 1, 4), 7, np.int32)
         each.integrate(image, sums)
         tables.append(sums)
-    assert np.array_equal(*tables)
+    assert np.array_equal(tables[0], tables[1])
     assert np.array_equal(tables[0][-1, -1, :3], image.sum(axis=(0, 1)))
 
 
@@ -49,7 +50,7 @@ def test_integrals_beyond_31_bits_wrap_around():
     for each in BOTH:
         tables.append(np.empty((2201, 4001, 4), np.int32))
         each.integrate(image, tables[-1])
-    assert np.array_equal(*tables)
+    assert np.array_equal(tables[0], tables[1])
     assert tables[0][-1, -1, 0] < 0
 
 
@@ -65,7 +66,7 @@ def test_resampled_regions(reciprocal):
         patches = np.full((2, 40, 24, 24, 3), np.nan, np.float32)
         for each, target in zip(BOTH, patches, strict=True):
             each.resample(sums, regions[:count], places[:count], reciprocal, target)
-        assert np.array_equal(*patches, equal_nan=True)
+        assert np.array_equal(patches[0], patches[1], equal_nan=True)
         assert np.isfinite(patches[0]).sum() == 3 * sizes[:count].prod(axis=1).sum()
 
 
@@ -79,13 +80,13 @@ def test_suppression(count):
         boxes[::5, 2:] = boxes[::5, :2]
         order = RNG.permutation(count)
         kept = [each.suppress(boxes, order, threshold) for each in BOTH]
-        assert np.array_equal(*kept)
+        assert np.array_equal(kept[0], kept[1])
         assert kept[0].dtype == kept[1].dtype == np.int64
         dropped += count - len(kept[0])
     assert (dropped > 0) == (count > 2)
 
 
-def pair_sums(way: object, first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def pair_sums(way: Any, first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     sums = np.full((2, len(a)), 3, np.float32)
     bits = np.int16 if first.dtype == np.float16 else np.int32
     way.distances(first.view(bits), second.view(bits), a, b, *sums)
@@ -100,7 +101,7 @@ def test_distances(count, kind):
         first[1] = second[2] = 0
         a, b = RNG.integers(0, 40, count), RNG.integers(0, 7, count)
         found = [pair_sums(each, first, second, a, b) for each in BOTH]
-        assert np.array_equal(*found)
+        assert np.array_equal(found[0], found[1])
         assert (found[0] != 3).all()
 
 
@@ -112,7 +113,7 @@ def test_distances_of_every_half_precision_number():
     a, b = np.arange(1 << 16), np.zeros(1 << 16, np.int64)
     found = [pair_sums(each, numbers, other, a, b) for each in BOTH]
     wide = pair_sums(numba_loops, numbers.astype(np.float32), other.astype(np.float32), a, b)
-    assert np.array_equal(*found, equal_nan=True)
+    assert np.array_equal(found[0], found[1], equal_nan=True)
     assert np.array_equal(found[0], wide, equal_nan=True)
     assert np.array_equal(np.isfinite(found[0][1]), np.isfinite(numbers[:, 0]))
 
@@ -256,6 +257,6 @@ def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(d
     with pytest.raises(MemoryError):
         loops.suppress(np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5)
     with pytest.raises(TypeError):
-        loops.integrate(None, None)
+        loops.integrate(None, None)  # type: ignore[arg-type]
     assert loops._chosen["integrate"] is numba_loops.integrate
     assert not caplog.records

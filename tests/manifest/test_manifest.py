@@ -251,7 +251,7 @@ def test_the_fingerprint_is_that_of_the_bytes(tmp_path):
 
 def test_the_fingerprint_of_a_table_knows_what_its_categories_stand_for():
     def fingerprint(*names: str) -> str:
-        cells = pd.Categorical.from_codes([0, 1, 0], list(names))
+        cells = pd.Categorical.from_codes([0, 1, 0], pd.Index(names))
         return Manifest.open(pd.DataFrame({"image_a": cells, "image_b": ["x", "y", "z"]})).fingerprint
 
     assert fingerprint("a.jpg", "b.jpg") == fingerprint("a.jpg", "b.jpg")

@@ -186,6 +186,7 @@ def test_cells_of_a_manifest_in_an_object_store(root, cell):
 def test_keys_with_marks_survive_the_way_to_the_reader():
     cell = "photo.php?id=7&size=2#x %20.jpg"
     resolved = REMOTE.resolve(cell)
+    assert isinstance(resolved, str)
     assert Location.parse(resolved) == Location(f"bucket/set/{cell}", "s3", OPTIONS)
 
 

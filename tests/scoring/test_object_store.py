@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ import batchverify
 from batchverify.storage.location import Location
 
 FOLDER = REPOSITORY / "sample_manifests"
-OPTIONS = {"crop": "none", "quiet": True, "device": "cpu"}
+OPTIONS: dict[str, Any] = {"crop": "none", "quiet": True, "device": "cpu"}
 # With it the first job meets each kind of fault, and one slow answer: 10 s until it is asked for again.
 SEED = 0
 
@@ -115,7 +116,7 @@ def test_killed_and_taken_up_and_begun_anew_with_the_output_in_the_bucket(
     assert keys(store, "job/o.parquet.job") == []
 
     weather = store.weather()
-    options = {**OPTIONS, "cache": place.format("cache"), "engine": "local"}
+    options: dict[str, Any] = {**OPTIONS, "cache": place.format("cache"), "engine": "local"}
     batchverify.score(place.format("pairs.csv"), place.format("o.parquet"), **options)
     assert not any(request.startswith(("PUT", "POST")) for request in weather.came), (
         "a finished job is left alone"

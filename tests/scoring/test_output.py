@@ -12,6 +12,7 @@ from repository import REPOSITORY
 import batchverify
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.manifest.tables import would_find
+from batchverify.runtime.compute_path import ComputePath
 from batchverify.scoring import output
 from batchverify.scoring.job_folder import JobFolder, differences
 from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter
@@ -59,7 +60,7 @@ def test_a_job_folder_that_cannot_be_written_any_more_is_an_error_of_ours(tmp_pa
     parts = Parts(place.folder.location, "token", 9)
     rows = PartRows(place, parts, {"job": {}, "token": "token"}, pa.schema([]), 9)
     with pytest.raises(BatchverifyError, match=r"o\.parquet\.job: could not be written: .*No such file"):
-        rows.keep_path("cpu float32 eager, batches of 8")
+        rows.keep_paths({ComputePath("cpu", "float32", "torch", 8)})
 
 
 def test_a_part_that_holds_other_rows_than_its_footer_says_is_not_done(tmp_path):

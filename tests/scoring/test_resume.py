@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -78,7 +79,7 @@ def test_rows_cost_the_same_bytes_stopped_or_not(cache, tmp_path):
     assert pq.read_table(one).equals(pq.read_table(other))
 
 
-DIFFERENT = [
+DIFFERENT: list[tuple[dict[str, Any], str]] = [
     ({"threshold": 0.25}, r"threshold: 0\.\d+ there, 0\.25 here"),
     ({"limit": 20}, "limit: None there, 20 here"),
     ({"max_megapixels": 50.0}, r"max_megapixels: 100\.0 there, 50\.0 here"),
@@ -249,10 +250,11 @@ def test_other_options_than_those_of_the_compute_path_are_refused(cache, tmp_pat
     out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
     begun_on(out, cache, "cpu float32 torch, batches of 8")
     for name, value, there in (("runtime", "openvino", "torch"), ("dtype", "int8", "float32")):
+        options: dict[str, Any] = {"device": "cpu", name: value}
         with pytest.raises(
             UsageError, match=f"--{name} {value}: this job was begun with {there}; omit the option"
         ):
-            run(out, empty, device="cpu", **{name: value})
+            run(out, empty, **options)
 
 
 @pytest.mark.parametrize("path", ["cuda float16 torch, batches of 8", "cpu float32 winograd, batches of 32"])

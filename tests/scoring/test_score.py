@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -14,7 +15,7 @@ from repository import REPOSITORY
 
 import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
-from batchverify.scoring.job import cluster_address, reason_of
+from batchverify.scoring.job import cluster_address
 from batchverify.scoring.parquet import FileSink, read_record
 from batchverify.scoring.summary import ScoreSummary
 from batchverify.storage.location import Location
@@ -66,7 +67,7 @@ def test_parquet_tsv_folder_glob_and_frame_say_the_same(scored, cache, tmp_path)
     half = len(frame) // 2
     frame[:half].to_csv(tmp_path / "part-1.csv", index=False)
     frame[half:].to_csv(tmp_path / "part-2.csv", index=False)
-    options = {"cache": cache, "quiet": True, "image_root": str(SAMPLES)}
+    options: dict[str, Any] = {"cache": cache, "quiet": True, "image_root": str(SAMPLES)}
     for source in (SAMPLES / "faces.parquet", tmp_path / "pairs.tsv", str(tmp_path / "part-*.csv"), frame):
         assert same_scores(batchverify.score(source, **options).to_arrow(), scored.to_arrow())
 
@@ -196,7 +197,7 @@ def test_everything_on_s3(scored, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    options = {"cache": "s3://pairs/cache", "quiet": True}
+    options: dict[str, Any] = {"cache": "s3://pairs/cache", "quiet": True}
     first = batchverify.score("s3://pairs/in/faces.csv", "s3://pairs/out/scores.parquet", **options)
     assert (first.embedded, first.failed) == (24, 0)
     assert same_scores(first.to_arrow(), scored.to_arrow())
@@ -323,16 +324,3 @@ def test_the_summary_says_how_and_why_vectors_were_computed_and_where_the_time_w
     text = "\n".join(" ".join(line) for line in summary.lines())
     assert f"{summary.compute_path} ({summary.compute_reason})" in text and "embedder busy" in text
     assert read_record(str(tmp_path / "o.parquet"))["compute_reason"] == summary.compute_reason
-
-
-def test_reasons_of_compute_paths():
-    assert reason_of("cuda bfloat16 torch, batches of 512") == (
-        "multiplied in hardware here, with float32's range; torch, recorded as a CUDA graph"
-    )
-    assert reason_of("cpu float32 openvino, batches of 32 + cpu int8_bfloat16 openvino, batches of 32") == (
-        "asked for, or nothing shorter is multiplied here; OpenVINO"
-    )
-    assert reason_of("cpu int8_bfloat16 openvino, batches of 32") == (
-        "8-bit integers in the layers whose ranges the weights state, bfloat16 in the others; OpenVINO"
-    )
-    assert reason_of("") == reason_of("toy") == ""

@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ def test_items_come_in_order_and_no_more_are_made_than_wanted():
             made.append(number)
             yield number
 
-    some = ahead(items())
+    some: Any = ahead(items())
     assert [next(some) for _ in range(3)] == [0, 1, 2]
     some.close()
     assert len(made) <= 3 + AHEAD + 1
@@ -37,9 +39,13 @@ def test_an_error_of_making_comes_in_its_place():
 
 def test_all_is_done_in_order_in_another_thread():
     done = []
+
+    def note(number):
+        done.append((number, threading.get_ident()))
+
     with Behind() as behind:
         for number in range(20):
-            behind(lambda number=number: done.append((number, threading.get_ident())))
+            behind(partial(note, number))
     assert [number for number, _ in done] == list(range(20))
     assert {thread for _, thread in done}.isdisjoint({threading.get_ident()})
 
@@ -75,7 +81,7 @@ def test_where_the_block_raises_what_waits_is_dropped_and_what_runs_is_finished(
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_at_the_end_waits_for_what_is_being_done(times):
-    done, begun = [], threading.Event()
+    main, done, begun = threading.get_ident(), [], threading.Event()
 
     def slow():
         begun.set()
@@ -88,7 +94,7 @@ def test_ctrl_c_at_the_end_waits_for_what_is_being_done(times):
         time.sleep(0.1)
         for _ in range(times):
             # A real signal: it interrupts the main thread's waiting.
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            signal.pthread_kill(main, signal.SIGINT)
             time.sleep(0.1)
 
     presser = threading.Thread(target=press)

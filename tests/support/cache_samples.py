@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def failure(number: int, reason: Reason = Reason.NO_FACE, depends: str = "") -> 
 
 
 def new_cache(
-    root: object, fingerprint: EmbeddingFingerprint = FINGERPRINT, **options: float
+    root: object, fingerprint: EmbeddingFingerprint = FINGERPRINT, **options: Any
 ) -> EmbeddingCache:
     """A cache whose folders exist."""
     cache = EmbeddingCache(str(root), fingerprint, run_id="run 1", compute_path="cpu fp32 64", **options)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from batchverify.heads.features import Features
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Scorer
 
-ABOUT = {
+ABOUT: dict[str, Any] = {
     "version": "0.1",
     "embedding": dict(EMBEDDING.document),
     "thresholds": {
@@ -28,7 +29,7 @@ ABOUT = {
 
 
 # Features of each scorer's and the widths of its hidden layers.
-KINDS = {
+KINDS: dict[str, list[tuple[str, tuple[int, ...]]]] = {
     "distance": [("chi2sum", ())],
     "cosine": [("cosine", ())],
     "linear": [("chi2", ())],

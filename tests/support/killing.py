@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -195,8 +194,8 @@ class KilledJob:
 class ClusterJob(KilledJob):
     """The same on a cluster of three nodes: the head, which runs nothing, and two of which one may be killed."""
 
-    def __init__(self, *places: Any) -> None:
-        super().__init__(*places, engine="ray")
+    def __init__(self, manifest: Path, out: Path, cache: Path, part_rows: int) -> None:
+        super().__init__(manifest, out, cache, part_rows, engine="ray")
         self.nodes = RayNodes("a-token-of-32-characters-and-more")
         self.nodes.start("head", 0)
         self._names = [f"n{number}" for number in range(100)]

@@ -16,6 +16,7 @@ from batchverify.engine.base import WorkPlan
 from batchverify.engine.stages import LoadPlan
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Skipped
+from batchverify.runtime.compute_path import ComputePath
 
 POISON = (255, 0, 0)
 SLEEP = (0, 0, 255)
@@ -27,7 +28,7 @@ class ToyEmbedder:
     A red face kills the process, a blue one hangs it.
     """
 
-    compute_path = "toy"
+    compute_path = ComputePath("toy")
 
     def __init__(self, log: Path) -> None:
         self._log = log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from click.testing import CliRunner, Result
@@ -46,7 +47,7 @@ class Bench:
         """Any command with the cache."""
         return CliRunner().invoke(main, [command, *arguments, "--cache", str(self.cache)])
 
-    def refused(self, *options: str, **others: str | Path) -> str:
+    def refused(self, *options: str, **others: Any) -> str:
         """The one line of a training that ends with 2 and writes no head."""
         result = self.train(*options, **others)
         assert (result.exit_code, result.stdout) == (2, ""), result.output

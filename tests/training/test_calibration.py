@@ -157,7 +157,7 @@ def test_f1_threshold_has_the_highest_expected_f1_of_all(seed, levels):
     rng = np.random.default_rng(seed)
     p = [Fraction(int(each), levels) for each in np.ceil(rng.beta(0.5, 0.8, 40) * levels)]
 
-    def expected(threshold) -> Fraction:
+    def expected(threshold):
         """F1 of the expected counts: 2 TP / (called different + different)."""
         called = [each for each in p if each >= threshold]
         return 2 * sum(called) / (len(called) + sum(p))

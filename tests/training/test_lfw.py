@@ -1,5 +1,7 @@
 """What `train` promises on real faces: LFW View 1, default settings, five seeds."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from lfw_cache import view_1
@@ -10,10 +12,16 @@ pytestmark = pytest.mark.weights
 SEEDS = 5
 
 
+@pytest.mark.timeout(900)
 def test_default_settings_on_view_1(shared, tmp_path_factory, tmp_path):
     folder, first = view_1(shared, tmp_path_factory.getbasetemp())
     names = {name: folder / f"{name}.csv" for name in ("train", "dev", "test")}
-    options = {"test": names["test"], "cache": folder / "cache", "repeats": SEEDS, "quiet": True}
+    options: dict[str, Any] = {
+        "test": names["test"],
+        "cache": folder / "cache",
+        "repeats": SEEDS,
+        "quiet": True,
+    }
     summary = batchverify.train(names["train"], names["dev"], tmp_path / "head.safetensors", **options)
     # MTCNN finds no face in one picture of the 2,048 training pairs.
     assert summary.pairs == {"training": 2047, "dev": 152, "test": 1000}

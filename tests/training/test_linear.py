@@ -138,7 +138,8 @@ def test_much_shrinkage_leaves_the_weights_equal_and_little_lets_them_differ():
     assert spreads[0] < 1e-4 and spreads == sorted(spreads) and spreads[-1] > 0.3
     # All weights equal is the distance with its slope.
     ends = fit(pairs, "chi2", 1e9), fit(pairs, "chi2sum")
-    np.testing.assert_allclose(*(scores_of(each, pairs) for each in ends), atol=1e-4)
+    weighted, summed = (scores_of(each, pairs) for each in ends)
+    np.testing.assert_allclose(weighted, summed, atol=1e-4)
 
 
 @pytest.mark.parametrize("features", ["chi2", "concat", "product+absdiff"])

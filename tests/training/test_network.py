@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,14 +46,14 @@ def dev():
 @pytest.fixture(scope="module")
 def hard():
     """(train, dev) with so much noise that a network soon learns the training pairs by heart."""
-    drawn = {"noise": 1.5, "dimension": SMALL}
+    drawn: dict[str, Any] = {"noise": 1.5, "dimension": SMALL}
     return draw_people(40, 1, **drawn), draw_people(40, 2, name="dev", **drawn)
 
 
 HARD = replace(QUICK, widths=(64,), dropout=0.0, weight_decay=0.0, epochs=12, max_lr=1e-2, patience=99)
 
 
-def scores(scorer, pairs) -> np.ndarray:
+def scores(scorer, pairs) -> torch.Tensor:
     a, b, _ = pairs.take(np.arange(len(pairs)))
     return scorer.logits(a, b)
 

@@ -1,6 +1,7 @@
 """What `--algorithm` names: parsing, defaults, and the fit of each kind."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from batchverify.evaluation.figures import roc_auc
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.training.fit import EstimatorSpec, estimator_specs, network_settings
 
-NETWORK = {"widths": (16,), "dropout": 0.1, "epochs": 4, "max_lr": 1e-2, "snapshots": 2}
+NETWORK: dict[str, Any] = {"widths": (16,), "dropout": 0.1, "epochs": 4, "max_lr": 1e-2, "snapshots": 2}
 SMALL = 32
 
 

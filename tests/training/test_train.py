@@ -205,7 +205,7 @@ def test_tensorboard_without_a_network_says_that_there_is_nothing(bench):
 
 
 def test_from_python_with_tables_and_options(bench):
-    options = TrainOptions(cache=bench.cache, quiet=True, widths=8)
+    options = TrainOptions(cache=bench.cache, quiet=True, widths=8)  # type: ignore[arg-type]
     summary = batchverify.train(
         pairs_of(*TRAIN), pairs_of(*DEV), bench.head, options, algorithms="distance:cosine"
     )

@@ -271,10 +271,10 @@ def test_many_pairs_left_out_are_cut_in_the_message_and_whole_in_the_record(cach
 
 
 def test_options_from_python():
-    assert TrainOptions(algorithms="logistic", widths=[32, 8]).algorithms == ("logistic",)
-    assert TrainOptions(widths=64).widths == (64,)
+    assert TrainOptions(algorithms="logistic", widths=[32, 8]).algorithms == ("logistic",)  # type: ignore[arg-type]
+    assert TrainOptions(widths=64).widths == (64,)  # type: ignore[arg-type]
     for widths in ((), (8.5,), ("8",), (np.nan,)):
         with pytest.raises(UsageError, match="--widths are numbers of neurons"):
-            TrainOptions(widths=widths)
+            TrainOptions(widths=widths)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--seed"):
         TrainOptions(seed=-1)

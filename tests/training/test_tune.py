@@ -12,6 +12,7 @@ from batchverify.evaluation.figures import log_loss
 from batchverify.options import TrainOptions
 from batchverify.training.calibration import platt_scaling, sigmoid
 from batchverify.training.fit import EstimatorSpec
+from batchverify.training.pairs import LabelledPairs
 from batchverify.training.tune import changed, drawn, run_trial, search_space, tune
 
 OPTIONS = TrainOptions(tune=3, num_cpus=2, seed=5, epochs=3)
@@ -21,7 +22,7 @@ def pairs():
     return draw_people(30, 1, pairs=200), draw_people(12, 2, pairs=80, name="dev")
 
 
-def unlearnable():
+def unlearnable() -> tuple[LabelledPairs, LabelledPairs]:
     """Every pair stands there with both labels."""
     train, dev = pairs()
     half = train.subset(np.arange(50))

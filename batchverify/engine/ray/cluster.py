@@ -187,26 +187,26 @@ def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
 
 
 @dataclass(eq=False)
-class Member:
-    """An actor and its node. jobs: how many it has."""
+class PooledActor:
+    """An actor and its node. tasks: how many it has."""
 
-    actor: Any
+    handle: Any
     node: Node
-    jobs: int = 0
+    tasks: int = 0
 
 
 @dataclass
-class Crew:
+class ActorPool:
     """The actors of a run, by node. `start` makes one actor on a node.
 
-    An actor counts once it has answered: no job is given to one that waits for its place, so none is blamed.
+    An actor counts once it has answered: no task is given to one that waits for its place, so none is blamed.
     """
 
     start: Callable[[Node, Share], Any]
     use_gpus: bool
-    members: list[Member] = field(default_factory=list)
+    actors: list[PooledActor] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
-    _pending: dict[Any, Member] = field(default_factory=dict)
+    _pending: dict[Any, PooledActor] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _failed_starts: Counter[str] = field(default_factory=Counter)
     _next_look: float = 0.0
@@ -216,7 +216,7 @@ class Crew:
         if not self.nodes:
             return Workers(1, 1, 1)
         planned = cluster_workers(list(self.nodes.values()), use_gpus=self.use_gpus)
-        return replace(planned, count=len(self.members) or planned.count)
+        return replace(planned, count=len(self.actors) or planned.count)
 
     def take(self, nodes: Iterable[Node]) -> list[Node]:
         """Start actors on those nodes that are new and can work; returns these."""
@@ -242,13 +242,13 @@ class Crew:
             self._next_look = time.monotonic() + REFRESH_SECONDS
         self._admit(timeout=0)
 
-    def idlest(self, near: Node | None = None) -> Member:
-        """The ready actor with the fewest jobs, of equals one on node `near`; waits, and says so, for one."""
+    def idlest(self, near: Node | None = None) -> PooledActor:
+        """The ready actor with the fewest tasks, of equals one on node `near`; waits, and says so, for one."""
         said = time.monotonic()
-        while not self.members:
+        while not self.actors:
             self._admit(timeout=1)
             self.refresh()
-            if not self.members and time.monotonic() - said > PLACING_SECONDS:
+            if not self.actors and time.monotonic() - said > PLACING_SECONDS:
                 said = time.monotonic()
                 log.warning(
                     "waiting for the cluster to place workers (%d nodes, %d workers asked for); "
@@ -256,45 +256,45 @@ class Crew:
                     len(self.nodes),
                     len(self._pending),
                 )
-        return min(self.members, key=lambda each: (each.jobs, each.node != near))
+        return min(self.actors, key=lambda each: (each.tasks, each.node != near))
 
-    def lost(self, member: Member) -> bool:
+    def lost(self, pooled: PooledActor) -> bool:
         """An actor died: it is replaced, or, when its node died, all of the node's are given up; whether so."""
         import ray
 
-        if member not in self.members:
-            return member.node.id not in self.nodes
-        if not node_lives(member.node):
-            self.drop(member.node)
+        if pooled not in self.actors:
+            return pooled.node.id not in self.nodes
+        if not node_lives(pooled.node):
+            self.drop(pooled.node)
             return True
-        ray.kill(member.actor)
-        self.members.remove(member)
-        self._replace(member)
+        ray.kill(pooled.handle)
+        self.actors.remove(pooled)
+        self._replace(pooled)
         return False
 
     def drop(self, node: Node) -> None:
         """Give up a node that is gone."""
         if self.nodes.pop(node.id, None) is not None:
             log.warning("node %s is gone: what it was doing is done again", node)
-        self.members = [each for each in self.members if each.node != node]
+        self.actors = [each for each in self.actors if each.node != node]
         self._pending = {ref: each for ref, each in self._pending.items() if each.node != node}
 
     def close(self) -> None:
         """End all actors."""
         import ray
 
-        for each in (*self.members, *self._pending.values()):
-            ray.kill(each.actor)
-        self.members, self._pending = [], {}
+        for each in (*self.actors, *self._pending.values()):
+            ray.kill(each.handle)
+        self.actors, self._pending = [], {}
 
-    def _replace(self, member: Member) -> None:
-        share = member.node.share(use_gpus=self.use_gpus)
+    def _replace(self, pooled: PooledActor) -> None:
+        share = pooled.node.share(use_gpus=self.use_gpus)
         if share is not None:
-            self._start_one(member.node, share)
+            self._start_one(pooled.node, share)
 
     def _start_one(self, node: Node, share: Share) -> None:
         actor = self.start(node, share)
-        self._pending[actor.ready.remote()] = Member(actor, node)
+        self._pending[actor.ready.remote()] = PooledActor(actor, node)
 
     def _admit(self, timeout: float) -> None:
         """Take in the actors that have answered."""
@@ -306,31 +306,31 @@ class Crew:
         count = 1 if timeout else len(self._pending)
         answered, _ = ray.wait(list(self._pending), num_returns=count, timeout=timeout)
         for ref in answered:
-            member = self._pending.pop(ref, None)
-            if member is None:
+            pooled = self._pending.pop(ref, None)
+            if pooled is None:
                 continue
             try:
                 problem = ray.get(ref)
             except ray.exceptions.RayError as exc:
-                self._failed_start(member, exc)
+                self._failed_start(pooled, exc)
                 continue
             if problem:
-                log.warning("node %s takes no part: %s", member.node, problem)
-                self.drop(member.node)
+                log.warning("node %s takes no part: %s", pooled.node, problem)
+                self.drop(pooled.node)
             else:
-                self.members.append(member)
-                self._failed_starts.pop(member.node.id, None)
+                self.actors.append(pooled)
+                self._failed_starts.pop(pooled.node.id, None)
 
-    def _failed_start(self, member: Member, exc: Exception) -> None:
+    def _failed_start(self, pooled: PooledActor, exc: Exception) -> None:
         """An actor died before it answered: try again, unless its node died or nothing starts there."""
-        if not node_lives(member.node):
-            self.drop(member.node)
+        if not node_lives(pooled.node):
+            self.drop(pooled.node)
             return
-        self._failed_starts[member.node.id] += 1
+        self._failed_starts[pooled.node.id] += 1
         first = str(exc).splitlines()[0]
-        if self._failed_starts[member.node.id] >= START_TRIES:
+        if self._failed_starts[pooled.node.id] >= START_TRIES:
             raise BatchverifyError(
                 f"a Ray worker could not be started, {START_TRIES} times in a row: {first}"
             ) from exc
-        log.warning("a worker of node %s died while it started, another is tried: %s", member.node, first)
-        self._replace(member)
+        log.warning("a worker of node %s died while it started, another is tried: %s", pooled.node, first)
+        self._replace(pooled)

@@ -53,7 +53,7 @@ class SharedPaths:
         nodes: Iterable[Node],
         working: set[str],
         output: str | None,
-        references: Sequence[str | Skipped],
+        image_paths: Sequence[str | Skipped],
     ) -> None:
         """Raise `UsageError` where a node of `nodes` does not see the cache or the output's folder as the driver
         does, or where two of those with the ids `working` differ in the images that they have.
@@ -66,7 +66,7 @@ class SharedPaths:
             return
         folder = Location.parse(output).parent if output is not None else None
         marker = put_marker(folder) if folder is not None and folder.is_local else ""
-        images = sample(references)
+        images = sample(image_paths)
         try:
             seen = _look_on(others, [self.marker, marker, *images])
         finally:
@@ -106,10 +106,10 @@ def remove(marker: str) -> None:
             Path(marker).unlink()
 
 
-def sample(references: Sequence[str | Skipped]) -> list[str]:
+def sample(image_paths: Sequence[str | Skipped]) -> list[str]:
     """Some local images of a run, spread over it."""
-    step = max(1, len(references) // SAMPLE)
-    chosen = [references[at] for at in range(0, len(references), step)]
+    step = max(1, len(image_paths) // SAMPLE)
+    chosen = [image_paths[at] for at in range(0, len(image_paths), step)]
     return [each for each in chosen if isinstance(each, str) and not scheme_of(each)]
 
 

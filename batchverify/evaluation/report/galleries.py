@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.evaluation import worst_pairs
-from batchverify.evaluation.report.thumbnails import Source, Thumbnail, thumbnails
+from batchverify.evaluation.report.thumbnails import ImageSource, Thumbnail, thumbnails
 from batchverify.evaluation.scores import UNKNOWN, Scores
 from batchverify.evaluation.worst_pairs import Example
 
@@ -25,7 +25,7 @@ NO_IMAGE = Thumbnail(None, "no image shown")
 
 
 def galleries(
-    scores: Scores, reference: Scores | None, flipped: np.ndarray, *, most: int, source: Source | None
+    scores: Scores, reference: Scores | None, flipped: np.ndarray, *, most: int, source: ImageSource | None
 ) -> list[dict[str, Any]]:
     """Every gallery that has pairs. source: where the pictures are, None for none shown."""
     chosen = _chosen(scores, flipped, most)

@@ -39,7 +39,7 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Where a run's pictures and boxes are: roots to try in turn, the cache's root and fingerprint."""
 
     roots: tuple[ImageRoot, ...]
@@ -48,7 +48,7 @@ class Source:
     limits: Limits
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], image_root: str | None, cache: str | None) -> Source:
+    def of(cls, record: Mapping[str, Any], image_root: str | None, cache: str | None) -> ImageSource:
         """From a run record; `image_root` and `cache` given by the user come first."""
         root = image_root or record.get("image_root")
         roots = [ImageRoot(Location.parse(root), fenced=True)] if root else _folders(record)
@@ -79,7 +79,7 @@ def _folders(record: Mapping[str, Any]) -> list[ImageRoot]:
     return list(dict.fromkeys(ImageRoot(Location.parse(name).parent) for name in names))
 
 
-def thumbnails(cells: Sequence[str | None], source: Source) -> dict[str | None, Thumbnail]:
+def thumbnails(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
     """A thumbnail for each cell of an image column."""
     made: dict[str | None, Thumbnail] = {}
     for start in range(0, len(cells), BITE):
@@ -87,7 +87,7 @@ def thumbnails(cells: Sequence[str | None], source: Source) -> dict[str | None, 
     return made
 
 
-def _some(cells: Sequence[str | None], source: Source) -> dict[str | None, Thumbnail]:
+def _some(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
     data: dict[str | None, bytes | Skipped] = {}
     for cell in cells:
         path = source.resolve(cell)
@@ -96,13 +96,13 @@ def _some(cells: Sequence[str | None], source: Source) -> dict[str | None, Thumb
     return made | {cell: Thumbnail(None, OUTSIDE) for cell in data if source.fences(cell)}
 
 
-def _made(data: Mapping[str | None, bytes | Skipped], source: Source) -> dict[str | None, Thumbnail]:
+def _made(data: Mapping[str | None, bytes | Skipped], source: ImageSource) -> dict[str | None, Thumbnail]:
     keys = {cell: hashlib.sha256(each).digest() for cell, each in data.items() if isinstance(each, bytes)}
     entries = _entries(list(keys.values()), source)
     return {cell: _thumbnail(each, entries.get(keys.get(cell, b"")), source) for cell, each in data.items()}
 
 
-def _entries(keys: Sequence[bytes], source: Source) -> dict[bytes, Entry]:
+def _entries(keys: Sequence[bytes], source: ImageSource) -> dict[bytes, Entry]:
     """What the cache holds of these images; nothing where there is no cache."""
     if not source.cache or not source.embedding or not keys:
         return {}
@@ -114,7 +114,7 @@ def _entries(keys: Sequence[bytes], source: Source) -> dict[bytes, Entry]:
     return {entry.key: entry for entry in found if entry is not None}
 
 
-def _thumbnail(data: bytes | Skipped, entry: Entry | None, source: Source) -> Thumbnail:
+def _thumbnail(data: bytes | Skipped, entry: Entry | None, source: ImageSource) -> Thumbnail:
     if isinstance(data, Skipped):
         note = GONE if data.reason == Reason.NOT_FOUND else f"{data.reason.value}: not shown"
         return Thumbnail(None, note)
@@ -126,7 +126,7 @@ def _thumbnail(data: bytes | Skipped, entry: Entry | None, source: Source) -> Th
     return Thumbnail(_data_uri(pixels), note)
 
 
-def _working_side(source: Source) -> int:
+def _working_side(source: ImageSource) -> int:
     side = source.embedding.get("crop", {}).get("working_side", 1024)
     return side if isinstance(side, int) else 1024
 

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ def browser():
 def report(tmp_path_factory):
     """The report of the sample faces beside another run, with slices, and its figures."""
     folder = tmp_path_factory.mktemp("report")
-    settings = {"cache": str(folder / "cache"), "quiet": True}
+    settings: dict[str, Any] = {"cache": str(folder / "cache"), "quiet": True}
     batchverify.score(FACES, folder / "new.parquet", **settings)
     batchverify.score(FACES, folder / "old.parquet", threshold=0.9, **settings)
     batchverify.evaluate(folder / "new.parquet", folder / "out", folder / "old.parquet", by="person_a")

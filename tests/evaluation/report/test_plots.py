@@ -22,7 +22,7 @@ def measured(scores: Scores) -> MeasuredPairs:
 
 
 def test_the_explorer_counts_what_each_threshold_accepts(tmp_path):
-    labels = pa.array(np.random.default_rng(0).choice([0, 1, None], 400), pa.int8())
+    labels = pa.array(np.random.default_rng(0).choice(np.array([0, 1, None]), 400), pa.int8())
     scores = scores_of(tmp_path, draw_columns(400, true_label=labels), threshold=0.4950772622391619)
     found = plots.explorer(scores)
     grid = np.array(found["grid"], np.float32)

@@ -21,7 +21,7 @@ _OK = 0
 _KEPT = 16
 
 
-class Gallery:
+class EmbeddingTable:
     """Vectors and reasons of N images, 1 KB each.
 
     vectors: (N, 512) float16, rounded as the cache rounds them, zero where there is none; a file in `folder`
@@ -102,7 +102,7 @@ def _vectors(count: int, folder: str | None) -> np.ndarray:
         raise BatchverifyError(f"{where}: no room for {size / 1e9:.1f} GB of vectors: {exc}") from exc
 
 
-class Owners:
+class ContentIndex:
     """Images by content key, one each. Of a key's 32 bytes 16 are kept, as in the cache's index.
 
     count: how many images there are.

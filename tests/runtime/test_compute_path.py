@@ -1,0 +1,49 @@
+"""Compute paths: what run records hold of them, and which give one vector."""
+
+import pytest
+
+from batchverify.runtime.compute_path import ComputePath, paths_from_text, paths_to_text
+
+TEXTS = (
+    "cpu int8_bfloat16 openvino, batches of 32",
+    "cpu float32 torch, batches of 1",
+    "cuda:1 bfloat16 torch, batches of 512",
+    "cpu fp32 64",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_comes_back(text):
+    assert str(ComputePath.parse(text)) == text
+    assert paths_to_text(paths_from_text(text)) == text
+
+
+def test_several_paths_are_one_text_each_once_in_order():
+    text = " + ".join(sorted(TEXTS))
+    assert paths_to_text([*map(ComputePath.parse, TEXTS), ComputePath.parse(TEXTS[0])]) == text
+    assert [str(path) for path in paths_from_text(text)] == sorted(TEXTS)
+    assert paths_from_text("") == []
+    assert paths_to_text([]) == ""
+
+
+def test_the_number_of_a_gpu_and_the_batch_do_not_change_vectors():
+    path = ComputePath("cuda:0", "bfloat16", "torch", 512)
+    assert path.same_vectors(ComputePath("cuda:1", "bfloat16", "torch", 256))
+    for other in (
+        ("cpu", "bfloat16", "torch"),
+        ("cuda:0", "float16", "torch"),
+        ("cuda:0", "bfloat16", "openvino"),
+    ):
+        assert not path.same_vectors(ComputePath(*other, 512))
+    assert ComputePath.parse("of old").same_vectors(ComputePath("of old"))
+    assert not ComputePath.parse("of old").same_vectors(path)
+
+
+def test_reasons():
+    assert ComputePath("cuda", "bfloat16", "torch", 512).reason == (
+        "multiplied in hardware here, with float32's range; torch, recorded as a CUDA graph"
+    )
+    assert ComputePath("cpu", "int8_bfloat16", "openvino", 32).reason == (
+        "8-bit integers in the layers whose ranges the weights state, bfloat16 in the others; OpenVINO"
+    )
+    assert ComputePath("toy").reason == ""
