@@ -57,3 +57,8 @@ class NothingScoredError(BatchverifyError):
     def __init__(self, message: str, summary: Any = None) -> None:
         super().__init__(message)
         self.summary = summary
+
+
+def first_line(exc: BaseException) -> str:
+    """The first line of an exception's message, for messages of one line; its type where it has none."""
+    return (str(exc) or type(exc).__name__).splitlines()[0]

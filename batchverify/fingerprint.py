@@ -120,7 +120,7 @@ class EmbeddingFingerprint:
 
     def difference(self, other: EmbeddingFingerprint) -> str:
         """Which settings differ, for people: `crop.margin 44 against 14; …`, empty when equal."""
-        mine, theirs = _flat(self.document), _flat(other.document)
+        mine, theirs = flattened(self.document), flattened(other.document)
         names = sorted(mine.keys() | theirs.keys())
         differing = [name for name in names if mine.get(name) != theirs.get(name)]
         return "; ".join(
@@ -128,12 +128,13 @@ class EmbeddingFingerprint:
         )
 
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested document as one mapping; the keys of inner ones follow after dots."""
     flat: dict[str, Any] = {}
     for name, value in document.items():
         # An empty mapping is a value like others, lest a difference go unsaid.
         nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        flat |= flattened(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
 
 

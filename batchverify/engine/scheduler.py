@@ -16,7 +16,7 @@ from batchverify.cache.segment import Entry
 from batchverify.engine.base import QUEUED_PER_WORKER, Engine, NodeLostError, Task, WorkerLostError, Workers
 from batchverify.engine.embedding_table import ContentIndex, EmbeddingTable
 from batchverify.engine.stages import Embeddings, Loaded, PairScores
-from batchverify.errors import BatchverifyError
+from batchverify.errors import BatchverifyError, first_line
 from batchverify.manifest.manifest import Block
 from batchverify.progress import Progress
 from batchverify.records import Reason, Skipped
@@ -255,7 +255,7 @@ class ImageRun:
             self._suspects.append(indices)
             return
         # Ray's errors may have no text.
-        why = (str(exc) or type(exc).__name__).splitlines()[0]
+        why = first_line(exc)
         log.warning("%s: crashed: %s", self.image_paths[index], why)
         self._fail(index, Skipped(Reason.CRASHED, f"its worker died or hung {STRIKES} times"))
 
@@ -324,7 +324,7 @@ def _scored(
                 )
             done: PairScores = engine.result(task)
         except WorkerLostError as exc:
-            reason = str(exc).splitlines()[0]
+            reason = first_line(exc)
             log.warning("rows from %d are scored again: %s", block.first + 1, reason)
             task = _score_block(engine, embeddings, block)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from batchverify.evaluation.bootstrap import Units, bootstrap
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, ScoreFile, Scores
+from batchverify.fingerprint import flattened
 
 # What a run record says about how the run went, and what stands in it twice: no reason why scores differ.
 # fmt: off
@@ -88,7 +88,7 @@ def record_differences(new: Scores, reference: Scores) -> list[dict[str, Any]]:
 
     The thresholds are those in use. A key that one record lacks is None there.
     """
-    flat = [dict(_flat(each.file.record)) | {"threshold": each.threshold} for each in (new, reference)]
+    flat = [flattened(each.file.record) | {"threshold": each.threshold} for each in (new, reference)]
     keys = sorted(key for key in flat[0].keys() | flat[1].keys() if not _outcome(key))
     pairs = [(key, flat[0].get(key), flat[1].get(key)) for key in keys]
     return [{"key": key, "new": ours, "reference": other} for key, ours, other in pairs if ours != other]
@@ -96,14 +96,6 @@ def record_differences(new: Scores, reference: Scores) -> list[dict[str, Any]]:
 
 def _outcome(key: str) -> bool:
     return key in OUTCOMES or key.partition(".")[0] in OUTCOMES
-
-
-def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
 
 
 def pairs_digest(file: ScoreFile) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchverify.errors import ManifestError, UsageError
+from batchverify.errors import ManifestError, UsageError, first_line
 from batchverify.evaluation.bootstrap import Units
 from batchverify.manifest.columns import (
     LABEL,
@@ -26,7 +25,7 @@ from batchverify.manifest.columns import (
     read_paths,
 )
 from batchverify.manifest.tables import TableFile, find_files
-from batchverify.scoring.parquet import RECORD_KEY, SUCCESS, part_files
+from batchverify.scoring.parquet import SUCCESS, parse_record, part_files, run_record
 from batchverify.storage.location import Location
 
 UNKNOWN = -1
@@ -215,7 +214,7 @@ class ScoreFile:
             if not parts:
                 raise ManifestError(f"{source}: the folder holds no part files of `batchverify score`")
             footers = [_footer(part) for part in parts]
-            record = _folder_record(location) if kind == "folder" else _record(footers[0])
+            record = _folder_record(location) if kind == "folder" else run_record(footers[0])
         schema = footers[0].schema.to_arrow_schema().remove_metadata()
         rows = tuple(footer.num_rows for footer in footers)
         opened = cls(source, tuple(parts), rows, schema, record)
@@ -327,25 +326,12 @@ def _footer(part: Location) -> pq.FileMetaData:
         return pq.ParquetFile(file).metadata
 
 
-def _record(footer: pq.FileMetaData) -> dict[str, Any]:
-    return _parsed((footer.metadata or {}).get(RECORD_KEY.encode(), b"{}"))
-
-
 def _folder_record(folder: Location) -> dict[str, Any]:
     marker = folder.join(SUCCESS)
     if marker.kind() == "absent":
         raise ManifestError(f"{folder}: no {SUCCESS} in it: the run that writes it is not finished")
     with marker.filesystem.open_input_file(marker.path) as file:
-        return _parsed(file.read())
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    """A run record; whatever else stands there is none."""
-    try:
-        record = json.loads(text)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+        return parse_record(file.read())
 
 
 @contextmanager
@@ -357,14 +343,10 @@ def _seam(name: str) -> Iterator[None]:
         raise ManifestError(f"{name}: no such file or folder") from exc
     except pa.ArrowInvalid as exc:
         raise ManifestError(
-            f"{name}: not a readable Parquet file ({_line(exc)}); `evaluate` takes what `score` wrote"
+            f"{name}: not a readable Parquet file ({first_line(exc)}); `evaluate` takes what `score` wrote"
         ) from exc
     except (OSError, pa.ArrowException) as exc:
-        raise ManifestError(f"{name}: cannot be read: {_line(exc)}") from exc
-
-
-def _line(exc: Exception) -> str:
-    return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise ManifestError(f"{name}: cannot be read: {first_line(exc)}") from exc
 
 
 def read_truth(manifest: str, scores: ScoreFile) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from batchverify.errors import ManifestError, UsageError
+from batchverify.errors import ManifestError, UsageError, first_line
 from batchverify.storage.location import Location
 
 PARQUET = (".parquet", ".pq")
@@ -43,7 +43,7 @@ def find_files(source: str) -> list[Location]:
     try:
         return _found(source, location)
     except (OSError, pa.ArrowException) as exc:
-        raise ManifestError(f"{source}: cannot be read: {_first_line(exc)}") from exc
+        raise ManifestError(f"{source}: cannot be read: {first_line(exc)}") from exc
 
 
 def _found(source: str, location: Location) -> list[Location]:
@@ -213,13 +213,13 @@ class TableFile:
             raise ManifestError(f"{self.location}: the names of the columns are not UTF-8") from exc
         except pa.ArrowInvalid as exc:
             what = (
-                f"not a readable Parquet file: {_first_line(exc)}"
+                f"not a readable Parquet file: {first_line(exc)}"
                 if self.is_parquet
                 else _explained(exc, names)
             )
             raise ManifestError(f"{self.location}: {what}") from exc
         except (OSError, pa.ArrowException) as exc:
-            raise ManifestError(f"{self.location}: cannot be read: {_first_line(exc)}") from exc
+            raise ManifestError(f"{self.location}: cannot be read: {first_line(exc)}") from exc
 
 
 def _bundles(metadata: pq.FileMetaData) -> Iterator[list[int]]:
@@ -238,7 +238,7 @@ def _bundles(metadata: pq.FileMetaData) -> Iterator[list[int]]:
 
 def _explained(exc: pa.ArrowInvalid, names: Sequence[str]) -> str:
     """pyarrow's message about a text file in our words: rows are counted from 1 without the header."""
-    message = _first_line(exc)
+    message = first_line(exc)
     if "Empty CSV" in message:
         return "the file has no rows; a header with image_a and image_b, and rows below it, are needed"
     uneven = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", message)
@@ -250,10 +250,6 @@ def _explained(exc: pa.ArrowInvalid, names: Sequence[str]) -> str:
         column, row = int(invalid.group(1)), int(invalid.group(2)) - 1
         return f"row {row}: column {repr(names[column]) if names else column + 1}: not UTF-8"
     return f"not a table of text: {message}"
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
 
 
 def table_of(source: Any) -> pa.Table:

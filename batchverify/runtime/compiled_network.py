@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.errors import first_line
+
 # What INFERENCE_PRECISION_HINT calls the types that layers without 8-bit inputs compute in.
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -19,7 +21,7 @@ def unavailable() -> str:
     try:
         core().get_property("CPU", "FULL_DEVICE_NAME")
     except (ImportError, OSError, RuntimeError) as exc:
-        return str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        return first_line(exc)
     return ""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from batchverify.errors import UsageError
+from batchverify.fingerprint import flattened
 from batchverify.storage.location import Location
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _is_named(descriptor: int, path: Path) -> bool:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What differs between two job documents, for people: `threshold: 0.4 there, 0.5 here; …`."""
-    old, new = _flat(there), _flat(here)
+    old, new = flattened(there), flattened(here)
     found = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name):
@@ -162,10 +163,3 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
             found.append(f"{name}: {old.get(name)} there, {new.get(name)} here")
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

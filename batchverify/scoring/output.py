@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.job_folder import JobFolder, differences
-from batchverify.scoring.parquet import PART, RECORD_KEY, SUCCESS, FileSink, part_files, record_text, writing
+from batchverify.scoring.parquet import PART, SUCCESS, FileSink, part_files, record_text, run_record, writing
 from batchverify.storage.background import ahead
 from batchverify.storage.location import Location
 from batchverify.storage.object_store import is_denied, is_passing
@@ -416,13 +416,12 @@ def footer_and_rows(place: Location) -> tuple[Mapping[str, Any], int]:
     try:
         with place.filesystem.open_input_file(place.path) as file:
             found = pq.ParquetFile(file).metadata
-        record = json.loads((found.metadata or {}).get(RECORD_KEY.encode(), b"{}"))
     except (OSError, pa.ArrowException, ValueError) as exc:
         if is_passing(exc) or is_denied(exc):
             # What cannot be read now may be a finished part.
             raise BatchverifyError(f"{place}: cannot be read: {exc}") from exc
         return {}, 0
-    return (record if isinstance(record, dict) else {}), found.num_rows
+    return run_record(found), found.num_rows
 
 
 def read_table(place: Location, columns: list[str] | None = None) -> pa.Table:

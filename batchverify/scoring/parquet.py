@@ -70,14 +70,18 @@ def result_table(
     )
 
 
-def read_record(path: str) -> dict[str, Any]:
-    """The run record of an output file."""
-    location = Location.parse(path)
-    with location.filesystem.open_input_file(location.path) as file:
-        metadata = pq.ParquetFile(file).metadata.metadata or {}
-    if RECORD_KEY.encode() not in metadata:
-        raise BatchverifyError(f"{path}: holds no run record of batchverify")
-    return dict(json.loads(metadata[RECORD_KEY.encode()]))
+def run_record(footer: pq.FileMetaData) -> dict[str, Any]:
+    """The run record in a Parquet file's footer; empty where there is none, or a damaged one."""
+    return parse_record((footer.metadata or {}).get(RECORD_KEY.encode(), b""))
+
+
+def parse_record(text: bytes) -> dict[str, Any]:
+    """The run record that a footer or `_SUCCESS` holds; empty where the text is no such record."""
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def record_text(record: Mapping[str, Any]) -> str:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from half_done import FACES, PART, SAMPLES, files, job_folder, run, stopped
+from run_records import read_record
 
 import batchverify
 from batchverify.errors import NothingScoredError, UsageError
 from batchverify.scoring.job_folder import JobFolder
-from batchverify.scoring.parquet import read_record
 from batchverify.storage.location import Location
 
 pytestmark = pytest.mark.usefixtures("small_parts")

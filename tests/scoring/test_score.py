@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 from repository import REPOSITORY
+from run_records import read_record
 
 import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
 from batchverify.scoring.job import cluster_address
-from batchverify.scoring.parquet import FileSink, read_record
+from batchverify.scoring.parquet import FileSink
 from batchverify.scoring.summary import ScoreSummary
 from batchverify.storage.location import Location
 

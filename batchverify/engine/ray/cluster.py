@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchverify.engine.base import GPU_CHUNK, Workers
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.errors import BatchverifyError, UsageError, first_line
 from batchverify.runtime.devices import available_cpus
 
 log = logging.getLogger(__name__)
@@ -327,7 +327,7 @@ class ActorPool:
             self.drop(pooled.node)
             return
         self._failed_starts[pooled.node.id] += 1
-        first = str(exc).splitlines()[0]
+        first = first_line(exc)
         if self._failed_starts[pooled.node.id] >= START_TRIES:
             raise BatchverifyError(
                 f"a Ray worker could not be started, {START_TRIES} times in a row: {first}"

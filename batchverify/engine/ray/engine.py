@@ -34,7 +34,7 @@ from batchverify.engine.stages import (
     embed_images,
     score_indices,
 )
-from batchverify.errors import BatchverifyError
+from batchverify.errors import BatchverifyError, first_line
 from batchverify.process import keep_freed_memory
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
@@ -194,9 +194,7 @@ class RayEngine:
         try:
             value = self._ray.get(task.handle)
         except (errors.TaskUnschedulableError, errors.ActorUnschedulableError) as exc:
-            raise BatchverifyError(
-                f"the cluster has no place for a task: {str(exc).splitlines()[0]}"
-            ) from exc
+            raise BatchverifyError(f"the cluster has no place for a task: {first_line(exc)}") from exc
         except (
             errors.WorkerCrashedError,
             errors.RayActorError,
