@@ -23,6 +23,10 @@ LARGEST = 1e9
 # What every generator of random numbers takes.
 SEEDS = 2**32
 MOST_WIDTH = 65_536
+# Bootstrap draws behind an interval: fewer give none.
+FEWEST_DRAWS = 40
+MOST_DRAWS = 10_000
+MOST_EXAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,38 @@ class TrainOptions(EmbedOptions):
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
             raise UsageError(f"--folds must be 0 (none) or at least 2, got {self.folds}")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `evaluate`: how scores are judged.
+
+    truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
+    examples: pairs shown of each kind. export_worst: how many pairs, and the file.
+    """
+
+    truth: str | None = None
+    by: tuple[str, ...] = ()
+    threshold: float | None = None
+    draws: int = 200
+    seed: int = 0
+    examples: int = 12
+    image_root: str | None = None
+    cache: str | None = None
+    no_images: bool = False
+    export_worst: tuple[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold lies between 0 and 1, got {self.threshold}")
+        for name, most in (("draws", MOST_DRAWS), ("examples", MOST_EXAMPLES)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UsageError(f"--{name} lies between 0 and {most:,}, got {getattr(self, name)}")
+        if 0 < self.draws < FEWEST_DRAWS:
+            raise UsageError(f"--draws is 0, for no intervals, or at least {FEWEST_DRAWS}, got {self.draws}")
+        if self.export_worst is not None and self.export_worst[0] < 1:
+            raise UsageError(f"--export-worst takes at least 1 pair, got {self.export_worst[0]}")
 
 
 def default_cache_root() -> str:

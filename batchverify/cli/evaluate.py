@@ -8,6 +8,7 @@ import click
 
 from batchverify.cli.options import together
 from batchverify.cli.output import reporting, set_up
+from batchverify.options import EvaluateOptions
 
 _options = together(
     click.option(
@@ -32,15 +33,15 @@ _options = together(
     ),
     click.option(
         "--draws",
-        default=200,
+        default=EvaluateOptions.draws,
         show_default=True,
         metavar="N",
         help="Of the bootstrap behind the 95 % intervals, at least 40; 0: no intervals.",
     ),
-    click.option("--seed", default=0, show_default=True, help="Of the bootstrap's draws."),
+    click.option("--seed", default=EvaluateOptions.seed, show_default=True, help="Of the bootstrap's draws."),
     click.option(
         "--examples",
-        default=12,
+        default=EvaluateOptions.examples,
         show_default=True,
         metavar="N",
         help="Pairs of each kind in the report's galleries.",
@@ -79,7 +80,6 @@ def evaluate(
     far the scores have drifted. The truth may be missing; then distributions and drift are shown.
     """
     set_up(verbose)
-    from batchverify.evaluation.evaluate import EvaluateOptions
     from batchverify.evaluation.evaluate import evaluate as run
 
     with reporting(as_json, quiet) as report:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 200
+from batchverify.options import FEWEST_DRAWS
+
 COVERAGE = 0.95
-# Draws that lack one kind of pair say nothing; of fewer than so many others no interval is made.
-FEWEST = 40
 THREADS = 2
 
 Figures = Mapping[str, float]
@@ -59,7 +58,7 @@ class Intervals:
 
 
 def bootstrap(
-    units: Units, figures: Callable[[np.ndarray], Figures], *, draws: int = DRAWS, seed: int = 0
+    units: Units, figures: Callable[[np.ndarray], Figures], *, draws: int, seed: int = 0
 ) -> Intervals:
     """The percentile intervals of all figures. figures: from the (N,) weights of one draw.
 
@@ -79,7 +78,8 @@ def _draw(units: Units, figures: Callable[[np.ndarray], Figures], draws: int, se
 
 def _span(values: Sequence[float]) -> tuple[float, float] | None:
     known = np.array([value for value in values if not np.isnan(value)])
-    if len(known) < FEWEST:
+    # A draw that lacks one kind of pair has no value; fewer than this many values give no interval.
+    if len(known) < FEWEST_DRAWS:
         return None
     low, high = np.quantile(known, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)

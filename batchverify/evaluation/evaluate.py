@@ -14,16 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchverify.errors import BatchverifyError, UsageError
-from batchverify.evaluation.bootstrap import (
-    DRAWS,
-    FEWEST,
-    Intervals,
-    Units,
-    bootstrap,
-    honest,
-    verdict_trials,
-)
+from batchverify.errors import BatchverifyError
+from batchverify.evaluation.bootstrap import Intervals, Units, bootstrap, honest, verdict_trials
 from batchverify.evaluation.comparison import SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.report import plots
@@ -47,11 +39,10 @@ from batchverify.evaluation.slices import (
 )
 from batchverify.evaluation.worst_pairs import check_target, write_review
 from batchverify.manifest.columns import TRUE_LABEL
+from batchverify.options import EvaluateOptions
 from batchverify.storage.location import Location
 from batchverify.version import __version__
 
-MOST_DRAWS = 10_000
-MOST_EXAMPLES = 100
 # The figures of the table on the terminal; the rest stand in the files.
 SHOWN = (
     *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
@@ -59,38 +50,6 @@ SHOWN = (
 )
 NOT_MEASURED = "–"
 EXACT = "exact binomial bound of what was never or always seen, as if pairs were independent"
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """How scores are judged; the command line's options of the same names.
-
-    truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
-    examples: pairs shown of each kind. export_worst: how many pairs, and the file.
-    """
-
-    truth: str | None = None
-    by: tuple[str, ...] = ()
-    threshold: float | None = None
-    draws: int = DRAWS
-    seed: int = 0
-    examples: int = 12
-    image_root: str | None = None
-    cache: str | None = None
-    no_images: bool = False
-    export_worst: tuple[int, str] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError(f"--threshold lies between 0 and 1, got {self.threshold}")
-        for name, most in (("draws", MOST_DRAWS), ("examples", MOST_EXAMPLES)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UsageError(f"--{name} lies between 0 and {most:,}, got {getattr(self, name)}")
-        if 0 < self.draws < FEWEST:
-            raise UsageError(f"--draws is 0, for no intervals, or at least {FEWEST}, got {self.draws}")
-        if self.export_worst is not None and self.export_worst[0] < 1:
-            raise UsageError(f"--export-worst takes at least 1 pair, got {self.export_worst[0]}")
 
 
 @dataclass(frozen=True)
