@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from batchverify.embedding.backbone import packaged_weights
 from batchverify.heads.head import Head, default_head_name
 from batchverify.training.train import train
 
+SHIPPED = Path(__file__).resolve().parent.parent / "batchverify" / "heads" / "weights"
 BACKBONES = ("vggface2", "vggface2-float")
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"crop": "detect"},
@@ -37,7 +37,7 @@ def main(folder: Path, weights: str | None) -> None:
                     **settings,
                 )
                 head = Head.load(made)
-                target = packaged_weights().with_name(default_head_name(head.embedding))
+                target = SHIPPED / default_head_name(head.embedding)
                 target.write_bytes(made.read_bytes())
             held = head.about["held_out"]
             print(
