@@ -1,10 +1,10 @@
-"""Draws `sample_manifests/`: 24 faces of 8 people who do not exist, and a manifest for every way to fail.
+"""Draw `sample_manifests/`: 24 faces of 8 people who do not exist, and a manifest for every way to fail.
 
-    python jobs/draw_sample_faces.py [-o sample_manifests]
+    python sample_manifests/drawing/draw_sample_faces.py [-o sample_manifests]
 
-Seeded: on one version of Pillow and pyarrow the same bytes come out each time. The faces' measures were
-searched for once, within natural bounds, until the vggface2 backbone told the people apart: cosine of two
-pictures above 0.9 for one person, below 0.4 for two.
+The drawing is seeded: one version of Pillow and pyarrow always writes the same bytes. The measures of the faces were
+searched for once, within natural bounds, until the vggface2 backbone told the people apart: the cosine of two
+images is above 0.9 for one person and below 0.4 for two.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def landscape(size: int) -> Image.Image:
 def main() -> None:
     """Writes the whole folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent.parent / "sample_manifests")
+    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).resolve().parent.parent)
     out = parser.parse_args().out
     faces(out / "faces")
     write_csv(out / "faces.csv", HEADER, pairs())

@@ -1,4 +1,4 @@
-"""Draw docs/output.png, the README's picture: some scored pairs of the samples with their faces."""
+"""Draw docs/output.png, the image of the README: some scored pairs of the samples with their faces."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 import batchverify
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-SAMPLES = Path(__file__).resolve().parent.parent / "sample_manifests"
+SAMPLES = Path(__file__).resolve().parent.parent
 COLUMNS = (
     ("image_a", 20),
     ("image_b", 150),
@@ -22,7 +22,7 @@ COLOURS = {0: (30, 130, 76), 1: (186, 74, 0)}
 
 
 def face(path: Path) -> Image.Image:
-    """A square thumbnail, or a grey one for what is no picture."""
+    """A square thumbnail; grey for a file that is no image."""
     try:
         return Image.open(path).convert("RGB").resize((FACE, FACE), Image.Resampling.LANCZOS)
     except OSError:
