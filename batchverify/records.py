@@ -1,4 +1,4 @@
-"""Small frozen records that the stages hand each other, and the closed set of reasons."""
+"""Small frozen records that the stages pass to one another, and the closed set of failure reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Reason(str, Enum):
-    """Why an image has no embedding. The set is closed: readers of the output may rely on it."""
+    """Why an image has no embedding. The set is closed, so readers of the output may rely on it."""
 
     NOT_FOUND = "not_found"
     FORBIDDEN = "forbidden"
@@ -22,16 +22,15 @@ class Reason(str, Enum):
     CRASHED = "crashed"
 
 
-# Reasons that follow from the image's bytes alone; only these are kept in the cache.
+# Reasons that depend on the image's bytes alone. Only these are cached.
 CACHED_REASONS = frozenset({Reason.UNDECODABLE, Reason.TOO_LARGE, Reason.NO_FACE})
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image without an embedding: the reason, and a sentence for whoever looks into it.
+    """An image without an embedding: the reason, and a message for people.
 
-    `depends` names the limit or decoder set behind a reason that is cached; under another one the image
-    is tried again.
+    depends: the limit or decoder set behind a cached reason. The image is tried again when it changes.
     """
 
     reason: Reason
@@ -41,17 +40,17 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest image that is read (`bytes`, of the encoded file) and decoded (`pixels`)."""
+    """The largest image that is read (`bytes` of the encoded file) and decoded (`pixels`)."""
 
     bytes: int = 64_000_000
     pixels: int = 100_000_000
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded picture.
+class DecodedImage:
+    """A decoded image.
 
-    pixels: (H, W, 3) uint8 RGB, upright, perhaps reduced. scale: pixels of the original per pixel here.
+    pixels: (H, W, 3) uint8 RGB, upright, possibly reduced. scale: pixels of the original per pixel of this one.
     """
 
     pixels: np.ndarray

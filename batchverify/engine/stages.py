@@ -20,7 +20,7 @@ from batchverify.faces.images import decode, decoder_set, read_image, too_large_
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.process import peak_memory
 from batchverify.progress import Stopwatch
-from batchverify.records import Limits, Picture, Reason, Skipped
+from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ AHEAD = 2 * BITE
 # A chunk is cut short, too, where a store takes so long over it: others see that the run goes on.
 PATIENT_SECONDS = 45.0
 
-Image = Picture | Face
+Image = DecodedImage | Face
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def embed_images(
 
     view: the number of an augmented view of the cropped face, 0 for the face as it is.
     """
-    pictures = [image for image in images if isinstance(image, Picture)]
+    pictures = [image for image in images if isinstance(image, DecodedImage)]
     watch = Stopwatch(embedder.start_seconds())
     with watch.stage("detect"):
         found = iter(embedder.find_faces([picture.pixels for picture in pictures]))

@@ -14,9 +14,9 @@ import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from batchverify.errors import UsageError
-from batchverify.records import Limits, Picture, Reason, Skipped
+from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import Location, scheme_of
-from batchverify.storage.object_store import is_denied, patiently
+from batchverify.storage.object_store import is_denied, retry
 
 # Formats that Pillow decodes by itself; EPS and friends would start other programs. JPEG opens MPO, too:
 # a name that Pillow opens under no plug-in of its own makes it fail at every format after it.
@@ -54,7 +54,7 @@ def read_image(location: str, limits: Limits) -> bytes | Skipped:
     try:
         if scheme_of(location):
             place = Location.parse(location)
-            return patiently(lambda: _read_remote(place, limits))
+            return retry(lambda: _read_remote(place, limits))
         return _read_local(location, limits)
     except (FileNotFoundError, NotADirectoryError):
         return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
@@ -89,8 +89,8 @@ def _file_too_large(where: str, size: int, limits: Limits) -> Skipped:
     return Skipped(Reason.TOO_LARGE, f"{where}: {size / 1e6:.1f} MB, the limit is {limits.bytes / 1e6:g} MB")
 
 
-def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
-    """Decode one image to an upright RGB `Picture`, or the reason why not.
+def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skipped:
+    """Decode one image to an upright RGB `DecodedImage`, or the reason why not.
 
     An image whose longer side exceeds `long_side` pixels is reduced to it; JPEGs are then decoded at a
     smaller scale to begin with (`draft`), never below twice `long_side`. Alpha is laid over white, 16-bit
@@ -107,7 +107,7 @@ def decode(data: bytes, limits: Limits, long_side: int) -> Picture | Skipped:
         orientation = _orientation(image)
         reduced = _reduce(_rgb(image), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
-        return Picture(np.asarray(upright), max(original) / max(upright.size))
+        return DecodedImage(np.asarray(upright), max(original) / max(upright.size))
     except Image.DecompressionBombError as exc:
         # Pillow's guard, in a process that is not ours; it says nothing about `limits`.
         return Skipped(Reason.TOO_LARGE, _text(exc), f"Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from batchverify.faces.images import decode, decoder_set, own_process, too_large_dependence
-from batchverify.records import Limits, Picture, Reason, Skipped
+from batchverify.records import DecodedImage, Limits, Reason, Skipped
 
 LIMITS = Limits()
 
@@ -62,7 +62,7 @@ def test_truncated_files_are_undecodable(kind):
 
 def test_the_limit_itself_is_allowed():
     data = encoded(Image.new("RGB", (20, 10)), "PNG")
-    assert isinstance(decode(data, Limits(pixels=200), 64), Picture)
+    assert isinstance(decode(data, Limits(pixels=200), 64), DecodedImage)
     skipped = reason(data, Limits(pixels=199))
     assert skipped.reason is Reason.TOO_LARGE
     assert skipped.depends == too_large_dependence(Limits(pixels=199)) == "199 pixels"
@@ -118,7 +118,7 @@ def test_pillows_own_guard_says_nothing_about_our_limit(monkeypatch):
     assert skipped.depends != too_large_dependence(LIMITS)
     with warnings.catch_warnings():
         own_process()
-        assert isinstance(decode(data, LIMITS, 64), Picture)
+        assert isinstance(decode(data, LIMITS, 64), DecodedImage)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -143,4 +143,4 @@ def test_damaged_files_are_pictures_or_reasons_never_exceptions(kind):
         else:
             assert result.pixels.shape[2] == 3
             assert max(result.pixels.shape[:2]) <= 64
-    assert outcomes == {Picture, Skipped}
+    assert outcomes == {DecodedImage, Skipped}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from batchverify.faces.images import decode
-from batchverify.records import Limits, Picture
+from batchverify.records import DecodedImage, Limits
 
 LIMITS = Limits()
 ORIENTATION = 0x0112
@@ -33,9 +33,9 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def picture(data: bytes, long_side: int = 4096) -> Picture:
+def picture(data: bytes, long_side: int = 4096) -> DecodedImage:
     result = decode(data, LIMITS, long_side)
-    assert isinstance(result, Picture), result
+    assert isinstance(result, DecodedImage), result
     assert result.pixels.dtype == np.uint8
     assert result.pixels.ndim == 3
     assert result.pixels.shape[2] == 3

@@ -19,7 +19,7 @@ from batchverify.faces.crops import box_face, fixed_face
 from batchverify.faces.images import decode, read_image
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
-from batchverify.records import Limits, Picture, Reason, Skipped
+from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import Location
 
 SIDE = 128
@@ -131,7 +131,7 @@ def _working_side(source: ImageSource) -> int:
     return side if isinstance(side, int) else 1024
 
 
-def _face(picture: Picture, entry: Entry | None, crop: Mapping[str, Any]) -> np.ndarray | None:
+def _face(picture: DecodedImage, entry: Entry | None, crop: Mapping[str, Any]) -> np.ndarray | None:
     """The (160, 160, 3) uint8 RGB that the backbone saw; None where it is not known."""
     mode = crop.get("mode")
     if mode in ("center", "none"):
