@@ -1,6 +1,6 @@
 """Train the shipped heads on LFW View 1: `python jobs/make_heads.py FOLDER_OF_PREPARE_LFW [--weights FILE]`.
 
-The default settings of `batchverify train`, once for each shipped backbone and setting.
+It trains with the default settings of `batchverify train`, once for each shipped backbone and setting.
 """
 
 import sys
@@ -22,7 +22,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 
 def main(folder: Path, weights: str | None) -> None:
-    """Write one head a setting into the package and print its figures."""
+    """Write one head for each setting into the package and print its figures."""
     for backbone in BACKBONES:
         for settings in SETTINGS:
             with tempfile.TemporaryDirectory() as scratch:

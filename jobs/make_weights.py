@@ -1,8 +1,9 @@
 """Make the packaged weights: `python jobs/make_weights.py FLOAT.pt [FACES.npy] [FOLDER]`.
 
-FLOAT.pt: the published vggface2 weights, stored with 8 bits a weight. FACES.npy: (N, 160, 160, 3) uint8 RGB crops of
-training pictures, by which the ranges of 8-bit activations are chosen; without them the packaged file's are kept.
-MTCNN's networks are taken from facenet-pytorch as they are.
+FLOAT.pt: the published vggface2 weights, which are stored with 8 bits a weight. FACES.npy: (N, 160, 160, 3) uint8 RGB
+crops of training images, which set the ranges of 8-bit activations; without them the ranges of the packaged file are
+kept. FOLDER: where both files are written instead of into the package. MTCNN's networks are copied from
+facenet-pytorch.
 """
 
 import json
@@ -33,15 +34,15 @@ from batchverify.faces.mtcnn import weights_path
 from batchverify.runtime.compiled_network import CompiledNetwork
 from batchverify.runtime.devices import available_cpus
 
-# The first layers. What stays in floats: the input, which is signed, and `conv2d_2a`, whose activations reach so far
-# that rounding them is as bad as rounding all others. Both layers are cheap.
-EARLY = ("conv2d_2b", "conv2d_3b", "conv2d_4a", "conv2d_4b")
+# The input is signed, and the activations of `conv2d_2a` reach so far that rounding them is as bad as rounding all
+# others. Both layers are cheap and stay in floats.
 FLOAT_LAYERS = ("conv2d_1a", "conv2d_2a")
+EARLY_LAYERS = ("conv2d_2b", "conv2d_3b", "conv2d_4a", "conv2d_4b")
 BINS, LEVELS = 2048, 255
 
 
 def packaged_bytes(source: Path, ranges: Mapping[str, float]) -> bytes:
-    """The packaged backbone's bytes: a function of the float tensors and of the ranges."""
+    """The file of the packaged backbone; the float tensors and the ranges alone determine its bytes."""
     stored = quantise(read_tensors(source))
     about = {
         "architecture": ARCHITECTURE,
@@ -54,7 +55,7 @@ def packaged_bytes(source: Path, ranges: Mapping[str, float]) -> bytes:
 
 
 def mtcnn_bytes() -> bytes:
-    """MTCNN's three networks as one file, a function of facenet-pytorch's."""
+    """The file with MTCNN's three networks; those of facenet-pytorch alone determine its bytes."""
     tensors = {}
     for network in ("pnet", "rnet", "onet"):
         source = Path(str(files("facenet_pytorch") / "data" / f"{network}.pt"))
@@ -66,8 +67,8 @@ def mtcnn_bytes() -> bytes:
 def activation_ranges(tensors: Mapping[str, np.ndarray], faces: np.ndarray) -> dict[str, float]:
     """Ranges for the layers that lose little with 8-bit activations, from (N, 160, 160, 3) uint8 training faces.
 
-    In the blocks it is the largest activation seen. The first layers see many pixels and few large values: there it
-    is the range with the least mean squared rounding error, which cuts those off (measured: half the error).
+    A block's range is the largest activation seen. The first layers see many pixels and few large values: their range
+    is the one with the least mean squared rounding error, which cuts off the large values (measured: half the error).
     """
     model = build_model(tensors, BATCH, {})
     layers = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
@@ -78,42 +79,42 @@ def activation_ranges(tensors: Mapping[str, np.ndarray], faces: np.ndarray) -> d
     batches = [faces[start : start + BATCH] for start in range(0, len(faces) - BATCH + 1, BATCH)]
     largest = np.max([[values.max() for values in network(batch)] for batch in batches], axis=0)
     ranges = dict(zip(taken, largest.tolist(), strict=True))
-    counts = {name: np.zeros(BINS, np.int64) for name in EARLY}
+    counts = {name: np.zeros(BINS, np.int64) for name in EARLY_LAYERS}
     for batch in batches:
         for name, values in zip(taken, network(batch), strict=True):
             if name in counts:
                 bins = (values.ravel() * np.float32(BINS / ranges[name])).astype(np.int64)
                 counts[name] += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
-    ranges |= {name: least_error(each, ranges[name]) for name, each in counts.items()}
+    ranges |= {name: least_error(histogram, ranges[name]) for name, histogram in counts.items()}
     return {name: float(np.float32(value)) for name, value in ranges.items()}
 
 
 def least_error(counts: np.ndarray, largest: float) -> float:
-    """Of the ranges up to `largest` the one that rounds a histogram of (BINS,) activations with the least error."""
+    """The range, at most `largest`, that rounds a (BINS,) histogram of activations with the least error."""
     centres = (np.arange(BINS) + 0.5) * (largest / BINS)
     errors = {}
     for share in np.arange(0.2, 1.001, 0.02):
         step = share * largest / LEVELS
         rounded = np.minimum(np.rint(centres / step), LEVELS) * step
-        # Zero, most of all activations, is always exact.
+        # The first bin is left out: zero, the most frequent activation, is always exact.
         errors[float(share)] = float((counts * (rounded - centres) ** 2)[1:].sum())
     return min(errors, key=lambda share: errors[share]) * largest
 
 
-def main(source: Path, faces: Path | None, folder: Path) -> None:
-    """Write both files."""
+def main(source: Path, faces: Path | None, folder: Path | None) -> None:
+    """Write both files, into the package or into `folder`."""
     if faces is None:
         ranges = load_backbone().ranges
     else:
         ranges = activation_ranges(dequantise(quantise(read_tensors(source))), np.load(faces))
-    made = {packaged_weights().name: packaged_bytes(source, ranges), weights_path().name: mtcnn_bytes()}
-    for name, data in made.items():
-        (folder / name).write_bytes(data)
-        print(f"{folder / name}: {len(data):,} bytes")
+    made = {packaged_weights(): packaged_bytes(source, ranges), weights_path(): mtcnn_bytes()}
+    for packaged, data in made.items():
+        path = folder / packaged.name if folder else packaged
+        path.write_bytes(data)
+        print(f"{path}: {len(data):,} bytes")
 
 
 if __name__ == "__main__":
-    given = [Path(each) for each in sys.argv[1:]]
-    chosen = [each for each in given[1:] if each.suffix == ".npy"]
-    targets = [each for each in given[1:] if each.suffix != ".npy"]
-    main(given[0], chosen[0] if chosen else None, targets[0] if targets else packaged_weights().parent)
+    source, *others = map(Path, sys.argv[1:])
+    faces = next((path for path in others if path.suffix == ".npy"), None)
+    main(source, faces, next((path for path in others if path != faces), None))

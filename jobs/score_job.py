@@ -6,7 +6,7 @@ import batchverify
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_manifests"
 
-# Edit these. On a cluster all lie in an object store (s3://bucket/pairs.csv) or on a folder that all nodes mount.
+# Edit these. On a cluster, use an object store (s3://bucket/pairs.csv) or a folder that all nodes mount.
 MANIFEST = SAMPLES / "faces.csv"
 IMAGE_ROOT = None  # where relative paths start; None: the manifest's folder
 OUTPUT = Path.cwd() / "scores.parquet"

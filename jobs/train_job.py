@@ -2,7 +2,7 @@
 
 import batchverify
 
-# Edit these. On a cluster all lie in an object store (s3://bucket/train.csv) or on a folder that all nodes mount.
+# Edit these. On a cluster, use an object store (s3://bucket/train.csv) or a folder that all nodes mount.
 TRAIN = "train.csv"
 DEV = "dev.csv"  # pairs of other people
 HEAD = "head.safetensors"
