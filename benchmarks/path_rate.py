@@ -3,6 +3,7 @@
 Uses only what older checkouts have, too: with PYTHONPATH it measures the package of another one.
 """
 
+import inspect
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,39 +76,47 @@ def _embed(images: list[np.ndarray], options: dict[str, Any]) -> tuple[str, floa
         list(pool.map(embedder.vectors, parts))
         return len(pixels)
 
-    return embedder.compute_path, rate(run), None
+    return str(embedder.compute_path), rate(run), None
 
 
 def _detect(images: list[np.ndarray], options: dict[str, Any]) -> tuple[str, float, list[Any]]:
-    from batchverify.embedding.embedder import DETECT_GROUP
-
     embedder, pool, _ = _embedder(crop="detect", **options)
-    parts = [images[start : start + DETECT_GROUP] for start in range(0, len(images), DETECT_GROUP)]
+    size = _module("embedding.embedder", "embedder").DETECT_GROUP
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
     list(pool.map(embedder._detector, parts[:4]))
     started = time.perf_counter()
     found = list(pool.map(embedder._detector, parts))
     took = time.perf_counter() - started
     boxes = [(each.boxes, each.scores) for group in found for each in group]
-    return embedder.compute_path, len(images) / took, boxes
+    return str(embedder.compute_path), len(images) / took, boxes
 
 
 def _embedder(**options: Any) -> tuple[Any, ThreadPoolExecutor, Any]:
     """An embedder, and a pool with the threads of the local engine."""
-    import inspect
-
-    from batchverify.embedding.embedder import Embedder
-    from batchverify.engine.base import Workers, visible_gpus
-    from batchverify.process import keep_freed_memory
-    from batchverify.runtime.devices import available_cpus
-
-    keep_freed_memory()
-    workers = Workers.for_cpus(available_cpus(), visible_gpus(options.get("device", "auto")))
-    if "workers" in inspect.signature(Embedder).parameters:
+    embedder_class = _module("embedding.embedder", "embedder").Embedder
+    engine = _module("engine.base", "engine")
+    _module("process", "memory").keep_freed_memory()
+    cpus = _module("runtime.devices", "devices").available_cpus()
+    workers = engine.Workers.for_cpus(cpus, engine.visible_gpus(options.get("device", "auto")))
+    parameters = inspect.signature(embedder_class).parameters
+    if "workers" in parameters:
         options |= {"workers": workers.count, "threads": workers.threads}
-    embedder = Embedder(**options)
+    if "dtype" in options and "dtype" not in parameters:
+        options["numbers"] = options.pop("dtype")
+    embedder = embedder_class(**options)
     torch = sys.modules.get("torch")
     begin = (lambda: torch.set_num_threads(workers.threads)) if torch else None
     return embedder, ThreadPoolExecutor(workers.count, initializer=begin), workers
+
+
+def _module(*names: str) -> Any:
+    """The module of the package under the first of its names that is there: older checkouts had others."""
+    for name in names:
+        try:
+            return import_module(f"batchverify.{name}")
+        except ModuleNotFoundError:
+            continue
+    raise ModuleNotFoundError(f"none of {', '.join(names)}")
 
 
 if __name__ == "__main__":
