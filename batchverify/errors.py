@@ -1,15 +1,15 @@
 """The error tree. Bad images are not errors: they are `records.Skipped` values.
 
     BatchverifyError            exit code 1: the job failed
-    ├── TrainingError           training came to nothing: the message says what that means
-    ├── HungError               a thread hangs and cannot be ended: the process must be
-    ├── UsageError              exit code 2: an option or argument that makes no sense
-    │   ├── ManifestError       a manifest that cannot be read as one
+    ├── TrainingError           training gave no usable head
+    ├── HungError               a thread hangs and cannot be ended, so the process must end at once
+    ├── UsageError              exit code 2: an invalid option or argument
+    │   ├── ManifestError       a manifest that cannot be read
     │   └── ArtifactError       weights, a head or a cache that does not fit
-    │       └── DownloadError   weights that could not be fetched
+    │       └── DownloadError   weights that could not be downloaded
     └── NothingScoredError      exit code 3: no row, or too few rows, could be scored
 
-Errors of other libraries become one of these at one seam per library, with `raise … from exc`.
+Errors of other libraries are converted to these in one place per library, with `raise … from exc`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BatchverifyError(Exception):
 
 
 class TrainingError(BatchverifyError):
-    """Training that came to nothing; the message says what that means and what to look at."""
+    """Training gave no usable head; the message says why and what to look at."""
 
 
 class HungError(BatchverifyError):
@@ -32,13 +32,13 @@ class HungError(BatchverifyError):
 
 
 class UsageError(BatchverifyError):
-    """An option, argument or environment variable that makes no sense."""
+    """An invalid option, argument or environment variable."""
 
     exit_code = 2
 
 
 class ManifestError(UsageError):
-    """A manifest that cannot be read as one; the message names file, row, column and what was found."""
+    """A manifest that cannot be read; the message names the file, row, column and value."""
 
 
 class ArtifactError(UsageError):
@@ -46,7 +46,7 @@ class ArtifactError(UsageError):
 
 
 class DownloadError(ArtifactError):
-    """Weights that could not be fetched; the message says how to supply them by hand."""
+    """Weights that could not be downloaded; the message says how to supply them by hand."""
 
 
 class NothingScoredError(BatchverifyError):
@@ -60,5 +60,5 @@ class NothingScoredError(BatchverifyError):
 
 
 def first_line(exc: BaseException) -> str:
-    """The first line of an exception's message, for messages of one line; its type where it has none."""
+    """The first line of an exception's message, or the name of its type if the message is empty."""
     return (str(exc) or type(exc).__name__).splitlines()[0]

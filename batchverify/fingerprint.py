@@ -1,4 +1,4 @@
-"""Embedding settings and the fingerprint that names them: equal fingerprints, comparable vectors."""
+"""Embedding settings and their fingerprint. Vectors are comparable if their fingerprints are equal."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import Any
 
 from batchverify.errors import UsageError
 
-# Raised whenever decoding, detection or resampling changes its result by more than rounding.
+# Incremented when decoding, detection or resampling changes results by more than rounding.
 PIPELINE = 2
-# Raised whenever an augmented view of the same face and number changes.
+# Incremented when the augmented view of a face changes for the same view number.
 AUGMENTATION = 1
-# Pixels on each side of the faces that backbones take.
+# Side of the square faces that backbones take, in pixels.
 FACE_SIZE = 160
 CROPS = ("detect", "center", "none")
 TTA = ("none", "flip")
-# The fixed crop: fractions of width, height, width, height. Fits LFW's deep-funnelled pictures.
+# The fixed crop: left, top, right, bottom, as fractions of the image. It fits LFW's deep-funnelled images.
 CENTER = (0.24, 0.192, 0.76, 0.82)
 DEFAULT_MARGIN = 44
-# Larger pictures are reduced to this many pixels on their longer side before the crop is taken.
+# Larger images are reduced to this many pixels on their longer side before the crop is taken.
 WORKING_SIDE = {"detect": 4096, "center": 1024, "none": 640}
-# Faces are searched for in a copy of at most so many pixels, and cut from the larger one.
+# Faces are detected in a copy whose longer side has at most this many pixels, and cut from the larger image.
 DETECT_SIDE = 2048
-# Which of several faces is meant, by facenet-pytorch's names of the rules.
+# Rules that choose one of several faces, with facenet-pytorch's names for them.
 FACES = {"center": "center_weighted_size", "largest": "largest", "probable": "most_probable"}
 SMALLEST_FACES = (12, 1000)
 
 
 @dataclass(frozen=True)
 class EmbeddingSettings:
-    """How a face gets from a picture into the network, apart from the network's weights.
+    """How a face gets from an image into the network, apart from the network's weights.
 
-    crop: `detect` (MTCNN box, with `margin` of the 160 pixels around it), `center` (fixed fractions) or
-    `none` (the whole picture). tta: `flip` averages the vectors of the crop and of its mirror image. view:
-    0 for the face as it is, else the number of an augmented view, for training. face: which of several, a
-    name of `FACES`. min_face: the smallest face searched for, in pixels of the picture reduced to
-    `DETECT_SIDE`; None for 20, or a 24th of the shorter side where that is more.
+    crop: `detect` (MTCNN box with a margin of `margin` of the 160 pixels), `center` (fixed fractions) or
+    `none` (the whole image). tta: `flip` averages the vectors of the crop and its mirror image. view: 0 for
+    the face itself, otherwise the number of an augmented view, for training. face: which of several faces
+    to take, a key of `FACES`. min_face: smallest face to detect, in pixels of the image reduced to
+    `DETECT_SIDE`; None for 20, or a 24th of the shorter side if that is larger.
     """
 
     crop: str = "detect"
@@ -59,7 +59,7 @@ class EmbeddingSettings:
         least, most = SMALLEST_FACES
         if self.min_face is not None and not least <= self.min_face <= most:
             raise UsageError(f"min_face must lie between {least} and {most} pixels, got {self.min_face}")
-        # 44.0 would be another document, and so another cache, than 44.
+        # 44.0 would give another document than 44, and so another cache.
         if not isinstance(self.margin, int) or not 0 <= self.margin <= 120:
             raise UsageError(
                 f"margin must be a whole number between 0 and 120 of 160 pixels, got {self.margin!r}"
@@ -67,19 +67,19 @@ class EmbeddingSettings:
 
     @property
     def working_side(self) -> int:
-        """The longer side, in pixels, to which larger pictures are reduced before the crop."""
+        """The longer side, in pixels, to which larger images are reduced before the crop."""
         return WORKING_SIDE[self.crop]
 
 
 @dataclass(frozen=True)
 class EmbeddingFingerprint:
-    """Everything that moves a vector, as a JSON document; `id` is its hash and the cache folder's name."""
+    """Everything that affects a vector, as a JSON document; `id`, its hash, names the cache folder."""
 
     document: Mapping[str, Any]
 
     @classmethod
     def of(cls, backbone: str, settings: EmbeddingSettings) -> EmbeddingFingerprint:
-        """The fingerprint of a backbone (by its own fingerprint) under `settings`."""
+        """The fingerprint of a backbone, given by its own fingerprint, under `settings`."""
         crop: dict[str, Any] = {"mode": settings.crop, "working_side": settings.working_side}
         if settings.crop == "detect":
             crop |= {
@@ -90,7 +90,7 @@ class EmbeddingFingerprint:
             }
         if settings.crop == "center":
             crop |= {"fractions": list(CENTER)}
-        # Only where there is one: the fingerprints of plain faces stay what they are.
+        # Added for views alone, so that the fingerprints of plain faces stay unchanged.
         augmentation = {"version": AUGMENTATION, "view": settings.view}
         view = {"augmentation": augmentation} if settings.view else {}
         return cls(
@@ -119,7 +119,7 @@ class EmbeddingFingerprint:
         return hashlib.sha256(self.canonical.encode()).hexdigest()[:32]
 
     def difference(self, other: EmbeddingFingerprint) -> str:
-        """Which settings differ, for people: `crop.margin 44 against 14; …`, empty when equal."""
+        """Which settings differ, for people: `crop.margin 44 against 14; …`; empty if none do."""
         mine, theirs = flattened(self.document), flattened(other.document)
         names = sorted(mine.keys() | theirs.keys())
         differing = [name for name in names if mine.get(name) != theirs.get(name)]
@@ -129,10 +129,10 @@ class EmbeddingFingerprint:
 
 
 def flattened(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested document as one mapping; the keys of inner ones follow after dots."""
+    """A nested document as one mapping, with keys joined by dots."""
     flat: dict[str, Any] = {}
     for name, value in document.items():
-        # An empty mapping is a value like others, lest a difference go unsaid.
+        # An empty mapping counts as a value, or a difference could be missed.
         nested = isinstance(value, Mapping) and value
         flat |= flattened(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat

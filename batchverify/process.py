@@ -1,4 +1,4 @@
-"""A process of ours: its allocator, its garbage collector, its peak memory."""
+"""Settings of this process: its allocator, its garbage collector, its peak memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import resource
 import sys
 from pathlib import Path
 
-# glibc's mallopt, by <malloc.h>.
+# Parameters of glibc's mallopt, from <malloc.h>.
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 _KEEP = 1 << 30
-# New objects between two searches for garbage; Python's own is 700 or 2,000.
+# New objects between two garbage collections; Python's default is 700 or 2,000.
 _COLLECT_AFTER = 50_000
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep up to 1 GB of freed memory; False where the C library is another.
+    """Let malloc keep up to 1 GB of freed memory; False if the C library is not glibc.
 
-    By default tensors of some megabytes come from the kernel and go back to it at every operation; the
-    detector's networks spend half of their time on page faults then. For processes that are ours alone.
+    By default, memory of tensors of some megabytes returns to the kernel after every operation, and the
+    detector's networks spend half of their time on page faults. Call it only in processes of batchverify's own.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -34,27 +34,27 @@ def keep_freed_memory() -> bool:
 
 
 def collect_rarely() -> None:
-    """Search for garbage less often, and not once more at the end: half a second of a short run.
+    """Collect garbage less often, and not at exit: saves half a second of a short run.
 
-    Importing torch makes a million objects that stay. For processes that are ours alone.
+    Importing torch makes a million objects that stay. Call it only in processes of batchverify's own.
     """
     gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
-    atexit.register(_skip_last_search)
+    atexit.register(_skip_collection_at_exit)
 
 
-def _skip_last_search() -> None:
-    # Triton, which training imports, takes what is not collected for leaks and lists it on stderr.
+def _skip_collection_at_exit() -> None:
+    # Triton, which training imports, reports objects that were not collected as leaks on stderr.
     if "triton" not in sys.modules:
         gc.freeze()
 
 
 def peak_memory() -> float:
-    """The most memory that this process had so far, in MB of 1e6 bytes; 0 where that cannot be told."""
+    """The peak memory of this process so far, in MB (1e6 bytes); 0 if unknown."""
     try:
-        # Not getrusage: there a process begins with what its parent had when it was started.
+        # Not getrusage: its value starts at the parent's memory.
         text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
-    found = re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found.group(1)) * 1024 / 1e6 if found else 0.0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    match = re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE)
+    return int(match.group(1)) * 1024 / 1e6 if match else 0.0

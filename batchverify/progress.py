@@ -1,4 +1,4 @@
-"""What a run says while it goes on: one progress line, and the seconds of its stages."""
+"""Progress of a run: the progress line and the seconds of its stages."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PLAIN_SECONDS = 15.0
 
 @dataclass
 class Stopwatch:
-    """Wall-clock seconds by name of the stage, added up."""
+    """Total wall-clock seconds by stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
+        """Time the body of a `with` block."""
         started = time.perf_counter()
         try:
             yield
@@ -36,24 +36,24 @@ class Stopwatch:
 
 
 class Measured(Protocol):
-    """A result that says how long its stages took, and how much memory (MB) its worker had so far."""
+    """A result with the time of its stages and the peak memory of its worker."""
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """By stage."""
+        """Seconds by stage."""
 
     @property
     def peak_memory(self) -> float:
-        """0 where that cannot be told."""
+        """In MB; 0 if unknown."""
 
 
 @dataclass
 class Progress:
-    """Counts of a run, shown as it goes.
+    """Counts of a run and the line that shows them.
 
-    total: unique images to look up. cached, embedded, repeated (bytes of another image), failed: what became of
-    them so far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
-    worker_memory: the most that a worker had, in MB.
+    total: unique images to look up. cached, embedded, repeated (same bytes as another image), failed: what became
+    of them so far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
+    worker_memory: peak of any worker, in MB.
     """
 
     total: int = 0
@@ -74,21 +74,21 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Images whose fate is known."""
+        """Images that are done, in whatever way."""
         return self.cached + self.embedded + self.repeated + self.failed
 
-    def measure(self, done: Measured) -> None:
-        """Take note of what a worker's result says about it."""
-        self.watch.add(done.seconds)
-        self.worker_memory = max(self.worker_memory, done.peak_memory)
+    def measure(self, result: Measured) -> None:
+        """Record the time and memory of a worker's result."""
+        self.watch.add(result.seconds)
+        self.worker_memory = max(self.worker_memory, result.peak_memory)
 
     def show(self) -> None:
-        """Draw the line when enough time has passed since the last."""
+        """Draw the line if enough time has passed since it was last drawn."""
         stream = self.stream or sys.stderr
         terminal = stream.isatty()
         now = time.monotonic()
         if self._first is None and self.embedded:
-            # From the first embedded chunk on: what start-up took says nothing about the time left.
+            # The rate counts from the first embedded chunk: start-up time says nothing about the time left.
             self._first = (now, self.embedded)
         if self.quiet or now - self._shown < (TERMINAL_SECONDS if terminal else PLAIN_SECONDS):
             return
@@ -96,7 +96,6 @@ class Progress:
         line = self._line(now)
         if terminal:
             line = line[: get_terminal_size().columns - 1]
-        if terminal:
             stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
@@ -104,7 +103,7 @@ class Progress:
         stream.flush()
 
     def clear(self) -> None:
-        """Take the line off the terminal."""
+        """Erase the line from the terminal."""
         if self._width:
             stream = self.stream or sys.stderr
             stream.write("\r" + " " * self._width + "\r")
@@ -112,7 +111,7 @@ class Progress:
             self._width = 0
 
     def say(self, text: str) -> None:
-        """A line of its own above the progress line."""
+        """Print a message on its own line, above the progress line."""
         if not self.quiet:
             self.clear()
             (self.stream or sys.stderr).write(text + "\n")
@@ -132,12 +131,12 @@ class Progress:
 
 
 def show_download(done: int, total: int | None) -> None:
-    """A line on stderr while weights are fetched: drawn again on a terminal, at the end elsewhere."""
+    """Show the progress of a download on stderr: continuously on a terminal, otherwise once at the end."""
     finished = done == total
     if not (sys.stderr.isatty() or finished):
         return
     share = f"{done / total:4.0%} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
-    sys.stderr.write(f"\rfetching weights: {share}" + ("\n" if finished else ""))
+    sys.stderr.write(f"\rdownloading weights: {share}" + ("\n" if finished else ""))
     sys.stderr.flush()
 
 

@@ -1,4 +1,4 @@
-"""Settings and their fingerprint: stable, complete, and said in a sentence where two differ."""
+"""Settings and their fingerprint: stable, complete, and explained in a sentence when two differ."""
 
 import json
 import pickle
@@ -28,12 +28,12 @@ def of(backbone: str = BACKBONE, **settings: object) -> EmbeddingFingerprint:
     ],
 )
 def test_ids_are_pinned(settings: dict, expected: str) -> None:
-    # Another id makes every cache and every head of the users useless: change it only together with PIPELINE
-    # or with a setting that moves vectors.
+    # A new id makes every cache and head of the users useless: change it only together with PIPELINE or with a
+    # setting that affects vectors.
     assert of(**settings).id == expected
 
 
-def test_the_canonical_form_knows_no_order_and_survives_json() -> None:
+def test_the_canonical_form_ignores_order_and_survives_json() -> None:
     names = list(of().document)
     random.Random(1).shuffle(names)
     shuffled = EmbeddingFingerprint({name: of().document[name] for name in names})
@@ -48,17 +48,17 @@ def test_another_process_computes_the_same_id() -> None:
         "from batchverify.fingerprint import *; import sys;"
         f"print(EmbeddingFingerprint.of({BACKBONE!r}, EmbeddingSettings()).id, 'torch' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split() == [of().id, "False"]
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == [of().id, "False"]
 
 
 @pytest.mark.parametrize("crop", ["center", "none"])
-def test_the_margin_counts_with_a_detector_alone(crop: str) -> None:
+def test_the_margin_matters_only_with_the_detector(crop: str) -> None:
     assert of(crop=crop, margin=14).id == of(crop=crop).id
     assert of(margin=14).id != of().id
 
 
-def test_every_setting_that_moves_vectors_makes_another_id() -> None:
+def test_every_setting_that_affects_vectors_changes_the_id() -> None:
     different = [of(), of("c" * 64), of(crop="center"), of(crop="none"), of(margin=0), of(tta="flip")]
     assert len({each.id for each in different}) == len(different)
 
@@ -72,7 +72,7 @@ def test_difference_is_a_sentence_in_both_directions() -> None:
 
 
 @pytest.mark.parametrize("document", [{}, {"crop": {"mode": "none"}}, {"crop": [1]}, {"a": {}}])
-def test_different_documents_never_differ_in_silence(document: dict) -> None:
+def test_a_difference_is_never_empty_for_different_documents(document: dict) -> None:
     assert EmbeddingFingerprint(document).difference(EmbeddingFingerprint({"crop": {}}))
 
 
@@ -92,7 +92,7 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_the_choice_of_the_face_and_its_smallest_size_tell_fingerprints_apart_where_faces_are_found() -> None:
+def test_face_choice_and_smallest_face_change_the_id_only_with_the_detector() -> None:
     settings: list[dict[str, Any]] = [
         {},
         {"face": "largest"},

@@ -1,4 +1,4 @@
-"""A process of ours searches for garbage rarely; at its end not at all, but where that would make triton complain."""
+"""Garbage is collected rarely, and not at exit, except where triton would then report leaks."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ import {module}
 
 
 @pytest.mark.parametrize(("module", "frozen"), [("numpy", True), ("triton", False)])
-def test_the_last_search_is_left_out_but_beside_triton(module, frozen):
+def test_the_collection_at_exit_is_skipped_except_with_triton(module, frozen):
     if module == "triton":
         pytest.importorskip("triton")
     done = subprocess.run(

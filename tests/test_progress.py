@@ -1,4 +1,4 @@
-"""The progress line: one line on a terminal, plain lines elsewhere, honest about time."""
+"""The progress line: one line on a terminal, plain lines elsewhere, and the time left."""
 
 import io
 import time
@@ -23,7 +23,7 @@ def eager(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
 
 
-def test_a_terminal_gets_one_line_that_fits_and_goes():
+def test_a_terminal_gets_one_line_that_fits_and_is_cleared():
     stream = Terminal()
     shown = Progress(total=123_456_789, cached=1_000_000, embedded=2_000_000, failed=3_000, stream=stream)
     shown.show()
@@ -78,10 +78,15 @@ def test_quiet_is_quiet():
 
 
 def test_durations_are_for_people():
-    assert [duration(each) for each in (0.4, 59.4, 185, 7_805)] == ["0 s", "59 s", "3 min 5 s", "2 h 10 min"]
+    assert [duration(seconds) for seconds in (0.4, 59.4, 185, 7_805)] == [
+        "0 s",
+        "59 s",
+        "3 min 5 s",
+        "2 h 10 min",
+    ]
 
 
-def test_a_download_is_told_once_where_there_is_no_terminal(capsys):
+def test_a_download_is_reported_once_without_a_terminal(capsys):
     for done in (0, 50_000_000, 100_000_000):
         show_download(done, 100_000_000)
-    assert capsys.readouterr().err == "\rfetching weights: 100% of 100 MB\n"
+    assert capsys.readouterr().err == "\rdownloading weights: 100% of 100 MB\n"
