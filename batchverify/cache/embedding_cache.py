@@ -31,7 +31,7 @@ from batchverify.errors import ArtifactError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.records import CACHED_REASONS, Skipped
 from batchverify.storage.location import Location
-from batchverify.storage.object_store import is_denied, is_passing
+from batchverify.storage.object_store import is_denied, is_transient
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class EmbeddingCache:
             raise self._unusable(exc) from exc
 
     def _mark_bad(self, location: Location, exc: Exception) -> None:
-        if isinstance(exc, OSError) and (is_passing(exc) or is_denied(exc)):
+        if isinstance(exc, OSError) and (is_transient(exc) or is_denied(exc)):
             # The store's fault says nothing of the segment.
             raise self._unusable(exc) from exc
         self.bad_segments.add(str(location))

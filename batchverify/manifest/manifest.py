@@ -30,7 +30,7 @@ from batchverify.manifest.columns import TRUE_LABEL as TRUE_LABEL
 from batchverify.manifest.paths import ImageRoot
 from batchverify.manifest.tables import BATCH_ROWS, TableFile, find_files, stream_table, table_of
 from batchverify.manifest.unique_images import UniqueImages
-from batchverify.storage.background import ahead
+from batchverify.storage.background import prefetch
 from batchverify.storage.location import Location
 
 
@@ -210,7 +210,7 @@ class Manifest:
         for number, (file, schema) in enumerate(zip(self._files, self._schemas, strict=True)):
             root = self._root(file)
             for batch in (
-                ahead(file.batches(schema)) if isinstance(file, TableFile) else file.to_batches(BATCH_ROWS)
+                prefetch(file.batches(schema)) if isinstance(file, TableFile) else file.to_batches(BATCH_ROWS)
             ):
                 if left is not None:
                     batch = batch.slice(0, left)

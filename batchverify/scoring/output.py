@@ -20,9 +20,9 @@ from batchverify.errors import BatchverifyError, UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.job_folder import JobFolder, differences
 from batchverify.scoring.parquet import PART, SUCCESS, FileSink, part_files, record_text, run_record, writing
-from batchverify.storage.background import ahead
+from batchverify.storage.background import prefetch
 from batchverify.storage.location import Location
-from batchverify.storage.object_store import is_denied, is_passing
+from batchverify.storage.object_store import is_denied, is_transient
 
 # A part is what a kill costs at most of the scoring, and what is published at once. In a folder it is the
 # file that readers get: a million rows, some ten seconds of work. The parts of a single file are only
@@ -198,7 +198,7 @@ class Output:
     def _join(self, parts: Parts, record: Mapping[str, Any], rows: int) -> None:
         sink: FileSink | None = None
         try:
-            for table in ahead(parts.tables(rows)):
+            for table in prefetch(parts.tables(rows)):
                 # What Parquet made of the types when the parts were written is what comes back anyway.
                 schema = table.schema.remove_metadata()
                 sink = sink or FileSink(self.target, schema, staging=self.folder.location)
@@ -417,7 +417,7 @@ def footer_and_rows(place: Location) -> tuple[Mapping[str, Any], int]:
         with place.filesystem.open_input_file(place.path) as file:
             found = pq.ParquetFile(file).metadata
     except (OSError, pa.ArrowException, ValueError) as exc:
-        if is_passing(exc) or is_denied(exc):
+        if is_transient(exc) or is_denied(exc):
             # What cannot be read now may be a finished part.
             raise BatchverifyError(f"{place}: cannot be read: {exc}") from exc
         return {}, 0

@@ -21,7 +21,7 @@ from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.errors import BatchverifyError, ManifestError, UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location, publish
-from batchverify.storage.object_store import patiently
+from batchverify.storage.object_store import retry
 
 RECORD_KEY = "batchverify"
 SCORE_FIELDS = (
@@ -136,7 +136,7 @@ class FileSink:
             return
         try:
             upload = self._upload
-            patiently(lambda: self._send(upload))
+            retry(lambda: self._send(upload))
         except OSError as exc:
             # The work is not lost with the upload (a store may refuse to move more than 5 GB, say).
             kept = self._temporary.rename(

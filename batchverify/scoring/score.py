@@ -29,7 +29,7 @@ from batchverify.scoring.job_folder import JobFolder
 from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, reasons_of
 from batchverify.scoring.parquet import RECORD_KEY, output_schema, record_text, result_table, writing
 from batchverify.scoring.summary import EmbedSummary, ScoreSummary
-from batchverify.storage.background import Behind
+from batchverify.storage.background import BackgroundWorker
 from batchverify.storage.location import Location
 
 
@@ -310,9 +310,9 @@ def score_rows(
                 rows.write(block.first, result_table(block, embeddings, scores, threshold))
             progress.rows += len(block.a)
 
-        with Behind() as behind:
+        with BackgroundWorker() as worker:
             for block, scores in score_pairs(engine, head, missing, embeddings, progress):
-                behind(partial(write, block, scores))
+                worker(partial(write, block, scores))
                 progress.show()
         done = run_counts(job, engine, embeddings, progress)
     counts = rows.counts()

@@ -1,4 +1,4 @@
-"""Work in a thread beside: items made before they are wanted, or done with while the next are made."""
+"""Background threads: items prefetched before they are needed, and work done in order beside the main thread."""
 
 from __future__ import annotations
 
@@ -9,65 +9,64 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, TypeVar
 
-# Items that are made beforehand, or wait to be done with.
-AHEAD = 2
+# Items prefetched, and tasks that may wait.
+QUEUE_LENGTH = 2
 T = TypeVar("T")
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, made in a thread while those before them are used: Arrow parses without the GIL."""
+def prefetch(items: Iterator[T]) -> Iterator[T]:
+    """The items, made in a thread while earlier ones are used: Arrow parses without the GIL."""
     end: Any = object()
-    with ThreadPoolExecutor(1, "ahead") as pool:
-        coming = deque(pool.submit(next, items, end) for _ in range(AHEAD))
-        while (item := coming.popleft().result()) is not end:
-            coming.append(pool.submit(next, items, end))
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        pending = deque(pool.submit(next, items, end) for _ in range(QUEUE_LENGTH))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, items, end))
             yield item
 
 
-class Behind:
-    """Does one thing after the other in a thread, in order; at the end of the `with` block all is done.
+class BackgroundWorker:
+    """Runs tasks in a thread, in order; when the `with` block ends, all are done.
 
-    What raises there raises at the next call, or at the end, and nothing more is done. Where the block raises, what
-    waits is dropped. In any case the thread is idle when the block has been left: Ctrl-C waits for that.
+    A task's exception is raised at a later call or at the end of the block, and no further task is run. If the
+    block raises, waiting tasks are dropped. In any case the thread is idle afterwards: Ctrl-C waits for that.
     """
 
-    def __enter__(self) -> Behind:
-        self._pool, self._waiting = ThreadPoolExecutor(1, "behind"), deque[Future[None]]()
-        self._working, self._stopped = Lock(), False
+    def __enter__(self) -> BackgroundWorker:
+        self._pool, self._pending = ThreadPoolExecutor(1, "worker"), deque[Future[None]]()
+        self._busy, self._stopped = Lock(), False
         return self
 
-    def __call__(self, work: Callable[[], None]) -> None:
-        """Hand over work; waits while there is enough to do."""
-        while len(self._waiting) >= AHEAD:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._do, work))
+    def __call__(self, task: Callable[[], None]) -> None:
+        """Hand over a task; waits while the queue is full."""
+        while len(self._pending) >= QUEUE_LENGTH:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._run, task))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            while error is None and self._waiting:
-                self._waiting.popleft().result()
+            while error is None and self._pending:
+                self._pending.popleft().result()
         finally:
             self._stop()
 
-    def _do(self, work: Callable[[], None]) -> None:
-        with self._working:
+    def _run(self, task: Callable[[], None]) -> None:
+        with self._busy:
             if self._stopped:
                 return
-            done = False
             try:
-                work()
-                done = True
-            finally:
-                self._stopped |= not done
+                task()
+            except BaseException:
+                self._stopped = True
+                raise
 
     def _stop(self) -> None:
-        """Begin nothing more, and see what is being done to its end, whoever presses Ctrl-C meanwhile."""
+        """Start no further task and wait for the running one, even if Ctrl-C is pressed meanwhile."""
         self._stopped, interrupted = True, False
         while True:
             try:
-                with self._working:
+                with self._busy:
                     break
             except KeyboardInterrupt:
                 interrupted = True

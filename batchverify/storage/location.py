@@ -1,4 +1,4 @@
-"""Local paths and object-store URIs through one door: parse, join, list, write complete or not at all."""
+"""Local paths and object-store URIs in one class: parse, join, list, read, and write atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from pyarrow import fs
 
 from batchverify.errors import UsageError
-from batchverify.storage.object_store import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, patiently
+from batchverify.storage.object_store import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, retry
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")
@@ -42,9 +42,9 @@ class Location:
     def parse(cls, text: str | os.PathLike[str]) -> Location:
         """Parse a path or URI; options follow a question mark (`s3://bucket/key?endpoint_override=…`).
 
-        Keys are taken as they stand, without percent-decoding; empty, `.` and `..` parts are resolved.
-        `abfs://container@account.dfs.core.windows.net/key` keeps its account among the options. Raises
-        `UsageError` for schemes other than file and those of object stores, and for URIs without a bucket.
+        Keys are not percent-decoded; empty, `.` and `..` parts are resolved. The account of
+        `abfs://container@account.dfs.core.windows.net/key` becomes an option. Raises `UsageError` for
+        unsupported schemes and for URIs without a bucket.
         """
         text = os.fspath(text)
         if not text:
@@ -62,40 +62,40 @@ class Location:
 
     @classmethod
     def _of_store(cls, scheme: str, rest: str) -> Location:
-        query = _QUERY.search(rest)
-        path, options = (rest[: query.start()], query.group(0)) if query else (rest, "")
+        match = _QUERY.search(rest)
+        path, query = (rest[: match.start()], match.group(0)) if match else (rest, "")
         bucket, slash, key = path.partition("/")
         if scheme in AZURE_SCHEMES:
             scheme = AZURE_SCHEMES[0]
-            named = _CONTAINER.fullmatch(bucket)
-            if named:
-                bucket = named.group(1)
-                options = f"{ACCOUNT}{named.group(2)}" + options.replace("?", "&", 1)
+            match = _CONTAINER.fullmatch(bucket)
+            if match:
+                bucket = match.group(1)
+                query = f"{ACCOUNT}{match.group(2)}" + query.replace("?", "&", 1)
         if not _BUCKET.fullmatch(bucket) or _SECRET.search(rest):
-            # The text is not repeated: what stands before the bucket, or in an option, may be a secret.
+            # The URI is not quoted: what precedes the bucket, or an option, may be a secret.
             raise UsageError(f"{scheme}://…: a bucket's name must follow; keys belong in the environment")
-        return cls(bucket + slash + key, scheme, options).normal()
+        return cls(bucket + slash + key, scheme, query).normal()
 
     @classmethod
     def _of_file_uri(cls, text: str, rest: str) -> Location:
         host, slash, path = rest.partition("/")
         if host not in ("", "localhost") or not slash:
-            raise UsageError(f"{text}: three slashes and an absolute path must follow 'file:'")
+            raise UsageError(f"{text}: a file URI starts with file:///")
         return cls(os.path.abspath("/" + unquote(path).lstrip("/")))  # noqa: PTH100
 
     def normal(self) -> Location:
-        """Without empty, `.` and `..` parts; the bucket is never left."""
+        """Without empty, `.` and `..` parts; `..` never leads out of the bucket."""
         if self.is_local:
             return Location(os.path.normpath(self.path))
-        bucket, *keys = [part for part in self.path.split("/") if part not in ("", ".")]
-        kept: list[str] = []
-        for part in keys:
-            kept = kept[:-1] if part == ".." else [*kept, part]
-        return Location("/".join([bucket, *kept]), self.scheme, self.query)
+        bucket, *parts = [part for part in self.path.split("/") if part not in ("", ".")]
+        key: list[str] = []
+        for part in parts:
+            key = key[:-1] if part == ".." else [*key, part]
+        return Location("/".join([bucket, *key]), self.scheme, self.query)
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a path of this machine (or of something mounted on it)."""
+        """Whether this is a path of the operating system."""
         return not self.scheme
 
     @property
@@ -114,12 +114,12 @@ class Location:
 
     @property
     def suffix(self) -> str:
-        """The last part's ending in lower case, `.parquet` say."""
+        """The extension in lower case, such as `.parquet`."""
         return PurePosixPath(self.path).suffix.lower()
 
     @property
     def parent(self) -> Location:
-        """The folder that holds this; of a bucket, and of the local root, itself."""
+        """The folder that holds this; a bucket and the local root are their own parents."""
         folder, slash, _ = self.path.rpartition("/")
         return Location(folder or slash or self.path, self.scheme, self.query)
 
@@ -128,8 +128,10 @@ class Location:
         return Location("/".join([self.path.rstrip("/"), *parts]), self.scheme, self.query)
 
     def __str__(self) -> str:
-        if self.is_local or not self.query.startswith(ACCOUNT):
-            return self.path if self.is_local else f"{self.scheme}://{self.path}{self.query}"
+        if self.is_local:
+            return self.path
+        if not self.query.startswith(ACCOUNT):
+            return f"{self.scheme}://{self.path}{self.query}"
         account, more, options = self.query.removeprefix(ACCOUNT).partition("&")
         bucket, slash, key = self.path.partition("/")
         return f"{self.scheme}://{bucket}@{account}{slash}{key}{'?' if more else ''}{options}"
@@ -137,35 +139,35 @@ class Location:
     def kind(self) -> str:
         """`file`, `folder` or `absent`."""
         filesystem = self.filesystem
-        info = patiently(lambda: filesystem.get_file_info(self.path))
+        info = retry(lambda: filesystem.get_file_info(self.path))
         return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(info.type, "absent")
 
     def files(self, *, recursive: bool = False) -> list[tuple[Location, int]]:
-        """The files in this folder with their sizes in bytes, sorted by path; none when it is absent.
+        """The files in this folder with their sizes in bytes, sorted by path; none if it is absent.
 
-        Raises `UsageError` where a name is not UTF-8: neither a manifest nor a message could hold it.
+        Raises `UsageError` for a name that is not UTF-8: neither a manifest nor a message could hold it.
         """
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         filesystem = self.filesystem
-        infos = patiently(lambda: filesystem.get_file_info(selector))
+        infos = retry(lambda: filesystem.get_file_info(selector))
         try:
-            found = [(info.path, info.size) for info in infos if info.type == fs.FileType.File]
+            files = sorted((info.path, info.size) for info in infos if info.type == fs.FileType.File)
         except UnicodeDecodeError as exc:
             raise UsageError(f"{self}: a name in this folder is not UTF-8: {exc.object!r}") from exc
-        return [(Location(path, self.scheme, self.query), size) for path, size in sorted(found)]
+        return [(Location(path, self.scheme, self.query), size) for path, size in files]
 
     def make_folder(self) -> None:
-        """Make this folder, private to the user where it is local; object stores need none."""
+        """Make this folder, private to the user; does nothing in an object store."""
         if self.is_local:
             Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write_bytes(self, data: Any, *, staging: Location | None = None) -> None:
-        """Write a whole file: complete and durable when this returns, absent otherwise.
+        """Write a whole file atomically: complete and durable when this returns, otherwise unchanged.
 
-        `staging` is a folder of the same file system for the temporary file (default: this folder).
+        staging: a folder on the same file system for the temporary file; by default the file's own.
         """
         if not self.is_local:
-            patiently(lambda: self._put(data))
+            retry(lambda: self._put(data))
             return
         folder = Path((staging or self.parent).path)
         temporary = folder / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -181,7 +183,7 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises OSError."""
-        return patiently(self._get)
+        return retry(self._get)
 
     def _get(self) -> bytes:
         with self.filesystem.open_input_file(self.path) as file:

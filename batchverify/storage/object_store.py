@@ -1,4 +1,4 @@
-"""Object stores: their schemes and options, one file system for each in a process, and when to try again."""
+"""Object stores: schemes and options, one file system per bucket and process, and retries."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from batchverify.errors import UsageError
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "az")
 AZURE_SCHEMES = ("abfs", "abfss", "az")
-# Keys may hold question marks (`photo.php?id=7.jpg`): only the names of options start options.
+# Keys may hold question marks (`photo.php?id=7.jpg`): only these names start the options of a URI.
 OPTIONS = (
     "region|scheme|endpoint_override|allow_delayed_open|allow_bucket_creation|allow_bucket_deletion|"
     "tls_ca_file_path|tls_ca_dir_path|tls_verify_certificates|smart_defaults|retry_limit_seconds|project_id|"
     "account|enable_tls"
 )
 ACCOUNT = "?account="
-# One request: a store that says nothing for so long is asked again.
+# Timeouts of one request; after them the SDK retries.
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 10.0
-# pyarrow's default waits 0.2 s thirty times; the SDK's own back-off doubles (1, 2, 4 s at most, drawn below it).
-# After a hundred vain retries in a row the SDK tries nothing twice: an outage is over quickly.
+# pyarrow's default waits 0.2 s thirty times. The SDK's own back-off doubles: at most 1, 2, 4 s, with jitter.
+# After a hundred failed retries in a row the SDK stops retrying, so an outage is reported quickly.
 ATTEMPTS = 4
 GOOGLE_SECONDS = 60
-# Pauses before whole operations are done once more after the SDK gave up. That also bridges the SDK's quota.
+# Pauses before a whole operation is repeated after the SDK gave up. They also outlast the SDK's retry quota.
 PAUSES = (2.0,)
-# What a file system takes from the environment when it is made: another value, another file system.
+# Environment variables that a file system reads when it is made: other values need another file system.
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -48,8 +48,8 @@ _ENVIRONMENT = (
 )
 _S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _S3_FLAGS = ("allow_delayed_open", "allow_bucket_creation", "allow_bucket_deletion")
-# How the three SDKs say that it may go better another time, and that it will not for want of rights.
-_PASSING = re.compile(
+# Errors of the three SDKs: those worth a retry, and those for want of permission.
+_TRANSIENT = re.compile(
     r"HTTP status (5\d\d|429)|NETWORK_CONNECTION|SLOW_DOWN|SlowDown|THROTTLING|INTERNAL_FAILURE|InternalError|"
     r"SERVICE_UNAVAILABLE|ServiceUnavailable|REQUEST_TIMEOUT|RequestTimeout|curlCode|UNAVAILABLE|DEADLINE_EXCEEDED|"
     r"ServerBusy|OperationTimedOut|[Cc]onnection (reset|refused)"
@@ -59,52 +59,49 @@ _DENIED = re.compile(
     r"INVALID_ACCESS_KEY_ID|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|ExpiredToken|"
     r"Authorization(Failure|PermissionMismatch)|AuthenticationFailed"
 )
-_making = threading.Lock()
-_Answer = TypeVar("_Answer")
+_lock = threading.Lock()
+_T = TypeVar("_T")
 
 
 def file_system(scheme: str, bucket: str, query: str) -> Any:
-    """The pyarrow file system of a bucket: one a process, whose connections all its users share.
+    """The pyarrow file system of a bucket: one per process, whose users share its connections.
 
-    Raises `UsageError` for options that make no sense and schemes that pyarrow was built without.
+    Raises `UsageError` for invalid options and for schemes that pyarrow was built without.
     """
-    environment = tuple(os.environ.get(name) for name in _ENVIRONMENT)
-    with _making:
-        return _made(scheme, bucket, query, environment)
+    values = tuple(os.environ.get(name) for name in _ENVIRONMENT)
+    with _lock:
+        return _file_system(scheme, bucket, query, values)
 
 
 @lru_cache(maxsize=64)
-def _made(scheme: str, bucket: str, query: str, environment: tuple[str | None, ...]) -> Any:
-    named = dict(zip(_ENVIRONMENT, environment, strict=True))
+def _file_system(scheme: str, bucket: str, query: str, values: tuple[str | None, ...]) -> Any:
+    environment = dict(zip(_ENVIRONMENT, values, strict=True))
     try:
         if scheme in AZURE_SCHEMES:
-            return _azure(named, query)
+            return _azure(environment, query)
         if scheme in ("gs", "gcs"):
-            limit = f"retry_limit_seconds={GOOGLE_SECONDS}"
-            bounded = (
-                query if "retry_limit_seconds" in query else f"{query}&{limit}" if query else f"?{limit}"
-            )
-            return fs.FileSystem.from_uri(f"{scheme}://{bucket}{bounded}")[0]
-        return _s3(f"{scheme}://{bucket}{query}", dict(parse_qsl(query[1:])), named)
+            if "retry_limit_seconds" not in query:
+                query += f"{'&' if query else '?'}retry_limit_seconds={GOOGLE_SECONDS}"
+            return fs.FileSystem.from_uri(f"{scheme}://{bucket}{query}")[0]
+        return _s3(f"{scheme}://{bucket}{query}", dict(parse_qsl(query[1:])), environment)
     except (pa.ArrowException, OSError, ValueError, AttributeError, ImportError) as exc:
         raise UsageError(f"{scheme}://{bucket}{query}: cannot be opened: {_reason(scheme, exc)}") from exc
 
 
 def _s3(uri: str, options: dict[str, str], environment: dict[str, str | None]) -> Any:
-    # It checks the options, and asks for the bucket's region where none is given.
+    # This checks the options and, if none is given, looks up the bucket's region.
     plain = fs.FileSystem.from_uri(uri)[0]
     if not options.keys() <= {*_S3_TEXTS, *_S3_FLAGS}:
         return plain
     endpoint = environment["AWS_ENDPOINT_URL_S3"] or environment["AWS_ENDPOINT_URL"] or ""
     if endpoint and "endpoint_override" not in options:
-        # Only URIs follow these variables in pyarrow.
-        before, mark, after = endpoint.partition("://")
-        options = {**options, "endpoint_override": (after if mark else before).rstrip("/")}
-        options |= {"scheme": before} if mark else {}
-    named: dict[str, Any] = {name: options[name] for name in _S3_TEXTS if name in options}
-    named |= {name: options[name].lower() in ("true", "1") for name in _S3_FLAGS if name in options}
+        # pyarrow reads these variables for URIs only.
+        scheme, _, host = endpoint.rpartition("://")
+        options = {**options, "endpoint_override": host.rstrip("/")} | ({"scheme": scheme} if scheme else {})
+    arguments: dict[str, Any] = {name: options[name] for name in _S3_TEXTS if name in options}
+    arguments |= {name: options[name].lower() in ("true", "1") for name in _S3_FLAGS if name in options}
     return fs.S3FileSystem(
-        **{**named, "region": plain.region},
+        **{**arguments, "region": plain.region},
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
@@ -119,47 +116,48 @@ def _azure(environment: dict[str, str | None], query: str) -> Any:
             "no account: write abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH, or set AZURE_STORAGE_ACCOUNT"
         )
     account, _, domain = host.partition(".")
-    named = {}
-    if domain:
-        service = domain.partition(".")[2]
-        named = {"blob_storage_authority": f".blob.{service}", "dfs_storage_authority": f".dfs.{service}"}
-    if "endpoint_override" in options:
-        named = dict.fromkeys(
-            ("blob_storage_authority", "dfs_storage_authority"), options["endpoint_override"]
-        )
-    if options.get("enable_tls") == "false":
-        named |= {"blob_storage_scheme": "http", "dfs_storage_scheme": "http"}
-    # Without either: what the Azure SDK finds (a managed identity, AZURE_CLIENT_ID and its like, `az login`).
+    arguments = {}
+    for service in ("blob", "dfs"):
+        if "endpoint_override" in options:
+            arguments[f"{service}_storage_authority"] = options["endpoint_override"]
+        elif domain:
+            arguments[f"{service}_storage_authority"] = f".{service}.{domain.partition('.')[2]}"
+        if options.get("enable_tls") == "false":
+            arguments[f"{service}_storage_scheme"] = "http"
+    # Without either, the Azure SDK looks for credentials (managed identity, AZURE_CLIENT_ID, `az login` …).
     key, token = environment["AZURE_STORAGE_KEY"], environment["AZURE_STORAGE_SAS_TOKEN"]
     secret = {"account_key": key} if key else {"sas_token": token} if token else {}
-    return fs.AzureFileSystem(account, **named, **secret)
+    return fs.AzureFileSystem(account, **arguments, **secret)
 
 
 def _reason(scheme: str, exc: Exception) -> str:
     if isinstance(exc, AttributeError | ImportError) or "without" in str(exc):
-        return f"this pyarrow was built without {scheme}://; the wheels of PyPI for Linux have it"
+        return f"this pyarrow was built without {scheme}://; PyPI's wheels for Linux have it"
     return str(exc)
 
 
-def is_passing(exc: Exception) -> bool:
-    """Whether an error of a store says that the same may go well another time; a name without a host does not."""
-    text = str(exc)
-    said = bool(_PASSING.search(text)) and "resolve host" not in text
-    return isinstance(exc, OSError) and exc.errno is None and said
+def is_transient(exc: Exception) -> bool:
+    """Whether a store's error is worth a retry; an unknown host is not."""
+    return _matches(exc, _TRANSIENT) and "resolve host" not in str(exc)
 
 
 def is_denied(exc: Exception) -> bool:
-    """Whether an error of a store says that these keys may not do that, or are no keys."""
-    return isinstance(exc, OSError) and exc.errno is None and bool(_DENIED.search(str(exc)))
+    """Whether a store's error says that the credentials are invalid or lack permission."""
+    return _matches(exc, _DENIED)
 
 
-def patiently(operation: Callable[[], _Answer]) -> _Answer:
-    """Do something that may be done twice, again after a pause where a store fails in passing."""
+def _matches(exc: Exception, pattern: re.Pattern[str]) -> bool:
+    """Whether the error came from a store, not from the operating system, and its text matches."""
+    return isinstance(exc, OSError) and exc.errno is None and bool(pattern.search(str(exc)))
+
+
+def retry(operation: Callable[[], _T]) -> _T:
+    """Run an idempotent operation; repeat it after a pause where a store fails with a transient error."""
     for pause in PAUSES:
         try:
             return operation()
         except OSError as exc:
-            if not is_passing(exc):
+            if not is_transient(exc):
                 raise
         time.sleep(pause * random.uniform(0.5, 1.5))
     return operation()

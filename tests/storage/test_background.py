@@ -1,4 +1,4 @@
-"""Work in a thread beside: order, errors, and Ctrl-C, which waits for what is being done."""
+"""Background threads: prefetched items in order, tasks, errors, and Ctrl-C, which waits for the running task."""
 
 import signal
 import threading
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from batchverify.storage.background import AHEAD, Behind, ahead
+from batchverify.storage.background import QUEUE_LENGTH, BackgroundWorker, prefetch
 
 
-def test_items_come_in_order_and_no_more_are_made_than_wanted():
+def test_items_come_in_order_and_few_are_made_early():
     made = []
 
     def items():
@@ -19,51 +19,51 @@ def test_items_come_in_order_and_no_more_are_made_than_wanted():
             made.append(number)
             yield number
 
-    some: Any = ahead(items())
-    assert [next(some) for _ in range(3)] == [0, 1, 2]
-    some.close()
-    assert len(made) <= 3 + AHEAD + 1
-    assert list(ahead(iter(range(50)))) == list(range(50))
+    prefetched: Any = prefetch(items())
+    assert [next(prefetched) for _ in range(3)] == [0, 1, 2]
+    prefetched.close()
+    assert len(made) <= 3 + QUEUE_LENGTH + 1
+    assert list(prefetch(iter(range(50)))) == list(range(50))
 
 
-def test_an_error_of_making_comes_in_its_place():
+def test_an_error_is_raised_after_the_items_before_it():
     def items():
         yield 1
         raise ValueError("two")
 
-    found = ahead(items())
-    assert next(found) == 1
+    prefetched = prefetch(items())
+    assert next(prefetched) == 1
     with pytest.raises(ValueError, match="two"):
-        next(found)
+        next(prefetched)
 
 
-def test_all_is_done_in_order_in_another_thread():
+def test_tasks_run_in_order_in_another_thread():
     done = []
 
     def note(number):
         done.append((number, threading.get_ident()))
 
-    with Behind() as behind:
+    with BackgroundWorker() as worker:
         for number in range(20):
-            behind(partial(note, number))
+            worker(partial(note, number))
     assert [number for number, _ in done] == list(range(20))
     assert {thread for _, thread in done}.isdisjoint({threading.get_ident()})
 
 
-def test_after_an_error_nothing_more_is_done():
+def test_after_an_error_no_further_task_runs():
     done = []
 
     def fail():
         time.sleep(0.05)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Behind() as behind:
+    with pytest.raises(OSError, match="disk full"), BackgroundWorker() as worker:
         for work in (lambda: done.append(1), fail, lambda: done.append(2), lambda: done.append(3)):
-            behind(work)
+            worker(work)
     assert done == [1]
 
 
-def test_where_the_block_raises_what_waits_is_dropped_and_what_runs_is_finished():
+def test_if_the_block_raises_waiting_tasks_are_dropped_and_the_running_one_finishes():
     done, begun = [], threading.Event()
 
     def slow():
@@ -71,16 +71,16 @@ def test_where_the_block_raises_what_waits_is_dropped_and_what_runs_is_finished(
         time.sleep(0.2)
         done.append("slow")
 
-    with pytest.raises(KeyError), Behind() as behind:
-        behind(slow)
-        behind(lambda: done.append("waited"))
+    with pytest.raises(KeyError), BackgroundWorker() as worker:
+        worker(slow)
+        worker(lambda: done.append("waited"))
         begun.wait(5)
         raise KeyError
     assert done == ["slow"]
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_at_the_end_waits_for_what_is_being_done(times):
+def test_ctrl_c_at_the_end_waits_for_the_running_task(times):
     main, done, begun = threading.get_ident(), [], threading.Event()
 
     def slow():
@@ -100,8 +100,8 @@ def test_ctrl_c_at_the_end_waits_for_what_is_being_done(times):
     presser = threading.Thread(target=press)
     with pytest.raises(KeyboardInterrupt):
         presser.start()
-        with Behind() as behind:
-            behind(slow)
-            behind(lambda: done.append("waited"))
+        with BackgroundWorker() as worker:
+            worker(slow)
+            worker(lambda: done.append("waited"))
     presser.join()
     assert done == ["slow"]

@@ -1,4 +1,4 @@
-"""Locations: what paths and URIs mean, what writing leaves behind, and a real S3 API on localhost."""
+"""Locations: parsing of paths and URIs, atomic writes, and a real S3 API on localhost."""
 
 import os
 import resource
@@ -57,7 +57,7 @@ def test_schemes(text, scheme):
         ("gs://bucket/k?retry_limit_seconds=5", Location("bucket/k", "gs", "?retry_limit_seconds=5")),
     ],
 )
-def test_parsed_and_printed_and_parsed_again(text, location):
+def test_a_location_parses_prints_and_parses_again(text, location):
     parsed = Location.parse(text)
     assert parsed == location
     assert Location.parse(str(parsed)) == parsed
@@ -79,8 +79,8 @@ def test_relative_paths_start_here(tmp_path, monkeypatch):
             "http://host/a",
             "http://host/a: scheme 'http' is not supported (local paths, file, s3, gs, gcs, abfs, abfss, az)",
         ),
-        ("file://host/a", "file://host/a: three slashes and an absolute path must follow 'file:'"),
-        ("file://", "file://: three slashes and an absolute path must follow 'file:'"),
+        ("file://host/a", "file://host/a: a file URI starts with file:///"),
+        ("file://", "file://: a file URI starts with file:///"),
         ("s3://", "s3://…: a bucket's name must follow; keys belong in the environment"),
         ("s3:///key", "s3://…: a bucket's name must follow; keys belong in the environment"),
         ("s3://../key", "s3://…: a bucket's name must follow; keys belong in the environment"),
@@ -90,7 +90,7 @@ def test_relative_paths_start_here(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_is_no_location(text, message):
+def test_invalid_locations(text, message):
     with pytest.raises(UsageError) as caught:
         Location.parse(text)
     assert str(caught.value) == message
@@ -135,7 +135,7 @@ def test_kinds_and_files_of_a_folder(tmp_path):
     assert folder.join("nothing").files() == []
 
 
-def test_names_that_are_not_utf8_are_said(tmp_path):
+def test_names_that_are_not_utf8_are_reported(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.csv")).touch()
     with pytest.raises(UsageError, match=r"a name in this folder is not UTF-8: .*xff\.csv"):
         Location.parse(tmp_path).files()
@@ -149,7 +149,7 @@ def test_folders_are_private_to_the_user(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"new" * 1000, memoryview(b"new" * 1000), pa.py_buffer(b"new" * 1000)])
-def test_what_is_written_is_whole_and_alone(tmp_path, data):
+def test_a_written_file_is_complete_and_leaves_no_temporary_file(tmp_path, data):
     staging = tmp_path / "tmp"
     staging.mkdir()
     target = Location.parse(tmp_path / "a.bin")
@@ -215,14 +215,14 @@ def bucket(server, monkeypatch):
 
 @pytest.mark.parametrize("key", ["a.jpg", "x y/ä#b?c=d%20+&e.jpg", "photo.php?id=7"])
 def test_objects_are_written_listed_and_read(bucket, key):
-    place = bucket.join(key)
-    assert place.kind() == "absent"
-    place.write_bytes(b"\0\xff" * 5000)
-    assert place.kind() == "file"
+    location = bucket.join(key)
+    assert location.kind() == "absent"
+    location.write_bytes(b"\0\xff" * 5000)
+    assert location.kind() == "file"
     assert bucket.kind() == "folder"
-    assert bucket.files(recursive=True) == [(place, 10_000)]
-    assert read_image(str(place), Limits()) == b"\0\xff" * 5000
-    assert read_image(str(place), Limits(bytes=9_999)).reason is Reason.TOO_LARGE
+    assert bucket.files(recursive=True) == [(location, 10_000)]
+    assert read_image(str(location), Limits()) == b"\0\xff" * 5000
+    assert read_image(str(location), Limits(bytes=9_999)).reason is Reason.TOO_LARGE
 
 
 def test_files_of_a_prefix_are_sorted(bucket):
@@ -232,7 +232,7 @@ def test_files_of_a_prefix_are_sorted(bucket):
     assert bucket.join("nothing").files() == []
 
 
-def test_what_is_not_there(bucket):
+def test_absent_objects_and_buckets(bucket):
     bucket.join("folder/a.jpg").write_bytes(b"x")
     nowhere = Location("no-such-bucket/a.jpg", "s3", bucket.query)
     assert read_image(str(bucket.join("b.jpg")), Limits()).reason is Reason.NOT_FOUND
@@ -256,7 +256,7 @@ def test_plain_uris_follow_the_endpoint_of_the_environment(bucket, server, monke
         assert read_image(plain, Limits()) == b"from the server"
 
 
-def test_options_that_make_no_sense_name_the_uri(bucket):
+def test_an_error_about_options_names_the_uri(bucket):
     wrong = Location.parse(f"s3://{bucket.path}/a.jpg?region=us-east-1&regoin=x")
     with pytest.raises(UsageError, match=r"regoin=x: cannot be opened: .*regoin"):
         wrong.kind()

@@ -1,4 +1,4 @@
-"""Object stores that answer late, wrongly or not at all; their schemes, options and secrets."""
+"""Object stores: slow, failing and refusing ones; schemes, options and secrets."""
 
 import time
 from collections.abc import Iterator
@@ -37,45 +37,45 @@ def bucket(store: Store) -> Location:
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "cut"])
-def test_what_fails_in_passing_is_tried_again(store: Store, bucket: Location, kind: str) -> None:
-    place = bucket.join(f"again-{kind}.jpg")
+def test_transient_errors_are_retried(store: Store, bucket: Location, kind: str) -> None:
+    location = bucket.join(f"again-{kind}.jpg")
     weather = store.weather(first=kind if kind != "cut" else "")
-    place.write_bytes(b"x" * 50_000)
+    location.write_bytes(b"x" * 50_000)
     weather = store.weather(first=kind)
-    assert read_image(str(place), Limits()) == b"x" * 50_000
-    assert place.kind() == "file"
+    assert read_image(str(location), Limits()) == b"x" * 50_000
+    assert location.kind() == "file"
     assert weather.done[kind] >= 1
 
 
-def test_what_fails_for_good_is_a_reason(store: Store, bucket: Location) -> None:
+def test_permanent_errors_become_a_reason(store: Store, bucket: Location) -> None:
     bucket.join("denied.jpg").write_bytes(b"x")
     weather = store.weather(poisoned={"denied": "403"})
     denied = read_image(str(bucket.join("denied.jpg")), Limits())
     assert isinstance(denied, Skipped) and denied.reason is Reason.FORBIDDEN
     assert str(bucket.join("denied.jpg")) in denied.message
-    assert weather.done["403"] == 1, "what is not allowed is not tried again"
+    assert weather.done["403"] == 1, "a refused request is not retried"
     absent = read_image(str(bucket.join("absent.jpg")), Limits())
     assert isinstance(absent, Skipped) and absent.reason is Reason.NOT_FOUND
 
 
-def test_images_come_side_by_side_over_few_connections(store: Store, bucket: Location) -> None:
-    pictures = [path.read_bytes() for path in sorted((FACES / "faces").iterdir())] * 4
-    for number, data in enumerate(pictures):
+def test_images_are_read_in_parallel_over_few_connections(store: Store, bucket: Location) -> None:
+    contents = [path.read_bytes() for path in sorted((FACES / "faces").iterdir())] * 4
+    for number, data in enumerate(contents):
         store.client().put_object(Bucket="weather", Key=f"many/{number}.jpg", Body=data)
-    references = [str(bucket.join(f"many/{number}.jpg")) for number in range(len(pictures))]
-    references[5] = str(bucket.join("many/nothing.jpg"))
+    image_paths = [str(bucket.join(f"many/{number}.jpg")) for number in range(len(contents))]
+    image_paths[5] = str(bucket.join("many/nothing.jpg"))
     weather = store.weather(latency=0.15)
     started = time.monotonic()
     settings = EmbeddingSettings(crop="none")
-    loaded, images = Loader(LoadPlan(settings, EmbeddingFingerprint({})), None)(references)
-    took = time.monotonic() - started
-    assert len(loaded.keys) == len(references)
-    assert [key is None for key in loaded.keys] == [number == 5 for number in range(len(references))]
+    loaded, images = Loader(LoadPlan(settings, EmbeddingFingerprint({})), None)(image_paths)
+    seconds = time.monotonic() - started
+    assert len(loaded.keys) == len(image_paths)
+    assert [key is None for key in loaded.keys] == [number == 5 for number in range(len(image_paths))]
     assert loaded.skipped[5].reason is Reason.NOT_FOUND
-    assert loaded.keys[:5] == [Loader.key(data) for data in pictures[:5]]
-    assert len(images) == len(loaded.missing) == len(set(pictures))
+    assert loaded.keys[:5] == [Loader.key(data) for data in contents[:5]]
+    assert len(images) == len(loaded.missing) == len(set(contents))
     # Two requests an image, one after the other: 29 s for 96 images.
-    assert took < 0.15 * 2 * len(references) / 3
+    assert seconds < 0.15 * 2 * len(image_paths) / 3
     assert weather.connections <= READERS + 1
 
 
@@ -88,7 +88,7 @@ def test_images_come_side_by_side_over_few_connections(store: Store, bucket: Loc
         ("cache", "cannot be used"),
     ],
 )
-def test_rights_that_lack_are_said_with_the_uri_and_without_keys(
+def test_missing_permissions_are_reported_with_the_uri_and_without_keys(
     store: Store, bucket: Location, which: str, words: str
 ) -> None:
     bucket.join("manifest.csv").write_bytes(b"image_a,image_b\na.jpg,b.jpg\n")
@@ -115,7 +115,7 @@ def test_rights_that_lack_are_said_with_the_uri_and_without_keys(
         ("gs://faces/a.jpg?project_id=x", "gs://faces/a.jpg?project_id=x"),
     ],
 )
-def test_uris_of_azure_and_google_come_back(text: str, printed: str) -> None:
+def test_uris_of_azure_and_google_round_trip(text: str, printed: str) -> None:
     location = Location.parse(text)
     assert str(location) == printed
     assert Location.parse(str(location)) == location
