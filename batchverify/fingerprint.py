@@ -50,12 +50,9 @@ class EmbeddingSettings:
     min_face: int | None = None
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise UsageError(f"crop must be one of {', '.join(CROPS)}, got '{self.crop}'")
-        if self.tta not in TTA:
-            raise UsageError(f"tta must be one of {', '.join(TTA)}, got '{self.tta}'")
-        if self.face not in FACES:
-            raise UsageError(f"face must be one of {', '.join(FACES)}, got '{self.face}'")
+        for name, choices in (("crop", CROPS), ("tta", TTA), ("face", FACES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
         least, most = SMALLEST_FACES
         if self.min_face is not None and not least <= self.min_face <= most:
             raise UsageError(f"min_face must lie between {least} and {most} pixels, got {self.min_face}")

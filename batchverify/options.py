@@ -1,8 +1,9 @@
-"""Options of the commands with their defaults, in one place for the Python API and the command line."""
+"""Options of the commands and their defaults, for the Python API and the command line alike."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,10 @@ MONITORS = ("loss", "f1", "auc")
 CALIBRATIONS = ("platt", "temperature", "none")
 PATHS = ("image_root", "backbone", "weights", "cache", "head", "test", "tensorboard")
 LARGEST = 1e9
-# What every generator of random numbers takes.
+# Seeds below this are taken by every random generator in use.
 SEEDS = 2**32
 MOST_WIDTH = 65_536
-# Bootstrap draws behind an interval: fewer give none.
+# Fewer bootstrap draws give no interval.
 FEWEST_DRAWS = 40
 MOST_DRAWS = 10_000
 MOST_EXAMPLES = 100
@@ -31,7 +32,7 @@ MOST_EXAMPLES = 100
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How images are found, embedded and kept; the command line's options of the same names."""
+    """How images are found, embedded and cached; the command line's options have the same names."""
 
     column_a: str = "image_a"
     column_b: str = "image_b"
@@ -62,39 +63,28 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         for name in PATHS:
-            value = getattr(self, name, None)
-            if value is not None:
-                object.__setattr__(self, name, os.fspath(value))
-                if not getattr(self, name):
-                    raise UsageError(f"--{name.replace('_', '-')} is empty")
+            if getattr(self, name, None) is not None:
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+                _require(self, name, lambda path: path != "", "must not be empty")
         for name in ("max_megapixels", "max_megabytes"):
-            if not 0 < getattr(self, name) < LARGEST:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}"
-                )
+            _require(self, name, lambda size: 0 < size < LARGEST, "must be a positive number")
+        for name, choices in (("engine", ENGINES), ("runtime", RUNTIMES), ("dtype", DTYPES)):
+            _require_choice(self, name, choices)
+        for name in ("batch_size", "num_cpus", "limit"):
+            _require(self, name, lambda count: count >= 1, "must be at least 1")
+        _require(self, "max_failed", lambda share: 0 <= share <= 1, "must lie between 0 and 1")
         if self.address is not None and self.num_cpus is not None:
             raise UsageError(
-                "--num-cpus is for a Ray started here; a cluster at --address has its own number"
+                "--num-cpus is for a local Ray; the cluster at --address has its own number of CPUs"
             )
-        if self.engine not in ENGINES:
-            raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got '{self.engine}'")
-        for name, choices in (("runtime", RUNTIMES), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"--{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
         if self.address is not None and self.engine == "local":
-            raise UsageError("--address names a Ray cluster, --engine local uses none: drop one of them")
+            raise UsageError("--address names a Ray cluster, but --engine local uses none: omit one of them")
         if self.cache is not None and self.no_cache:
             raise UsageError("--cache and --no-cache exclude each other")
-        if not 0 <= self.max_failed <= 1:
-            raise UsageError(f"--max-failed is a share between 0 and 1, got {self.max_failed}")
-        for name in ("batch_size", "num_cpus", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
     @property
     def settings(self) -> EmbeddingSettings:
-        """The options that move a vector."""
+        """The options that affect vectors."""
         return EmbeddingSettings(self.crop, self.margin, self.tta, face=self.face, min_face=self.min_face)
 
     @property
@@ -104,18 +94,18 @@ class EmbedOptions:
 
     @property
     def cache_root(self) -> str | None:
-        """Where the cache lies; None with `no_cache`."""
+        """The cache's path or URI; None with `no_cache`."""
         return None if self.no_cache else self.cache or default_cache_root()
 
     def as_record(self) -> dict[str, Any]:
-        """The options as they stand in the run record: those that differ from their defaults."""
-        plain = type(self)()
-        return {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
+        """The options of the run record: those that differ from their defaults."""
+        defaults = vars(type(self)())
+        return {name: value for name, value in vars(self).items() if value != defaults[name]}
 
 
 @dataclass(frozen=True)
 class ScoreOptions(EmbedOptions):
-    """Options of `score`: those of embedding, the head and its threshold, what becomes of an earlier output."""
+    """Options of `score`: those of embedding, the head with its threshold, and whether to overwrite an output."""
 
     head: str | None = None
     threshold: float | None = None
@@ -125,12 +115,12 @@ class ScoreOptions(EmbedOptions):
 
 @dataclass(frozen=True)
 class TrainOptions(EmbedOptions):
-    """Options of `train`: those of embedding, the head's kind and how it is fitted.
+    """Options of `train`: those of embedding, the kind of head and how it is fitted.
 
-    test: a manifest's path or URI. algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for
-    distance. widths: of a network's hidden layers.
-    shrinkage: of linear heads, in pairs. folds: None for 5 where dev is small, 0 for dev alone. tune: trials
-    of a search before training, 0 for none. augment: changed views of the training images.
+    test: path or URI of a manifest. algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for
+    distance. widths: neurons of a network's hidden layers. shrinkage: of linear heads, in pairs. folds: None
+    for 5 if dev is small, 0 for dev alone. tune: trials of a search before training, 0 for none. augment:
+    augmented views of each training image.
     """
 
     test: str | None = None
@@ -159,50 +149,36 @@ class TrainOptions(EmbedOptions):
         super().__post_init__()
         for name in ("algorithms", "widths"):
             value = getattr(self, name)
-            # One algorithm or width alone, as Python callers write it.
+            # Python callers may give one algorithm or width by itself.
             object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
         if not self.widths or not all(
-            isinstance(each, int) and 0 < each <= MOST_WIDTH for each in self.widths
+            isinstance(width, int) and 0 < width <= MOST_WIDTH for width in self.widths
         ):
-            shown = "-".join(str(each) for each in self.widths)
-            raise UsageError(f"--widths are numbers of neurons from 1 to {MOST_WIDTH:,}, got '{shown}'")
+            shown = "-".join(map(str, self.widths))
+            raise UsageError(f"--widths must be numbers of neurons from 1 to {MOST_WIDTH:,}, got '{shown}'")
         if not 0 <= self.seed < SEEDS - max(self.repeats, 1) + 1:
-            raise UsageError(f"--seed and those of --repeats lie between 0 and {SEEDS - 1}, got {self.seed}")
+            raise UsageError(
+                f"--seed and those of --repeats must lie between 0 and {SEEDS - 1}, got {self.seed}"
+            )
         for name, choices in (("monitor", MONITORS), ("calibration", CALIBRATIONS)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"--{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"--dropout is a share from 0 to below 1, got {self.dropout}")
+            _require_choice(self, name, choices)
+        _require(self, "dropout", lambda share: 0 <= share < 1, "must be a share from 0 to below 1")
         for name in ("weight_decay", "shrinkage"):
-            if not 0 <= getattr(self, name) < LARGEST:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
-                )
-        if self.max_lr is not None and not 0 < self.max_lr < LARGEST:
-            raise UsageError(f"--max-lr must be positive, got {self.max_lr}")
-        lowest = {
-            "epochs": 1,
-            "patience": 1,
-            "snapshots": 1,
-            "repeats": 1,
-            "batch_pairs": 1,
-            "tune": 0,
-            "augment": 0,
-        }
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-        if self.folds is not None and (self.folds < 0 or self.folds == 1):
-            raise UsageError(f"--folds must be 0 (none) or at least 2, got {self.folds}")
+            _require(self, name, lambda value: 0 <= value < LARGEST, "must not be negative")
+        _require(self, "max_lr", lambda rate: 0 < rate < LARGEST, "must be positive")
+        for name in ("epochs", "patience", "snapshots", "repeats", "batch_pairs"):
+            _require(self, name, lambda count: count >= 1, "must be at least 1")
+        for name in ("tune", "augment"):
+            _require(self, name, lambda count: count >= 0, "must be at least 0")
+        _require(self, "folds", lambda count: count == 0 or count >= 2, "must be 0 (none) or at least 2")
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of `evaluate`: how scores are judged.
+    """Options of `evaluate`.
 
     truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
-    examples: pairs shown of each kind. export_worst: how many pairs, and the file.
+    examples: pairs of each kind in the report. export_worst: number of pairs and the file to write.
     """
 
     truth: str | None = None
@@ -218,15 +194,16 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UsageError(f"--threshold lies between 0 and 1, got {self.threshold}")
-        for name, most in (("draws", MOST_DRAWS), ("examples", MOST_EXAMPLES)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UsageError(f"--{name} lies between 0 and {most:,}, got {getattr(self, name)}")
+        _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+        _require(
+            self, "draws", lambda count: 0 <= count <= MOST_DRAWS, f"must lie between 0 and {MOST_DRAWS:,}"
+        )
         if 0 < self.draws < FEWEST_DRAWS:
-            raise UsageError(f"--draws is 0, for no intervals, or at least {FEWEST_DRAWS}, got {self.draws}")
+            raise UsageError(f"--draws must be 0 (no intervals) or at least {FEWEST_DRAWS}, got {self.draws}")
+        rule = f"must lie between 0 and {MOST_EXAMPLES}"
+        _require(self, "examples", lambda count: 0 <= count <= MOST_EXAMPLES, rule)
         if self.export_worst is not None and self.export_worst[0] < 1:
-            raise UsageError(f"--export-worst takes at least 1 pair, got {self.export_worst[0]}")
+            raise UsageError(f"--export-worst must name at least 1 pair, got {self.export_worst[0]}")
 
 
 def default_cache_root() -> str:
@@ -234,3 +211,15 @@ def default_cache_root() -> str:
     from platformdirs import user_cache_dir
 
     return os.environ.get(CACHE_VARIABLE) or user_cache_dir("batchverify")
+
+
+def _require(options: Any, name: str, is_valid: Callable[[Any], bool], rule: str) -> None:
+    """Raise `UsageError` if an option is given and not valid. rule: what it must be, for the message."""
+    value = getattr(options, name)
+    if value is not None and not is_valid(value):
+        raise UsageError(f"--{name.replace('_', '-')} {rule}, got {value!r}")
+
+
+def _require_choice(options: Any, name: str, choices: Sequence[str]) -> None:
+    if getattr(options, name) not in choices:
+        raise UsageError(f"--{name} must be one of {', '.join(choices)}, got '{getattr(options, name)}'")

@@ -69,11 +69,11 @@ WRONG = [
     (["--margin", "20"], "no head is shipped for these settings"),
     (["--head", "absent.safetensors"], "absent.safetensors: the head cannot be read"),
     (["--device", "cuda"], "--device cuda: this machine has no such CUDA device"),
-    (["--engine", "local", "--address", "auto"], "--engine local uses none"),
+    (["--engine", "local", "--address", "auto"], "--engine local uses none: omit one"),
     (["--engine", "ray", "--address", "ray://head:10001"], "Ray Client breaks long jobs"),
     (["--weights", "x.pt"], "--weights goes with --backbone"),
     (["--cache", "m\udcff"], "not UTF-8"),
-    (["--image-root", ""], "--image-root is empty"),
+    (["--image-root", ""], "--image-root must not be empty"),
     (["--cache", __file__], "the cache cannot be used"),
 ]
 

@@ -209,12 +209,12 @@ def test_a_run_that_failed_wholly_is_reported_by_reason(tmp_path):
         (["s.parquet", "none.parquet"], "none.parquet: no such file or folder"),
         (["s.parquet", "--by", "colour"], "s.parquet: no column 'colour'; the file has image_a, "),
         (["s.parquet", "--truth", "none.csv"], "none.csv: no such file or folder"),
-        (["s.parquet", "--threshold", "2"], "--threshold lies between 0 and 1, got 2.0"),
-        (["s.parquet", "--draws", "-1"], "--draws lies between 0 and 10,000, got -1"),
-        (["s.parquet", "--draws", "1"], "--draws is 0, for no intervals, or at least 40, got 1"),
-        (["s.parquet", "--draws", "39"], "--draws is 0, for no intervals, or at least 40, got 39"),
+        (["s.parquet", "--threshold", "2"], "--threshold must lie between 0 and 1, got 2.0"),
+        (["s.parquet", "--draws", "-1"], "--draws must lie between 0 and 10,000, got -1"),
+        (["s.parquet", "--draws", "1"], "--draws must be 0 (no intervals) or at least 40, got 1"),
+        (["s.parquet", "--draws", "39"], "--draws must be 0 (no intervals) or at least 40, got 39"),
         (["s.parquet", "--export-worst", "9", "w.txt"], "w.txt: --export-worst writes .csv or .parquet"),
-        (["s.parquet", "--export-worst", "0", "w.csv"], "--export-worst takes at least 1 pair, got 0"),
+        (["s.parquet", "--export-worst", "0", "w.csv"], "--export-worst must name at least 1 pair, got 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, monkeypatch, arguments, message):
@@ -416,7 +416,7 @@ def test_unknown_truth_is_blank_for_the_person_who_fills_it_in(tmp_path):
 
 def test_senseless_options_of_the_api_are_refused(tmp_path):
     scores = write_scores(tmp_path / "s.parquet", draw_columns(20))
-    with pytest.raises(UsageError, match="--examples lies between 0 and 100, got 101"):
+    with pytest.raises(UsageError, match="--examples must lie between 0 and 100, got 101"):
         batchverify.evaluate(scores, examples=101)
 
 

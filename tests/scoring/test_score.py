@@ -253,10 +253,10 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
     [
         ({"max_megapixels": float("nan")}, "--max-megapixels must be a positive number, got nan"),
         ({"max_megabytes": float("inf")}, "--max-megabytes must be a positive number, got inf"),
-        ({"cache": ""}, "--cache is empty"),
+        ({"cache": ""}, "--cache must not be empty"),
         ({"num_cpus": 0}, "--num-cpus must be at least 1, got 0"),
-        ({"address": "auto", "num_cpus": 2}, "a cluster at --address has its own number"),
-        ({"max_failed": 1.5}, "--max-failed is a share between 0 and 1"),
+        ({"address": "auto", "num_cpus": 2}, "the cluster at --address has its own number of CPUs"),
+        ({"max_failed": 1.5}, "--max-failed must lie between 0 and 1"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

@@ -97,11 +97,11 @@ OPTIONS = {
     "search of nothing known": (["--tune", "3", "--algorithm", "forest"], "--algorithm must be one of"),
     "widths of text": (["--widths", "64,8"], "numbers joined by - expected, got '64,8'"),
     "widths with a gap": (["--widths", "64--8"], "numbers joined by - expected, got '64--8'"),
-    "width of none": (["--widths", "64-0"], "--widths are numbers of neurons from 1 to 65,536, got '64-0'"),
+    "width of none": (["--widths", "64-0"], "--widths must be numbers of neurons from 1 to 65,536, got '64-0'"),
     "width of a typing error": (["--widths", "1024128"], "from 1 to 65,536, got '1024128'"),
-    "seed": (["--seed", "-1"], "--seed and those of --repeats lie between 0 and 4294967295, got -1"),
+    "seed": (["--seed", "-1"], "--seed and those of --repeats must lie between 0 and 4294967295, got -1"),
     "seed of the last repeat": (["--seed", str(SEEDS - 1), "--repeats", "2"], "got 4294967295"),
-    "dropout": (["--dropout", "1"], "--dropout is a share from 0 to below 1"),
+    "dropout": (["--dropout", "1"], "--dropout must be a share from 0 to below 1"),
     "rate": (["--max-lr", "0"], "--max-lr must be positive"),
     "folds": (["--folds", "1"], "--folds must be 0 (none) or at least 2"),
     "test": (["--test", "nowhere.csv"], "nowhere.csv: no such file"),
@@ -274,7 +274,7 @@ def test_options_from_python():
     assert TrainOptions(algorithms="logistic", widths=[32, 8]).algorithms == ("logistic",)  # type: ignore[arg-type]
     assert TrainOptions(widths=64).widths == (64,)  # type: ignore[arg-type]
     for widths in ((), (8.5,), ("8",), (np.nan,)):
-        with pytest.raises(UsageError, match="--widths are numbers of neurons"):
+        with pytest.raises(UsageError, match="--widths must be numbers of neurons"):
             TrainOptions(widths=widths)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--seed"):
         TrainOptions(seed=-1)
