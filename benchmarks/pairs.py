@@ -60,7 +60,7 @@ def ours(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """Chunks of pairs on as many threads as there are CPUs, as the local engine runs them."""
     starts = range(0, len(a), CHUNK)
     with ThreadPoolExecutor(available_cpus(), initializer=lambda: torch.set_num_threads(1)) as pool:
-        list(pool.map(lambda at: head.of_pairs(vectors, a[at : at + CHUNK], b[at : at + CHUNK]), starts))
+        list(pool.map(lambda at: head.score_pairs(vectors, a[at : at + CHUNK], b[at : at + CHUNK]), starts))
 
 
 @torch.inference_mode()

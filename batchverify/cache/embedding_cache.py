@@ -1,4 +1,4 @@
-"""EmbeddingCache: vectors and failures by image content, in append-only Parquet segments that runs share."""
+"""EmbeddingCache: vectors and failures by image content, in shared append-only Parquet segments."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ log = logging.getLogger(__name__)
 
 VERSION = "v1"
 STALE_SECONDS = 24 * 3600
-# A commit per this many rows or seconds, whichever comes first.
+# Pending entries are committed after this many rows or seconds.
 COMMIT_ROWS = 4096
 COMMIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class KeyIndex:
-    """The keys of all segments, sorted: 24 bytes a key.
+    """The keys of all segments, sorted: 24 bytes per key.
 
-    keys: (N,) S16. segment: (N,) int32 into `segments`. row: (N,) int32 in that segment. failures: by key.
+    keys: (N,) S16, the first half of each key. segment: (N,) int32 into `segments`. row: (N,) int32 in that
+    segment. failures: by whole key.
     """
 
     keys: np.ndarray
@@ -56,21 +57,21 @@ class KeyIndex:
     failures: dict[bytes, Skipped]
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Positions of 32-byte keys in this index, -1 where absent: (K,) int64."""
-        # Fixed width: numpy drops trailing zero bytes when it shows such a string, not when it compares two.
+        """Positions of K 32-byte keys in this index: (K,) int64, -1 where absent."""
+        # numpy drops trailing zero bytes when it shows an S16 string, but not when it compares two.
         wanted = np.array([key[:16] for key in keys], dtype="S16")
         if not len(self.keys):
             return np.full(len(wanted), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[at] == wanted, at, -1)
+        positions = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(self.keys[positions] == wanted, positions, -1)
 
 
 class EmbeddingCache:
     """Embeddings of one fingerprint below `root`, shared by any number of readers and writers.
 
-    `get_many` reads; `append` collects and `commit` writes segments that are complete or absent. Nothing
-    is locked: two writers at most write a vector twice. Raises `ArtifactError` where the folder cannot be
-    used or belongs to another fingerprint.
+    `get_many` reads, `append` collects, `commit` writes a segment atomically. Nothing is locked: at worst two
+    writers write the same vector. Raises `ArtifactError` if the folder cannot be used or holds another
+    fingerprint.
     """
 
     def __init__(
@@ -92,13 +93,13 @@ class EmbeddingCache:
         self._dimension = int(fingerprint.document.get("dimension", DIMENSION))
         self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
         self._pending: list[Entry] = []
-        # Keys of what is pending and of what was committed last.
+        # Keys of the pending entries and of the last commit.
         self._recent: set[bytes] = set()
         self._last_commit = time.monotonic()
         self._index = index
 
-    def state_compute_path(self, compute_path: str) -> None:
-        """Device, dtype and batch shape behind what is appended from now on; they stand in its segments."""
+    def set_compute_path(self, compute_path: str) -> None:
+        """Set the device, dtype and batch shape that the next segments state."""
         self.provenance = replace(self.provenance, compute_path=compute_path)
 
     @property
@@ -107,19 +108,19 @@ class EmbeddingCache:
         return self._index or self.refresh()
 
     def create(self) -> None:
-        """Make the folders and state the fingerprint; stale staging files of killed writers are swept."""
+        """Make the folders, write or check the fingerprint, and remove stale files of killed writers."""
         try:
             for folder in (self.root, self.folder.parent, self.folder):
                 folder.make_folder()
             for name in ("data", "fail", "tmp"):
                 self.folder.join(name).make_folder()
-            self._state_fingerprint()
-            self._sweep()
+            self._write_or_check_fingerprint()
+            self._remove_stale_files()
         except OSError as exc:
             raise self._unusable(exc) from exc
 
     def refresh(self) -> KeyIndex:
-        """List the segments and read their keys."""
+        """List the segments and read their keys. Of several rows of one key the first one counts."""
         names, keys = [], []
         schema = vector_schema(self._dimension)
         for location in self._segments("data"):
@@ -127,8 +128,7 @@ class EmbeddingCache:
             if table is not None:
                 names.append(str(location))
                 keys.append(short_keys(table))
-        lengths = [len(each) for each in keys]
-        # The first of equal keys is kept: of several rows of one key the earliest segment's.
+        lengths = [len(segment_keys) for segment_keys in keys]
         sorted_keys, first = np.unique(np.concatenate([np.zeros(0, "S16"), *keys]), return_index=True)
         segment = np.repeat(np.arange(len(keys), dtype=np.int32), lengths)[first]
         row = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])[first]
@@ -136,27 +136,27 @@ class EmbeddingCache:
         return self._index
 
     def get_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        """The entries of 32-byte `keys`, None where there is none. A vector beats a failure."""
+        """The entries of 32-byte `keys`, None where absent. A vector takes precedence over a failure."""
         try:
             return self._get_many(self.index, keys)
         except FileNotFoundError:
             # A compactor replaced a segment after the index was read.
-            return self._get_many(self.refresh(), keys, gone_is_missing=True)
+            return self._get_many(self.refresh(), keys, skip_absent=True)
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Collect entries; they are committed once there are enough or a minute has passed.
+        """Collect entries; commits if enough are pending or the last commit is a minute old.
 
-        Failures that do not follow from an image's bytes are passed over: the next run tries again. So are
-        entries that were just collected: after Ctrl-C in the middle of it they are handed in once more.
+        Ignores failures that do not follow from the image's bytes, so that the next run tries again, and
+        entries that were collected before: after Ctrl-C the scheduler may append the same ones again.
         """
-        kept = [
-            each
-            for each in entries
-            if (each.skipped is None or each.skipped.reason in CACHED_REASONS)
-            and each.key not in self._recent
+        new = [
+            entry
+            for entry in entries
+            if (entry.skipped is None or entry.skipped.reason in CACHED_REASONS)
+            and entry.key not in self._recent
         ]
-        self._pending.extend(kept)
-        self._recent.update(each.key for each in kept)
+        self._pending.extend(new)
+        self._recent.update(entry.key for entry in new)
         if (
             len(self._pending) >= self._commit_rows
             or time.monotonic() - self._last_commit > self._commit_seconds
@@ -164,7 +164,7 @@ class EmbeddingCache:
             self.commit()
 
     def commit(self) -> None:
-        """Write what was collected; when this returns it is durable. When it raises, nothing is forgotten."""
+        """Write the pending entries durably. If this raises, what is not written stays pending."""
         self._last_commit = time.monotonic()
         self._recent = {entry.key for entry in self._pending} or self._recent
         vectors = [entry for entry in self._pending if entry.vector is not None]
@@ -183,32 +183,32 @@ class EmbeddingCache:
             raise self._unusable(exc) from exc
 
     def _get_many(
-        self, index: KeyIndex, keys: Sequence[bytes], *, gone_is_missing: bool = False
+        self, index: KeyIndex, keys: Sequence[bytes], *, skip_absent: bool = False
     ) -> list[Entry | None]:
         entries: list[Entry | None] = [
             Entry(key, None, skipped=index.failures[key]) if key in index.failures else None for key in keys
         ]
-        at = index.find(keys)
-        present = np.flatnonzero(at >= 0)
-        owners = index.segment[at[present]]
-        for segment in np.unique(owners).tolist():
-            wanted = present[owners == segment]
+        positions = index.find(keys)
+        present = np.flatnonzero(positions >= 0)
+        segments = index.segment[positions[present]]
+        for segment in np.unique(segments).tolist():
+            wanted = present[segments == segment]
             location = Location.parse(index.segments[segment])
-            found = self._read_rows(location, index.row[at[wanted]], gone_is_missing)
-            for position, entry in zip(wanted.tolist(), found, strict=False):
-                # The index knows half of each key.
-                if entry.key == keys[position]:
-                    entries[position] = entry
+            rows = self._read_rows(location, index.row[positions[wanted]], skip_absent)
+            for number, entry in zip(wanted.tolist(), rows, strict=False):
+                # The index holds only half of each key.
+                if entry.key == keys[number]:
+                    entries[number] = entry
         return entries
 
-    def _read_rows(self, location: Location, rows: np.ndarray, gone_is_missing: bool) -> list[Entry]:
-        """The entries at `rows` of a segment; none when it is damaged."""
+    def _read_rows(self, location: Location, rows: np.ndarray, skip_absent: bool) -> list[Entry]:
+        """The entries at `rows` of a segment; none if it is damaged."""
         if str(location) in self.bad_segments:
             return []
         try:
             return read_rows(location, self.fingerprint.id, self._dimension, rows)
         except FileNotFoundError:
-            if gone_is_missing:
+            if skip_absent:
                 return []
             raise
         except DAMAGE as exc:
@@ -218,7 +218,7 @@ class EmbeddingCache:
     def _read(
         self, location: Location, schema: pa.Schema, columns: list[str] | None = None
     ) -> pa.Table | None:
-        """A segment's table; None for one that is gone or damaged, and damage is said once."""
+        """A segment's table; None if it is absent or damaged. Damage is logged once."""
         if str(location) in self.bad_segments:
             return None
         try:
@@ -230,7 +230,7 @@ class EmbeddingCache:
             return None
 
     def _read_failures(self) -> dict[bytes, Skipped]:
-        """By key. The latest counts: an earlier one that still held would not have been tried again."""
+        """Failures by key. The latest counts: an earlier one that still held would not have been retried."""
         failures: dict[bytes, Skipped] = {}
         for location in self._segments("fail"):
             table = self._read(location, failure_schema())
@@ -245,32 +245,28 @@ class EmbeddingCache:
 
     def _mark_bad(self, location: Location, exc: Exception) -> None:
         if isinstance(exc, OSError) and (is_transient(exc) or is_denied(exc)):
-            # The store's fault says nothing of the segment.
+            # The store failed: that says nothing about the segment.
             raise self._unusable(exc) from exc
         self.bad_segments.add(str(location))
-        log.warning("%s: this cache segment is passed over, its images are embedded anew: %s", location, exc)
+        log.warning("%s: damaged cache segment skipped, its images are embedded again: %s", location, exc)
 
     def _unusable(self, exc: OSError) -> ArtifactError:
         return ArtifactError(
-            f"{self.root}: the cache cannot be used ({exc}); "
-            "choose another place with --cache or use --no-cache"
+            f"{self.root}: the cache cannot be used ({exc}); choose another one with --cache or use --no-cache"
         )
 
-    def _state_fingerprint(self) -> None:
-        stated = self.folder.join("fingerprint.json")
-        if stated.kind() == "absent":
-            stated.write_bytes(self.fingerprint.canonical.encode(), staging=self.folder.join("tmp"))
-            return
-        if stated.read_bytes().decode(errors="replace") != self.fingerprint.canonical:
-            raise ArtifactError(
-                f"{stated}: not the fingerprint that the folder's name stands for; move it away"
-            )
+    def _write_or_check_fingerprint(self) -> None:
+        document = self.folder.join("fingerprint.json")
+        if document.kind() == "absent":
+            document.write_bytes(self.fingerprint.canonical.encode(), staging=self.folder.join("tmp"))
+        elif document.read_bytes().decode(errors="replace") != self.fingerprint.canonical:
+            raise ArtifactError(f"{document}: does not match the name of its folder; move the folder away")
 
-    def _sweep(self) -> None:
+    def _remove_stale_files(self) -> None:
         if not self.folder.is_local:
             return
         for location, _ in self.folder.join("tmp").files():
-            # Another process may publish or sweep the file in this very moment, or own it.
+            # Another process may publish, remove or own the file.
             with suppress(OSError):
                 if time.time() - os.stat(location.path).st_mtime > STALE_SECONDS:  # noqa: PTH116
                     os.unlink(location.path)  # noqa: PTH108

@@ -1,4 +1,4 @@
-"""One cache segment: a small Parquet file of vectors or of failures, its name, its schema, its checks."""
+"""One cache segment: a small Parquet file of vectors or failures; its name, schema and checks."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from batchverify.storage.location import Location
 METADATA_KEY = b"batchverify"
 DIMENSION = 512
 ROW_GROUP = 256
-# What reading a damaged file raises; FileNotFoundError is not among them for callers that catch it first.
+# What reading a damaged file raises. FileNotFoundError, an OSError, is no damage: callers catch it first.
 DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)
-# Row groups that a process keeps decoded, 0.3 MB each: keys in another order than they were written in
-# cost one read a group, not one a key.
-GROUPS_KEPT = 256
-FOOTERS_KEPT = 128
+# Row groups that a process keeps decoded, 0.3 MB each: keys in an order other than that of writing cost one
+# read per group, not one per key.
+CACHED_GROUPS = 256
+CACHED_FOOTERS = 128
 _NAME = re.compile(r"^(\d{20})-\w+-[0-9a-f]{8}-r(\d+)\.parquet$", re.ASCII)
-_READ = ["key", "box", "confidence", "embedding", "faces"]
+_ENTRY_COLUMNS = ["key", "box", "confidence", "embedding", "faces"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image's result. key: 32 bytes. vector: (512,) float16, or None beside a cacheable `skipped`."""
+    """One image's result. key: 32 bytes. vector: (512,) float16, or None with a cacheable `skipped`."""
 
     key: bytes
     vector: np.ndarray | None
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Who wrote a segment: the fingerprint's id, the run, and the device, dtype and batch shape."""
+    """Where a segment comes from: fingerprint id, run, and compute path (device, dtype and batch shape)."""
 
     fingerprint: str
     run_id: str = ""
@@ -56,14 +56,14 @@ class Provenance:
 
 @dataclass(frozen=True)
 class SegmentName:
-    """What a segment's name states: when it was written (nanoseconds, UTC) and how many rows it has."""
+    """What a segment's name states: the time of writing (nanoseconds, UTC) and the number of rows."""
 
     written: int
     rows: int
 
     @classmethod
     def parse(cls, name: str) -> SegmentName | None:
-        """None for a name that no writer of ours gives."""
+        """None if the name is not a segment's."""
         match = _NAME.match(name)
         return cls(int(match.group(1)), int(match.group(2))) if match else None
 
@@ -79,7 +79,7 @@ def vector_schema(dimension: int = DIMENSION) -> pa.Schema:
         "created_at": pa.timestamp("us"),
         "run_id": pa.string(),
     }
-    # Never a null vector: old releases cannot read it back (arrow#35692).
+    # No null vectors: old pyarrow releases cannot read them back (arrow#35692).
     return pa.schema([pa.field(name, kind, nullable=name != "embedding") for name, kind in fields.items()])
 
 
@@ -92,7 +92,7 @@ def failure_schema() -> pa.Schema:
 
 
 def vector_table(entries: Sequence[Entry], run_id: str) -> pa.Table:
-    """Entries that have vectors, as the table of a `data/` segment."""
+    """The table of a `data/` segment, from entries with vectors."""
     vectors = np.stack([entry.vector for entry in entries if entry.vector is not None]).astype(np.float16)
     boxes = np.array([entry.box for entry in entries], np.float32)
     columns = {
@@ -106,13 +106,13 @@ def vector_table(entries: Sequence[Entry], run_id: str) -> pa.Table:
 
 
 def failure_table(entries: Sequence[Entry], run_id: str) -> pa.Table:
-    """Entries without vectors, as the table of a `fail/` segment."""
+    """The table of a `fail/` segment, from entries without vectors."""
     skipped = [entry.skipped for entry in entries if entry.skipped is not None]
     columns = {
         "key": [entry.key for entry in entries],
-        "reason": [each.reason.value for each in skipped],
-        "message": [each.message for each in skipped],
-        "depends": [each.depends for each in skipped],
+        "reason": [failure.reason.value for failure in skipped],
+        "message": [failure.message for failure in skipped],
+        "depends": [failure.depends for failure in skipped],
     }
     return _table(columns, failure_schema(), run_id)
 
@@ -124,9 +124,9 @@ def _table(columns: Mapping[str, object], schema: pa.Schema, run_id: str) -> pa.
 
 
 def write_segment(folder: Location, table: pa.Table, provenance: Provenance, staging: Location) -> Location:
-    """Write a segment below `folder`, complete or absent; returns where it lies."""
+    """Write a segment into `folder`, atomically; returns its location."""
     footer = {"fingerprint": provenance.fingerprint, "compute_path": provenance.compute_path}
-    # Built in memory: a writer that streams into S3 publishes half a file when it fails (arrow#40502).
+    # Built in memory: a writer that fails while streaming to S3 publishes half a file (arrow#40502).
     stream = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata({METADATA_KEY: json.dumps(footer)}),
@@ -145,70 +145,69 @@ def write_segment(folder: Location, table: pa.Table, provenance: Provenance, sta
 
 
 def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.FileMetaData:
-    """A segment's footer: it states this fingerprint, the rows of the name, and columns of these types.
+    """Read a segment's footer and check its fingerprint, row count (against the name) and column types.
 
-    Raises FileNotFoundError for a segment that is gone and one of `DAMAGE` for one that cannot be trusted.
+    Raises FileNotFoundError for an absent segment and one of `DAMAGE` for one that cannot be trusted.
     """
     with location.filesystem.open_input_file(location.path) as source:
         footer = pq.read_metadata(source)
-    found = footer.schema.to_arrow_schema()
-    ours = (found.metadata or {}).get(METADATA_KEY)
-    stated = json.loads(ours) if ours is not None else None
-    if not isinstance(stated, dict):
-        raise ValueError("not a segment of this cache: its footer names no fingerprint")
-    if stated.get("fingerprint") != fingerprint:
-        raise ValueError(f"its footer states fingerprint {stated.get('fingerprint')}")
+    file_schema = footer.schema.to_arrow_schema()
+    metadata = json.loads((file_schema.metadata or {}).get(METADATA_KEY, b"null"))
+    if not isinstance(metadata, dict):
+        raise ValueError("not a segment of this cache: its footer states no fingerprint")
+    if metadata.get("fingerprint") != fingerprint:
+        raise ValueError(f"its footer states fingerprint {metadata.get('fingerprint')}")
     name = SegmentName.parse(location.name)
-    counts = {footer.num_rows, sum(_lengths(footer))}
+    counts = {footer.num_rows, sum(_group_sizes(footer))}
     if name is None or counts != {name.rows}:
-        raise ValueError(f"holds {min(counts)} rows, not what its name states")
+        raise ValueError(f"has {min(counts)} rows, which its name does not state")
     for field in schema:
-        at = found.get_field_index(field.name)
-        if at < 0:
+        index = file_schema.get_field_index(field.name)
+        if index < 0:
             raise ValueError(f"column {field.name} is missing")
-        # Old releases read a column of the other nullability as other values.
-        other = found.field(at)
-        if (other.type, other.nullable) != (field.type, field.nullable):
-            kinds = [f"{each.type}{'' if each.nullable else ' not null'}" for each in (other, field)]
-            raise ValueError(f"column {field.name} is {kinds[0]}, not {kinds[1]}")
+        # Old pyarrow releases misread a column of the other nullability.
+        column = file_schema.field(index)
+        if (column.type, column.nullable) != (field.type, field.nullable):
+            types = [f"{each.type}{'' if each.nullable else ' not null'}" for each in (column, field)]
+            raise ValueError(f"column {field.name} is {types[0]}, not {types[1]}")
     return footer
 
 
-def _lengths(footer: pq.FileMetaData) -> list[int]:
+def _group_sizes(footer: pq.FileMetaData) -> list[int]:
     return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
 
 
 def read_segment(
     location: Location, fingerprint: str, schema: pa.Schema, *, columns: list[str] | None = None
 ) -> pa.Table:
-    """Read a whole segment, all columns by default, with the checks of `read_footer` and page checksums."""
+    """Read a segment, all columns by default; checks what `read_footer` checks, and page checksums."""
     footer = read_footer(location, fingerprint, schema)
     return _read(location, footer, range(footer.num_row_groups), columns or schema.names)
 
 
 def _read(location: Location, footer: pq.FileMetaData, groups: Sequence[int], columns: list[str]) -> pa.Table:
     with location.filesystem.open_input_file(location.path) as source:
-        # Over a network the columns of a group come in one request; a local file is faster without.
+        # Over a network, one request for all columns of a group; local files are faster without.
         file = pq.ParquetFile(
             source, metadata=footer, page_checksum_verification=True, pre_buffer=not location.is_local
         )
         table = file.read_row_groups(list(groups), columns=columns, use_threads=False)
-    empty = [name for name in table.column_names if table.column(name).null_count]
-    if empty:
-        raise ValueError(f"column {empty[0]} has nulls")
+    for name in table.column_names:
+        if table.column(name).null_count:
+            raise ValueError(f"column {name} has nulls")
     return table
 
 
 def read_rows(location: Location, fingerprint: str, dimension: int, rows: np.ndarray) -> list[Entry]:
-    """The entries at `rows` (N,) of a `data/` segment; raises as `read_footer` does.
+    """The entries at `rows` (N,) of a `data/` segment; raises what `read_footer` raises.
 
-    A segment never changes once it has its name, so footers and row groups read before are not read again.
+    A published segment never changes, so footers and row groups stay cached.
     """
-    starts = _known_footer(location, fingerprint, dimension).starts
-    owners = (np.searchsorted(starts, rows, side="right") - 1).tolist()
-    groups = {owner: _group(location, fingerprint, dimension, owner) for owner in set(owners)}
-    offsets = (rows - starts[owners]).tolist() if owners else []
-    return [groups[owner].entry(offset) for owner, offset in zip(owners, offsets, strict=True)]
+    starts = _footer(location, fingerprint, dimension).starts
+    groups = np.searchsorted(starts, rows, side="right") - 1
+    decoded = {group: _group(location, fingerprint, dimension, group) for group in set(groups.tolist())}
+    offsets = rows - starts[groups]
+    return [decoded[group].entry(row) for group, row in zip(groups.tolist(), offsets.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -217,21 +216,21 @@ class _Footer:
     starts: np.ndarray
 
 
-@lru_cache(maxsize=FOOTERS_KEPT)
-def _known_footer(location: Location, fingerprint: str, dimension: int) -> _Footer:
-    footer = read_footer(location, fingerprint, vector_schema(dimension))
-    return _Footer(footer, np.cumsum([0, *_lengths(footer)])[:-1])
+@lru_cache(maxsize=CACHED_FOOTERS)
+def _footer(location: Location, fingerprint: str, dimension: int) -> _Footer:
+    metadata = read_footer(location, fingerprint, vector_schema(dimension))
+    return _Footer(metadata, np.cumsum([0, *_group_sizes(metadata)])[:-1])
 
 
-@lru_cache(maxsize=GROUPS_KEPT)
+@lru_cache(maxsize=CACHED_GROUPS)
 def _group(location: Location, fingerprint: str, dimension: int, group: int) -> _Rows:
-    footer = _known_footer(location, fingerprint, dimension).metadata
-    return _Rows.of(_read(location, footer, [group], _READ))
+    footer = _footer(location, fingerprint, dimension).metadata
+    return _Rows.of(_read(location, footer, [group], _ENTRY_COLUMNS))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A decoded row group. keys: 32 N bytes. vectors: (N, D) float16. boxes: N times four numbers."""
+    """A decoded row group. keys: 32 N bytes. vectors: (N, D) float16. boxes: four values per row."""
 
     keys: bytes
     vectors: np.ndarray
@@ -246,7 +245,7 @@ class _Rows:
         return cls(key_bytes(table), vector_column(table), boxes, confidence, faces)
 
     def entry(self, row: int) -> Entry:
-        """One row, its vector copied: an entry keeps no row group in memory."""
+        """One row; its vector is copied so that it keeps no row group in memory."""
         return Entry(
             self.keys[32 * row : 32 * row + 32],
             self.vectors[row].copy(),
@@ -257,20 +256,18 @@ class _Rows:
 
 
 def table_failures(table: pa.Table) -> dict[bytes, Skipped]:
-    """The rows of a `fail/` table by key, a later row before an earlier one.
+    """The rows of a `fail/` table by key; of equal keys the last row counts.
 
-    Reasons that this version does not keep in a cache are left out.
+    Rows with a reason that this version does not cache are ignored.
     """
     names = ("key", "reason", "message", "depends")
     rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-    kept = {reason.value for reason in CACHED_REASONS}
-    return {
-        key: Skipped(Reason(reason), text, depends) for key, reason, text, depends in rows if reason in kept
-    }
+    known = {reason.value for reason in CACHED_REASONS}
+    return {key: Skipped(Reason(reason), *rest) for key, reason, *rest in rows if reason in known}
 
 
 def key_bytes(table: pa.Table) -> bytes:
-    """The keys of a table without nulls, one after the other: 32 N bytes."""
+    """The keys of a table without nulls, concatenated: 32 N bytes."""
     chunks = [chunk for chunk in table.column("key").chunks if len(chunk)]
     return b"".join(
         memoryview(chunk.buffers()[1])[chunk.offset * 32 : (chunk.offset + len(chunk)) * 32]

@@ -239,7 +239,7 @@ class ImageRun:
             for other in self._waiting.pop(entry.key, []):
                 self._copy(index, other)
         if self.cache is not None:
-            self.cache.state_compute_path(paths_to_text(self.engine.compute_paths()))
+            self.cache.set_compute_path(paths_to_text(self.engine.compute_paths()))
         self._remember(done.entries)
 
     def _strike(self, indices: list[int], exc: WorkerLostError) -> None:

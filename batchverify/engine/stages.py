@@ -194,7 +194,7 @@ def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray)
     """Gather and score pairs of (N,) indices into (M, 512) float16 vectors."""
     watch = Stopwatch()
     with watch.stage("score"):
-        probability, similarity = head.of_pairs(vectors, a, b)
+        probability, similarity = head.score_pairs(vectors, a, b)
     return PairScores(probability, similarity, watch.seconds, peak_memory())
 
 

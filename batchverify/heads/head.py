@@ -79,7 +79,7 @@ class Head:
             similarity[rows] = product(left, right).sum(dim=1)[:count].numpy()
         return probability, similarity
 
-    def of_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of (N,) int64 indices into (M, 512) embeddings."""
         if not self.needs_torch:
             return self._of_distances(*distances(vectors, vectors, a, b))

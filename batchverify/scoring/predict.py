@@ -142,7 +142,7 @@ def _embed(plan: WorkPlan, pictures: Sequence[Any], keys: Sequence[bytes]) -> li
     embedder = plan.embedder(threads=1)
     entries = embed_images(embedder, pictures, keys).entries
     if cache is not None:
-        cache.state_compute_path(str(embedder.compute_path))
+        cache.set_compute_path(str(embedder.compute_path))
         cache.append(entries)
         cache.commit()
     return entries

@@ -1,4 +1,4 @@
 """Bytes in and out: local paths and object stores under one name, and work in background threads.
 
-In: paths and URIs. Out: locations, file systems, bytes. Imports no other room.
+In: paths and URIs. Out: locations, file systems, bytes. No room lies below.
 """

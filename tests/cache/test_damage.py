@@ -1,4 +1,4 @@
-"""A cache whose files were damaged, replaced or taken away: the rest is served, the loss is said once."""
+"""A cache with damaged, replaced or absent files: the rest is served, and damage is logged once."""
 
 import logging
 import shutil
@@ -77,7 +77,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_segment_is_passed_over_and_said_once(
+def test_a_damaged_segment_is_skipped_and_logged_once(
     tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     [path] = write(tmp_path, [entry(number) for number in range(300)])
@@ -91,7 +91,7 @@ def test_a_damaged_segment_is_passed_over_and_said_once(
             if again:
                 cache.refresh()
     [record] = caplog.records
-    assert str(path) in record.getMessage() and "passed over" in record.getMessage()
+    assert str(path) in record.getMessage() and "segment skipped" in record.getMessage()
     assert cache.bad_segments == {str(path)}
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_vector_leaves_the_failure_and_a_later_vector_serves(tmp_path:
 
 
 @pytest.mark.parametrize("damage", [flip_footer, cut, empty, not_parquet, foreign_parquet])
-def test_a_damaged_failure_segment_is_passed_over(
+def test_a_damaged_failure_segment_is_skipped(
     tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     [path] = write(tmp_path, [failure(1)])
@@ -126,14 +126,14 @@ def test_a_damaged_failure_segment_is_passed_over(
     assert len(caplog.records) == 1
 
 
-def test_what_is_embedded_anew_serves_beside_the_damage(tmp_path: Path) -> None:
+def test_a_vector_embedded_again_is_served_despite_the_damage(tmp_path: Path) -> None:
     [path] = write(tmp_path, [entry(1)])
     flip_key_page(path)
     write(tmp_path, [entry(1, seed=4)])
     assert values(open_cache(tmp_path).get_many([key(1)])) == values([entry(1, seed=4)])
 
 
-def test_a_compacted_segment_is_found_again(tmp_path: Path) -> None:
+def test_entries_of_compacted_segments_are_found_again(tmp_path: Path) -> None:
     first = write(tmp_path, [entry(number) for number in range(5)])
     second = write(tmp_path, [entry(number) for number in range(5, 9)])
     cache = open_cache(tmp_path)
@@ -148,7 +148,7 @@ def test_a_compacted_segment_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["one segment", "all"])
-def test_what_vanished_for_good_is_missing(
+def test_entries_of_deleted_segments_are_missing(
     tmp_path: Path, gone: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     [first] = write(tmp_path, [entry(1)])
@@ -165,7 +165,7 @@ def test_what_vanished_for_good_is_missing(
 
 
 class Compacting(EmbeddingCache):
-    """A cache whose segments are taken away right after every refresh: a compactor that is always faster."""
+    """A cache whose segments are deleted right after every refresh, as by a very fast compactor."""
 
     def refresh(self) -> object:  # type: ignore[override]
         index = super().refresh()
@@ -174,7 +174,7 @@ class Compacting(EmbeddingCache):
         return index
 
 
-def test_a_segment_that_vanishes_again_after_the_refresh_is_missing(tmp_path: Path) -> None:
+def test_a_segment_that_is_gone_after_the_refresh_too_is_missing(tmp_path: Path) -> None:
     write(tmp_path, [entry(1)])
     index = open_cache(tmp_path).index
     write(tmp_path, [entry(1)])
@@ -183,7 +183,7 @@ def test_a_segment_that_vanishes_again_after_the_refresh_is_missing(tmp_path: Pa
     assert cache.get_many([key(1)]) == [None]
 
 
-def test_an_index_of_other_rows_gives_no_other_vectors(tmp_path: Path) -> None:
+def test_an_index_with_wrong_rows_gives_no_wrong_vectors(tmp_path: Path) -> None:
     write(tmp_path, [entry(number) for number in range(4)])
     cache = open_cache(tmp_path)
     index = cache.refresh()

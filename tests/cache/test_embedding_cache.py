@@ -1,4 +1,4 @@
-"""EmbeddingCache: what was committed is found, by whichever rule applies when there are several answers."""
+"""EmbeddingCache: committed entries are found; precedence among several entries of one key."""
 
 import logging
 import os
@@ -58,7 +58,7 @@ def test_the_earliest_of_equal_keys_wins_in_and_across_segments(tmp_path: Path) 
 
 
 def test_the_latest_of_several_failures_counts(tmp_path: Path) -> None:
-    # The earlier one did not hold under the limits of the run that tried again.
+    # The earlier one did not hold under the limits of the run that retried the image.
     write(tmp_path, [failure(1, Reason.TOO_LARGE, "bytes 10")])
     write(tmp_path, [failure(1, Reason.TOO_LARGE, "bytes 5")])
     [got] = open_cache(tmp_path).get_many([key(1)])
@@ -66,7 +66,7 @@ def test_the_latest_of_several_failures_counts(tmp_path: Path) -> None:
     assert got is not None and got.vector is None
 
 
-def test_keys_that_agree_in_the_indexed_half_are_told_apart(tmp_path: Path) -> None:
+def test_keys_with_the_same_indexed_half_are_distinguished(tmp_path: Path) -> None:
     first, second = key(1), key(1)[:16] + key(2)[16:]
     write(tmp_path, [Entry(first, vector(1)), entry(3)])
     cache = open_cache(tmp_path)
@@ -83,31 +83,32 @@ def test_keys_with_zero_bytes_at_the_end(tmp_path: Path) -> None:
         b"\xff" * 15 + bytes(17),
         b"\xff" * 32,
     ]
-    write(tmp_path, [Entry(each, vector(at)) for at, each in enumerate(keys[:-1])])
+    write(tmp_path, [Entry(each, vector(number)) for number, each in enumerate(keys[:-1])])
     got = open_cache(tmp_path).get_many(keys)
     assert [each and each.key for each in got] == [*keys[:-1], None]
-    assert [each.vector.tobytes() for each in got[:-1]] == [vector(at).tobytes() for at in range(4)]
+    assert [each.vector.tobytes() for each in got[:-1]] == [vector(number).tobytes() for number in range(4)]
 
 
-def test_find_on_no_keys_and_on_many(tmp_path: Path) -> None:
+def test_find_with_no_keys_and_with_many(tmp_path: Path) -> None:
     empty = open_cache(tmp_path).index
     assert empty.find([]).shape == (0,) and empty.find([key(1), bytes(32)]).tolist() == [-1, -1]
     numbers = np.random.default_rng(2).permutation(20_000)
     write(tmp_path, [Entry(key(number), vector(0)) for number in numbers[:10_000].tolist()])
     index = open_cache(tmp_path).index
-    at = index.find([key(number) for number in numbers.tolist()])
-    assert at.dtype == np.int64 and (at[:10_000] >= 0).all() and (at[10_000:] == -1).all()
-    assert index.row[at[:10_000]].tolist() == list(range(10_000))
+    positions = index.find([key(number) for number in numbers.tolist()])
+    present, absent = positions[:10_000], positions[10_000:]
+    assert positions.dtype == np.int64 and (present >= 0).all() and (absent == -1).all()
+    assert index.row[present].tolist() == list(range(10_000))
     assert index.find([]).shape == (0,)
 
 
-def test_an_index_travels_by_pickle_and_serves_another_process(tmp_path: Path) -> None:
+def test_a_pickled_index_serves_another_process(tmp_path: Path) -> None:
     write(tmp_path, [entry(1), failure(2)])
     index: KeyIndex = pickle.loads(pickle.dumps(open_cache(tmp_path).index))
     write(tmp_path, [entry(3)])
     reader = EmbeddingCache(str(tmp_path), FINGERPRINT, index=index)
-    found = reader.get_many([key(1), key(2), key(3)])
-    assert [each and each.key for each in found] == [key(1), key(2), None]
+    got = reader.get_many([key(1), key(2), key(3)])
+    assert [each and each.key for each in got] == [key(1), key(2), None]
     assert index.keys.nbytes + index.segment.nbytes + index.row.nbytes == 24
 
 
@@ -133,16 +134,16 @@ def test_enough_rows_are_committed(tmp_path: Path) -> None:
     assert len(segments(tmp_path)) == 2
 
 
-def test_failures_that_do_not_follow_from_the_bytes_are_passed_over(tmp_path: Path) -> None:
+def test_failures_that_do_not_follow_from_the_bytes_are_ignored(tmp_path: Path) -> None:
     cache = new_cache(tmp_path)
     cache.append([failure(number, each) for number, each in enumerate(Reason)])
     cache.commit()
     [segment] = segments(tmp_path)
-    kept = pq.read_table(segment).column("reason").to_pylist()
-    assert sorted(kept) == ["no_face", "too_large", "undecodable"]
+    reasons = pq.read_table(segment).column("reason").to_pylist()
+    assert sorted(reasons) == ["no_face", "too_large", "undecodable"]
 
 
-def test_a_minute_is_enough_too(tmp_path: Path) -> None:
+def test_entries_are_committed_after_some_time_too(tmp_path: Path) -> None:
     cache = new_cache(tmp_path, commit_seconds=1.5)
     time.sleep(1.6)
     cache.append([entry(1)])
@@ -154,7 +155,7 @@ def test_a_minute_is_enough_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["data", "fail"])
-def test_what_could_not_be_committed_is_committed_later(tmp_path: Path, lost: str) -> None:
+def test_a_failed_commit_is_made_up_for_later(tmp_path: Path, lost: str) -> None:
     cache = new_cache(tmp_path)
     folder, aside = Path(cache.folder.path) / lost, tmp_path / "aside"
     folder.rename(aside)
@@ -179,14 +180,14 @@ def test_folders_are_private_and_hold_whole_files_only(tmp_path: Path) -> None:
     assert names == sorted(["data", "fail", FINGERPRINT.id])
 
 
-def test_a_root_that_the_user_opened_stays_open(tmp_path: Path) -> None:
+def test_the_permissions_of_an_existing_root_stay(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o755)
     new_cache(tmp_path / "cache")
     assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o755
 
 
 @pytest.mark.parametrize("in_the_way", ["cache", "cache/v1", f"cache/v1/{FINGERPRINT.id}/data"])
-def test_a_file_in_the_way_is_an_error_that_says_what_to_do(tmp_path: Path, in_the_way: str) -> None:
+def test_the_error_about_a_file_in_the_way_says_what_to_do(tmp_path: Path, in_the_way: str) -> None:
     (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / in_the_way).write_text("a file")
     with pytest.raises(
@@ -195,7 +196,7 @@ def test_a_file_in_the_way_is_an_error_that_says_what_to_do(tmp_path: Path, in_t
         new_cache(tmp_path / "cache")
 
 
-def test_a_reader_says_the_same_where_segments_cannot_be_listed(tmp_path: Path) -> None:
+def test_a_reader_reports_the_same_if_segments_cannot_be_listed(tmp_path: Path) -> None:
     (tmp_path / "v1" / FINGERPRINT.id).mkdir(parents=True)
     (tmp_path / "v1" / FINGERPRINT.id / "data").write_text("a file")
     with pytest.raises(ArtifactError, match=r"cache cannot be used .*--cache or use --no-cache"):
@@ -203,16 +204,16 @@ def test_a_reader_says_the_same_where_segments_cannot_be_listed(tmp_path: Path) 
 
 
 def test_another_fingerprint_in_the_folder_is_refused(tmp_path: Path) -> None:
-    stated = Path(new_cache(tmp_path).folder.path) / "fingerprint.json"
-    assert stated.read_text() == FINGERPRINT.canonical
+    document = Path(new_cache(tmp_path).folder.path) / "fingerprint.json"
+    assert document.read_text() == FINGERPRINT.canonical
     new_cache(tmp_path)
     for text in (OTHER.canonical, "", "\xff"):
-        stated.write_text(text, encoding="latin-1")
-        with pytest.raises(ArtifactError, match=r"fingerprint\.json: not the fingerprint"):
+        document.write_text(text, encoding="latin-1")
+        with pytest.raises(ArtifactError, match=r"fingerprint\.json: does not match the name"):
             new_cache(tmp_path)
 
 
-def test_staging_files_are_swept_after_a_day(tmp_path: Path) -> None:
+def test_stale_staging_files_are_removed_after_a_day(tmp_path: Path) -> None:
     staging = Path(new_cache(tmp_path).folder.path) / "tmp"
     for name, hours in (("old", 25), ("young", 23), ("new", 0)):
         (staging / name).write_text("half a segment")
@@ -223,7 +224,7 @@ def test_staging_files_are_swept_after_a_day(tmp_path: Path) -> None:
     assert sorted(path.name for path in staging.iterdir()) == ["folder", "new", "young"]
 
 
-def test_runs_that_start_together_may_sweep_the_same_files(tmp_path: Path) -> None:
+def test_runs_that_start_together_may_remove_the_same_files(tmp_path: Path) -> None:
     staging = Path(new_cache(tmp_path).folder.path) / "tmp"
     for number in range(300):
         (staging / str(number)).touch()
@@ -243,14 +244,14 @@ def test_files_that_are_no_segments_are_not_read(tmp_path: Path, caplog: pytest.
     assert caplog.records == []
 
 
-def test_entries_handed_in_once_more_are_kept_once(tmp_path):
-    """After Ctrl-C in the middle of it the scheduler hands in what it may have handed in already."""
+def test_entries_appended_twice_are_stored_once(tmp_path):
+    """After Ctrl-C the scheduler may append entries that it has appended already."""
     cache = new_cache(tmp_path)
-    some = [entry(number) for number in range(3)]
-    cache.append(some)
-    cache.append(some)
+    entries = [entry(number) for number in range(3)]
+    cache.append(entries)
+    cache.append(entries)
     cache.commit()
-    cache.append([*some, entry(3)])
+    cache.append([*entries, entry(3)])
     cache.commit()
-    kept = [pq.read_table(path)["key"].to_pylist() for path in segments(tmp_path)]
-    assert sorted(map(len, kept)) == [1, 3]
+    stored = [pq.read_table(path)["key"].to_pylist() for path in segments(tmp_path)]
+    assert sorted(map(len, stored)) == [1, 3]

@@ -1,4 +1,4 @@
-"""The cache in an object store: a real S3 API on this machine's loopback."""
+"""The cache in an object store: a real S3 API on localhost."""
 
 import logging
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ BUCKET = "faces"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """HOST:PORT of an S3 server that lives in this process."""
+    """HOST:PORT of an S3 server in this process."""
     patch = pytest.MonkeyPatch()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         patch.setenv(name, "testing")
@@ -87,7 +87,7 @@ def test_an_absent_cache_is_empty_and_not_made(root: str, store: boto3.client) -
     assert cache_info(root) == [] and verify_cache(root).ok and names(store) == []
 
 
-def test_damage_is_passed_over_and_a_vanished_segment_is_missing(
+def test_a_damaged_segment_is_skipped_and_a_deleted_one_is_missing(
     root: str, store: boto3.client, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in (1, 2, 3):
@@ -102,7 +102,7 @@ def test_damage_is_passed_over_and_a_vanished_segment_is_missing(
         store.delete_object(Bucket=BUCKET, Key=second)
         got = reader.get_many([key(1), key(2), key(3)])
     assert values(got) == values([None, None, entry(3)])
-    assert len([record for record in caplog.records if "passed over" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "segment skipped" in record.getMessage()]) == 1
     report = verify_cache(root)
     assert [Location.parse(problem.path).path for problem in report.problems] == [f"{BUCKET}/{first}"]
 
@@ -117,6 +117,6 @@ def test_info_counts_what_lies_in_the_bucket(root: str, store: boto3.client) -> 
     assert [Location.parse(path).name for path in verify_cache(root).foreign] == ["notes.txt"]
 
 
-def test_a_bucket_that_does_not_exist_is_said(root: str) -> None:
+def test_a_bucket_that_does_not_exist_is_reported(root: str) -> None:
     with pytest.raises(ArtifactError, match="--no-cache"):
         new_cache(root.replace(BUCKET, "nobody"))

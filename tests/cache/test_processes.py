@@ -1,4 +1,4 @@
-"""Several processes at one cache, and writers that are killed: nothing is lost, nothing is half there."""
+"""Several processes share a cache, and writers are killed: nothing is lost or left incomplete."""
 
 import logging
 import multiprocessing
@@ -22,7 +22,7 @@ sys.path.insert(0, {tests!r})
 from cache_samples import entry, failure, new_cache
 cache, number = new_cache({root!r}), 0
 while True:
-    cache.append([entry(at) for at in range(number, number + 40)] + [failure(-number - 1)])
+    cache.append([entry(image) for image in range(number, number + 40)] + [failure(-number - 1)])
     cache.commit()
     number += 40
     print(number, flush=True)
@@ -30,7 +30,7 @@ while True:
 
 
 def write_numbers(root: str, start: int, count: int, barrier: object) -> None:
-    """Commit `count` images and failures in many small segments, beginning with everyone else."""
+    """Commit `count` images and failures in many small segments, starting with the other processes."""
     barrier.wait()  # type: ignore[attr-defined]
     cache = new_cache(root)
     for number in range(start, start + count):
@@ -53,9 +53,9 @@ def test_processes_that_create_write_and_read_at_once_lose_nothing(tmp_path: Pat
     reader, seen = EmbeddingCache(str(root), FINGERPRINT), 0
     while any(writer.is_alive() for writer in writers):
         reader.refresh()
-        found = sum(each is not None for each in reader.get_many(wanted))
-        assert found >= seen
-        seen = found
+        count = sum(each is not None for each in reader.get_many(wanted))
+        assert count >= seen
+        seen = count
     assert [writer.exitcode for writer in writers] == [0, 0]
     reader.refresh()
     assert values(reader.get_many(wanted)) == values([entry(number) for number in range(100)])
@@ -74,11 +74,10 @@ def test_a_killed_writer_leaves_whole_segments_only(tmp_path: Path, caplog: pyte
             os.kill(writer.pid, signal.SIGKILL)
             rest = writer.stdout.read().splitlines()
         acknowledged.append(int(rest[-1]) if rest else 40)
+        numbers = range(max(acknowledged))
         with caplog.at_level(logging.WARNING):
-            got = EmbeddingCache(str(tmp_path), FINGERPRINT).get_many(
-                [key(at) for at in range(max(acknowledged))]
-            )
-        assert values(got) == values([entry(at) for at in range(max(acknowledged))])
+            got = EmbeddingCache(str(tmp_path), FINGERPRINT).get_many([key(number) for number in numbers])
+        assert values(got) == values([entry(number) for number in numbers])
     assert caplog.records == []
     report = verify_cache(str(tmp_path))
     assert report.ok and report.foreign == () and report.segments == len(segments(tmp_path)) > 5

@@ -1,4 +1,4 @@
-"""Segments: what is written comes back bit for bit, and what cannot be trusted is refused with a reason."""
+"""Segments: written entries come back bit for bit; untrustworthy files are refused with a reason."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_float32_vectors_are_rounded_and_many_faces_fit(tmp_path: Path) -> None:
     assert got.faces == 32767 and np.isnan(got.confidence)
 
 
-def test_the_file_is_laid_out_as_cache_md_says(tmp_path: Path) -> None:
+def test_the_layout_of_the_file(tmp_path: Path) -> None:
     location = write(tmp_path, vector_table([entry(number) for number in range(300)], "run 7"))
     file = pq.ParquetFile(location.path)
     assert file.schema_arrow.field("embedding").type == pa.fixed_shape_tensor(pa.float16(), [512])
@@ -102,7 +102,7 @@ def test_names_sort_by_time_and_state_the_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["a.parquet", "1-a-b-r3.parquet", ".x.tmp", f"{0:020d}-h_1-0123456g-r3.parquet"]
 )
-def test_other_names_are_not_ours(name: str) -> None:
+def test_names_that_are_no_segments(name: str) -> None:
     assert SegmentName.parse(name) is None
 
 
@@ -116,8 +116,8 @@ def test_failures_come_back_with_what_they_depend_on(tmp_path: Path) -> None:
     }
 
 
-def test_reasons_that_are_not_cached_here_are_left_out(tmp_path: Path) -> None:
-    # Of a later version, or of one that let a crash into the cache.
+def test_reasons_that_are_not_cached_are_ignored(tmp_path: Path) -> None:
+    # From a later version, or from one that cached a crash.
     table = failure_table([failure(1), failure(2), failure(3, Reason.CRASHED)], "run")
     table = table.set_column(1, "reason", pa.array(["no_face", "too_blurred", "crashed"]))
     assert list(table_failures(read(write(tmp_path, table), failure_schema()))) == [key(1)]
@@ -138,16 +138,16 @@ def test_keys_of_sliced_and_chunked_tables() -> None:
     assert short_keys(table.slice(0, 0)).shape == (0,)
 
 
-def test_a_flipped_byte_in_any_page_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_page_is_noticed(tmp_path: Path) -> None:
     location = write(tmp_path, vector_table([entry(number) for number in range(300)], "run"))
     columns = pq.read_metadata(location.path).row_group(1)
     for number in range(columns.num_columns):
         column = columns.column(number)
-        at = column.data_page_offset + column.total_compressed_size - 1
-        flip(Path(location.path), at)
+        offset = column.data_page_offset + column.total_compressed_size - 1
+        flip(Path(location.path), offset)
         with pytest.raises(DAMAGE):
             read(location)
-        flip(Path(location.path), at)
+        flip(Path(location.path), offset)
     assert read(location).num_rows == 300
 
 
@@ -157,7 +157,7 @@ def test_no_flipped_bit_in_a_footer_gives_other_values(tmp_path: Path) -> None:
     whole, columns = read(location), ["key", "embedding", "box", "confidence", "faces"]
     size = int.from_bytes(path.read_bytes()[-8:-4], "little") + 8
     refused = 0
-    # Bit 3 is one that turns a row group's row count over, which Arrow itself does not notice.
+    # Flipping bit 3 can change a row group's row count, which Arrow itself does not notice.
     for offset in range(-size, 0):
         flip(path, offset, bit=3)
         try:
@@ -177,7 +177,7 @@ def test_truncated_files_are_refused(tmp_path: Path, keep: int) -> None:
         read(location)
 
 
-def test_a_file_that_is_gone_is_not_damage(tmp_path: Path) -> None:
+def test_an_absent_file_is_not_damage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read(Location.parse(tmp_path / "gone.parquet"))
 
@@ -188,12 +188,12 @@ OURS = {METADATA_KEY: json.dumps({"fingerprint": ID})}
 
 def changed(column: str, kind: pa.DataType) -> pa.Table:
     table = vector_table([entry(1), entry(2)], "run")
-    at = table.schema.get_field_index(column)
-    return table.set_column(at, column, pa.nulls(2, kind))
+    index = table.schema.get_field_index(column)
+    return table.set_column(index, column, pa.nulls(2, kind))
 
 
 def strict(column: str) -> pa.Table:
-    """A table with a column that may hold no null, read as other values by old releases."""
+    """A table with a column that may hold no null, which old pyarrow releases misread."""
     table = vector_table([entry(1), entry(2)], "run")
     return table.cast(pa.schema([each.with_nullable(each.name != column) for each in table.schema]))
 
@@ -201,8 +201,8 @@ def strict(column: str) -> pa.Table:
 @pytest.mark.parametrize(
     ("table", "name", "metadata", "message"),
     [
-        (pa.table({"key": ["a"]}), NAME, None, "its footer names no fingerprint"),
-        (pa.table({"key": ["a"]}), NAME, {METADATA_KEY: "[1]"}, "its footer names no fingerprint"),
+        (pa.table({"key": ["a"]}), NAME, None, "its footer states no fingerprint"),
+        (pa.table({"key": ["a"]}), NAME, {METADATA_KEY: "[1]"}, "its footer states no fingerprint"),
         (pa.table({"key": ["a"]}), NAME, {METADATA_KEY: "{"}, "Expecting property name"),
         (
             pa.table({"key": ["a"]}),
@@ -210,7 +210,7 @@ def strict(column: str) -> pa.Table:
             {METADATA_KEY: '{"fingerprint": "f"}'},
             "footer states fingerprint f",
         ),
-        (pa.table({"key": ["a"]}), NAME, OURS, "holds 1 rows, not what its name states"),
+        (pa.table({"key": ["a"]}), NAME, OURS, "has 1 rows, which its name does not state"),
         (changed("key", pa.string()), NAME, OURS, "column key is string, not fixed_size_binary"),
         (changed("key", pa.binary(16)), NAME, OURS, r"column key is fixed_size_binary\[16\], not"),
         (
@@ -229,7 +229,7 @@ def strict(column: str) -> pa.Table:
         (changed("key", pa.binary(32)), NAME, OURS, "column key has nulls"),
         (changed("faces", pa.int16()), NAME, OURS, "column faces has nulls"),
         (changed("box", pa.int8()).drop_columns(["box"]), NAME, OURS, "column box is missing"),
-        (vector_table([entry(1), entry(2)], "run"), "x-r2.parquet", OURS, "not what its name states"),
+        (vector_table([entry(1), entry(2)], "run"), "x-r2.parquet", OURS, "which its name does not state"),
     ],
 )
 def test_foreign_parquet_is_refused(

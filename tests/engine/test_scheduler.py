@@ -257,7 +257,7 @@ def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):
     class First:
         needs_torch = False
 
-        def of_pairs(self, vectors, a, b):
+        def score_pairs(self, vectors, a, b):
             return (vectors[a] + vectors[b])[:, 0].astype(np.float32), vectors[a, 0].astype(np.float32)
 
     for lost in ("score", ""):
@@ -276,7 +276,7 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
     class Lost:
         needs_torch = False
 
-        def of_pairs(self, vectors, a, b):
+        def score_pairs(self, vectors, a, b):
             raise WorkerLostError("no node left")
 
     with pytest.raises(
@@ -295,7 +295,7 @@ def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsy
     class Slow:
         needs_torch = False
 
-        def of_pairs(self, vectors, a, b):
+        def score_pairs(self, vectors, a, b):
             time.sleep(0.5)
             return np.zeros(1, np.float32), np.ones(1, np.float32)
 
