@@ -1,4 +1,4 @@
-"""`cache info` and `cache verify`: every count, every kind of damage by name, and nothing else moved."""
+"""`cache info` and `cache verify`: all counts, all kinds of damage, and which files are moved."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from batchverify.errors import ArtifactError, UsageError
 from batchverify.records import Reason
 
 
-def test_an_absent_or_empty_cache_holds_nothing_and_is_not_made(tmp_path: Path) -> None:
+def test_an_absent_or_empty_cache_is_empty_and_not_made(tmp_path: Path) -> None:
     assert cache_info(str(tmp_path / "absent")) == [] and not (tmp_path / "absent").exists()
     report = verify_cache(str(tmp_path / "absent"))
     assert report.ok and (report.segments, report.rows, report.fingerprints) == (0, 0, 0)
@@ -66,7 +66,7 @@ def test_info_as_lines_and_json(tmp_path: Path) -> None:
     [info] = cache_info(str(tmp_path))
     lines = "\n".join(info.lines())
     assert f"{FINGERPRINT.id}  backbone bbbbbbbbbbbb, crop detect, margin 44, views none" in lines
-    assert "images with a vector 1 (rows 1), without: 1 no_face" in lines and "UTC" in lines
+    assert "images with a vector: 1 (1 rows), without: 1 no_face" in lines and "UTC" in lines
     document = json.loads(json.dumps(info.to_json()))
     assert document["failures"] == {"no_face": 1}
     assert datetime.fromisoformat(document["oldest"]) == info.oldest
@@ -81,11 +81,11 @@ def test_a_whole_cache_is_ok(tmp_path: Path) -> None:
     assert (report.fingerprints, report.segments, report.rows) == (2, 3, 302)
     assert report.bytes == sum(path.stat().st_size for path in segments(tmp_path))
     assert report.lines()[-1].startswith("2 fingerprints, 3 segments, 302 rows, ")
-    assert report.lines()[-1].endswith("nothing wrong")
+    assert report.lines()[-1].endswith(": no problems")
 
 
 def damaged_cache(root: Path) -> dict[Path, str]:
-    """One of each damage, and a word of what must be said about it."""
+    """A cache with one damage of each kind: the damaged paths and a part of each expected message."""
     half, nan = vector(1) * np.float16(0.5), vector(1).copy()
     nan[7] = np.nan
     expected = {
@@ -111,25 +111,25 @@ def damaged_cache(root: Path) -> dict[Path, str]:
     [mixed] = write(root, [failure(10)])
     misplaced = mixed.rename(renamed.parent / mixed.name)
     return expected | {
-        renamed: "holds 1 rows, not what its name states",
+        renamed: "has 1 rows, which its name does not state",
         moved: f"its footer states fingerprint {OTHER.id}",
         misplaced: "column box is missing",
     }
 
 
-def test_every_damage_is_found_and_named(tmp_path: Path) -> None:
+def test_every_damage_is_reported(tmp_path: Path) -> None:
     expected = damaged_cache(tmp_path)
     [good] = write(tmp_path, [entry(11)])
     report = verify_cache(str(tmp_path))
     assert not report.ok and report.quarantined == ()
-    found = {Path(problem.path): problem.what for problem in report.problems}
-    assert found.keys() == expected.keys() and good not in found
-    for path, word in expected.items():
-        assert word in found[path] and found[path] and "\n" not in found[path]
+    problems = {Path(problem.path): problem.what for problem in report.problems}
+    assert problems.keys() == expected.keys() and good not in problems
+    for path, part in expected.items():
+        assert part in problems[path] and problems[path] and "\n" not in problems[path]
     assert len(report.lines()) == len(expected) + 1 and report.lines()[-1].endswith("8 problems")
     assert sorted(segments(tmp_path)) == sorted([*expected, good])
     assert json.loads(json.dumps(report.to_json()))["ok"] is False
-    # Norms are not read for info: four files cannot be opened or are not what they say.
+    # `cache_info` does not read norms: five files cannot be opened or fail their checks.
     infos = {each.id: each for each in cache_info(str(tmp_path))}
     assert len(infos[FINGERPRINT.id].damaged) == 5
     assert any("damaged: " in line for line in infos[FINGERPRINT.id].lines())
@@ -138,7 +138,7 @@ def test_every_damage_is_found_and_named(tmp_path: Path) -> None:
 def test_quarantine_moves_the_bad_segments_and_no_others(tmp_path: Path) -> None:
     expected = damaged_cache(tmp_path)
     [good] = write(tmp_path, [entry(11), failure(12)])[:1]
-    kept = [path for path in segments(tmp_path) if path not in expected]
+    intact = [path for path in segments(tmp_path) if path not in expected]
     contents = sorted(path.read_bytes() for path in expected)
     report = verify_cache(str(tmp_path), quarantine=True)
     folder = good.parent.parent / "quarantine"
@@ -149,11 +149,11 @@ def test_quarantine_moves_the_bad_segments_and_no_others(tmp_path: Path) -> None
     assert verify_cache(str(tmp_path), quarantine=True).ok
     cache = EmbeddingCache(str(tmp_path), FINGERPRINT)
     assert all(cache.get_many([key(11), key(12)])) and not cache.bad_segments
-    assert [path for path in segments(tmp_path) if path.parent != folder] == kept
+    assert [path for path in segments(tmp_path) if path.parent != folder] == intact
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_named_but_not_moved(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_listed_but_not_moved(tmp_path: Path) -> None:
     [path] = write(tmp_path, [entry(1)])
     path.chmod(0)
     report = verify_cache(str(tmp_path), quarantine=True)
@@ -163,32 +163,32 @@ def test_a_file_that_may_not_be_read_is_named_but_not_moved(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "word"),
+    ("text", "message"),
     [
         (None, "is missing"),
         ("", "Expecting value"),
-        ("[]", "not the fingerprint"),
-        (OTHER.canonical, "not the fing"),
+        ("[]", "does not match the name"),
+        (OTHER.canonical, "does not match the name"),
     ],
 )
 def test_a_wrong_fingerprint_document_is_a_problem_but_the_vectors_count(
-    tmp_path: Path, text: str | None, word: str
+    tmp_path: Path, text: str | None, message: str
 ) -> None:
     write(tmp_path, [entry(1)])
-    stated = tmp_path / "v1" / FINGERPRINT.id / "fingerprint.json"
+    document = tmp_path / "v1" / FINGERPRINT.id / "fingerprint.json"
     if text is None:
-        stated.unlink()
+        document.unlink()
     else:
-        stated.write_text(text)
+        document.write_text(text)
     report = verify_cache(str(tmp_path), quarantine=True)
     [problem] = report.problems
-    assert problem.path == str(stated) and word in problem.what and report.quarantined == ()
+    assert problem.path == str(document) and message in problem.what and report.quarantined == ()
     [info] = cache_info(str(tmp_path))
     assert info.document is None and info.vectors == 1
     assert "fingerprint.json cannot be read" in info.lines()[0]
 
 
-def test_foreign_files_and_folders_are_named_and_left_alone(tmp_path: Path) -> None:
+def test_foreign_files_and_folders_are_listed_and_left_alone(tmp_path: Path) -> None:
     [path] = write(tmp_path, [entry(1)])
     folder = path.parent.parent
     outside = [
@@ -206,7 +206,7 @@ def test_foreign_files_and_folders_are_named_and_left_alone(tmp_path: Path) -> N
     ]
     for each in (*outside, *inside):
         each.write_bytes(b"x") if each.suffix else each.mkdir()
-    # Opening a pipe would wait for ever.
+    # Opening a pipe would block.
     inside.append(path.with_name(path.name.replace("-r1", "-r2")))
     os.mkfifo(inside[-1])
     (folder / "tmp" / ".half.parquet.tmp").write_bytes(b"half")
@@ -218,14 +218,14 @@ def test_foreign_files_and_folders_are_named_and_left_alone(tmp_path: Path) -> N
     assert all(each.exists() for each in (*outside, *inside))
 
 
-@pytest.mark.parametrize("care", [cache_info, verify_cache])
-def test_a_file_in_the_place_of_the_cache_is_an_error(tmp_path: Path, care: Callable[[str], object]) -> None:
+@pytest.mark.parametrize("read", [cache_info, verify_cache])
+def test_a_file_in_place_of_the_cache_is_an_error(tmp_path: Path, read: Callable[[str], object]) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ArtifactError, match=r"cache: the cache cannot be listed: .*Not a directory"):
-        care(str(tmp_path / "cache"))
+        read(str(tmp_path / "cache"))
 
 
-def test_quarantine_that_cannot_move_says_so(tmp_path: Path) -> None:
+def test_a_segment_that_cannot_be_moved_is_an_error(tmp_path: Path) -> None:
     [path] = write(tmp_path, [entry(1)])
     path.write_bytes(b"")
     (path.parent.parent / "quarantine").write_text("a file")
