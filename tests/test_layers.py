@@ -21,7 +21,7 @@ HEAVY = {
     "openvino": ("embedding.cpu_network", "faces.mtcnn", "runtime.compiled_network"),
     "facenet_pytorch": (),
     "numba": ("kernels.numba_loops",),
-    "sklearn": ("evaluation.figures",),
+    "sklearn": (),
     "scipy": ("evaluation",),
     "jinja2": ("evaluation.report",),
     "plotly": ("evaluation.report",),

@@ -1,4 +1,4 @@
-"""Figures of labelled scores: rates at a threshold, curves, calibration, each in one place."""
+"""Metrics of labelled scores: curves over all thresholds, rates at one of them, calibration."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
+
+from batchverify.evaluation.document import Counts, Interval, Rate
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BINS = 15
@@ -25,22 +26,22 @@ NAMES = {
     "log_loss": "log loss",
     "brier": "Brier score",
     "ece": "calibration error",
-    "failure_rate": "failure to enrol",
-    "far_with_failures": "false accepts of all different pairs",
-    "frr_with_failures": "false rejects and failures of all same pairs",
+    "failure_rate": "failure rate",
+    "far_with_failures": "false accept rate with failures",
+    "frr_with_failures": "false reject rate with failures",
 }
-# What rounding may add to a share: 0.1 * 30 is above 3.
+# Allowance for rounding: as floats, 0.1 * 30 is above 3.
 SLACK = 1 + 1e-12
-# A false accept rate is only stated when the different pairs behind it would give so many false accepts.
+# A true accept rate is stated only if the different pairs would give this many false accepts.
 EXPECTED_FALSE_ACCEPTS = 10
 
 
 @dataclass(frozen=True)
 class MeasuredPairs:
-    """N pairs whose truth is known.
+    """N labelled pairs.
 
-    truth: (N,) int8, 0 same or 1 different. probability: (N,) float32 of different, NaN where not scored.
-    A pair is called different where its probability is at or above the threshold, as float32.
+    truth: (N,) integers, 0 same or 1 different. probability: (N,) float32 or float64, of different; NaN if not
+    scored. A pair is called different if its probability is at or above the threshold, compared in its dtype.
     """
 
     truth: np.ndarray
@@ -52,101 +53,95 @@ class MeasuredPairs:
 
     @cached_property
     def scored(self) -> np.ndarray:
-        """(S,) int64, the places of the pairs that have a probability."""
+        """(S,) int64, the indices of the pairs that have a probability."""
         return np.flatnonzero(~np.isnan(self.probability))
 
     @cached_property
     def failed(self) -> np.ndarray:
-        """(N - S,) int64, the places of the others."""
+        """(N - S,) int64, the indices of the other pairs."""
         return np.flatnonzero(np.isnan(self.probability))
 
     @cached_property
     def ranking(self) -> Ranking:
-        """The scored pairs in the order of their probabilities; places are of all pairs."""
+        """The scored pairs in the order of their probabilities; `order` holds indices of all pairs."""
         ranking = Ranking.of(self.truth[self.scored], self.probability[self.scored])
         return Ranking(self.scored[ranking.order], ranking.different, ranking.last, ranking.scores)
 
     @cached_property
     def curve(self) -> Curve:
-        """The counts at every threshold, each pair once."""
+        """The counts at every threshold, unweighted."""
         return self.ranking.curve()
 
     @cached_property
     def calls(self) -> np.ndarray:
-        """(N,) bool: called different; false where not scored."""
-        return self.probability >= np.float32(self.threshold)
-
-    @cached_property
-    def _losses(self) -> tuple[np.ndarray, np.ndarray]:
-        """Log loss and squared error of each scored pair, (S,) float64, as scikit-learn clips the former."""
-        p, y = self.probability[self.scored].astype(np.float64), self.truth[self.scored]
-        tiny = np.finfo(np.float64).eps
-        right = np.clip(np.where(y == 1, p, 1 - p), tiny, 1 - tiny)
-        return -np.log(right), (p - y) ** 2
+        """(N,) bool: called different; False if not scored."""
+        return self.probability >= self.probability.dtype.type(self.threshold)
 
     @cached_property
     def bins(self) -> np.ndarray:
-        """(S,) int64: which of the equal-width bins of probability each scored pair falls into."""
-        p = self.probability[self.scored].astype(np.float64)
-        return np.minimum((p * BINS).astype(np.int64), BINS - 1)
+        """(S,) int64, the equal-width bin of each scored pair's probability."""
+        return _bins(self.probability[self.scored], BINS)
 
     @cached_property
-    def _gaps(self) -> np.ndarray:
-        """(S,) float64: truth less probability."""
+    def _losses(self) -> np.ndarray:
+        """(S,) float64, the log loss of each scored pair."""
+        return _log_losses(self.truth[self.scored], self.probability[self.scored])
+
+    @cached_property
+    def _residuals(self) -> np.ndarray:
+        """(S,) float64, truth less probability of each scored pair."""
         return self.truth[self.scored] - self.probability[self.scored].astype(np.float64)
 
     def supported(self) -> list[float]:
-        """The false accept rates at which the different pairs would give enough false accepts to count."""
+        """The false accept rates at which the different pairs would give enough false accepts."""
         return [rate for rate in RATES if self.curve.totals[1] >= needed_pairs(rate)]
 
     def figures(self, weights: np.ndarray | None = None) -> dict[str, float]:
-        """Every figure by its name in `NAMES`, and `tar@RATE` for the rates supported; NaN where undefined.
+        """Every figure of `NAMES`, and `tar@RATE` for the supported rates; NaN if undefined.
 
-        weights: (N,) of the pairs, 1 by default; thresholds of rates are found under the weights, too.
+        weights: (N,) of the pairs, 1 by default. The thresholds of the rates follow the weights, too.
         """
         curve = self.curve if weights is None else self.ranking.curve(weights)
-        found = dict.fromkeys(NAMES, math.nan) | self._failures(curve, weights)
+        figures = dict.fromkeys(NAMES, math.nan) | self._failures(curve, weights)
         if sum(curve.totals) > 0:
-            found |= self._errors(weights)
-        found |= self._verdicts(curve)
+            figures |= self._errors(weights)
+        figures |= self._verdicts(curve)
         if curve.both:
-            found["auc"], found["average_precision"] = curve.auc(), curve.average_precision()
-            found["equal_error"] = curve.equal_error()[0]
+            figures["auc"], figures["average_precision"] = curve.auc(), curve.average_precision()
+            figures["equal_error"] = curve.equal_error()[0]
             for rate in self.supported():
-                found[rate_name(rate)] = float(curve.same[curve.at_rate(rate)] / curve.totals[0])
-        return found
+                figures[rate_name(rate)] = float(curve.same[curve.at_rate(rate)] / curve.totals[0])
+        return figures
 
     def rate_trials(self) -> dict[str, tuple[float, float]]:
-        """(same pairs accepted, same pairs) at each false accept rate supported, by `tar@RATE`."""
+        """(accepted same pairs, all same pairs) at each supported false accept rate, by `tar@RATE`."""
         curve = self.curve
         rates = self.supported() if curve.both else []
         return {rate_name(rate): (float(curve.same[curve.at_rate(rate)]), curve.totals[0]) for rate in rates}
 
-    def counts(self) -> dict[str, int]:
-        """Right and wrong verdicts at the threshold, and what could not be scored."""
-        curve, at = self.curve, self.ranking.place(self.threshold)
+    def counts(self) -> Counts:
+        """Scored pairs, wrong verdicts at the threshold, and pairs that failed."""
+        curve, index = self.curve, self.ranking.index(self.threshold)
         same, different = curve.totals
-        lost = np.bincount(self.truth[self.failed], minlength=2)
-        counts = {
-            "same": same,
-            "different": different,
-            "false_accepts": curve.different[at],
-            "false_rejects": same - curve.same[at],
-            "same_failed": lost[0],
-            "different_failed": lost[1],
+        failed = np.bincount(self.truth[self.failed], minlength=2)
+        return {
+            "same": int(same),
+            "different": int(different),
+            "false_accepts": int(curve.different[index]),
+            "false_rejects": int(same - curve.same[index]),
+            "same_failed": int(failed[0]),
+            "different_failed": int(failed[1]),
         }
-        return {name: int(count) for name, count in counts.items()}
 
     def _verdicts(self, curve: Curve) -> dict[str, float]:
-        """What follows from the four counts at the threshold."""
-        at = self.ranking.place(self.threshold)
+        """The figures that follow from the four counts at the threshold."""
+        index = self.ranking.index(self.threshold)
         same, different = curve.totals
-        accepts, rejects = float(curve.different[at]), same - float(curve.same[at])
+        accepts, rejects = float(curve.different[index]), same - float(curve.same[index])
         hits = different - accepts
         both = {}
         if same and different:
-            # With one kind of pair either says nothing. As scikit-learn has it: where nothing is called
-            # different they are 0.
+            # Meaningless for pairs of one kind. 0 if no pair is called different, as in scikit-learn.
             both["f1"] = _share(2 * hits, 2 * hits + accepts + rejects, 0.0)
             both["precision"] = _share(hits, hits + rejects, 0.0)
         return both | {
@@ -157,34 +152,32 @@ class MeasuredPairs:
         }
 
     def _failures(self, curve: Curve, weights: np.ndarray | None) -> dict[str, float]:
-        """Failures as a rate of their own, and among the errors: a pair not scored is not accepted."""
-        at = self.ranking.place(self.threshold)
+        """The failure rate, and the error rates with failed pairs counted as not accepted."""
+        index = self.ranking.index(self.threshold)
         same, different = curve.totals
-        heavy = None if weights is None else weights[self.failed]
-        lost_same, lost_different = np.bincount(self.truth[self.failed], heavy, 2)
-        rejects = same - float(curve.same[at]) + lost_same
-        lost = float(lost_same + lost_different)
+        failed_weights = None if weights is None else weights[self.failed]
+        failed_same, failed_different = np.bincount(self.truth[self.failed], failed_weights, 2)
+        rejects = same - float(curve.same[index]) + failed_same
+        failed = float(failed_same + failed_different)
         return {
-            "failure_rate": _share(lost, same + different + lost),
-            "far_with_failures": _share(float(curve.different[at]), different + lost_different),
-            "frr_with_failures": _share(rejects, same + lost_same),
+            "failure_rate": _share(failed, same + different + failed),
+            "far_with_failures": _share(float(curve.different[index]), different + failed_different),
+            "frr_with_failures": _share(rejects, same + failed_same),
         }
 
     def _errors(self, weights: np.ndarray | None) -> dict[str, float]:
-        """Log loss, Brier score and calibration error of probabilities."""
+        """Log loss, Brier score and calibration error."""
         heavy = np.ones(len(self.scored)) if weights is None else weights[self.scored].astype(np.float64)
-        total = float(heavy.sum())
-        losses, squares = self._losses
-        gaps = np.bincount(self.bins, heavy * self._gaps, BINS)
+        total, residuals = float(heavy.sum()), heavy * self._residuals
         return {
-            "log_loss": float(heavy @ losses) / total,
-            "brier": float(heavy @ squares) / total,
-            "ece": float(np.abs(gaps).sum()) / total,
+            "log_loss": float(heavy @ self._losses) / total,
+            "brier": float(residuals @ self._residuals) / total,
+            "ece": _binned_gap(self.bins, residuals) / total,
         }
 
 
 def needed_pairs(rate: float) -> int:
-    """How many different pairs a false accept rate takes: so many give ten false accepts."""
+    """The different pairs that a false accept rate needs, for ten expected false accepts."""
     return round(EXPECTED_FALSE_ACCEPTS / rate)
 
 
@@ -193,34 +186,38 @@ def rate_name(rate: float) -> str:
     return f"tar@1e-{round(-math.log10(rate))}"
 
 
-def rate_table(pairs: MeasuredPairs, intervals: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+def rate_table(pairs: MeasuredPairs, intervals: Mapping[str, Interval]) -> list[Rate]:
     """A row for each of `RATES`: true accept rate and threshold, or the reason why there are none."""
-    curve, rows = pairs.curve, []
+    curve, counts, rows = pairs.curve, pairs.counts(), []
     for rate in RATES:
-        row: dict[str, Any] = {
+        reason = _missing_pairs(counts, rate)
+        row: Rate = {
             "far": rate,
-            "supported": False,
-            "reason": _lacking(pairs, rate),
-            "pairs": int(curve.totals[1]),
+            "supported": reason is None,
+            "reason": reason,
+            "pairs": counts["different"],
             "needed": needed_pairs(rate),
+            "tar": None,
+            "threshold": None,
+            "interval": None,
         }
-        row |= {"tar": None, "threshold": None, "interval": None}
-        if row["reason"] is None:
-            place = curve.at_rate(rate)
-            tar = float(curve.same[place] / curve.totals[0])
-            row |= {"supported": True, "tar": tar, "threshold": curve.threshold(place)}
+        if reason is None:
+            index = curve.at_rate(rate)
+            row["tar"] = float(curve.same[index] / curve.totals[0])
+            row["threshold"] = curve.threshold(index)
             row["interval"] = intervals.get(rate_name(rate))
         rows.append(row)
     return rows
 
 
-def _lacking(pairs: MeasuredPairs, rate: float) -> str | None:
-    """What a true accept rate needs that is not there."""
-    counts, needed = pairs.counts(), needed_pairs(rate)
-    same, different = ("scored " if counts[f"{kind}_failed"] else "" for kind in ("same", "different"))
+def _missing_pairs(counts: Counts, rate: float) -> str | None:
+    """The pairs that a true accept rate needs and that are missing."""
+    needed = needed_pairs(rate)
     if counts["different"] < needed:
-        return f"needs {needed:,} {different}different pairs, here {counts['different']:,}"
-    return None if counts["same"] else f"needs {same}same pairs"
+        scored = "scored " if counts["different_failed"] else ""
+        return f"needs {needed:,} {scored}different pairs, here {counts['different']:,}"
+    scored = "scored " if counts["same_failed"] else ""
+    return None if counts["same"] else f"needs {scored}same pairs"
 
 
 def _share(part: float, whole: float, otherwise: float = math.nan) -> float:
@@ -231,8 +228,8 @@ def _share(part: float, whole: float, otherwise: float = math.nan) -> float:
 class Ranking:
     """N labelled pairs in ascending order of their scores.
 
-    order: (N,) int64, the pairs' places before. different: (N,) bool, in that order. last: (K,) int64, the
-    place of the last pair of each distinct score. scores: (K,) float32 or float64, ascending.
+    order: (N,) int64, the pairs' indices before the ranking. different: (N,) bool, in that order. last: (K,)
+    int64, the rank of the last pair of each distinct score. scores: (K,) float32 or float64, ascending.
     """
 
     order: np.ndarray
@@ -242,7 +239,7 @@ class Ranking:
 
     @classmethod
     def of(cls, truth: np.ndarray, scores: np.ndarray) -> Ranking:
-        """Rank (N,) truths, 0 same or 1 different, by (N,) scores."""
+        """Rank (N,) labels, 0 same or 1 different, by (N,) scores."""
         order = np.argsort(scores, kind="stable")
         ranked = scores[order]
         changes = np.flatnonzero(ranked[1:] != ranked[:-1])
@@ -250,7 +247,7 @@ class Ranking:
         return cls(order, truth[order] == 1, last, ranked[last])
 
     def curve(self, weights: np.ndarray | None = None) -> Curve:
-        """The counts at every threshold. weights: (N,) by the pairs' places before the ranking; 1 by default."""
+        """The counts at every threshold. weights: (N,) in the pairs' order before the ranking; 1 by default."""
         if weights is None:
             below = np.arange(1, len(self.order) + 1, dtype=np.float64)
             false = np.cumsum(self.different, dtype=np.float64)
@@ -261,8 +258,8 @@ class Ranking:
         false = _from_zero(false[self.last])
         return Curve(self.scores, _from_zero(below[self.last]) - false, false)
 
-    def place(self, threshold: float) -> int:
-        """Where in a curve's arrays a threshold stands; compared in the scores' own precision."""
+    def index(self, threshold: float) -> int:
+        """The index of a threshold in a curve's arrays, compared in the dtype of the scores."""
         return int(np.searchsorted(self.scores, self.scores.dtype.type(threshold), side="left"))
 
 
@@ -272,15 +269,20 @@ def _from_zero(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Curve:
-    """What each threshold accepts, that is scores below it.
+    """The pairs that each threshold accepts, which are those with scores below it.
 
     scores: (K,) the thresholds, ascending; one more, above all scores, follows. same, different: (K + 1,)
-    float64, accepted weight by the truth. A different pair accepted is a false accept.
+    float64, the accepted weight by truth. An accepted different pair is a false accept.
     """
 
     scores: np.ndarray
     same: np.ndarray
     different: np.ndarray
+
+    @classmethod
+    def of(cls, truth: np.ndarray, scores: np.ndarray) -> Curve:
+        """The curve of (N,) labels, 0 same or 1 different, and (N,) scores; each pair counts once."""
+        return Ranking.of(truth, scores).curve()
 
     @property
     def totals(self) -> tuple[float, float]:
@@ -300,51 +302,64 @@ class Curve:
         """(K + 1,) false reject rates."""
         return (self.same[-1] - self.same) / self.same[-1]
 
-    def threshold(self, place: int) -> float:
-        """The threshold at a place; above all scores it is the next number."""
-        if place < len(self.scores):
-            return float(self.scores[place])
+    def threshold(self, index: int) -> float:
+        """The threshold at an index; the last one is the next float above all scores."""
+        if index < len(self.scores):
+            return float(self.scores[index])
         return float(np.nextafter(self.scores[-1], self.scores.dtype.type(np.inf)))
 
     def auc(self) -> float:
-        """Area under the ROC curve: the share of (same, different) couples in the right order, ties half."""
+        """Area under the ROC curve: the share of (same, different) couples in the right order; ties count half."""
         same, different = self.totals
         means = (self.same[1:] + self.same[:-1]) / 2
         return float(np.diff(self.different) @ means / (same * different))
 
     def average_precision(self) -> float:
-        """The mean precision over the different pairs found, from the highest score down; no interpolation."""
+        """The mean precision over the different pairs, from the highest score down; no interpolation."""
         same, different = self.totals
-        found = different - self.different[:-1]
-        rejected = found + same - self.same[:-1]
-        precision = np.divide(found, rejected, out=np.zeros_like(found), where=rejected > 0)
+        hits = different - self.different[:-1]
+        called = hits + same - self.same[:-1]
+        precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
         return float(np.diff(self.different) @ precision / different)
 
     def equal_error(self) -> tuple[float, float]:
-        """(rate, threshold) where both error rates are nearest, of several the highest; the rate is their mean."""
+        """(rate, threshold): the mean of the two error rates where they are nearest; the highest such threshold."""
         accepts, rejects = self.false_accepts(), self.false_rejects()
         gaps = np.abs(accepts - rejects)
         best = len(gaps) - 1 - int(np.argmin(gaps[::-1]))
-        # Above all scores is 1, as `metrics.equal_error` has it.
+        # Above all scores the threshold is 1.
         threshold = float(self.scores[best]) if best < len(self.scores) else 1.0
         return float(accepts[best] + rejects[best]) / 2, threshold
 
     def at_rate(self, rate: float) -> int:
-        """The place of the highest threshold whose false accept rate is at most `rate`."""
+        """The index of the highest threshold whose false accept rate is at most `rate`."""
         return int(np.searchsorted(self.different, rate * self.different[-1] * SLACK, side="right")) - 1
 
     def best_accuracy(self) -> float:
-        """The threshold of the highest accuracy, in the middle of the gap where it may lie."""
+        """The lowest threshold of the highest accuracy, halfway between two scores."""
         right = self.same + (self.different[-1] - self.different)
         best = int(np.argmax(right))
-        if best == 0:
-            return float(self.scores[0])
         if best == len(self.scores):
             return self.threshold(best)
-        below, above = self.scores[best - 1], self.scores[best]
-        middle = (below + above) / 2
-        # Between neighbouring floats there is no middle: it rounds to one of them.
-        return float(middle if middle > below else above)
+        return _halfway(self.scores[max(best - 1, 0)], self.scores[best])
+
+    def best_f1(self) -> tuple[float, float]:
+        """(F1, threshold): the highest F1 and its highest threshold, halfway between two scores.
+
+        Needs at least one different pair. `scores >= threshold` has exactly this F1.
+        """
+        hits = self.different[-1] - self.different[:-1]
+        called = hits + self.same[-1] - self.same[:-1]
+        f1 = 2 * hits / (called + self.different[-1])
+        best = len(f1) - 1 - int(np.argmax(f1[::-1]))
+        below = self.scores[best - 1] if best else self.scores.dtype.type(0)
+        return float(f1[best]), _halfway(below, self.scores[best])
+
+
+def _halfway(below: np.floating, above: np.floating) -> float:
+    """The middle between two scores; the upper one if rounding leaves nothing between them."""
+    middle = (below + above) / 2
+    return float(middle if middle > below else above)
 
 
 @dataclass(frozen=True)
@@ -362,86 +377,51 @@ class Metrics:
     ece: float
 
 
-def best_f1(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
-    """The highest F1 any threshold gives, and such a threshold, in the middle of the gap where it may lie.
-
-    labels: (N,) 0 or 1. probabilities: (N,), N > 0. `probabilities >= threshold` has exactly this F1.
-    """
-    order = np.argsort(-probabilities, kind="stable")
-    scores, truth = probabilities[order], labels[order]
-    hits = np.cumsum(truth)
-    f1 = 2 * hits / (np.arange(1, len(truth) + 1) + truth.sum())
-    # A threshold can only lie between two distinct scores.
-    f1[:-1][scores[:-1] == scores[1:]] = -1
-    best = int(np.argmax(f1))
-    above = scores[best]
-    below = scores[best + 1] if best + 1 < len(scores) else above.dtype.type(0)
-    middle = (above + below) / 2
-    # Between neighbouring floats there is no middle: it rounds to one of them.
-    return float(f1[best]), float(middle if middle > below else above)
-
-
 def measure(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> Metrics:
     """All metrics of (N,) labels, both classes present, and (N,) probabilities at a threshold."""
-    from sklearn.metrics import accuracy_score, brier_score_loss, f1_score
-
-    labels = np.asarray(labels, dtype=np.int64)
-    predicted = (probabilities >= threshold).astype(np.int64)
-    highest, where = best_f1(labels, probabilities)
+    pairs = MeasuredPairs(np.asarray(labels, np.int64), probabilities, threshold)
+    figures, (best_f1, best_threshold) = pairs.figures(), pairs.curve.best_f1()
     return Metrics(
-        pairs=len(labels),
-        auc=roc_auc(labels, probabilities),
+        pairs=len(pairs),
         threshold=float(threshold),
-        f1=float(f1_score(labels, predicted)),
-        accuracy=float(accuracy_score(labels, predicted)),
-        best_f1=highest,
-        best_threshold=where,
-        brier=float(brier_score_loss(labels, probabilities)),
-        ece=calibration_error(labels, probabilities),
+        best_f1=best_f1,
+        best_threshold=best_threshold,
+        **{name: figures[name] for name in ("auc", "f1", "accuracy", "brier", "ece")},
     )
 
 
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error of (N,) labels and probabilities over equal-width bins.
 
     The mean over all pairs of |share that is different - mean probability| of the pair's bin.
     Source: Guo et al. 2017, On calibration of modern neural networks, equation 3.
     """
-    place = np.minimum((np.asarray(probabilities, np.float64) * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(place, labels, bins) - np.bincount(place, probabilities, bins)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve of (N,) labels, both classes present, and (N,) scores."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(labels, scores))
+    residuals = labels - np.asarray(probabilities, np.float64)
+    return _binned_gap(_bins(probabilities, bins), residuals) / len(labels)
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, balanced: bool = False) -> float:
     """Binary cross-entropy of (N,) labels and probabilities, in nats a pair.
 
-    balanced: both labels weigh alike, however many pairs they have.
+    balanced: both labels have the same weight, whatever their numbers of pairs.
     """
-    from sklearn.metrics import log_loss as reference
-    from sklearn.utils.class_weight import compute_sample_weight
+    losses = _log_losses(labels, probabilities)
+    if not balanced:
+        return float(losses.mean())
+    return float(np.mean([losses[labels == label].mean() for label in np.unique(labels)]))
 
-    weights = compute_sample_weight("balanced", labels) if balanced else None
-    return float(reference(labels, probabilities, labels=[0, 1], sample_weight=weights))
+
+def _log_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """(N,) float64, the log loss of each pair, clipped as scikit-learn does."""
+    p, tiny = np.asarray(probabilities, np.float64), np.finfo(np.float64).eps
+    return -np.log(np.clip(np.where(labels == 1, p, 1 - p), tiny, 1 - tiny))
 
 
-def equal_error(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
-    """(rate, threshold) where false accept and false reject rate are nearest; the rate is their mean.
+def _bins(probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """(N,) int64, the equal-width bin of each probability; the last one includes 1."""
+    return np.minimum((np.asarray(probabilities, np.float64) * bins).astype(np.int64), bins - 1)
 
-    labels: (N,) 0 or 1, both present. A false accept is a different pair below the threshold, a false
-    reject a same pair at or above it.
-    """
-    from sklearn.metrics import roc_curve
 
-    false_rejects, true_rejects, thresholds = roc_curve(labels, probabilities, drop_intermediate=False)
-    gaps = np.abs(false_rejects - (1 - true_rejects))
-    best = int(np.argmin(gaps))
-    rate = float(false_rejects[best] + 1 - true_rejects[best]) / 2
-    # Its first threshold is infinite: above every score.
-    return rate, float(min(thresholds[best], 1.0))
+def _binned_gap(bins: np.ndarray, residuals: np.ndarray) -> float:
+    """The sum over bins of the size of the bin's summed residuals."""
+    return float(np.abs(np.bincount(bins, residuals)).sum())

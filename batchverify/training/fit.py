@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from batchverify.errors import UsageError
-from batchverify.evaluation.figures import Metrics, calibration_error, equal_error, measure
+from batchverify.evaluation.figures import Curve, Metrics, calibration_error, measure
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
@@ -297,7 +297,7 @@ def _tables(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarr
     slope, offset = head.calibration
     before, after = sigmoid(logits), sigmoid(slope * logits + offset)
     threshold = f1_threshold(after)
-    rate, equal = equal_error(labels, after)
+    rate, equal = Curve.of(labels, after).equal_error()
     apart = probabilities(head, dev.impostor_pairs())
     return {
         "calibration": {

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from batchverify.errors import TrainingError
-from batchverify.evaluation.figures import best_f1, roc_auc
+from batchverify.evaluation.figures import Curve
 from batchverify.heads.features import Features
 from batchverify.heads.scorer import Layer, Scorer
 from batchverify.training.linear import moments
@@ -226,8 +226,8 @@ def _evaluate(
     network.train()
     if not np.isfinite(loss + dev_loss):
         raise TrainingError(f"training: the loss is not finite after epoch {number}; give a smaller --max-lr")
-    f1, auc = best_f1(dev.labels, scores)[0], roc_auc(dev.labels, scores)
-    return Epoch(number, loss, dev_loss, f1, auc, lr, time.perf_counter() - started)
+    curve = Curve.of(dev.labels, scores)
+    return Epoch(number, loss, dev_loss, curve.best_f1()[0], curve.auc(), lr, time.perf_counter() - started)
 
 
 class Perceptron(nn.Module):

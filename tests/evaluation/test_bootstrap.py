@@ -1,4 +1,4 @@
-"""The bootstrap: weights of pairs by hand, the same draws from the same seed, coverage of what it promises."""
+"""The bootstrap: weights of pairs by hand, the same draws from the same seed, coverage of its intervals."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_intervals_are_quantiles_over_the_draws():
     assert bootstrap(units, mean, draws=100, seed=4) != found
 
 
-def test_too_few_draws_that_say_something_make_no_interval():
+def test_too_few_defined_draws_make_no_interval():
     units = draw_units(0)
     assert bootstrap(units, lambda weights: {"one": 1.0}, draws=39).spans == {}
     assert bootstrap(units, lambda weights: {"one": 1.0}, draws=40).spans == {"one": (1.0, 1.0)}
@@ -115,8 +115,16 @@ def test_the_bound_of_f1_is_honest(rejects):
 
 
 def test_shares_are_those_of_the_counts():
-    counts = {"same": 10, "different": 20, "false_accepts": 3, "false_rejects": 4}
-    found = verdict_trials(counts | {"same_failed": 1, "different_failed": 2})
+    found = verdict_trials(
+        {
+            "same": 10,
+            "different": 20,
+            "false_accepts": 3,
+            "false_rejects": 4,
+            "same_failed": 1,
+            "different_failed": 2,
+        }
+    )
     assert found == {
         "far": (3, 20),
         "frr": (4, 10),

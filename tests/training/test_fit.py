@@ -9,7 +9,7 @@ import torch
 from people import EMBEDDING, draw_people
 
 from batchverify.errors import TrainingError, UsageError
-from batchverify.evaluation.figures import measure, roc_auc
+from batchverify.evaluation.figures import Curve, measure
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
 from batchverify.training.fit import Fitted, fit_head, measure_head, probabilities, splits
@@ -31,7 +31,7 @@ def test_separable_pairs_are_separated():
     head = fit().head
     test = draw_people(50, 9, pairs=300, name="test")
     probability = probabilities(head, test)
-    assert roc_auc(test.labels, probability) == 1
+    assert Curve.of(test.labels, probability).auc() == 1
     assert ((probability >= head.threshold()) == test.labels).all()
     assert probability[test.labels == 0].max() < 0.2 and probability[test.labels == 1].min() > 0.8
     assert measure_head(head, test) == measure(test.labels, probability, head.threshold())
@@ -129,7 +129,7 @@ def test_held_out_scores_come_from_fits_that_have_not_seen_the_pair():
     options: dict[str, Any] = {"algorithms": ("logistic",), "shrinkage": 1e-3, "calibration": "none"}
     head = fit(noise, **options).head
     # By heart the fit knows every label; out of fold it can but guess, and dev is a quarter of the held-out pairs.
-    assert roc_auc(noise.labels, probabilities(head, noise)) == 1
+    assert Curve.of(noise.labels, probabilities(head, noise)).auc() == 1
     assert head.about["held_out"]["pairs"] == 400
     assert abs(head.about["held_out"]["auc"] - 0.5) < 0.15
 

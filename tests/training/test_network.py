@@ -14,7 +14,7 @@ from repository import REPOSITORY, SUPPORT
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from batchverify.errors import TrainingError
-from batchverify.evaluation.figures import best_f1, roc_auc
+from batchverify.evaluation.figures import Curve
 from batchverify.heads.features import Features
 from batchverify.heads.scorer import Scorer
 from batchverify.training.network import Perceptron, batches, fit_network, overfit_check, range_test
@@ -151,8 +151,8 @@ def test_the_member_scores_as_the_network_did(train, dev, features):
     best = fit.epochs[fit.best_epoch - 1]
     assert dev_loss(fit.scorers[0], dev) == pytest.approx(best.dev_loss, abs=1e-5)
     probability = torch.sigmoid(scores(fit.scorers[0], dev)).numpy()
-    assert roc_auc(dev.labels, probability) == pytest.approx(best.dev_auc, abs=1e-3)
-    assert best_f1(dev.labels, probability)[0] == pytest.approx(best.dev_f1, abs=1e-2)
+    assert Curve.of(dev.labels, probability).auc() == pytest.approx(best.dev_auc, abs=1e-3)
+    assert Curve.of(dev.labels, probability).best_f1()[0] == pytest.approx(best.dev_f1, abs=1e-2)
 
 
 def test_the_best_epoch_is_restored(hard):
@@ -207,7 +207,7 @@ def test_a_feature_that_never_varied_in_training_drowns_nothing(train, dev):
     still = replace(train, vectors=train.vectors.copy())
     still.vectors[:, 0] = 0
     (scorer,) = fit_network(still, dev, ABSDIFF, replace(QUICK, epochs=8)).scorers
-    assert roc_auc(dev.labels, scores(scorer, dev).numpy()) > 0.99
+    assert Curve.of(dev.labels, scores(scorer, dev).numpy()).auc() > 0.99
 
 
 def test_a_rate_that_is_too_large_is_named(train, dev):

@@ -9,7 +9,7 @@ import torch
 from people import QUICK, draw_people
 
 from batchverify.errors import UsageError
-from batchverify.evaluation.figures import roc_auc
+from batchverify.evaluation.figures import Curve
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.training.fit import EstimatorSpec, estimator_specs, network_settings
 
@@ -83,7 +83,7 @@ def test_every_algorithm_fits_and_its_scores_are_the_mean_of_its_members(train, 
     assert (fit.network is not None) == (algorithm == "network")
     assert {scorer.algorithm for scorer in fit.scorers} == {algorithm}
     scores = fit.scores(dev)
-    assert roc_auc(dev.labels, scores) > 0.95
+    assert Curve.of(dev.labels, scores).auc() > 0.95
     a, b, _ = dev.take(np.arange(len(dev)))
     mean = sum(scorer.logits(a, b) for scorer in fit.scorers) / len(fit.scorers)
     assert np.allclose(scores, mean.numpy(), atol=1e-5) and scores.dtype == np.float64

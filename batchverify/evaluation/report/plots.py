@@ -1,4 +1,4 @@
-"""The numbers behind the report's plots: few enough to embed, whatever the number of pairs."""
+"""The data of the report's plots, of a size that does not grow with the number of pairs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from batchverify.evaluation.figures import BINS, Curve, MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, Scores
 
 HISTOGRAM_BINS = 60
-# Points of a curve; more cannot be told apart on a screen.
+# Points of a curve; a screen shows no more.
 POINTS = 400
 GRID = 1000
 KINDS = {"same": 0, "different": 1, "unknown": UNKNOWN}
 
 
 def histograms(scores: Scores) -> dict[str, Any] | None:
-    """Counts by truth of probabilities and similarities: edges (B + 1,) and a list of B counts a kind.
+    """Probabilities and similarities, each as `edges` (B + 1,) and `counts` by truth, lists of B.
 
-    None, as of every plot here, where there is nothing to draw: an empty object is true to JavaScript.
+    Like every function here, it returns None if there is nothing to draw: an empty object is true in JavaScript.
     """
-    found: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
     for name, low in (("probability", 0.0), ("similarity", -1.0)):
         values = getattr(scores, name)
         if values is None or not scores.scored.any():
@@ -33,67 +33,73 @@ def histograms(scores: Scores) -> dict[str, Any] | None:
         for kind, code in KINDS.items():
             inside = values[(scores.truth == code) & scores.scored]
             if len(inside):
-                # A cosine of rounded vectors may exceed 1 by a rounding.
+                # Rounding may put a cosine slightly above 1.
                 counts[kind] = np.histogram(np.clip(inside, low, 1.0), edges)[0].tolist()
-        found[name] = {"edges": _rounded(edges), "counts": counts}
-    return found or None
+        drawn[name] = {"edges": _rounded(edges), "counts": counts}
+    return drawn or None
 
 
 def curves(pairs: MeasuredPairs) -> dict[str, Any] | None:
-    """Points of the ROC and DET curves, false accept rates ascending; None unless both kinds are there."""
+    """Points of the ROC and DET curves, by ascending false accept rate; None without pairs of both kinds."""
     curve = pairs.curve
     if not curve.both:
         return None
-    places = _spread(curve)
-    at = pairs.ranking.place(pairs.threshold)
+    points, index = _points(curve), pairs.ranking.index(pairs.threshold)
     accepts, rejects = curve.false_accepts(), curve.false_rejects()
     return {
-        "far": _rounded(accepts[places]),
-        "frr": _rounded(rejects[places]),
-        "here": [float(accepts[at]), float(rejects[at])],
-        # Half a pair: where a rate of none is drawn on a log axis.
-        "floor": [0.5 / each for each in (curve.totals[1], curve.totals[0])],
+        "far": _rounded(accepts[points]),
+        "frr": _rounded(rejects[points]),
+        "here": [float(accepts[index]), float(rejects[index])],
+        # Half a pair: where a rate of 0 is drawn on a log axis.
+        "floor": [0.5 / curve.totals[1], 0.5 / curve.totals[0]],
     }
 
 
-def _spread(curve: Curve) -> np.ndarray:
-    """Places of a curve that follow each other evenly on log axes of either rate."""
+def _points(curve: Curve) -> np.ndarray:
+    """Indices of points of a curve, evenly spaced on log axes of both rates."""
     corners = np.flatnonzero(np.diff(curve.same, prepend=-1) + np.diff(curve.different, prepend=-1))
     if len(corners) <= POINTS:
         return corners
-    wanted = []
-    for counts in (curve.different, curve.same[-1] - curve.same[::-1]):
-        targets = np.unique(np.concatenate([[0], np.geomspace(1, counts[-1], POINTS // 2)]).astype(np.int64))
-        found = np.searchsorted(counts, targets, side="right") - 1
-        # Both ends of each step.
-        found = np.minimum(np.concatenate([found, found + 1]), len(counts) - 1)
-        wanted.append(found if counts is curve.different else len(counts) - 1 - found)
-    return np.unique(np.concatenate([*wanted, [0, len(curve.same) - 1]]))
+    last = len(curve.same) - 1
+    accepts = _log_spaced(curve.different)
+    rejects = last - _log_spaced(curve.same[-1] - curve.same[::-1])
+    return np.unique(np.concatenate([accepts, rejects, [0, last]]))
+
+
+def _log_spaced(counts: np.ndarray) -> np.ndarray:
+    """Indices into ascending counts, evenly spaced on a log axis: both ends of each step."""
+    targets = np.unique(np.concatenate([[0], np.geomspace(1, counts[-1], POINTS // 2)]).astype(np.int64))
+    steps = np.searchsorted(counts, targets, side="right") - 1
+    return np.minimum(np.concatenate([steps, steps + 1]), len(counts) - 1)
 
 
 def calibration(pairs: MeasuredPairs) -> dict[str, Any] | None:
-    """By bin of probability, those that hold pairs: mean probability, share that is different, pairs.
+    """For every bin of probability with pairs: mean probability, share of different pairs, number of pairs.
 
-    low, high: the share's 95 % interval of that many independent pairs (Wilson 1927).
+    low, high: the 95 % interval of the share for independent pairs (Wilson 1927).
     """
     if not len(pairs.scored):
         return None
     counts = np.bincount(pairs.bins, minlength=BINS)
-    kept = np.flatnonzero(counts)
-    truth = pairs.truth[pairs.scored].astype(np.float64)
-    sums = [np.bincount(pairs.bins, each, BINS)[kept] for each in (pairs.probability[pairs.scored], truth)]
-    means, shares = (each / counts[kept] for each in sums)
-    many, z = counts[kept], 1.96
-    middle = (shares + z**2 / (2 * many)) / (1 + z**2 / many)
-    half = z * np.sqrt(shares * (1 - shares) / many + (z / (2 * many)) ** 2) / (1 + z**2 / many)
-    spans = {"low": _rounded(np.maximum(middle - half, 0)), "high": _rounded(np.minimum(middle + half, 1))}
-    return {"mean": _rounded(means), "share": _rounded(shares), **spans, "pairs": many.tolist()}
+    filled = np.flatnonzero(counts)
+    columns = (pairs.probability[pairs.scored], pairs.truth[pairs.scored])
+    n, z = counts[filled], 1.96
+    means, shares = (np.bincount(pairs.bins, column, BINS)[filled] / n for column in columns)
+    middle = (shares + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(shares * (1 - shares) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
+    return {
+        "mean": _rounded(means),
+        "share": _rounded(shares),
+        "low": _rounded(np.maximum(middle - half, 0)),
+        "high": _rounded(np.minimum(middle + half, 1)),
+        "pairs": n.tolist(),
+    }
 
 
 def explorer(scores: Scores) -> dict[str, Any] | None:
-    """What each threshold of a grid accepts, by truth: counts of probabilities below it.
+    """How many pairs of each truth each threshold of a grid accepts: those with probabilities below it.
 
-    The grid is even and grows finer towards 0 and 1, where the probabilities are; the run's threshold is on it.
+    The grid is even, finer towards 0 and 1, where most probabilities lie, and includes the run's threshold.
     """
     if not scores.scored.any():
         return None
@@ -106,7 +112,7 @@ def explorer(scores: Scores) -> dict[str, Any] | None:
         totals[kind] = len(inside)
         accepted[kind] = np.searchsorted(inside, grid, side="left").tolist()
     return {
-        # As short as tells float32 apart.
+        # The shortest text that tells float32 values apart.
         "grid": [float(str(each)) for each in grid],
         "start": int(np.searchsorted(grid, np.float32(scores.threshold))),
         "accepted": accepted,
@@ -115,7 +121,7 @@ def explorer(scores: Scores) -> dict[str, Any] | None:
 
 
 def scatter(new: Scores, reference: Scores, rows: np.ndarray) -> dict[str, Any] | None:
-    """Both runs' probabilities of some rows, and their truth."""
+    """The probabilities of some rows in both runs, and their truth."""
     if not len(rows):
         return None
     return {
@@ -127,7 +133,7 @@ def scatter(new: Scores, reference: Scores, rows: np.ndarray) -> dict[str, Any] 
 
 
 def overlaid(new: Scores, reference: Scores) -> dict[str, Any] | None:
-    """Shares of all probabilities by bin in both runs; None where one of them scored nothing."""
+    """The share of pairs in each bin of probability, in both runs; None if one of them scored nothing."""
     if not (new.scored.any() and reference.scored.any()):
         return None
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
@@ -139,5 +145,5 @@ def overlaid(new: Scores, reference: Scores) -> dict[str, Any] | None:
 
 
 def _rounded(values: np.ndarray) -> list[float]:
-    """Six digits: more cannot be seen."""
+    """Six digits, more than a plot shows."""
     return [float(f"{each:.6g}") for each in values.tolist()]
