@@ -1,4 +1,4 @@
-"""The command line: options in, a workflow called, its errors as one line. Entered at `app.main`.
+"""The command line. It parses options, calls a workflow and shows errors in one line. Entry point: `app.main`.
 
-In: arguments. Out: an exit code, a summary, Parquet files. Every room lies below.
+In: arguments. Out: an exit code, a summary, Parquet files. It may import every other room.
 """

@@ -1,4 +1,4 @@
-"""The command line: options in, a workflow called, its errors as one line."""
+"""The main command and its subcommands; errors become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batchverify.cli.options import (
     threshold_options,
     together,
 )
-from batchverify.cli.output import reporting, set_up
+from batchverify.cli.output import INTERRUPTED, reporting, set_up
 from batchverify.cli.prepare import prepare
 from batchverify.cli.submit import submit
 from batchverify.cli.train import train
@@ -32,20 +32,19 @@ from batchverify.errors import BatchverifyError, HungError
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.version import __version__
 
-INTERRUPTED = 130
-# Where a command says how it is taken up again after Ctrl-C.
-AGAIN = "batchverify.again"
+# Key of the context's `meta`: how to resume the command after Ctrl-C.
+RESUME_HINT = "batchverify.resume"
 
 
 class Group(click.Group):
-    """Commands in the order of a first day's work; our errors become one line and their exit code."""
+    """Lists commands in the order of use; batchverify's errors become one line and their exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of definition."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; the one `except` for the root of our errors."""
+        """Run a command; the only place that catches `BatchverifyError`."""
         try:
             return super().invoke(ctx)
         except BatchverifyError as exc:
@@ -54,18 +53,20 @@ class Group(click.Group):
                 os._exit(exc.exit_code)
             ctx.exit(exc.exit_code)
         except KeyboardInterrupt:
-            again = ctx.meta.get(AGAIN, "the same command does the rest")
-            click.echo(f"batchverify: interrupted; what was done is kept, {again}", err=True)
+            hint = ctx.meta.get(RESUME_HINT, "run the same command to finish the rest")
+            click.echo(f"batchverify: interrupted; finished work is kept, {hint}", err=True)
             ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="batchverify", message="%(prog)s %(version)s")
 def main() -> None:
-    """Face verification of whole tables of image pairs: every row comes back with a probability.
+    """Verify faces in tables of image pairs.
 
-    Exit codes: 0 done; 1 the job failed; 2 wrong usage, bad manifest or bad artifact; 3 no row could be
-    scored, or more than --max-failed; 130 interrupted.
+    Every row comes back with the probability that its two images show different people.
+
+    Exit codes: 0 success; 1 the job failed; 2 wrong usage, bad manifest or bad artifact; 3 no row could be
+    scored, or more rows failed than --max-failed allows; 130 interrupted.
     """
 
 
@@ -85,17 +86,19 @@ def main() -> None:
     talk_options,
 )
 def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
-    """Score every pair of MANIFEST: a CSV, TSV or Parquet file, a folder, a glob or a URI.
+    """Score every pair of a manifest.
 
-    Writes the manifest's columns and: probability (of two different people), label (0 same, 1 different),
-    similarity (cosine), status, error_a, error_b. Every row comes back, in order.
+    MANIFEST is a CSV, TSV or Parquet file, a folder, a glob or a URI. OUT gets its columns and these:
+    probability (of two different people), label (0 same, 1 different), similarity (cosine), status, error_a,
+    error_b. Every row comes back, in order.
 
-    After a kill, Ctrl-C or a failure the same command does what is missing; what it needs for that lies in
-    OUT.job until it is done.
+    After a kill, Ctrl-C or a failure, run the same command again to finish the rest. Until then OUT.job
+    keeps the state of the run.
     """
     set_up(options["verbose"])
     if options["overwrite"]:
-        click.get_current_context().meta[AGAIN] = "the same command without --overwrite does the rest"
+        hint = "run the same command without --overwrite to finish the rest"
+        click.get_current_context().meta[RESUME_HINT] = hint
     from batchverify.scoring.score import score as run
 
     with reporting(as_json, options["quiet"]) as report:
@@ -106,7 +109,7 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
 @click.argument("manifest")
 @together(manifest_options, backbone_options, cache_option, run_options, talk_options)
 def embed(manifest: str, as_json: bool, **options: Any) -> None:
-    """Embed the images of MANIFEST into the cache, and no more."""
+    """Embed the images of a manifest into the cache, without scoring pairs."""
     set_up(options["verbose"])
     from batchverify.scoring.score import embed as run
 
@@ -119,7 +122,10 @@ def embed(manifest: str, as_json: bool, **options: Any) -> None:
 @click.option("-i2", "--image-b", required=True, metavar="B", help="The second image.")
 @together(backbone_options, threshold_options, cache_option, no_cache_option, device_options, json_option)
 def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
-    """Say whether two images show the same person, with the probability that they do not."""
+    """Say whether two images show the same person.
+
+    Prints the verdict and the probability that they show different people.
+    """
     set_up(False)
     from batchverify.scoring.predict import predict as run
 
@@ -131,10 +137,15 @@ def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("manifest")
 @manifest_options
-@click.option("--all", "every", is_flag=True, help="Look for every image file, not only a sample of 1,000.")
+@click.option(
+    "--all", "every", is_flag=True, help="Check that every image file exists, not only a sample of 1,000."
+)
 @json_option
 def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
-    """Say what is wrong with MANIFEST before anything is embedded. Exits with 1 when something is."""
+    """Report what is wrong with a manifest.
+
+    No image is opened. Exits with code 1 if the manifest has faults.
+    """
     from batchverify.manifest.check import check_manifest
     from batchverify.manifest.manifest import Columns, Manifest
 
@@ -155,16 +166,15 @@ main.add_command(cache)
 main.add_command(submit)
 
 
-@main.command()
-@click.option("--weights", metavar="PATH", help="File or folder with published weights.")
+@main.command("backbones")
+@click.option("--weights", metavar="PATH", help="File or folder with the published weights.")
 @json_option
-def backbones(weights: str | None, as_json: bool) -> None:
-    """List the known backbones, where their weights lie, and their fingerprints."""
+def show_backbones(weights: str | None, as_json: bool) -> None:
+    """List the backbones with the location of their weights and their fingerprints."""
     from batchverify.embedding.backbone import list_backbones
 
-    listed = list_backbones(Path(weights) if weights else None)
+    backbones = list_backbones(Path(weights) if weights else None)
     if as_json:
-        click.echo(json.dumps([each.to_json() for each in listed]))
-        return
-    for each in listed:
-        click.echo("\n".join(each.lines()))
+        click.echo(json.dumps([backbone.to_json() for backbone in backbones]))
+    else:
+        click.echo("\n".join(line for backbone in backbones for line in backbone.lines()))

@@ -1,4 +1,4 @@
-"""`batchverify cache`: look after the embedding cache."""
+"""`batchverify cache`: inspect and verify the embedding cache."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ import json
 import click
 
 from batchverify.cli.options import cache_option, json_option, together
+from batchverify.options import default_cache_root
 
 
 @click.group()
 def cache() -> None:
-    """Look after the embedding cache."""
+    """Inspect and verify the embedding cache."""
 
 
 @cache.command()
 @together(cache_option, json_option)
 def info(cache: str | None, as_json: bool) -> None:
-    """What the cache holds, by fingerprint."""
+    """Show what the cache holds, by fingerprint."""
     from batchverify.cache.maintenance import cache_info
-    from batchverify.options import default_cache_root
 
     root = cache or default_cache_root()
-    found = cache_info(root)
+    entries = cache_info(root)
     if as_json:
-        click.echo(json.dumps({"cache": root, "fingerprints": [each.to_json() for each in found]}))
+        click.echo(json.dumps({"cache": root, "fingerprints": [entry.to_json() for entry in entries]}))
         return
-    click.echo(f"{root}: {len(found)} fingerprints")
-    for each in found:
-        click.echo("\n".join(each.lines()))
+    click.echo(f"{root}: {len(entries)} fingerprints")
+    for entry in entries:
+        click.echo("\n".join(entry.lines()))
 
 
 @cache.command()
 @together(
     cache_option,
-    click.option("--quarantine", is_flag=True, help="Move damaged files into a folder `quarantine`."),
+    click.option(
+        "--quarantine", is_flag=True, help="Move damaged files into the folder `quarantine` of the cache."
+    ),
     json_option,
 )
 def verify(cache: str | None, quarantine: bool, as_json: bool) -> None:
-    """Read every segment and say what is wrong with it. Exits with 1 when something is."""
+    """Read every cache file and report damage. Exits with code 1 if there is any."""
     from batchverify.cache.maintenance import verify_cache
-    from batchverify.options import default_cache_root
 
     report = verify_cache(cache or default_cache_root(), quarantine=quarantine)
     click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))

@@ -1,4 +1,4 @@
-"""`batchverify evaluate`: figures and a report of what `score` wrote."""
+"""`batchverify evaluate`: measure what `score` wrote and write a report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli.options import together
+from batchverify.cli.options import json_option, option, seed_option, together
 from batchverify.cli.output import reporting, set_up
 from batchverify.options import EvaluateOptions
 
@@ -14,56 +14,41 @@ _options = together(
     click.option(
         "-o", "--output", required=True, metavar="DIR", help="Folder for metrics.json and report.html."
     ),
-    click.option(
+    option(
         "--truth",
-        metavar="MANIFEST",
-        help="Manifest with the labels. Default: the scores' column true_label, the label of their manifest.",
+        "Manifest with the labels. Default: column true_label of SCORES, which holds the labels of its manifest.",
+        "MANIFEST",
     ),
-    click.option(
+    option(
         "--by",
+        "Also measure the pairs of each value of this column, at the same threshold. Repeatable.",
+        "COLUMN",
         multiple=True,
-        metavar="COLUMN",
-        help="The figures for each value of this column, too, at the same threshold; may be repeated.",
     ),
-    click.option(
-        "--threshold",
-        type=float,
-        metavar="X",
-        help="Judge the verdicts of SCORES at this one. Default: the run's own.",
-    ),
-    click.option(
-        "--draws",
-        default=EvaluateOptions.draws,
-        show_default=True,
-        metavar="N",
-        help="Of the bootstrap behind the 95 % intervals, at least 40; 0: no intervals.",
-    ),
-    click.option("--seed", default=EvaluateOptions.seed, show_default=True, help="Of the bootstrap's draws."),
-    click.option(
-        "--examples",
-        default=EvaluateOptions.examples,
-        show_default=True,
-        metavar="N",
-        help="Pairs of each kind in the report's galleries.",
-    ),
+    option("--threshold", "Judge SCORES at this threshold. Default: the threshold of the run.", "X"),
+    option("--draws", "Bootstrap draws behind the 95 % intervals, at least 40; 0: no intervals.", "N"),
+    seed_option,
+    option("--examples", "Pairs of each kind in the report's galleries.", "N"),
     click.option(
         "--image-root",
         metavar="DIR",
-        help="Where relative image paths start. Default: what the run record says.",
+        help="Folder or URI that relative image paths start from. Default: from the run record.",
     ),
     click.option(
-        "--cache", metavar="URI", help="Embedding cache with the faces' boxes. Default: the run record's."
+        "--cache",
+        metavar="URI",
+        help="Embedding cache with the boxes of the faces. Default: from the run record.",
     ),
-    click.option("--no-images", is_flag=True, help="No pictures in the report; paths stay."),
+    click.option("--no-images", is_flag=True, help="Show paths instead of images in the report."),
     click.option(
         "--export-worst",
         type=(int, str),
         metavar="N PATH",
-        help="Write the N worst pairs for review, .csv or .parquet: a manifest that `train` takes.",
+        help="Write the N worst pairs to a .csv or .parquet file for review: a manifest that `train` reads.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout."),
-    click.option("-q", "--quiet", is_flag=True, help="No summary."),
-    click.option("-v", "--verbose", is_flag=True, help="More about what happens."),
+    json_option,
+    click.option("-q", "--quiet", is_flag=True, help="Show no summary."),
+    click.option("-v", "--verbose", is_flag=True, help="Log more."),
 )
 
 
@@ -74,10 +59,11 @@ _options = together(
 def evaluate(
     scores: str, reference: str | None, output: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:
-    """Measure SCORES, a Parquet file or folder that `score` wrote, and write a report that opens offline.
+    """Measure what `score` wrote, and write a report.
 
-    With REFERENCE, the scores of another run: what differs between the two, the pairs that flipped, and how
-    far the scores have drifted. The truth may be missing; then distributions and drift are shown.
+    SCORES is a Parquet file or a folder of part files; the report opens offline. With REFERENCE, the scores
+    of another run, it also shows what differs between the runs, which pairs flipped and how far the scores
+    have drifted. Without labels it shows distributions and drift alone.
     """
     set_up(verbose)
     from batchverify.evaluation.evaluate import evaluate as run

@@ -1,10 +1,9 @@
-"""The command line's options, each with the default that `options` gives it."""
+"""The command line's options, each with the default that `batchverify.options` gives it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,33 +12,46 @@ from batchverify.fingerprint import CROPS, FACES, TTA
 from batchverify.options import (
     ALGORITHMS,
     CALIBRATIONS,
+    DEFAULT_ALGORITHM,
     DTYPES,
     ENGINES,
     MONITORS,
     RUNTIMES,
+    EvaluateOptions,
     ScoreOptions,
     TrainOptions,
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_DEFAULTS = {each.name: each.default for each in (*fields(ScoreOptions), *fields(TrainOptions))}
+_DEFAULTS = {
+    field.name: field.default
+    for options in (ScoreOptions, TrainOptions, EvaluateOptions)
+    for field in fields(options)
+}
+
+
+# Types of numeric values, by the placeholder in the help text. Other values are strings.
+_TYPES = {"N": int, "PIXELS": int, "X": float, "SHARE": float, "PAIRS": float}
 
 
 def option(
-    name: str, help_text: str, *, former_name: str | None = None, **kwargs: Any
+    name: str, help_text: str, metavar: str | None = None, *, former_name: str | None = None, **kwargs: Any
 ) -> Callable[[Command], Command]:
-    """A click option whose default is that of `ScoreOptions` or `TrainOptions`; a former name still works."""
+    """A click option with the default of the field of the same name. former_name: an alias."""
     field = name.lstrip("-").replace("-", "_")
     names = [name, former_name, field] if former_name else [name]
-    return click.option(*names, default=_DEFAULTS[field], show_default=True, help=help_text, **kwargs)
+    kwargs = {"type": _TYPES.get(metavar or ""), **kwargs}
+    return click.option(
+        *names, default=_DEFAULTS[field], show_default=True, help=help_text, metavar=metavar, **kwargs
+    )
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in the order in which they are to be listed."""
+    """Several options as one decorator; `--help` lists them in this order."""
 
     def decorate(command: Command) -> Command:
-        for each in reversed(options):
-            command = each(command)
+        for add_option in reversed(options):
+            command = add_option(command)
         return command
 
     return decorate
@@ -48,69 +60,68 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 manifest_options = together(
     option(
         "--image-root",
-        "Folder or URI that relative image paths start from; nothing outside it is read. "
-        "Default: the manifest's folder.",
-        metavar="DIR",
+        "Folder or URI that relative image paths start from; if given, no image outside it is read. Default: the "
+        "manifest's folder.",
+        "DIR",
     ),
-    option("--column-a", "Column with the first image of a pair.", metavar="NAME"),
-    option("--column-b", "Column with the second image of a pair.", metavar="NAME"),
-    option("--limit", "Read only the first N rows.", type=int, metavar="N"),
+    option("--column-a", "Column with the first image of a pair.", "NAME"),
+    option("--column-b", "Column with the second image of a pair.", "NAME"),
+    option("--limit", "Read only the first N rows.", "N"),
 )
 backbone_options = together(
     option(
         "--backbone",
-        "vggface2 (in the package), vggface2-float, casia-webface, or a file of weights.",
-        metavar="NAME|PATH",
+        "vggface2 (part of the package), vggface2-float, casia-webface, or a file with weights.",
+        "NAME|PATH",
     ),
-    option("--weights", "File or folder with the published weights of a float backbone.", metavar="PATH"),
+    option("--weights", "File or folder with the published weights of a float backbone.", "PATH"),
     option(
         "--crop",
-        "How the face is cut: found by MTCNN, at a fixed place, or the whole picture.",
+        "How the face is cut out: the face that MTCNN detects, a fixed part of the image, or the whole image.",
         type=click.Choice(CROPS),
     ),
-    option("--margin", "Pixels of 160 around the detected box.", type=int),
+    option("--margin", "Margin around a detected face, in pixels of the 160-pixel crop.", "PIXELS"),
     option(
         "--face",
-        "Which of several faces: large and near the centre, the largest, or the detector's surest.",
+        "Which of several faces to take: large and near the centre, the largest, or the most probable.",
         type=click.Choice(tuple(FACES)),
     ),
     option(
         "--min-face",
-        "Smallest face searched for, in pixels of a picture reduced to 2,048. Default: 20, or a 24th of the shorter "
-        "side where that is more.",
-        type=int,
-        metavar="PIXELS",
+        "Smallest face to detect, in pixels of an image reduced to 2,048. Default: 20, or a 24th of the shorter side "
+        "if that is larger.",
+        "PIXELS",
     ),
     option(
         "--tta",
-        "flip: average the vectors of the crop and its mirror image (twice the work).",
+        "Test-time augmentation. flip: average the embeddings of the crop and its mirror image (twice the work).",
         type=click.Choice(TTA),
     ),
 )
 device_options = together(
-    option("--device", "auto, cpu, cuda or cuda:N; a GPU asked for and absent is an error."),
+    option("--device", "auto, cpu, cuda or cuda:N. A GPU that is named but absent is an error.", "DEVICE"),
     option(
         "--runtime",
-        "What runs the networks: auto is $BATCHVERIFY_RUNTIME, else OpenVINO on a CPU, torch on a GPU and where "
-        "OpenVINO is absent.",
+        "Library that runs the networks. auto: on a CPU what $BATCHVERIFY_RUNTIME names, else OpenVINO if it can be "
+        "loaded; otherwise torch.",
         type=click.Choice(RUNTIMES),
     ),
     option(
         "--dtype",
-        "What the backbone computes in: auto takes the fastest that this device has and the weights allow; int8 is "
-        "OpenVINO's alone, float16 torch's.",
+        "Data type that the backbone computes in. auto: the fastest that the device has and the weights allow. int8 "
+        "needs OpenVINO, float16 needs torch.",
         type=click.Choice(DTYPES),
         former_name="--numbers",
     ),
 )
 cache_option = option(
     "--cache",
-    "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, else the user's cache folder.",
-    metavar="URI",
+    "Folder or URI of the embedding cache. Default: $BATCHVERIFY_CACHE, or else the user's cache folder.",
+    "URI",
 )
 overwrite_option = option(
     "--overwrite",
-    "Start anew, where OUT holds rows of another job, too; without it they are refused.",
+    "Start anew, even if OUT holds rows of another job. Without this option such rows are an error.",
     is_flag=True,
 )
 no_cache_option = option("--no-cache", "Neither read nor write a cache.", is_flag=True)
@@ -119,113 +130,89 @@ run_options = together(
     device_options,
     option(
         "--batch-size",
-        "Faces per forward pass. Default: 32 on a CPU, found by trying on a GPU.",
-        type=int,
-        metavar="N",
+        "Faces per forward pass. Default: 32 on a CPU, the fastest of a few trials on a GPU.",
+        "N",
     ),
     option(
         "--engine",
-        "Threads of this process, or Ray; auto takes Ray for a cluster and for many new images.",
+        "local: threads of this process. ray: Ray, here or on a cluster. auto: ray on a cluster or for many new "
+        "images, otherwise local.",
         type=click.Choice(ENGINES),
     ),
-    option("--address", "Ray cluster to run on: auto or HOST:PORT.", metavar="ADDR"),
-    option("--num-cpus", "CPUs to use. Default: all that this process may use.", type=int, metavar="N"),
-    option("--max-megapixels", "Larger images are not decoded.", type=float, metavar="X"),
-    option("--max-megabytes", "Larger files are not read.", type=float, metavar="X"),
-    option(
-        "--max-failed",
-        "Exit with 3 when a larger share of the rows could not be scored.",
-        type=float,
-        metavar="SHARE",
-    ),
+    option("--address", "Ray cluster to run on: auto or HOST:PORT.", "ADDR"),
+    option("--num-cpus", "Number of CPUs to use. Default: all that this process may use.", "N"),
+    option("--max-megapixels", "Do not decode larger images.", "X"),
+    option("--max-megabytes", "Do not read larger files.", "X"),
+    option("--max-failed", "Exit with code 3 if a larger share of the rows could not be scored.", "SHARE"),
 )
-head_option = option("--head", "Head file. Default: the one shipped for these settings.", metavar="PATH")
 threshold_options = together(
-    head_option,
+    option("--head", "Head file. Default: the head shipped for these settings.", "PATH"),
     option(
         "--threshold",
-        "Label 1 (different) at or above this probability. Default: the head's, of best expected F1.",
-        type=float,
-        metavar="X",
+        "Label a pair 1 (different) at or above this probability. Default: the head's threshold of best expected F1.",
+        "X",
     ),
-    option("--at-far", "Take the head's threshold at this false accept rate.", type=float, metavar="X"),
+    option("--at-far", "Use the head's threshold for this false accept rate.", "X"),
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable summary on stdout.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout."
+)
 talk_options = together(
     json_option,
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no summary."),
-    click.option("-v", "--verbose", is_flag=True, help="More about what happens, Ray's own messages too."),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary."),
+    click.option("-v", "--verbose", is_flag=True, help="Log more, Ray's own messages included."),
 )
+seed_option = option("--seed", "Seed of all random draws.", "N")
 train_options = together(
-    option("--test", "Manifest of pairs to measure the finished head on; they take no part.", metavar="TEST"),
+    option("--test", "Manifest of pairs to measure the finished head on; not used for training.", "TEST"),
     click.option(
         "--algorithm",
         "algorithms",
         multiple=True,
         metavar="NAME[:FEATURES]",
-        help=f"{', '.join(ALGORITHMS)}; repeat for an ensemble.  [default: distance]",
+        help=f"{', '.join(ALGORITHMS)}. Repeat for an ensemble.  [default: {DEFAULT_ALGORITHM}]",
     ),
     option(
         "--features",
         "Pair features of algorithms that name none, joined by +: concat, absdiff, sqdiff, product, chi2, chi2raw, "
         "cosine, euclidean, chi2sum. Default: chi2sum (distance), chi2 (logistic, weighted-chi2), absdiff (network).",
-        metavar="NAMES",
+        "NAMES",
     ),
     option(
         "--shrinkage",
-        "Pull of a linear head towards equal weights, in pairs that weigh as much.",
-        type=float,
-        metavar="PAIRS",
+        "Pull of a linear head's weights towards equal ones: the number of pairs that weigh as much.",
+        "PAIRS",
     ),
     click.option(
         "--widths",
-        default="-".join(str(each) for each in TrainOptions().widths),
+        default="-".join(map(str, TrainOptions().widths)),
         show_default=True,
         metavar="N-N-…",
-        help="Neurons of a network's hidden layers.",
+        help="Neurons in a network's hidden layers.",
     ),
-    option("--dropout", "Of a network's hidden layers.", type=float, metavar="SHARE"),
-    option("--weight-decay", "Of a network.", type=float, metavar="X"),
-    option("--epochs", "A network's most passes over the training pairs.", type=int, metavar="N"),
-    option("--patience", "Epochs without a better dev result that end the training.", type=int, metavar="N"),
-    option("--max-lr", "A network's highest rate. Default: found by a range test.", type=float, metavar="X"),
-    option(
-        "--batch-pairs", "Pairs a step. Default: a sixteenth of them, 16 to 1,024.", type=int, metavar="N"
-    ),
-    option("--monitor", "What makes an epoch the best, on dev.", type=click.Choice(MONITORS)),
-    option("--snapshots", "The best so many epochs become an ensemble.", type=int, metavar="N"),
+    option("--dropout", "Dropout in a network's hidden layers.", "SHARE"),
+    option("--weight-decay", "Weight decay of a network.", "X"),
+    option("--epochs", "Maximum epochs of a network.", "N"),
+    option("--patience", "Stop a network after N epochs without a better result on dev.", "N"),
+    option("--max-lr", "Highest learning rate of a network. Default: found by a range test.", "X"),
+    option("--batch-pairs", "Pairs per training step. Default: a sixteenth of the pairs, 16 to 1,024.", "N"),
+    option("--monitor", "Figure on dev that decides which epoch is best.", type=click.Choice(MONITORS)),
+    option("--snapshots", "Make an ensemble of a network's N best epochs.", "N"),
     option(
         "--folds",
-        "Training pairs are scored out of so many folds, for calibration and thresholds; 0: dev alone. "
-        "Default: 5, or 0 from 5,000 dev pairs.",
-        type=int,
-        metavar="N",
+        "Folds in which training pairs are scored for calibration and thresholds; 0: use dev alone. Default: 5, or 0 "
+        "from 5,000 dev pairs on.",
+        "N",
     ),
     option("--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)),
-    option(
-        "--augment", "Learn from so many changed views of each training image, too.", type=int, metavar="N"
-    ),
-    option(
-        "--tune",
-        "Search for the best settings on dev, with Ray Tune, in so many trials.",
-        type=int,
-        metavar="N",
-    ),
-    option("--seed", "Of everything random."),
-    option("--repeats", "Train so often, each with the next seed; the first is kept.", type=int, metavar="N"),
+    option("--augment", "Also learn from N augmented views of each training image.", "N"),
+    option("--tune", "Search for the best settings on dev in N trials with Ray Tune; 0: no search.", "N"),
+    seed_option,
+    option("--repeats", "Train N times, with consecutive seeds, and keep the head of the first.", "N"),
     option(
         "--strict-identities",
         "Refuse sets that share people (columns person_a, person_b) or identical images.",
         is_flag=True,
     ),
-    option("--tensorboard", "Folder for TensorBoard's event files.", metavar="DIR"),
+    option("--tensorboard", "Folder for TensorBoard event files.", "DIR"),
 )
-output_folder = click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder for the manifests.",
-)
-seed_option = click.option("--seed", default=0, show_default=True, help="Of the random draws.")

@@ -1,4 +1,4 @@
-"""What all commands do before and after their work: set the process up, show the summary."""
+"""Shared by all commands: setting up the process, showing the summary."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import click
 
 from batchverify.errors import NothingScoredError
 
+# The exit code after Ctrl-C.
+INTERRUPTED = 130
+
 
 def set_up(verbose: bool) -> None:
-    """What a process of ours does before work: logging, SIGTERM like Ctrl-C, our size limits for Pillow's."""
+    """Set up the process: logging, SIGTERM handled like Ctrl-C, batchverify's limits instead of Pillow's, memory."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
     )
@@ -31,9 +34,9 @@ def set_up(verbose: bool) -> None:
 
 @contextmanager
 def reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
-    """Hands out what takes the summary; it is shown at the end, also when too few rows were scored.
+    """A function that takes the summary, which is shown at the end, even if too few rows were scored.
 
-    A live Ray prints to stdout when a worker dies, and stdout is for the summary alone.
+    Meanwhile stdout goes to stderr: Ray prints there when a worker dies, and stdout is for the summary alone.
     """
     summaries: list[Any] = []
     try:
@@ -47,10 +50,10 @@ def reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
             if as_json:
                 click.echo(json.dumps(summary.to_json()))
             elif not quiet:
-                table(summary.lines())
+                _show_table(summary.lines())
 
 
-def table(lines: Sequence[tuple[str, str]]) -> None:
+def _show_table(lines: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         click.echo(f"{name.ljust(width)}  {value}", err=True)

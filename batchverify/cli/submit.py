@@ -1,4 +1,4 @@
-"""`batchverify submit`: any command as a job on a Ray cluster."""
+"""`batchverify submit`: run any command as a job on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchverify.cli.options import together
+from batchverify.cli.output import INTERRUPTED
 from batchverify.errors import UsageError
 
 if TYPE_CHECKING:
     from batchverify.engine.ray.submit import JobServer, JobState
 
-INTERRUPTED = 130
-_EPILOGUE = """Paths are read on the cluster: give paths that all of its nodes see, object stores, or
---working-dir. Values of --env are stored with the job: who may see the cluster's dashboard may see them.
-Exit codes are those of the command."""
+_EPILOGUE = """Paths are read on the cluster: give paths that all nodes see, object stores, or --working-dir.
+Values of --env are stored with the job: everyone with access to the cluster's dashboard can read them. The
+exit code is that of the command."""
 
 
 class _Printer:
-    """Where a job's log goes: to stderr, a summary that was asked for with --json to stdout."""
+    """Prints a job's log to stderr, and a summary of --json to stdout."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -33,7 +33,7 @@ class _Printer:
             click.echo(line, err=not (self._as_json and line.startswith("{")))
 
     def end(self) -> None:
-        """Print a last line without its end."""
+        """Print a last line that has no line break."""
         if self._rest:
             self("\n")
 
@@ -46,53 +46,57 @@ class _Printer:
         envvar="RAY_API_SERVER_ADDRESS",
         show_envvar=True,
         metavar="URL",
-        help="The cluster's job server (dashboard), http://HEAD:8265.",
+        help="The cluster's job server (dashboard), such as http://HEAD:8265.",
     ),
-    click.option(
-        "--wait/--no-wait", default=True, show_default=True, help="Follow the job until it is over."
-    ),
+    click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job until it ends."),
     click.option(
         "--env",
         multiple=True,
         metavar="NAME",
-        help="Variable that takes its value from here to the job; repeat for several.",
+        help="Environment variable to pass to the job with its value here. Repeatable.",
     ),
     click.option(
         "--working-dir",
         type=click.Path(exists=True, file_okay=False),
         metavar="DIR",
-        help="Folder that goes along (without what .gitignore names) and in which the command runs.",
+        help="Folder to upload, without what .gitignore names; the command runs in it.",
     ),
     click.option(
         "--package/--in-image",
         default=True,
         show_default=True,
-        help="Ship this batchverify, or use the one that the cluster has.",
+        help="Upload this batchverify, or use the one in the cluster's image.",
     ),
     click.option(
-        "--pip", multiple=True, metavar="REQUIREMENT", help="What every node installs first; repeatable."
+        "--pip",
+        multiple=True,
+        metavar="REQUIREMENT",
+        help="Package that every node installs first. Repeatable.",
     ),
-    click.option("--status", metavar="JOB", help="Say how a job stands; no command."),
-    click.option("--follow", metavar="JOB", help="Follow a job that runs already; no command."),
-    click.option("--stop", metavar="JOB", help="End a job as Ctrl-C would; no command."),
+    click.option("--status", metavar="JOB", help="Show the status of a job. Takes no command."),
+    click.option("--follow", metavar="JOB", help="Follow a running job. Takes no command."),
+    click.option("--stop", metavar="JOB", help="Stop a job as Ctrl-C would. Takes no command."),
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND …")
 @click.pass_context
 def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> None:
-    """Run a batchverify command as a job on a Ray cluster: submit --address URL -- score PAIRS -o OUT."""
+    """Run a batchverify command as a job on a Ray cluster.
+
+    Example: batchverify submit --address http://HEAD:8265 -- score PAIRS -o OUT
+    """
     from batchverify.engine.ray.submit import JobServer, Submission
 
-    asked = [name for name in ("status", "follow", "stop") if options[name]]
-    if len(asked) + bool(command) != 1:
+    actions = [name for name in ("status", "follow", "stop") if options[name]]
+    if len(actions) + bool(command) != 1:
         raise click.UsageError("give one of: -- COMMAND …, --status, --follow, --stop")
-    if asked:
-        ctx.exit(_about(asked[0], options[asked[0]], options["address"]))
+    if actions:
+        ctx.exit(_about(actions[0], options[actions[0]], options["address"]))
     arguments = _parse(ctx, command)
     submission = Submission(
         command, options["env"], options["working_dir"], options["package"], options["pip"]
     )
     local = submission.require_paths(arguments)
-    # Once before anybody is asked: a variable that is not set is a mistake of the command's.
+    # Checked before the server is asked: a variable that is not set is a usage error.
     submission.runtime_env()
     server = JobServer(options["address"])
     job = server.submit(submission)
@@ -101,54 +105,53 @@ def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> N
         click.echo(job)
         return
     code = _follow(server, job, as_json=bool(arguments.get("as_json")))
-    here = [path for path in local if Path(path).exists()]
-    if code in (2, 3) and here:
+    existing = [path for path in local if Path(path).exists()]
+    if code in (2, 3) and existing:
         click.echo(
-            f"batchverify: paths are read on the cluster; {', '.join(here)} is on this machine: do its nodes see "
-            "it, too?",
+            f"batchverify: paths are read on the cluster; {', '.join(existing)} exists on this machine: can the "
+            "nodes see it too?",
             err=True,
         )
     ctx.exit(code)
 
 
 def _parse(ctx: click.Context, command: tuple[str, ...]) -> dict[str, Any]:
-    """The command's arguments by name: a mistake in them is said here and not by the cluster."""
+    """The command's arguments by name, so that mistakes in them are found here and not on the cluster."""
     root = ctx.find_root()
-    group: Any = root.command
-    names = list(command)
-    while isinstance(group, click.Group):
-        name = names.pop(0) if names else ""
-        found = group.get_command(ctx, name)
-        if found is None or found is submit:
+    parsed: click.Command = root.command
+    rest = list(command)
+    while isinstance(parsed, click.Group):
+        name = rest.pop(0) if rest else ""
+        subcommand = parsed.get_command(ctx, name)
+        if subcommand is None or subcommand is submit:
             raise UsageError(
-                f"submit: '{name}' is no command for a cluster; give one as in: -- score PAIRS -o OUT"
+                f"submit: '{name}' is not a command for a cluster; example: -- score PAIRS -o OUT"
             )
-        group = found
-    name = " ".join(command[: len(command) - len(names)])
-    arguments: dict[str, Any] = group.make_context(name, names, parent=root).params
-    return arguments
+        parsed = subcommand
+    name = " ".join(command[: len(command) - len(rest)])
+    return parsed.make_context(name, rest, parent=root).params
 
 
-def _about(what: str, job: str, address: str) -> int:
-    """Answer --status, --follow and --stop: the exit code."""
+def _about(action: str, job: str, address: str) -> int:
+    """Do what --status, --follow or --stop asks; the exit code."""
     from batchverify.engine.ray.submit import JobServer
 
     server = JobServer(address)
-    if what == "follow":
+    if action == "follow":
         return _follow(server, job, as_json=False)
-    state = server.stop(job) if what == "stop" else server.state(job)
+    state = server.stop(job) if action == "stop" else server.state(job)
     click.echo(_sentence(state))
-    return 0 if what == "stop" else state.exit_code or 0
+    return 0 if action == "stop" else state.exit_code or 0
 
 
 def _follow(server: JobServer, job: str, *, as_json: bool) -> int:
-    """Show a job's log; its exit code, or that of Ctrl-C, which leaves the job alone."""
+    """Show a job's log; its exit code, or that of Ctrl-C, which does not stop the job."""
     printer = _Printer(as_json)
     try:
         state = server.follow(job, printer)
     except KeyboardInterrupt:
-        mine = f"{Path(sys.argv[0]).name} submit --address {server.address}"
-        click.echo(f"job {job} goes on; {mine} --follow {job} or --stop {job}", err=True)
+        own = f"{Path(sys.argv[0]).name} submit --address {server.address}"
+        click.echo(f"job {job} is still running; use {own} --follow {job} or --stop {job}", err=True)
         return INTERRUPTED
     printer.end()
     if state.exit_code:
@@ -157,6 +160,6 @@ def _follow(server: JobServer, job: str, *, as_json: bool) -> int:
 
 
 def _sentence(state: JobState) -> str:
-    """How a job stands, in one line: Ray's message repeats the log below its own first line."""
+    """The state of a job in one line: below its first line Ray's message repeats the log."""
     first = state.message.splitlines()[0] if state.message else ""
     return f"job {state.job}: {state.status.lower()}" + (f" ({first.rstrip(':,')})" if first else "")

@@ -1,4 +1,4 @@
-"""`batchverify train`: a head from labelled pairs."""
+"""`batchverify train`: fit a head to labelled pairs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from batchverify.cli.options import (
     train_options,
 )
 from batchverify.cli.output import reporting, set_up
+from batchverify.options import TrainOptions
 
 
 @click.command()
 @click.argument("manifest", metavar="TRAIN")
 @click.option(
-    "--dev", required=True, metavar="DEV", help="Manifest of pairs that calibrate and stop the training."
+    "--dev", required=True, metavar="DEV", help="Manifest of pairs for calibration and early stopping."
 )
 @click.option(
-    "-o", "--output", required=True, metavar="HEAD", help="The head's file, ending in .safetensors."
+    "-o",
+    "--output",
+    required=True,
+    metavar="HEAD",
+    help="Head file to write; its name must end in .safetensors.",
 )
 @together(
     train_options,
@@ -37,20 +42,20 @@ from batchverify.cli.output import reporting, set_up
     talk_options,
 )
 def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **options: Any) -> None:
-    """Fit a head to the labelled pairs of TRAIN (label 0 same, 1 different, in every row).
+    """Fit a head to labelled pairs.
 
-    Images are embedded through the same cache as `score`: a second training embeds nothing. Beside HEAD goes
-    a record of the training, HEAD with the ending .training.json.
+    TRAIN and DEV are manifests with a label in every row: 0 same person, 1 different people. Images are
+    embedded through the same cache as for `score`, so a second training embeds nothing. A record of the
+    training is written beside HEAD; its name ends in .training.json.
     """
     set_up(options["verbose"])
-    from batchverify.options import TrainOptions
     from batchverify.training.train import train as run
 
     try:
-        sizes = tuple(int(each) for each in widths.split("-"))
+        sizes = tuple(map(int, widths.split("-")))
     except ValueError as exc:
         raise click.BadParameter(
-            f"numbers joined by - expected, got '{widths}'", param_hint="--widths"
+            f"expected numbers joined by -, got '{widths}'", param_hint="--widths"
         ) from exc
     with reporting(as_json, options["quiet"]) as report:
         report(run(manifest, dev, output, TrainOptions(widths=sizes, **options)))

@@ -47,6 +47,10 @@ class Prepared:
     missing: tuple[str, ...]
     dropped: dict[str, int]
 
+    def to_json(self) -> dict[str, object]:
+        """Everything, for `--json`."""
+        return {**vars(self), "manifests": {split: str(path) for split, path in self.manifests.items()}}
+
 
 class _Pair(NamedTuple):
     """One row, in the order of `COLUMNS`; the image paths are absolute until it is written."""

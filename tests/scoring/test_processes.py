@@ -103,12 +103,12 @@ def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
     output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
     arguments, marker = command(manifest, output, cache, engine), f"marker of {tmp_path}"
     # Starting anew is not to be done twice.
-    first, said = (
+    first, hint = (
         ([*arguments, "--overwrite"], " without --overwrite") if engine == "local" else (arguments, "")
     )
     code, seen = stop_when_embedding(first, marker, stop)
     assert code == 130, seen
-    assert f"interrupted; what was done is kept, the same command{said} does the rest" in seen
+    assert f"interrupted; finished work is kept, run the same command{hint} to finish the rest" in seen
     assert "Traceback" not in seen
     assert [path.name for path in output.parent.iterdir()] == ["scores.parquet.job"]
     kept = sum(pq.read_metadata(path).num_rows for path in cache.rglob("data/*.parquet"))

@@ -75,9 +75,9 @@ def test_variables_that_cannot_go_along(name, message):
         ("score s3://b/p.csv -o s3://b/out --backbone b.pt", "b.pt: a relative path means nothing"),
         ("score s3://b/p.csv", "Missing option '-o' / '--output'"),
         ("score s3://b/p.csv -o s3://b/out --crop nose", "'nose' is not one of"),
-        ("grade s3://b/p.csv", "submit: 'grade' is no command for a cluster"),
-        ("submit -- score p.csv", "submit: 'submit' is no command for a cluster"),
-        ("cache polish", "submit: 'polish' is no command for a cluster"),
+        ("grade s3://b/p.csv", "submit: 'grade' is not a command for a cluster"),
+        ("submit -- score p.csv", "submit: 'submit' is not a command for a cluster"),
+        ("cache polish", "submit: 'polish' is not a command for a cluster"),
     ],
 )
 def test_mistakes_in_the_command_are_said_before_a_cluster_is_asked(command, message):

@@ -167,7 +167,9 @@ def test_the_exit_code_is_the_jobs(cluster, tmp_path):
         assert process.returncode == code, said
         assert re.search(message, said), said
         assert f"failed with exit code {code}" in said
-        assert (f"{faces} is on this machine: do its nodes see it, too?" in said) == (arguments[0] == faces)
+        assert (f"{faces} exists on this machine: can the nodes see it too?" in said) == (
+            arguments[0] == faces
+        )
     assert not list(cluster.folder.rglob(".batchverify-*"))
 
 
