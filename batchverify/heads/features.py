@@ -1,6 +1,6 @@
 """Pair features: pure functions of two arrays of embeddings.
 
-Every feature but `concat` is the same for (a, b) and (b, a), bit for bit.
+All features but `concat` give the same bits for (a, b) and (b, a).
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from batchverify.kernels.distances import EPSILON
 if TYPE_CHECKING:
     import torch
 
-PLUS = "+"
-
 
 def concatenation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Both rows side by side, (N, F) twice to (N, 2F). Not symmetric; a linear head cannot see equality in it."""
+    """Both rows side by side, (N, 2F). Not symmetric; a linear head cannot learn equality from it."""
     import torch
 
     return torch.cat([a, b], dim=1)
@@ -43,23 +41,23 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def chi_square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Chi-square terms (N, F): (a - b)² / (|a| + |b|).
 
-    Source: Taigman et al. 2014 (DeepFace), section 4.1, who divide by a + b. Their features are not
-    negative; these embeddings have signs, where a + b passes through zero (AUC 0.53 against 0.999).
+    Source: Taigman et al. 2014 (DeepFace), section 4.1, who divide by a + b. Their features are not negative;
+    ours have both signs, so that a + b passes through zero (AUC 0.53 against 0.999).
     """
-    size = a.abs().add_(b.abs()).add_(EPSILON)
-    return (a - b).square_().div_(size)
+    denominator = a.abs().add_(b.abs()).add_(EPSILON)
+    return (a - b).square_().div_(denominator)
 
 
 def raw_chi_square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Chi-square terms (N, F) as DeepFace prints them, (a - b)² / (a + b): for comparison, not for use.
 
-    The denominator is kept `EPSILON` away from zero, on its own side of it.
+    The denominator keeps its sign and is at least `EPSILON` in size.
     """
     import torch
 
-    size = a + b
-    size = torch.where(size < 0, size.clamp(max=-EPSILON), size.clamp(min=EPSILON))
-    return (a - b).square_().div_(size)
+    total = a + b
+    denominator = torch.where(total < 0, total.clamp(max=-EPSILON), total.clamp(min=EPSILON))
+    return (a - b).square_().div_(denominator)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -73,16 +71,13 @@ def euclidean(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def chi_square_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Chi-square distance (N, 1): the sum of the chi-square terms, DeepFace's with equal weights."""
+    """Chi-square distance (N, 1): the sum of the chi-square terms, as DeepFace's with equal weights."""
     return chi_square(a, b).sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature by its name.
-
-    columns: of its result for one embedding dimension (2 is both sides', 1 one a dimension, 0 a scalar).
-    """
+    """A named feature. columns: of its result per embedding dimension, 0 for a scalar."""
 
     name: str
     compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -90,13 +85,13 @@ class Feature:
     symmetric: bool = True
 
     def width(self, dimension: int) -> int:
-        """Columns of the result for embeddings of `dimension` numbers."""
+        """Columns of the result for embeddings of length `dimension`."""
         return self.columns * dimension or 1
 
 
 FEATURES = {
-    each.name: each
-    for each in (
+    feature.name: feature
+    for feature in (
         Feature("concat", concatenation, columns=2, symmetric=False),
         Feature("absdiff", absolute_difference),
         Feature("sqdiff", squared_difference),
@@ -112,45 +107,46 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Features:
-    """One feature or several side by side, by name: `Features.parse("chi2+product")(a, b)`."""
+    """One or more features side by side: `Features.parse("chi2+product")(a, b)`."""
 
     parts: tuple[Feature, ...]
 
     @classmethod
     def parse(cls, names: str) -> Features:
-        """Names joined by `+`. Raises `UsageError` for one that is unknown or stands twice."""
-        listed = [name.strip() for name in names.split(PLUS)]
-        for name in listed:
+        """Parse names joined with `+`. Raises `UsageError` for a name that is unknown or appears twice."""
+        parts = [name.strip() for name in names.split("+")]
+        for name in parts:
             if name not in FEATURES:
-                raise UsageError(f"features: '{name}' is none of {', '.join(FEATURES)} (join several by +)")
-        if len(set(listed)) < len(listed):
-            raise UsageError(f"features: one of '{names}' stands there twice")
-        return cls(tuple(FEATURES[name] for name in listed))
+                known = ", ".join(FEATURES)
+                raise UsageError(f"features must be one of {known}, or several joined with +, got '{name}'")
+            if parts.count(name) > 1:
+                raise UsageError(f"features: '{name}' appears twice in '{names}'")
+        return cls(tuple(FEATURES[name] for name in parts))
 
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """(N, F) twice to (N, `width(F)`), all of one float type."""
+        """(N, F) embeddings of both sides to (N, `width(F)`) features of the same dtype."""
         import torch
 
-        found = [each.compute(a, b) for each in self.parts]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        results = [feature.compute(a, b) for feature in self.parts]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=1)
 
     def __str__(self) -> str:
-        return PLUS.join(each.name for each in self.parts)
+        return "+".join(feature.name for feature in self.parts)
 
     def widths(self, dimension: int) -> list[int]:
-        """Columns of each part for embeddings of `dimension` numbers."""
-        return [each.width(dimension) for each in self.parts]
+        """Columns of each feature for embeddings of length `dimension`."""
+        return [feature.width(dimension) for feature in self.parts]
 
     def width(self, dimension: int) -> int:
-        """Columns for embeddings of `dimension` numbers."""
+        """Columns of all features for embeddings of length `dimension`."""
         return sum(self.widths(dimension))
 
     @property
     def symmetric(self) -> bool:
-        """Whether the sides can be exchanged."""
-        return all(each.symmetric for each in self.parts)
+        """Whether (a, b) and (b, a) give the same result."""
+        return all(feature.symmetric for feature in self.parts)
 
     @property
     def scalar(self) -> bool:
-        """Whether this is one number a pair: a distance."""
+        """Whether the result is one value per pair: a distance or similarity."""
         return len(self.parts) == 1 and self.parts[0].columns == 0

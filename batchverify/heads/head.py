@@ -1,4 +1,4 @@
-"""The pair head: two embeddings to the probability that they show two people, and its artifact."""
+"""The pair head: from two embeddings to the probability that they show different people; its artifact."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "batchverify"
 FORMAT = 2
-# What reading JSON of any shape, and numbers of any size, can raise.
+# What parsing JSON of any shape and numbers of any size can raise.
 MALFORMED = (LookupError, ValueError, TypeError, OverflowError, RecursionError)
-# Pairs per block, always padded to it: a pair's score does not depend on its neighbours. Measured: the
-# features of larger blocks fall out of the CPU's cache.
+# Pairs per block. Blocks are padded to this size so that a pair's score does not depend on its neighbours.
+# Measured: the features of larger blocks do not fit into the CPU's cache.
 BLOCK = 512
-# Pairs whose vectors are copied together, some blocks of the head: more would leave the CPU's cache again. As
-# many distances are scored together.
+# Pairs whose vectors are gathered at a time: more do not fit into the CPU's cache either.
 GATHERED = 4096
 
 
 @dataclass(frozen=True)
 class Head:
-    """One scorer or an ensemble of them, with a calibrated slope.
+    """One or more scorers with a calibration.
 
-    scorers: the logit is the mean of theirs. calibration: slope and offset of that logit. about: the
-    artifact's metadata, among them `embedding` (the fingerprint it was trained for) and `thresholds`.
+    scorers: the logit is the mean of their scores. calibration: slope and offset of that logit. about: the
+    artifact's metadata, such as `embedding` (the fingerprint it was trained for) and `thresholds`.
     """
 
     scorers: tuple[Scorer, ...]
@@ -48,21 +47,22 @@ class Head:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Score N pairs of (N, 512) float16 or float32 embeddings.
+        """Score pairs of (N, 512) float16 or float32 embeddings.
 
-        Returns (probability, similarity), each (N,) float32: P(different) and the cosine.
-        Raises `UsageError` for arrays of other shapes.
+        Returns (probability, similarity), (N,) float32 each: P(different) and the cosine. Raises `UsageError`
+        for other shapes.
         """
         if a.shape != b.shape or a.ndim != 2 or a.shape[1] != self.dimension:
             raise UsageError(f"the head takes two arrays (N, {self.dimension}), got {a.shape} and {b.shape}")
         if not self.needs_torch:
-            return self._of_distances(*distances(a, b, *[np.arange(len(a))] * 2))
+            rows = np.arange(len(a))
+            return self._from_distances(*distances(a, b, rows, rows))
         import torch
 
         with torch.inference_mode():
-            return self._of_vectors(a, b)
+            return self._from_vectors(a, b)
 
-    def _of_vectors(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _from_vectors(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
@@ -72,17 +72,17 @@ class Head:
             count = len(a[rows])
             left[:count].copy_(_tensor(a[rows]))
             right[:count].copy_(_tensor(b[rows]))
-            logits = [scorer.logits(left, right) for scorer in self.scorers]
-            logit = torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
+            scores = [scorer.logits(left, right) for scorer in self.scorers]
+            logits = torch.stack(scores).mean(dim=0) if len(scores) > 1 else scores[0]
             slope, offset = self.calibration
-            probability[rows] = logit.mul_(slope).add_(offset).sigmoid_()[:count].numpy()
+            probability[rows] = logits.mul_(slope).add_(offset).sigmoid_()[:count].numpy()
             similarity[rows] = product(left, right).sum(dim=1)[:count].numpy()
         return probability, similarity
 
     def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same of (N,) int64 indices into (M, 512) embeddings."""
+        """Like calling the head, for pairs given as (N,) int64 indices into (M, 512) embeddings."""
         if not self.needs_torch:
-            return self._of_distances(*distances(vectors, vectors, a, b))
+            return self._from_distances(*distances(vectors, vectors, a, b))
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
         for start in range(0, len(a), GATHERED):
             rows = slice(start, start + GATHERED)
@@ -91,51 +91,54 @@ class Head:
 
     @cached_property
     def needs_torch(self) -> bool:
-        """Whether it is more than a line over the chi-square distance or the cosine, as the default heads are."""
+        """Whether it is more than a line over the chi-square distance or the cosine; the default heads are not."""
         return any(
             scorer.features not in ("chi2sum", "cosine") or len(scorer.layers) > 1 for scorer in self.scorers
         )
 
-    def _of_distances(self, chi_square: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same of distances (N,) float32, without torch, whose import takes longer than many runs."""
-        found = {"chi2sum": chi_square, "cosine": cosine}
-        logits = [scorer.of_distances(found[scorer.features]) for scorer in self.scorers]
-        logit = sum(logits[1:], logits[0]) / np.float32(len(logits))
-        slope, offset = (np.float32(each) for each in self.calibration)
-        # Where the exponential overflows, the probability is 0, as it should be.
+    def _from_distances(self, chi_square: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of (N,) float32 distances without torch, whose import takes longer than many runs."""
+        values = {"chi2sum": chi_square, "cosine": cosine}
+        scores = [scorer.distance_logits(values[scorer.features]) for scorer in self.scorers]
+        logits = sum(scores[1:], scores[0]) / np.float32(len(scores))
+        slope, offset = np.float32(self.calibration[0]), np.float32(self.calibration[1])
+        # Where the exponential overflows, the probability is 0, which is right.
         with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-(logit * slope + offset))), cosine
+            return 1 / (1 + np.exp(-(logits * slope + offset))), cosine
 
     @property
     def dimension(self) -> int:
-        """Numbers in an embedding."""
+        """Length of an embedding."""
         return int(self.about["embedding"]["dimension"])
 
     @property
     def parameters(self) -> int:
-        """Numbers that were fitted, the calibration's two among them."""
+        """Number of fitted values, including the two of the calibration."""
         return sum(scorer.parameters for scorer in self.scorers) + len(self.calibration)
 
     @cached_property
     def embedding(self) -> EmbeddingFingerprint:
-        """The embeddings that this head was trained for."""
+        """The embeddings that the head was trained for."""
         return EmbeddingFingerprint(self.about["embedding"])
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the artifact's bytes, in hex: the head's identity in the run record."""
+        """SHA-256 of the artifact in hex: the head's identity in run records."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def check(self, embedding: EmbeddingFingerprint) -> None:
-        """Refuse embeddings of another fingerprint with an `ArtifactError` that says what differs."""
+        """Raise `ArtifactError` for embeddings of another fingerprint; the message says what differs."""
         if self.embedding.id != embedding.id:
             raise ArtifactError(
                 f"the head was trained for other embeddings: {self.embedding.difference(embedding)} "
-                "(the head's against this run's); give a head for these settings with --head"
+                "(the head's against this run's); give a matching head with --head"
             )
 
     def threshold(self, threshold: float | None = None, at_far: float | None = None) -> float:
-        """The threshold of a run: given, or stored at a false accept rate, or that of best expected F1."""
+        """The given threshold, or the stored one for a false accept rate, or the one of best expected F1.
+
+        Raises `UsageError` for a threshold outside 0 to 1 and for a rate that is not stored.
+        """
         if threshold is not None and at_far is not None:
             raise UsageError("--threshold and --at-far exclude each other")
         if threshold is not None:
@@ -151,7 +154,7 @@ class Head:
         rates = ", ".join(f"{entry['far']:g}" for entry in stored["far"]) or "none"
         raise UsageError(
             f"--at-far {at_far:g}: the head stores no threshold for this rate; its "
-            f"{stored['different_pairs']:,} different pairs support: {rates}"
+            f"{stored['different_pairs']:,} different pairs support {rates}"
         )
 
     def to_bytes(self) -> bytes:
@@ -173,17 +176,18 @@ class Head:
 
     @classmethod
     def load(cls, location: str | Path | Location) -> Head:
-        """Read an artifact from a path or URI; `ArtifactError` for a file that is no head."""
-        place = location if isinstance(location, Location) else Location.parse(str(location))
+        """Read an artifact from a path or URI. Raises `ArtifactError` if it is not a head."""
+        if not isinstance(location, Location):
+            location = Location.parse(location)
         try:
-            data = place.read_bytes()
+            data = location.read_bytes()
         except OSError as exc:
-            raise ArtifactError(f"{place}: the head cannot be read: {exc}") from exc
-        return cls.from_bytes(data, str(place))
+            raise ArtifactError(f"{location}: the head cannot be read: {exc}") from exc
+        return cls.from_bytes(data, str(location))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Head:
-        """Parse an artifact; `name` stands in errors."""
+        """Parse an artifact; `name` is for error messages. Raises `ArtifactError`."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -192,8 +196,8 @@ class Head:
             about = json.loads(_metadata(data))
             if about["format"] != FORMAT:
                 raise ArtifactError(
-                    f"{name}: a head of format {about['format']} (batchverify {about['version']}); this one "
-                    f"reads format {FORMAT}: train it again"
+                    f"{name}: the head has format {about['format']} (batchverify {about['version']}), but this "
+                    f"version reads format {FORMAT}: train it again"
                 )
             scorers = from_tensors(tensors, about["members"])
             calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
@@ -207,18 +211,18 @@ class Head:
 
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
-    """The shipped head for these embeddings; `ArtifactError` when there is none."""
+    """The shipped head for these embeddings. Raises `ArtifactError` if there is none."""
     path = Path(str(files("batchverify.heads") / "weights" / default_head_name(embedding)))
     if not path.is_file():
         raise ArtifactError(
-            "no head is shipped for these settings (backbone, crop, margin, tta): give one with --head; "
-            "`batchverify train` fits one to labelled pairs"
+            "no head is shipped for these settings (backbone, crop, margin, tta): give one with --head, or "
+            "fit one to labelled pairs with `batchverify train`"
         )
     return Head.load(path)
 
 
 def find_head(path: str | None, embedding: EmbeddingFingerprint) -> Head:
-    """The head at `path`, refused for other embeddings, or without one the shipped head."""
+    """The head at `path`, or the shipped one if that is None. Raises `ArtifactError` if it does not fit."""
     if path is None:
         return default_head(embedding)
     head = Head.load(path)
@@ -232,7 +236,7 @@ def default_head_name(embedding: EmbeddingFingerprint) -> str:
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:
-    """The same memory as a tensor; copied where it is read-only, since a tensor could write to it, or strided."""
+    """The array as a tensor; copied only if it is strided or read-only, since torch warns of such memory."""
     import torch
 
     return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else rows.copy())
@@ -245,16 +249,16 @@ def _metadata(data: bytes) -> str:
 
 
 def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: Mapping[str, Any]) -> None:
-    """Look at everything that a run will ask of a head: it fails when it is read or not at all."""
+    """Check everything that a run needs, so that a bad head fails when it is read."""
     if not scorers:
         raise ValueError("it has no scorers")
     for scorer in scorers:
         scorer.check(int(about["embedding"]["dimension"]))
     stored = about["thresholds"]
-    rates = [(float(each["far"]), float(each["threshold"])) for each in stored["far"]]
-    numbers = [*calibration, float(stored["best_f1"]), int(stored["different_pairs"]), *sum(rates, ())]
-    # As float32, which they are used in.
-    if not (np.abs(numbers) < 1e38).all():
+    shares = [float(entry[key]) for entry in stored["far"] for key in ("far", "threshold")]
+    shares.append(float(stored["best_f1"]))
+    # They are used as float32.
+    if not (np.abs([*calibration, int(stored["different_pairs"]), *shares]) < 1e38).all():
         raise ValueError("its calibration or thresholds are not finite")
-    if not all(0 <= each <= 1 for each in (float(stored["best_f1"]), *sum(rates, ()))):
+    if not all(0 <= share <= 1 for share in shares):
         raise ValueError("its thresholds do not lie between 0 and 1")

@@ -1,4 +1,4 @@
-"""Pair features against slow loops; both sides of a pair count alike."""
+"""Pair features against slow loops, and their symmetry."""
 
 import math
 
@@ -28,7 +28,7 @@ def chi2(x: float, y: float) -> float:
     return (x - y) ** 2 / (abs(x) + abs(y) + EPSILON)
 
 
-# A row of a and a row of b, as lists of numbers, to the row of the feature.
+# From a row of a and a row of b, as lists, to a row of the feature.
 SLOW = {
     "concat": lambda a, b: [*a, *b],
     "absdiff": lambda a, b: [abs(x - y) for x, y in zip(a, b, strict=True)],
@@ -79,7 +79,7 @@ def test_the_raw_chi_square_keeps_its_sign_and_the_safe_one_is_bounded():
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SYMMETRIC)
-def test_the_sides_can_be_exchanged_bit_for_bit(name, kind):
+def test_swapped_sides_give_the_same_bits(name, kind):
     a, b = unit_rows(200).to(kind), unit_rows(200).to(kind)
     a[0], b[0] = 0, -0.0
     a[1] = -b[1]
@@ -97,21 +97,21 @@ def test_concatenation_alone_is_not_symmetric():
 
 
 @pytest.mark.parametrize("names", [*FEATURES, "+".join(FEATURES)])
-def test_the_embeddings_stay_as_they_are(names):
+def test_the_embeddings_are_not_modified(names):
     a, b = unit_rows(4), unit_rows(4)
     before = a.clone(), b.clone()
     Features.parse(names)(a, b).zero_()
     assert torch.equal(a, before[0]) and torch.equal(b, before[1])
 
 
-def test_equal_rows_are_at_distance_zero():
+def test_the_distance_of_equal_rows_is_zero():
     a = unit_rows(9)
     for name in ("absdiff", "sqdiff", "chi2", "chi2raw", "euclidean", "chi2sum"):
         assert (Features.parse(name)(a, a) == 0).all(), name
     np.testing.assert_allclose(Features.parse("cosine")(a, a).numpy(), 1, atol=1e-6)
 
 
-def test_combinations_stand_side_by_side_in_the_order_named():
+def test_combinations_are_concatenated_in_the_order_named():
     a, b = unit_rows(6), unit_rows(6)
     found = Features.parse("chi2 + cosine+concat")
     assert str(found) == "chi2+cosine+concat"
@@ -127,7 +127,7 @@ def test_no_pairs_give_no_rows():
         assert Features.parse(name)(none, none).shape == (0, feature.width(512))
 
 
-def test_a_scalar_is_one_number_by_itself():
+def test_scalar_features():
     scalars = {name for name in FEATURES if Features.parse(name).scalar}
     assert scalars == {"cosine", "euclidean", "chi2sum"}
     assert not Features.parse("cosine+euclidean").scalar
@@ -137,15 +137,15 @@ def test_a_scalar_is_one_number_by_itself():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("deep", "features: 'deep' is none of concat, absdiff, .* \\(join several by \\+\\)"),
-        ("", "features: '' is none of"),
-        ("chi2+", "features: '' is none of"),
-        ("chi2,product", "features: 'chi2,product' is none of"),
-        ("Chi2", "features: 'Chi2' is none of"),
-        ("chi2+cosine+ chi2", "features: one of 'chi2\\+cosine\\+ chi2' stands there twice"),
+        ("deep", "features must be one of concat, absdiff, .* joined with \\+, got 'deep'"),
+        ("", "features must be .* got ''"),
+        ("chi2+", "features must be .* got ''"),
+        ("chi2,product", "features must be .* got 'chi2,product'"),
+        ("Chi2", "features must be .* got 'Chi2'"),
+        ("chi2+cosine+ chi2", "features: 'chi2' appears twice in 'chi2\\+cosine\\+ chi2'"),
     ],
 )
-def test_names_that_are_no_features(names, message):
+def test_invalid_names(names, message):
     with pytest.raises(UsageError, match=message):
         Features.parse(names)
 

@@ -1,4 +1,4 @@
-"""The pair head's scores: symmetric, independent of neighbours; its thresholds; what it refuses."""
+"""The pair head: symmetric scores that do not depend on neighbours, thresholds, and refused artifacts."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def test_the_score_is_the_formula():
     assert probability.dtype == similarity.dtype == np.float32
 
 
-def test_an_ensemble_is_the_mean_of_its_members_logits():
+def test_an_ensemble_is_the_mean_of_its_scorers_logits():
     head, (a, b) = make_head("ensemble", calibration=(0.7, -0.2)), pairs(40)
     x, y = (torch.from_numpy(side).float() for side in (a, b))
     logit = sum(scorer.logits(x, y).double().numpy() for scorer in head.scorers) / 4
@@ -39,7 +39,7 @@ def test_an_ensemble_is_the_mean_of_its_members_logits():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_sides_can_be_exchanged_bit_for_bit(kind):
+def test_swapped_sides_give_the_same_bits(kind):
     head, (a, b) = make_head(kind), pairs(BLOCK + 9)
     assert len(np.unique(head(a, b)[0])) > BLOCK / 2
     for there, back in zip(head(a, b), head(b, a), strict=True):
@@ -54,7 +54,7 @@ def set_threads():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_score_does_not_depend_on_neighbours_place_count_or_threads(kind, set_threads):
+def test_a_score_does_not_depend_on_neighbours_position_count_or_threads(kind, set_threads):
     head, (a, b) = make_head(kind), pairs(2 * BLOCK + 3)
     set_threads(1)
     expected = np.stack(head(a, b))
@@ -68,7 +68,7 @@ def test_a_score_does_not_depend_on_neighbours_place_count_or_threads(kind, set_
 
 
 @pytest.mark.parametrize("kind", ["linear", "network"])
-def test_arrays_of_any_layout_are_scored_alike_and_stay_as_they_are(kind):
+def test_arrays_of_any_layout_are_scored_alike_and_not_modified(kind):
     head, (a, b) = make_head(kind), pairs(BLOCK + 9)
     expected, before = np.stack(head(a, b)), (a.copy(), b.copy())
     a.flags.writeable = b.flags.writeable = False
@@ -102,7 +102,7 @@ def test_thresholds():
     assert head.threshold() == 0.4
     assert head.threshold(at_far=0.01) == 0.3
     assert [head.threshold(value) for value in (0, 0.25, 1)] == [0, 0.25, 1]
-    with pytest.raises(UsageError, match=r"--at-far 0.001: .* 1,200 different pairs support: 0.1, 0.01"):
+    with pytest.raises(UsageError, match=r"--at-far 0.001: .* 1,200 different pairs support 0.1, 0.01"):
         head.threshold(at_far=0.001)
     for wrong in (-0.1, 1.5, float("nan")):
         with pytest.raises(UsageError, match="--threshold must lie between 0 and 1"):
@@ -110,7 +110,7 @@ def test_thresholds():
     with pytest.raises(UsageError, match="exclude"):
         head.threshold(0.5, at_far=0.1)
     none = make_head(about={**ABOUT, "thresholds": {**ABOUT["thresholds"], "far": []}})
-    with pytest.raises(UsageError, match="support: none"):
+    with pytest.raises(UsageError, match="support none"):
         none.threshold(at_far=0.1)
 
 
@@ -132,7 +132,7 @@ def test_artifact_round_trip(kind, tmp_path):
     again.check(EMBEDDING)
 
 
-def test_what_calibration_told_is_kept_beside_slope_and_offset():
+def test_other_entries_of_the_calibration_are_kept():
     about = {**ABOUT, "calibration": {"before": {"ece": 0.2}, "slope": 99.0}}
     again = Head.from_bytes(make_head(about=about).to_bytes(), "x")
     assert again.about["calibration"] == {"before": {"ece": 0.2}, "slope": 1.1, "offset": 0.1}
@@ -148,9 +148,9 @@ def changed(change) -> bytes:
     return save(tensors, metadata={METADATA_KEY: json.dumps(about)})
 
 
-def damaged_member(**tensors) -> bytes:
+def damaged_scorer(**tensors) -> bytes:
     """A head with other tensors: `weight` and `bias` of its one layer, or another by its name."""
-    return changed(lambda found, about: found.update({f"0.0.{name}": x for name, x in tensors.items()}))
+    return changed(lambda layers, about: layers.update({f"0.0.{name}": x for name, x in tensors.items()}))
 
 
 def damaged(*path, **changes) -> bytes:
@@ -176,13 +176,13 @@ DAMAGED = {
     "a backbone": packaged_weights().read_bytes()[:300_000],
     "no bias": changed(lambda tensors, about: tensors.pop("0.0.bias")),
     "no weight": changed(lambda tensors, about: tensors.pop("0.0.weight")),
-    "two biases": damaged_member(bias=np.zeros(2, np.float32)),
-    "a square bias": damaged_member(bias=np.zeros((1, 1), np.float32)),
-    "flat weights": damaged_member(weight=np.ones(512, np.float32)),
-    "short weights": damaged_member(weight=np.ones((1, 128), np.float32)),
-    "nan weights": damaged_member(weight=np.full((1, 512), np.nan, np.float32)),
-    "infinite bias": damaged_member(bias=np.full(1, np.inf, np.float32)),
-    "a tensor too many": damaged_member(other=np.zeros(1, np.float32)),
+    "two biases": damaged_scorer(bias=np.zeros(2, np.float32)),
+    "a square bias": damaged_scorer(bias=np.zeros((1, 1), np.float32)),
+    "flat weights": damaged_scorer(weight=np.ones(512, np.float32)),
+    "short weights": damaged_scorer(weight=np.ones((1, 128), np.float32)),
+    "nan weights": damaged_scorer(weight=np.full((1, 512), np.nan, np.float32)),
+    "infinite bias": damaged_scorer(bias=np.full(1, np.inf, np.float32)),
+    "a tensor too many": damaged_scorer(other=np.zeros(1, np.float32)),
     "no embedding": changed(lambda tensors, about: about.pop("embedding")),
     "no dimension": changed(lambda tensors, about: about["embedding"].pop("dimension")),
     "another dimension": damaged("embedding", dimension=128),
@@ -217,15 +217,15 @@ def test_a_damaged_artifact_is_refused_in_one_line(what, tmp_path):
 
 
 @pytest.mark.parametrize("other", [1, 3, "2", None])
-def test_a_head_of_another_version_is_named_so(other):
+def test_the_error_about_another_format_names_the_version(other):
     with pytest.raises(
         ArtifactError,
-        match=r"^x: a head of format \S+ \(batchverify 0.1\); this one reads format 2: train it again$",
+        match=r"^x: the head has format \S+ \(batchverify 0.1\), .* reads format 2: train it again$",
     ):
         Head.from_bytes(damaged(format=other), "x")
 
 
-def test_a_missing_file_and_a_folder(tmp_path):
+def test_an_absent_file_and_a_folder(tmp_path):
     for path in (tmp_path / "nothing.safetensors", tmp_path):
         with pytest.raises(ArtifactError, match="the head cannot be read"):
             Head.load(path)
@@ -237,7 +237,7 @@ def test_no_head_is_shipped_for_other_settings():
         default_head(EMBEDDING)
 
 
-def test_a_backbone_is_no_head():
+def test_a_backbone_is_not_a_head():
     with pytest.raises(ArtifactError, match="not a head of batchverify: it has no 'version'"):
         Head.load(packaged_weights())
 
@@ -245,7 +245,7 @@ def test_a_backbone_is_no_head():
 SHIPPED = sorted((PACKAGE / "heads" / "weights").glob("head-*.safetensors"))
 
 
-def test_every_shipped_head_is_one_and_has_its_name():
+def test_every_shipped_head_loads_and_has_the_right_name():
     assert len(SHIPPED) == 8
     for path in SHIPPED:
         head = Head.load(path)

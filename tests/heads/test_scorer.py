@@ -1,4 +1,4 @@
-"""A head's scorer against a slow forward pass; what does not fit together is refused."""
+"""Scorers against a slow forward pass; layers and metadata that do not fit are refused."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def vectors(count: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(rows))
 
 
-def make_member(features: str, widths: tuple[int, ...], seed: int = 0) -> Scorer:
+def make_scorer(features: str, widths: tuple[int, ...], seed: int = 0) -> Scorer:
     rng = np.random.default_rng(seed)
     layers, inputs = [], Features.parse(features).width(512)
     for outputs in (*widths, 1):
@@ -52,39 +52,39 @@ def slow_logits(scorer: Scorer, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize(("features", "widths"), SHAPES, ids=str)
 def test_logits_are_the_layers_with_relu_between_them(features, widths):
-    scorer, a, b = make_member(features, widths), vectors(40, 1), vectors(40, 2)
+    scorer, a, b = make_scorer(features, widths), vectors(40, 1), vectors(40, 2)
     before = a.clone(), b.clone()
-    found = scorer.logits(a, b)
-    assert found.shape == (40,) and found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), slow_logits(scorer, a, b), atol=2e-5)
-    assert found.std() > 1e-3
-    assert torch.equal(found, scorer.logits(b, a))
-    # A second call finds embeddings and layers as they were.
-    assert torch.equal(found, scorer.logits(a, b))
+    logits = scorer.logits(a, b)
+    assert logits.shape == (40,) and logits.dtype == torch.float32
+    np.testing.assert_allclose(logits.numpy(), slow_logits(scorer, a, b), atol=2e-5)
+    assert logits.std() > 1e-3
+    assert torch.equal(logits, scorer.logits(b, a))
+    # The first call changed neither embeddings nor layers.
+    assert torch.equal(logits, scorer.logits(a, b))
     assert torch.equal(a, before[0]) and torch.equal(b, before[1])
 
 
-def test_padding_is_no_part_of_the_member():
-    scorer = make_member("absdiff", (LANES - 1, LANES + 1))
+def test_padding_is_not_part_of_the_scorer():
+    scorer = make_scorer("absdiff", (LANES - 1, LANES + 1))
     scorer.logits(vectors(2, 1), vectors(2, 2))
     assert scorer.widths == [512, 15, 17, 1]
     assert scorer.parameters == 512 * 15 + 15 + 15 * 17 + 17 + 17 + 1
     assert [weight.shape for weight, _ in scorer.layers] == [(15, 512), (17, 15), (1, 17)]
 
 
-def test_layers_that_nobody_may_write_to_score_alike_and_without_a_warning():
-    plain, scorer = make_member("chi2", (3,)), make_member("chi2", (3,))
+def test_read_only_layers_score_alike_and_without_a_warning():
+    plain, scorer = make_scorer("chi2", (3,)), make_scorer("chi2", (3,))
     for weight, bias in scorer.layers:
         weight.flags.writeable = bias.flags.writeable = False
     with warnings_are_errors():
-        found = scorer.logits(vectors(2, 1), vectors(2, 2))
-    assert torch.equal(found, plain.logits(vectors(2, 1), vectors(2, 2)))
+        logits = scorer.logits(vectors(2, 1), vectors(2, 2))
+    assert torch.equal(logits, plain.logits(vectors(2, 1), vectors(2, 2)))
 
 
 @pytest.mark.parametrize(("features", "widths"), SHAPES, ids=str)
 @pytest.mark.parametrize("slope", [2.5, -0.3, 0.0])
 def test_rescaled(features, widths, slope):
-    scorer, a, b = make_member(features, widths), vectors(20, 1), vectors(20, 2)
+    scorer, a, b = make_scorer(features, widths), vectors(20, 1), vectors(20, 2)
     before = scorer.layers[-1][0].copy()
     scaled = scorer.rescaled(slope, -1.25)
     np.testing.assert_allclose(scaled.logits(a, b), slope * scorer.logits(a, b) - 1.25, atol=1e-5)
@@ -97,18 +97,18 @@ def layer(outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ones((outputs, inputs), np.float32), np.zeros(outputs, np.float32)
 
 
-def test_what_fits_passes():
+def test_layers_that_fit_pass_the_check():
     for features, widths in SHAPES:
-        make_member(features, widths).check(512)
+        make_scorer(features, widths).check(512)
     Scorer("distance", "cosine", (layer(1, 1),)).check(128)
 
 
 WRONG = {
     "no layers": ((), "without layers"),
-    "too few inputs": ((layer(1, 511),), r"a layer of \(1, 511\).* where 512 numbers come in"),
-    "layers that do not meet": ((layer(8, 512), layer(1, 7)), "where 8 numbers come in"),
-    "two outputs": ((layer(2, 512),), "its last layer gives 2 numbers"),
-    "a flat weight": (((np.ones(512, np.float32), np.zeros(1, np.float32)),), r"a layer of \(512,\)"),
+    "too few inputs": ((layer(1, 511),), r"shapes \(1, 511\) .* for 512 inputs"),
+    "layers that do not meet": ((layer(8, 512), layer(1, 7)), "for 8 inputs"),
+    "two outputs": ((layer(2, 512),), "its last layer has 2 outputs, not 1"),
+    "a flat weight": (((np.ones(512, np.float32), np.zeros(1, np.float32)),), r"shapes \(512,\) and"),
     "a square bias": (((np.ones((1, 512), np.float32), np.zeros((1, 1), np.float32)),), r"and \(1, 1\)"),
     "a bias of no axis": (((np.ones((1, 512), np.float32), np.array(0, np.float32)),), r"and \(\)"),
     "a bias too long": (((np.ones((1, 512), np.float32), np.zeros(2, np.float32)),), r"and \(2,\)"),
@@ -125,15 +125,15 @@ def test_layers_that_do_not_fit(what):
 
 
 def test_a_scalar_feature_needs_a_layer_too():
-    # Its one number comes in and one number is due: without layers the count alone would fit.
+    # One input and one output: without layers the widths alone would fit.
     with pytest.raises(ValueError, match="without layers"):
         Scorer("distance", "cosine", ()).check(512)
-    with pytest.raises(UsageError, match="'deep' is none of"):
+    with pytest.raises(UsageError, match=r"features must be .* got 'deep'"):
         Scorer("logistic", "deep", (layer(1, 512),)).check(512)
 
 
 def test_tensors_and_back():
-    scorers = [make_member(features, widths, seed) for seed, (features, widths) in enumerate(SHAPES)]
+    scorers = [make_scorer(features, widths, seed) for seed, (features, widths) in enumerate(SHAPES)]
     tensors = to_tensors(scorers)
     assert len(tensors) == sum(2 * len(scorer.layers) for scorer in scorers)
     assert tensors["8.2.bias"].shape == (9,)
@@ -158,4 +158,4 @@ def test_tensors_and_back():
 )
 def test_metadata_that_does_not_fit_the_tensors(listed, error):
     with pytest.raises(error):
-        from_tensors(to_tensors([make_member("chi2", ())]), listed)
+        from_tensors(to_tensors([make_scorer("chi2", ())]), listed)

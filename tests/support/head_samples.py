@@ -28,7 +28,7 @@ ABOUT: dict[str, Any] = {
 }
 
 
-# Features of each scorer's and the widths of its hidden layers.
+# Features of each scorer and the widths of its hidden layers.
 KINDS: dict[str, list[tuple[str, tuple[int, ...]]]] = {
     "distance": [("chi2sum", ())],
     "cosine": [("cosine", ())],
@@ -45,8 +45,8 @@ KINDS: dict[str, list[tuple[str, tuple[int, ...]]]] = {
 }
 
 
-def make_member(features: str, widths: tuple[int, ...], seed: int) -> Scorer:
-    """Of several layers: random ones. Of one: weights that tell the pairs below apart."""
+def make_scorer(features: str, widths: tuple[int, ...], seed: int) -> Scorer:
+    """A scorer with random layers, or with one layer that separates the pairs below."""
     rng, layers, inputs = np.random.default_rng(seed), [], Features.parse(features).width(512)
     for outputs in (*widths, 1):
         layers.append((rng.normal(size=(outputs, inputs)) / inputs**0.5, rng.normal(size=outputs)))
@@ -58,7 +58,7 @@ def make_member(features: str, widths: tuple[int, ...], seed: int) -> Scorer:
 
 
 def make_head(kind: str = "linear", **changes) -> Head:
-    scorers = tuple(make_member(*each, seed) for seed, each in enumerate(KINDS[kind], 5))
+    scorers = tuple(make_scorer(*each, seed) for seed, each in enumerate(KINDS[kind], 5))
     return replace(Head(scorers, (1.1, 0.1), ABOUT), **changes)
 
 
@@ -68,7 +68,7 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
 
 
 def pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b): b is a, more and more changed, so that the probabilities cover 0 to 1."""
+    """(a, b): b is an increasingly changed a, so that the probabilities range from 0 to 1."""
     a = vectors(count)
     share = np.linspace(0, 1, count)[:, None]
     return a, (a * (1 - share) + vectors(count, 1) * share).astype(np.float16)
@@ -76,7 +76,7 @@ def pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def warnings_are_errors() -> Iterator[None]:
-    """Torch's too, which come once a process otherwise: an earlier test's would hide a later one's."""
+    """Also torch's, which are otherwise shown once per process, so that an earlier test would hide them."""
     torch.set_warn_always(True)
     try:
         with warnings.catch_warnings():
