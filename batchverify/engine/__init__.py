@@ -1,5 +1,5 @@
-"""Who does the work: stages run in threads or on Ray, every image once, every block of pairs in order.
+"""Engines run the stages in threads or on Ray: every image once, every block of pairs in order.
 
-In: image paths and pairs of indices. Out: a table of vectors and reasons, probabilities.
+In: image paths and pairs of image indices. Out: a table of vectors and reasons, then probabilities.
 Below: `embedding`, `heads`, `cache`, `faces`.
 """

@@ -1,4 +1,4 @@
-"""What an engine is: who runs the stages, and what every engine promises."""
+"""What every engine provides, what its workers need, and how a machine is divided into workers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from batchverify.engine.stages import (
-    LoadPlan,
-)
+from batchverify.engine.stages import LoadPlan
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import resolve_device
 
-# Workers with one thread each beat one worker with all threads: the Python between the layers runs side by side.
+# Several workers beat one worker with all threads: their Python code between the layers overlaps.
 MOST_WORKERS = 8
-# Threads that share one GPU, each with a stream of its own: while one prepares or copies, another computes.
-MOST_WORKERS_A_GPU = 4
+# Workers that share a GPU, each with its own stream: while one prepares or copies, another computes.
+MOST_WORKERS_PER_GPU = 4
+CPUS_PER_GPU_WORKER = 2
 # Chunks that wait for a worker beyond the one it has: enough to keep it busy, few enough to bound memory.
 QUEUED_PER_WORKER = 1
-# Images that are loaded, and embedded, as one task. A GPU's is the largest batch that the embedder tries.
+# Images that one task loads or embeds. GPU_CHUNK is the largest batch that the embedder tries on a GPU.
 CPU_CHUNK = 128
 GPU_CHUNK = 512
 
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """What a worker needs, in any process: paths and options only, nothing large.
+    """What a worker needs, in any process: paths and options, nothing large.
 
-    backbone, weights, batch_size, device, runtime, dtype: as `Embedder` takes them.
+    backbone, weights, batch_size, device, runtime, dtype: see `Embedder`.
     """
 
     load: LoadPlan
@@ -42,7 +41,7 @@ class WorkPlan:
     dtype: str = "auto"
 
     def embedder(self, workers: int = 1, threads: int | None = None) -> Any:
-        """Build the embedder for so many threads that call it, each with so many CPUs."""
+        """Build the embedder. workers: threads that will call it; threads: CPUs for each of them."""
         from batchverify.embedding.embedder import Embedder
 
         settings = self.load.settings
@@ -65,7 +64,7 @@ class WorkPlan:
 
 @dataclass(frozen=True)
 class Workers:
-    """How a machine is cut up: `count` workers with `threads` threads each, `loaders` reading and decoding.
+    """How a machine is divided: `count` workers with `threads` threads each, and `loaders` that read and decode.
 
     chunk: the most images of a task.
     """
@@ -77,75 +76,80 @@ class Workers:
 
     @classmethod
     def for_cpus(cls, cpus: int, gpus: int = 0) -> Workers:
-        """Up to eight workers that share the CPUs, or up to four a GPU; with GPUs the other CPUs load."""
+        """Up to eight workers that share the CPUs, or up to four per GPU; the other CPUs then load."""
         if gpus:
-            count = gpus * max(1, min(cpus // (2 * gpus), MOST_WORKERS_A_GPU))
+            count = gpus * workers_per_gpu(cpus, gpus)
             return cls(count, 1, max(1, cpus - count), GPU_CHUNK)
         count = max(1, min(cpus, MOST_WORKERS))
         return cls(count, max(1, cpus // count), max(1, min(cpus, 2 * count)))
 
 
+def workers_per_gpu(cpus: int, gpus: int) -> int:
+    """How many workers share each GPU of a machine: as many as it has CPUs for, one to four."""
+    return max(1, min(MOST_WORKERS_PER_GPU, cpus // (CPUS_PER_GPU_WORKER * gpus)))
+
+
 class WorkerLostError(Exception):
-    """A worker process died while it had this task; the scheduler finds out which image did it."""
+    """A worker process died during this task; the scheduler finds out which image caused it."""
 
 
 class NodeLostError(WorkerLostError):
-    """A whole machine died while it had this task: the task is done again, its images are innocent."""
+    """A whole machine died during this task: the task is repeated, and its images are not blamed."""
 
 
 @dataclass(eq=False)
 class Task:
-    """A stage at work. handle: the engine's own. images: where the images of a loaded chunk are."""
+    """A running stage. handle: the engine's own. images: of a loaded chunk, or the engine's reference to them."""
 
     handle: Any
     images: Any = field(default=None, repr=False)
 
 
 class Engine(Protocol):
-    """Runs stages somewhere. Jobs are submitted, waited for, and asked for their results."""
+    """Runs stages as tasks, which are submitted, waited for and asked for their results."""
 
     name: str
 
     @property
     def workers(self) -> Workers:
-        """What runs the tasks now; nodes of a cluster come and go."""
+        """The workers available now; in a cluster nodes come and go."""
 
     def require_shared(self, output: str | None, image_paths: Sequence[str | Skipped]) -> None:
-        """Raise `UsageError` where machines do not see the cache, the output's folder or the images alike."""
+        """Raise `UsageError` if the machines do not all see the same cache, output folder and images."""
 
     def load(self, image_paths: Sequence[str]) -> Task:
-        """Read, look up and decode images: the result is a `Loaded`."""
+        """Read, look up and decode images. Result: `LoadedChunk`."""
 
     def embed(self, loaded: Task, positions: Sequence[int], keys: Sequence[bytes]) -> Task:
-        """Embed images of a finished load by their places among its images: a list of `Entry`."""
+        """Embed images of a finished load, given by their positions in it. Result: `EmbeddedChunk`."""
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
-        """Make the head and the (N, 512) float16 vectors known to all workers before pairs are scored."""
+        """Give all workers the head and the (N, 512) float16 vectors; comes before `score`."""
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Task:
-        """Score pairs of indices into the shared vectors: the result is `PairScores`."""
+        """Score pairs of indices into the shared vectors. Result: `PairScores`."""
 
     def wait(self, tasks: Iterable[Task], timeout: float) -> list[Task]:
-        """The tasks that are done; empty when `timeout` seconds pass first."""
+        """Wait until tasks are done and return them; empty after `timeout` seconds."""
 
     def result(self, task: Task) -> Any:
-        """The result of a task, waiting for it; `WorkerLostError` when its worker died."""
+        """Wait for the result of a task. Raises `WorkerLostError` if its worker died."""
 
     def withdraw(self, task: Task) -> bool:
-        """Take back a task that has not begun; False where it has, or where that cannot be told."""
+        """Cancel a task that has not started; False if it has, or if the engine cannot tell."""
 
     def kill(self, task: Task, image: str) -> None:
-        """End a task that hangs, with its worker: its result is then `WorkerLostError`. `image` is for messages."""
+        """End a hanging task and its worker: `result` then raises `WorkerLostError`. image: named in messages."""
 
     def compute_paths(self) -> set[ComputePath]:
-        """What computed the vectors; none when nothing was embedded, several where machines differ."""
+        """What computed the vectors: none if nothing was embedded, several if machines differ."""
 
     def close(self) -> None:
         """End everything that this engine started."""
 
 
 def limit_threads(head: Any, threads: int) -> None:
-    """Let the calling thread score with so many CPUs; heads that need no torch take one anyway."""
+    """Limit the CPUs of torch in the calling thread; heads that do not need torch use one anyway."""
     if head.needs_torch:
         import torch
 
@@ -153,9 +157,9 @@ def limit_threads(head: Any, threads: int) -> None:
 
 
 def visible_gpus(device: str) -> int:
-    """GPUs that this process may use: one at most, since all of them are Ray's to share out.
+    """How many GPUs this process uses: at most one, since only Ray distributes work over several.
 
-    Raises `UsageError` for one that is asked for and absent.
+    Raises `UsageError` for a requested GPU that is absent.
     """
     if device == "cpu":
         return 0

@@ -1,4 +1,4 @@
-"""Drives chunks of images, then blocks of pairs, through an engine: every image once, every row in order."""
+"""Sends chunks of images, then blocks of pairs, through an engine: every image once, every row in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.engine.base import QUEUED_PER_WORKER, Engine, NodeLostError, Task, WorkerLostError, Workers
 from batchverify.engine.embedding_table import ContentIndex, EmbeddingTable
-from batchverify.engine.stages import Embeddings, Loaded, PairScores
+from batchverify.engine.stages import EmbeddedChunk, LoadedChunk, PairScores
 from batchverify.errors import BatchverifyError, first_line
 from batchverify.manifest.manifest import Block
 from batchverify.progress import Progress
@@ -24,36 +24,37 @@ from batchverify.runtime.compute_path import ComputePath, paths_to_text
 
 log = logging.getLogger(__name__)
 
-# What a chunk shrinks to at the end of a run.
-SMALLEST_SHARE = 4
-# Silence for this long is reported; the second time in a row the workers at work are taken for hung.
+# Towards the end of a run chunks shrink to this fraction.
+SMALLEST_FRACTION = 4
+# If no task ends for so long, that is reported; after the second time in a row the busy workers count as hung.
 PATIENCE_SECONDS = 300.0
 SILENCES = 2
+# An image that loses so many workers when it is alone is `crashed`.
 STRIKES = 2
 PAIR_TRIES = 5
 
 
 @dataclass(eq=False)
-class _Embedding:
-    """Images of a loaded chunk that wait for, or are with, the embedder. places: among the loaded images."""
+class _EmbedRequest:
+    """Images of a loaded chunk to be embedded. positions: among its decoded images. indices: of the run's images."""
 
     loaded: Task
-    places: list[int]
+    positions: list[int]
     indices: list[int]
     keys: list[bytes]
 
 
 @dataclass
 class ImageRun:
-    """Embeds the images of a run: what the cache has is taken from it, equal bytes are embedded once.
+    """Embeds the images of a run that the cache does not have; equal bytes are embedded once.
 
-    A worker that dies, or hangs and is killed, makes suspects of the images it had. Suspects run when all
-    else is done, nothing beside them, in halves until the one that kills or hangs workers is alone; its
-    second strike makes it `crashed`.
-    On Ctrl-C what is with the embedder is finished and committed.
+    When a worker dies, or hangs and is killed, its images become suspects. Suspects are tried again after all
+    other images, one chunk at a time. A chunk that loses its worker again is halved, until the image that is to
+    blame is alone. After its second strike that image is `crashed`.
+    On Ctrl-C the chunks that are being embedded are finished and committed.
 
-    into: a table that knows some images already. wanted: (K,) indices of those to embed, all by default.
-    on_paths: is told the compute paths of vectors before they are kept.
+    into: a table with results of some images. wanted: (K,) indices of the images to embed, by default all.
+    on_paths: called with the compute paths before vectors are stored.
     """
 
     engine: Engine
@@ -74,12 +75,12 @@ class ImageRun:
         self._silences = 0
         self._to_load: deque[list[int]] = deque()
         self._suspects: deque[list[int]] = deque()
-        self._to_embed: deque[_Embedding] = deque()
+        self._to_embed: deque[_EmbedRequest] = deque()
         self._loading: dict[Task, list[int]] = {}
-        self._embedding: dict[Task, _Embedding] = {}
+        self._embedding: dict[Task, _EmbedRequest] = {}
 
     def run(self) -> EmbeddingTable:
-        """Embed everything; returns when the fate of every image is known and committed."""
+        """Embed all images; returns when every image has a vector or a reason and all are committed."""
         started = time.monotonic()
         self.progress.total = self._count = len(self.image_paths) if self.wanted is None else len(self.wanted)
         try:
@@ -102,13 +103,15 @@ class ImageRun:
         return self.embeddings
 
     def _cut(self) -> None:
-        """Cut the next chunks, no more than are soon loaded: what is ahead takes no memory."""
+        """Cut the next chunks, only as many as are loaded soon."""
         while self._next < self._count and len(self._to_load) < self.engine.workers.loaders:
-            size = chunk_size(self._count - self._next, self.engine.workers)
-            end = self._next + size
-            some = range(self._next, end) if self.wanted is None else self.wanted[self._next : end].tolist()
-            self._next, chunk = end, []
-            for index in some:
+            start = self._next
+            self._next += chunk_size(self._count - start, self.engine.workers)
+            indices = (
+                range(start, self._next) if self.wanted is None else self.wanted[start : self._next].tolist()
+            )
+            chunk = []
+            for index in indices:
                 image_path = self.image_paths[index]
                 if isinstance(image_path, Skipped):
                     self._fail(index, image_path)
@@ -125,8 +128,9 @@ class ImageRun:
             self._to_load.append(self._suspects.popleft())
         workers = self.engine.workers
         while self._to_embed and len(self._embedding) < workers.count * (1 + QUEUED_PER_WORKER):
-            each = self._to_embed.popleft()
-            self._embedding[self.engine.embed(each.loaded, each.places, each.keys)] = each
+            request = self._to_embed.popleft()
+            task = self.engine.embed(request.loaded, request.positions, request.keys)
+            self._embedding[task] = request
         room = workers.loaders + workers.count - len(self._to_embed)
         while self._to_load and len(self._loading) < min(workers.loaders, room):
             chunk = self._to_load.popleft()
@@ -148,64 +152,59 @@ class ImageRun:
         return done
 
     def _first_path(self) -> str:
-        first = [*(each.indices for each in self._embedding.values()), *self._loading.values()][0][0]
-        return str(self.image_paths[first])
+        chunks = [*(request.indices for request in self._embedding.values()), *self._loading.values()]
+        return str(self.image_paths[chunks[0][0]])
 
     def _finish(self, task: Task) -> None:
         if task in self._loading:
             self._finish_load(task, self._loading.pop(task))
         else:
-            # Taken off the list last: Ctrl-C in between must find it there.
+            # Removed last: after a Ctrl-C in between, `_drain` must find it.
             self._finish_embed(task, self._embedding[task])
             del self._embedding[task]
 
     def _finish_load(self, task: Task, chunk: list[int]) -> None:
         try:
-            loaded: Loaded = self.engine.result(task)
+            loaded: LoadedChunk = self.engine.result(task)
         except WorkerLostError as exc:
             self._strike(chunk, exc)
             return
         self.progress.measure(loaded)
         if len(loaded.keys) < len(chunk):
             self._to_load.appendleft(chunk[len(loaded.keys) :])
-        wanted = self._take(loaded, chunk)
-        if wanted:
-            places = [loaded.missing.index(position) for position in wanted]
-            keys = [loaded.keys[position] or b"" for position in wanted]
-            self._to_embed.append(_Embedding(task, places, [chunk[position] for position in wanted], keys))
-
-    def _take(self, loaded: Loaded, indices: Sequence[int]) -> list[int]:
-        """Settle what a load settled; returns the positions that are to be embedded."""
-        wanted = []
-        for position, key in enumerate(loaded.keys):
-            index = indices[position]
-            if position in loaded.found:
-                self._settle_found(index, loaded.found[position])
-            elif position in loaded.skipped:
-                self._settle_skipped(index, key, loaded.skipped[position])
+        request = _EmbedRequest(task, [], [], [])
+        position_of = {each: position for position, each in enumerate(loaded.missing)}
+        for number, (index, key) in enumerate(zip(chunk, loaded.keys, strict=False)):
+            if number in loaded.cached:
+                self._take_cached(index, loaded.cached[number])
+            elif number in loaded.skipped:
+                self._take_skipped(index, key, loaded.skipped[number])
             elif key is not None and (owner := self._content.get(key)) >= 0:
-                self._share_owner(index, key, owner)
-            elif key is not None and position in loaded.missing:
+                self._share_result(index, key, owner)
+            elif key is not None and number in position_of:
                 self._content.put(key, index)
-                wanted.append(position)
-        return wanted
+                request.positions.append(position_of[number])
+                request.indices.append(index)
+                request.keys.append(key)
+        if request.indices:
+            self._to_embed.append(request)
 
-    def _settle_found(self, index: int, entry: Entry) -> None:
+    def _take_cached(self, index: int, entry: Entry) -> None:
         if entry.skipped is not None:
             self._fail(index, entry.skipped)
         elif entry.vector is not None:
             self.embeddings.put(index, entry.vector)
             self.progress.cached += 1
 
-    def _settle_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
+    def _take_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
         self._fail(index, skipped)
         if key is not None:
             if self._content.get(key) < 0:
                 self._content.put(key, index)
-            self._remember([Entry(key, None, skipped=skipped)])
+            self._store([Entry(key, None, skipped=skipped)])
 
-    def _share_owner(self, index: int, key: bytes, owner: int) -> None:
-        """An image with the bytes of an earlier one: it gets the same result, now or later."""
+    def _share_result(self, index: int, key: bytes, owner: int) -> None:
+        """Give an image the result of an earlier one with the same bytes, now or when it is there."""
         if self.embeddings.known(owner):
             self._copy(owner, index)
         else:
@@ -218,19 +217,19 @@ class ImageRun:
         else:
             self.progress.repeated += 1
 
-    def _finish_embed(self, task: Task, each: _Embedding) -> None:
+    def _finish_embed(self, task: Task, request: _EmbedRequest) -> None:
         try:
-            done: Embeddings = self.engine.result(task)
+            done: EmbeddedChunk = self.engine.result(task)
         except WorkerLostError as exc:
-            for key in each.keys:
+            for key in request.keys:
                 self._content.drop(key)
                 self._suspects.extend([other] for other in self._waiting.pop(key, []))
-            self._strike(each.indices, exc)
+            self._strike(request.indices, exc)
             return
         self.progress.measure(done)
         if self.on_paths is not None:
             self.on_paths(self.engine.compute_paths())
-        for index, entry in zip(each.indices, done.entries, strict=True):
+        for index, entry in zip(request.indices, done.entries, strict=True):
             if entry.skipped is not None:
                 self._fail(index, entry.skipped)
             elif entry.vector is not None:
@@ -240,12 +239,13 @@ class ImageRun:
                 self._copy(index, other)
         if self.cache is not None:
             self.cache.set_compute_path(paths_to_text(self.engine.compute_paths()))
-        self._remember(done.entries)
+        self._store(done.entries)
 
     def _strike(self, indices: list[int], exc: WorkerLostError) -> None:
-        """A worker died with these images: look closer at them, or call the last suspect `crashed`."""
+        """A worker died with these images: try them again in halves, or give up the one that is left."""
         if isinstance(exc, NodeLostError):
-            return self._to_load.append(indices)
+            self._to_load.append(indices)
+            return
         if len(indices) > 1:
             self._suspects.extend([indices[: len(indices) // 2], indices[len(indices) // 2 :]])
             return
@@ -254,9 +254,7 @@ class ImageRun:
         if self._strikes[index] < STRIKES:
             self._suspects.append(indices)
             return
-        # Ray's errors may have no text.
-        why = first_line(exc)
-        log.warning("%s: crashed: %s", self.image_paths[index], why)
+        log.warning("%s: crashed: %s", self.image_paths[index], first_line(exc))
         self._fail(index, Skipped(Reason.CRASHED, f"its worker died or hung {STRIKES} times"))
 
     def _fail(self, index: int, skipped: Skipped) -> None:
@@ -264,29 +262,29 @@ class ImageRun:
         self.embeddings.fail(index, skipped)
         self.progress.failed += 1
 
-    def _remember(self, entries: Sequence[Entry]) -> None:
+    def _store(self, entries: Sequence[Entry]) -> None:
         if self.cache is not None:
             with self.progress.watch.stage("write"):
                 self.cache.append(entries)
 
     def _drain(self) -> None:
-        """After Ctrl-C: take in what the embedder has in hand; a second Ctrl-C goes without."""
+        """After Ctrl-C: store what is being embedded; a second Ctrl-C skips that."""
         begun = [task for task in self._embedding if not self.engine.withdraw(task)]
         if begun:
             self.progress.say(
-                "stopping: what is being embedded is finished and kept (Ctrl-C again to drop it)"
+                "stopping: images that are being embedded are finished and kept (Ctrl-C again to drop them)"
             )
         for task in begun:
             self._finish_embed(task, self._embedding[task])
 
 
 def chunk_size(left: int, workers: Workers) -> int:
-    """How many of the images that are left the next chunk takes.
+    """How many of the images that are left go into the next chunk.
 
-    Towards the end chunks get smaller, so that no worker stands idle while another has a long one; they are
-    whole forward passes all the same.
+    Towards the end chunks get smaller, so that all workers end at about the same time. They remain multiples of
+    the smallest one, which fills a forward pass.
     """
-    smallest = workers.chunk // SMALLEST_SHARE
+    smallest = workers.chunk // SMALLEST_FRACTION
     share = -(-left // (2 * workers.count * smallest)) * smallest
     return min(workers.chunk, share, left)
 
@@ -294,7 +292,7 @@ def chunk_size(left: int, workers: Workers) -> int:
 def score_pairs(
     engine: Engine, head: Any, blocks: Iterable[Block], embeddings: EmbeddingTable, progress: Progress
 ) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
-    """Score blocks of pairs on the workers: each with (probability, similarity) of its usable pairs, in order."""
+    """Score blocks of pairs; yields each, in order, with (probability, similarity) of its usable pairs."""
     engine.share(head, embeddings.vectors)
     window: deque[tuple[Block, Task]] = deque()
     for block in blocks:
@@ -313,23 +311,23 @@ def _score_block(engine: Engine, embeddings: EmbeddingTable, block: Block) -> Ta
 def _scored(
     engine: Engine, embeddings: EmbeddingTable, progress: Progress, block: Block, task: Task
 ) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
-    """The scores of a block; a worker that dies costs another try, pairs of vectors kill none by themselves."""
+    """The scores of a block. If a worker dies, another one tries: pairs of vectors are not what kills workers."""
     reason = ""
     for _ in range(PAIR_TRIES):
         try:
             while not engine.wait([task], timeout=PATIENCE_SECONDS):
                 progress.say(
                     f"no progress for {PATIENCE_SECONDS:g} s: waiting for the scores of {len(block.a):,} rows "
-                    f"from {block.first + 1:,}"
+                    f"from row {block.first + 1:,}"
                 )
             done: PairScores = engine.result(task)
         except WorkerLostError as exc:
             reason = first_line(exc)
-            log.warning("rows from %d are scored again: %s", block.first + 1, reason)
+            log.warning("rows from row %d are scored again: %s", block.first + 1, reason)
             task = _score_block(engine, embeddings, block)
         else:
             progress.measure(done)
             return block, (done.probability, done.similarity)
     raise BatchverifyError(
-        f"rows from {block.first + 1}: {PAIR_TRIES} workers died while they were scored; the last: {reason}"
+        f"rows from row {block.first + 1}: {PAIR_TRIES} workers died while scoring them, the last with: {reason}"
     )

@@ -1,4 +1,4 @@
-"""What happens to one chunk of images or pairs: the stages, the same under every engine."""
+"""The stages, which are the same under every engine: load and embed a chunk of images, score a block of pairs."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     from batchverify.embedding.embedder import Embedder
     from batchverify.heads.head import Head
 
-# A chunk of large pictures is cut short once this many bytes of pixels are in memory.
+# A chunk is cut short once its decoded images take this many bytes.
 PIXEL_BUDGET = 256 << 20
-# Files read before the next are decoded: bounds the encoded bytes in memory, and nothing is read twice.
-BITE = 16
-# From object stores they are read side by side: nearly as many as pyarrow has connections for.
+# A chunk is also cut short if loading takes this long, so that a slow store does not look like a hang.
+LOAD_SECONDS = 45.0
+# Files that are read before any of them is decoded: this bounds the encoded bytes in memory.
+READ_BATCH = 16
+# Files of object stores are read in parallel: almost as many as pyarrow has connections, and so many ahead.
 READERS = 24
-AHEAD = 2 * BITE
-# A chunk is cut short, too, where a store takes so long over it: others see that the run goes on.
-PATIENT_SECONDS = 45.0
+READ_AHEAD = 2 * READ_BATCH
 
-Image = DecodedImage | Face
+LoadedImage = DecodedImage | Face
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What loading needs to know. cache: its root, or None without one."""
+    """The settings of loading. cache: its root, or None."""
 
     settings: EmbeddingSettings
     fingerprint: EmbeddingFingerprint
@@ -52,17 +52,17 @@ class LoadPlan:
 
 
 @dataclass
-class Loaded:
-    """What became of the first `len(keys)` images of a chunk; the rest is to be asked for again.
+class LoadedChunk:
+    """The results for the first `len(keys)` images of a chunk; the others must be loaded again.
 
-    keys: content hashes, None where the bytes could not be had. found: cache entries (vector or failure).
-    skipped: fresh failures. missing: positions whose images go to the embedder. A position in none of the
-    three has the key of an earlier one. seconds: by stage (read, look up, decode). peak_memory: the worker's
-    so far, in MB.
+    keys: content hashes, None for images that could not be read. cached: cache entries (vector or failure) by
+    position. skipped: new failures by position. missing: positions of the images that go to the embedder. A
+    position in none of the three has the key of an earlier one. seconds: by stage (read, look up, decode).
+    peak_memory: of the worker so far, in MB.
     """
 
     keys: list[bytes | None] = field(default_factory=list)
-    found: dict[int, Entry] = field(default_factory=dict)
+    cached: dict[int, Entry] = field(default_factory=dict)
     skipped: dict[int, Skipped] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -70,10 +70,10 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """Entries of some images, in order. seconds: by stage (start: building the embedder, detect, embed).
+class EmbeddedChunk:
+    """One entry for each image, in order.
 
-    peak_memory: the worker's, in MB.
+    seconds: by stage (start: building the embedder, detect, embed). peak_memory: of the worker so far, in MB.
     """
 
     entries: list[Entry]
@@ -83,7 +83,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class PairScores:
-    """Of N pairs: (N,) float32 probability and similarity. seconds: by stage (score). peak_memory: as above."""
+    """(N,) float32 probability and similarity of N pairs. seconds: by stage (score). peak_memory: as above."""
 
     probability: np.ndarray
     similarity: np.ndarray
@@ -92,7 +92,7 @@ class PairScores:
 
 
 class Loader:
-    """References in; cache entries, reasons and decoded images out. Build once, call many."""
+    """Loads chunks of images: looks them up in the cache, decodes those that are missing. Build once, call often."""
 
     def __init__(self, plan: LoadPlan, index: KeyIndex | None) -> None:
         self.plan = plan
@@ -105,59 +105,62 @@ class Loader:
             Reason.NO_FACE: "",
         }
 
-    def __call__(self, image_paths: Sequence[str]) -> tuple[Loaded, list[Image]]:
-        """Read, hash, look up and, where needed, decode; the images are those of `Loaded.missing`, in order."""
+    def __call__(self, image_paths: Sequence[str]) -> tuple[LoadedChunk, list[LoadedImage]]:
+        """Read, hash, look up and, if needed, decode. Returns the images of `LoadedChunk.missing`, in order, too."""
         watch, started = Stopwatch(), time.monotonic()
-        loaded = Loaded(seconds=watch.seconds)
-        images: list[Image] = []
-        with closing(self._bites(image_paths, watch, lambda: _room(loaded, images))) as bites:
-            for data in bites:
-                images += self._bite(loaded, data, watch)
-                if not _room(loaded, images) or time.monotonic() - started > PATIENT_SECONDS:
+        loaded = LoadedChunk(seconds=watch.seconds)
+        images: list[LoadedImage] = []
+        with closing(self._read(image_paths, watch, lambda: _room(loaded, images))) as batches:
+            for batch in batches:
+                images += self._add(loaded, batch, watch)
+                if not _room(loaded, images) or time.monotonic() - started > LOAD_SECONDS:
                     break
         loaded.peak_memory = peak_memory()
         return loaded, images
 
-    def _bites(
+    def _read(
         self, image_paths: Sequence[str], watch: Stopwatch, room: Callable[[], int]
     ) -> Generator[list[bytes | Skipped], None, None]:
-        """The bytes of the images in order, some at a time; room: how many more are wanted, by all one knows.
+        """The bytes of the images in order, in batches. room: how many more images fit into memory.
 
-        From object stores they come side by side, and while some are decoded the next are on their way.
+        Object stores are read in parallel, and ahead while earlier images are decoded.
         """
         if not any(map(scheme_of, image_paths)):
-            for start in range(0, len(image_paths), BITE):
+            for start in range(0, len(image_paths), READ_BATCH):
                 with watch.stage("read"):
-                    data = [read_image(each, self.plan.limits) for each in image_paths[start : start + BITE]]
-                yield data
+                    paths = image_paths[start : start + READ_BATCH]
+                    batch = [read_image(path, self.plan.limits) for path in paths]
+                yield batch
             return
         pool = ThreadPoolExecutor(READERS, "read")
         waiting, ahead = deque(image_paths), deque[Future[bytes | Skipped]]()
         try:
             while waiting or ahead:
-                while waiting and len(ahead) < max(BITE, min(AHEAD, room())):
+                while waiting and len(ahead) < max(READ_BATCH, min(READ_AHEAD, room())):
                     ahead.append(pool.submit(read_image, waiting.popleft(), self.plan.limits))
                 with watch.stage("read"):
-                    data = [ahead.popleft().result() for _ in range(min(BITE, len(ahead)))]
-                yield data
+                    batch = [ahead.popleft().result() for _ in range(min(READ_BATCH, len(ahead)))]
+                yield batch
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _bite(self, loaded: Loaded, data: Sequence[bytes | Skipped], watch: Stopwatch) -> list[Image]:
-        """Settle a few more images of a chunk in `loaded`; returns those that go to the embedder."""
+    def _add(
+        self, loaded: LoadedChunk, batch: Sequence[bytes | Skipped], watch: Stopwatch
+    ) -> list[LoadedImage]:
+        """Add the results for a batch to `loaded`; returns the images that go to the embedder."""
         with watch.stage("read"):
-            keys = [None if isinstance(each, Skipped) else self.key(each) for each in data]
+            keys = [None if isinstance(data, Skipped) else self.key(data) for data in batch]
         with watch.stage("look up"):
             entries = self._look_up([key for key in keys if key is not None])
-        images: list[Image] = []
-        for each, key in zip(data, keys, strict=True):
+        images: list[LoadedImage] = []
+        for data, key in zip(batch, keys, strict=True):
             position, repeated = len(loaded.keys), key is not None and key in loaded.keys
             loaded.keys.append(key)
             if key in entries:
-                loaded.found[position] = entries[key]
+                loaded.cached[position] = entries[key]
             elif not repeated:
                 with watch.stage("decode"):
-                    image = each if isinstance(each, Skipped) else self._image(each)
+                    image = data if isinstance(data, Skipped) else self._decode(data)
                 if isinstance(image, Skipped):
                     loaded.skipped[position] = image
                 else:
@@ -173,56 +176,48 @@ class Loader:
     def _look_up(self, keys: list[bytes]) -> dict[bytes | None, Entry]:
         if self._cache is None:
             return {}
-        found = zip(keys, self._cache.get_many(keys), strict=True)
-        return {key: entry for key, entry in found if entry is not None and self._holds(entry)}
+        entries = zip(keys, self._cache.get_many(keys), strict=True)
+        return {key: entry for key, entry in entries if entry is not None and self._is_valid(entry)}
 
-    def _holds(self, entry: Entry) -> bool:
-        """Whether an entry counts: a failure only under the limit or decoders it depended on."""
+    def _is_valid(self, entry: Entry) -> bool:
+        """Whether an entry may be used: a failure only under the limit or decoders that it depends on."""
         if entry.skipped is None:
             return True
         return not self.plan.retry_failed and self._valid.get(entry.skipped.reason) == entry.skipped.depends
 
-    def _image(self, data: bytes) -> Image | Skipped:
-        picture = decode(data, self.plan.limits, self.plan.settings.working_side)
-        if isinstance(picture, Skipped) or self.plan.settings.crop == "detect":
-            return picture
-        # Without a detector the face is cut here, so that no more than it travels to the embedder.
-        return fixed_face(picture.pixels, self.plan.settings.crop).scaled(picture.scale)
+    def _decode(self, data: bytes) -> LoadedImage | Skipped:
+        image = decode(data, self.plan.limits, self.plan.settings.working_side)
+        if isinstance(image, Skipped) or self.plan.settings.crop == "detect":
+            return image
+        # A fixed crop is taken here, so that only the face travels to the embedder.
+        return fixed_face(image.pixels, self.plan.settings.crop).scaled(image.scale)
 
 
-def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
-    """Gather and score pairs of (N,) indices into (M, 512) float16 vectors."""
-    watch = Stopwatch()
-    with watch.stage("score"):
-        probability, similarity = head.score_pairs(vectors, a, b)
-    return PairScores(probability, similarity, watch.seconds, peak_memory())
-
-
-def _room(loaded: Loaded, images: Sequence[Image]) -> int:
-    """How many more images of a chunk the memory for pixels will take, if they are as large as those so far."""
+def _room(loaded: LoadedChunk, images: Sequence[LoadedImage]) -> int:
+    """How many more images of a chunk fit into the pixel budget if they are as large as those so far."""
     if not images:
-        return AHEAD
+        return READ_AHEAD
     taken = sum(image.pixels.nbytes for image in images)
     return max(0, -(-(PIXEL_BUDGET - taken) * len(loaded.keys) // taken))
 
 
 def embed_images(
-    embedder: Embedder, images: Sequence[Image], keys: Sequence[bytes], view: int = 0
-) -> Embeddings:
-    """Detect, crop and embed: one entry an image, its vector rounded as the cache rounds it.
+    embedder: Embedder, images: Sequence[LoadedImage], keys: Sequence[bytes], view: int = 0
+) -> EmbeddedChunk:
+    """Detect, crop and embed: one entry per image, with its vector rounded as in the cache.
 
-    view: the number of an augmented view of the cropped face, 0 for the face as it is.
+    view: the number of an augmented view of the cropped face, 0 for the face itself.
     """
-    pictures = [image for image in images if isinstance(image, DecodedImage)]
+    decoded = [image.pixels for image in images if isinstance(image, DecodedImage)]
     watch = Stopwatch(embedder.start_seconds())
     with watch.stage("detect"):
-        found = iter(embedder.find_faces([picture.pixels for picture in pictures]))
+        detected = iter(embedder.find_faces(decoded))
     faces: list[Face | Skipped] = []
     for image in images:
         if isinstance(image, Face):
             faces.append(image)
             continue
-        face = next(found)
+        face = next(detected)
         faces.append(face.scaled(image.scale) if isinstance(face, Face) else face)
     if view:
         faces = [
@@ -244,4 +239,12 @@ def embed_images(
         )
         for row, (key, skipped) in enumerate(zip(keys, embedded.skipped, strict=True))
     ]
-    return Embeddings(entries, watch.seconds, peak_memory())
+    return EmbeddedChunk(entries, watch.seconds, peak_memory())
+
+
+def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
+    """Score pairs of (N,) indices into (M, 512) float16 vectors."""
+    watch = Stopwatch()
+    with watch.stage("score"):
+        probability, similarity = head.score_pairs(vectors, a, b)
+    return PairScores(probability, similarity, watch.seconds, peak_memory())

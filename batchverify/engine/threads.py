@@ -1,9 +1,9 @@
-"""The stages in threads of this process."""
+"""The engine that runs the stages in threads of this process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from batchverify.cache.embedding_cache import KeyIndex
 from batchverify.engine.base import Task, Workers, WorkPlan, limit_threads, visible_gpus
-from batchverify.engine.stages import Loaded, Loader, PairScores, embed_images, score_indices
+from batchverify.engine.stages import LoadedChunk, Loader, PairScores, embed_images, score_indices
 from batchverify.errors import HungError
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
@@ -20,7 +20,7 @@ from batchverify.runtime.devices import available_cpus
 
 
 class LocalEngine:
-    """The stages in threads of this process: no start-up cost; a crash of a decoder ends the run."""
+    """Runs the stages in threads of this process: no start-up cost, but a crash of a decoder ends the run."""
 
     name = "local"
 
@@ -36,17 +36,19 @@ class LocalEngine:
         self._used_embedder = False
 
     def require_shared(self, output: str | None, image_paths: Sequence[str | Skipped]) -> None:
-        """See `Engine`: one machine sees what it sees."""
+        """See `Engine`; one machine always agrees with itself."""
 
     def load(self, image_paths: Sequence[str]) -> Task:
         """See `Engine`."""
-        return Task(self._load_pool.submit(self._loader, image_paths))
+        task = Task(None)
+        task.handle = self._load_pool.submit(self._load, task, image_paths)
+        return task
 
     def embed(self, loaded: Task, positions: Sequence[int], keys: Sequence[bytes]) -> Task:
         """See `Engine`."""
         images = [loaded.images[position] for position in positions]
         if not self._used_embedder:
-            # Built before the workers ask for it, so that they do not build it twice.
+            # Built before the workers ask for it, so that they do not build it several times.
             self._used_embedder = self._embedder is not None
         view = self.plan.load.settings.view
         return Task(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
@@ -67,22 +69,17 @@ class LocalEngine:
 
     def result(self, task: Task) -> Any:
         """See `Engine`."""
-        future: Future[Any] = task.handle
-        value = future.result()
-        if isinstance(value, tuple) and isinstance(value[0], Loaded):
-            loaded, task.images = value
-            return loaded
-        return value
+        return task.handle.result()
 
     def withdraw(self, task: Task) -> bool:
         """See `Engine`."""
         return bool(task.handle.cancel())
 
     def kill(self, task: Task, image: str) -> None:
-        """See `Engine`; a thread cannot be ended, so the run is."""
+        """See `Engine`; a thread cannot be ended, so the run ends."""
         self._hung = True
         raise HungError(
-            f"no progress at {image} or an image near it; --engine ray survives images that hang their worker"
+            f"no progress at {image} or an image near it; with --engine ray the run survives such images"
         )
 
     def compute_paths(self) -> set[ComputePath]:
@@ -90,13 +87,17 @@ class LocalEngine:
         return {self._embedder.compute_path} if self._used_embedder else set()
 
     def close(self) -> None:
-        """Wait for what runs, unless it hangs; drop what waits."""
+        """Wait for running tasks unless one hangs; drop waiting ones."""
         self._load_pool.shutdown(wait=not self._hung, cancel_futures=True)
         self._work_pool.shutdown(wait=not self._hung, cancel_futures=True)
 
     @cached_property
     def _embedder(self) -> Any:
         return self.plan.embedder(self.workers.count, self.workers.threads)
+
+    def _load(self, task: Task, image_paths: Sequence[str]) -> LoadedChunk:
+        loaded, task.images = self._loader(image_paths)
+        return loaded
 
     def _score(self, a: np.ndarray, b: np.ndarray) -> PairScores:
         limit_threads(self._head, self.workers.threads)

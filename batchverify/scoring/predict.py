@@ -119,7 +119,7 @@ def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
     image_paths = [root.resolve(image) for image in images]
     named = [each for each in image_paths if isinstance(each, str)]
     loaded, pictures = Loader(plan.load, None)(named)
-    entries = {loaded.keys[at]: entry for at, entry in loaded.found.items()}
+    entries = {loaded.keys[at]: entry for at, entry in loaded.cached.items()}
     unread = {at: Entry(b"", None, skipped=each) for at, each in loaded.skipped.items()}
     entries |= {loaded.keys[at]: entry for at, entry in unread.items()}
     keys = [loaded.keys[position] or b"" for position in loaded.missing]

@@ -65,9 +65,9 @@ def test_a_copy_brings_vector_reason_and_message():
     assert not embeddings.vectors[4].any()
 
 
-def test_an_image_lost_sight_of_is_an_error():
+def test_an_image_without_vector_and_reason_is_an_error():
     embeddings = filled()
-    with pytest.raises(BatchverifyError, match="1 images were lost sight of"):
+    with pytest.raises(BatchverifyError, match="1 images have neither a vector nor a reason"):
         embeddings.require_complete()
     embeddings.fail(4, Skipped(Reason.CRASHED))
     embeddings.require_complete()
@@ -93,32 +93,32 @@ def test_reasons_of_finished_rows_are_taken_over():
     assert embeddings.reasons(np.array([0, 3])).to_pylist() == ["no_face", "crashed"]
     assert [embeddings.known(index) for index in range(4)] == [True, False, False, True]
     embeddings.require_complete(np.array([0, 3]))
-    with pytest.raises(BatchverifyError, match="1 images were lost"):
+    with pytest.raises(BatchverifyError, match="1 images have neither"):
         embeddings.require_complete(np.array([0, 2]))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_owners_are_those_of_a_dict(seed):
     generator, count = random.Random(seed), 300
-    # Many want one place, some differ in the kept half's last byte alone, some hold zeros.
+    # Many want one slot, some differ only in the last stored byte, some hold zeros.
     keys = [
-        bytes([generator.randrange(3)]) + bytes(14) + bytes([at % 256]) + generator.randbytes(16)
-        if at % 2
+        bytes([generator.randrange(3)]) + bytes(14) + bytes([number % 256]) + generator.randbytes(16)
+        if number % 2
         else generator.randbytes(32)
-        for at in range(count)
+        for number in range(count)
     ]
     keys = list({key[:16]: key for key in keys}.values())
     owners, slow = ContentIndex(len(keys)), {}
     for _ in range(6000):
-        at = generator.randrange(len(keys))
-        key = keys[at]
+        index = generator.randrange(len(keys))
+        key = keys[index]
         assert owners.get(key) == slow.get(key, -1)
         if generator.random() < 0.2:
             owners.drop(key)
             slow.pop(key, None)
         elif key not in slow:
-            owners.put(key, at)
-            slow[key] = at
+            owners.put(key, index)
+            slow[key] = index
     assert [owners.get(key) for key in keys] == [slow.get(key, -1) for key in keys]
 
 

@@ -14,10 +14,10 @@ from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.engine import scheduler
-from batchverify.engine.base import Engine, Task, WorkerLostError, Workers
+from batchverify.engine.base import Engine, WorkerLostError, Workers
 from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.engine.scheduler import ImageRun, score_pairs
-from batchverify.engine.stages import Embeddings, Loaded
+from batchverify.engine.stages import EmbeddedChunk, LoadedChunk, PairScores
 from batchverify.engine.threads import LocalEngine
 from batchverify.errors import BatchverifyError
 from batchverify.manifest.manifest import Block
@@ -222,8 +222,8 @@ class Forgetful(LocalEngine):
 
     def result(self, task):
         value = super().result(task)
-        kind = "embed" if isinstance(value, Embeddings) else "load" if isinstance(value, Loaded) else "score"
-        if kind == self._lost:
+        kinds = {LoadedChunk: "load", EmbeddedChunk: "embed", PairScores: "score"}
+        if kinds[type(value)] == self._lost:
             self._lost = ""
             self._first()
             raise WorkerLostError("the node is gone")
@@ -280,7 +280,7 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
             raise WorkerLostError("no node left")
 
     with pytest.raises(
-        BatchverifyError, match="rows from 1: 5 workers died while they were scored; the last: no node"
+        BatchverifyError, match="rows from row 1: 5 workers died while scoring them, the last with: no node"
     ):
         list(score_pairs(local(toy_plan(tmp_path)), Lost(), iter([block]), embeddings, Progress(quiet=True)))
 
@@ -300,18 +300,15 @@ def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsy
             return np.zeros(1, np.float32), np.ones(1, np.float32)
 
     list(score_pairs(local(toy_plan(tmp_path)), Slow(), iter([block]), embeddings, Progress()))
-    assert "no progress for 0.1 s: waiting for the scores of 1 rows from 7" in capsys.readouterr().err
+    assert "no progress for 0.1 s: waiting for the scores of 1 rows from row 7" in capsys.readouterr().err
 
 
 class Sleepy(LocalEngine):
-    """Takes its time to look at a chunk."""
+    """Takes half a second to load a chunk."""
 
-    def load(self, image_paths):
-        def later():
-            time.sleep(0.5)
-            return self._loader(image_paths)
-
-        return Task(self._load_pool.submit(later))
+    def _load(self, task, image_paths):
+        time.sleep(0.5)
+        return super()._load(task, image_paths)
 
 
 def test_patience_says_what_it_waits_for(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The stages on a Ray cluster: nodes, actor pools, paths that all nodes see, and jobs that are submitted.
+"""The engine on a Ray cluster: its nodes and actors, the paths that all nodes must see, submitted commands.
 
-In: the same chunks as `engine.threads`. Out: the same results, whatever dies on the way.
+In: the same chunks as `engine.threads`. Out: the same results, even if workers and nodes die.
 """

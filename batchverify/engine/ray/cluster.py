@@ -1,4 +1,4 @@
-"""A Ray cluster: its nodes cut into workers, and the actor pool that survives deaths."""
+"""A Ray cluster: how its nodes are divided into workers, and a pool of actors that replaces those that die."""
 
 from __future__ import annotations
 
@@ -13,32 +13,29 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from batchverify.engine.base import GPU_CHUNK, Workers
+from batchverify.engine.base import GPU_CHUNK, Workers, workers_per_gpu
 from batchverify.errors import BatchverifyError, UsageError, first_line
 from batchverify.runtime.devices import available_cpus
 
 log = logging.getLogger(__name__)
 
-# So long a start waits for a first node with CPUs (GPUs): an autoscaled cluster may have to fetch its image.
+# How long a start waits for a first node with CPUs (GPUs): an autoscaled cluster may have to fetch its image.
 NODE_SECONDS = 600.0
+# Waiting for a node, or for Ray to place workers, is reported at these intervals.
 SAY_SECONDS = 60.0
-# The processes of a dying node end one after the other.
+PLACING_SECONDS = 60.0
+# The processes of a dying node do not all end at once.
 GRACE_SECONDS = 0.3
 ANSWER_SECONDS = 3.0
-# Workers take turns on a GPU while others are busy with Python, where each has so many CPUs.
-MOST_PER_GPU = 4
-CPUS_PER_GPU_WORKER = 2
-# Silence for this long while no worker has a place is reported.
-PLACING_SECONDS = 60.0
-# How often the list of nodes is looked at.
+# How often the list of nodes is read.
 REFRESH_SECONDS = 5.0
-# Workers of a node that die one after the other while they start; more, and something is wrong with it.
+# If so many workers of a node die in a row while they start, the run ends.
 START_TRIES = 3
 
 
 @dataclass(frozen=True)
 class Share:
-    """How the workers of a node are cut. gpu: of each, perhaps a fraction."""
+    """The workers of a node. gpu: GPUs of each worker, perhaps a fraction."""
 
     workers: Workers
     gpu: float = 0.0
@@ -46,7 +43,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster. id: Ray's. address, port: of its raylet. cpus, gpus: those that Ray may use."""
+    """A node of the cluster. id: Ray's. address, port: of its raylet. cpus, gpus: how many Ray may use."""
 
     id: str
     address: str
@@ -55,18 +52,19 @@ class Node:
     gpus: int
 
     def share(self, *, use_gpus: bool) -> Share | None:
-        """The workers that fit here; None where there is no CPU, or no GPU although GPUs are used."""
+        """The workers that fit on this node; None without a CPU, or without a GPU if GPUs are used."""
         if not self.cpus or (use_gpus and not self.gpus):
             return None
         if not use_gpus:
             return Share(Workers.for_cpus(self.cpus))
-        each = max(1, min(MOST_PER_GPU, self.cpus // (CPUS_PER_GPU_WORKER * self.gpus)))
-        count = min(self.cpus, each * self.gpus)
-        # What the workers leave decodes: Ray's loads ask for no CPU.
-        return Share(Workers(count, self.cpus // count, max(count, self.cpus - count), GPU_CHUNK), 1 / each)
+        per_gpu = workers_per_gpu(self.cpus, self.gpus)
+        count = min(self.cpus, per_gpu * self.gpus)
+        # The other CPUs decode: load tasks do not reserve any.
+        workers = Workers(count, self.cpus // count, max(count, self.cpus - count), GPU_CHUNK)
+        return Share(workers, 1 / per_gpu)
 
     def answers(self) -> bool:
-        """Whether its raylet is there: Ray itself takes up to a minute to notice that a machine is gone."""
+        """Whether its raylet accepts connections: Ray takes up to a minute to notice that a machine is gone."""
         try:
             socket.create_connection((self.address, self.port), timeout=ANSWER_SECONDS).close()
         except OSError:
@@ -78,50 +76,50 @@ class Node:
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes of the cluster that this process has joined, as far as Ray knows."""
+    """The nodes of the cluster, as far as Ray knows."""
     import ray
 
     return [
         Node(
-            each["NodeID"],
-            each["NodeManagerAddress"],
-            each["NodeManagerPort"],
-            int(each["Resources"].get("CPU", 0)),
-            int(each["Resources"].get("GPU", 0)),
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["NodeManagerPort"],
+            int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
         )
-        for each in ray.nodes()
-        if each["Alive"]
+        for node in ray.nodes()
+        if node["Alive"]
     ]
 
 
 def uses_gpus(nodes: Sequence[Node], device: str) -> bool:
-    """Whether a run on these nodes is one on GPUs: one compute path a run, no mixture."""
+    """Whether a run on these nodes uses GPUs. A run uses either GPUs or CPUs, so that it has one compute path."""
     return device != "cpu" and any(node.gpus and node.cpus for node in nodes)
 
 
 def cluster_workers(nodes: Sequence[Node], *, use_gpus: bool) -> Workers:
-    """The workers of all nodes together; `threads` are those of the largest. Raises `BatchverifyError` for none."""
+    """The workers of all nodes together; `threads` is the largest number. Raises `BatchverifyError` for none."""
     shares = [share.workers for node in nodes if (share := node.share(use_gpus=use_gpus)) is not None]
     if not shares:
         raise BatchverifyError("the Ray cluster has no node with a free CPU to run workers on")
     return Workers(
-        sum(each.count for each in shares),
-        max(each.threads for each in shares),
-        sum(each.loaders for each in shares),
-        max(each.chunk for each in shares),
+        sum(workers.count for workers in shares),
+        max(workers.threads for workers in shares),
+        sum(workers.loaders for workers in shares),
+        max(workers.chunk for workers in shares),
     )
 
 
 def first_nodes(device: str, *, may_grow: bool) -> list[Node]:
-    """The nodes to start on, waiting for one that can work: an autoscaled cluster may begin with none.
+    """The nodes to start on. Waits for one that can work, because an autoscaled cluster may start without.
 
-    may_grow: whether others may join. Raises `UsageError` where there is none.
+    may_grow: whether nodes may join. Raises `UsageError` if there is no such node.
     """
     if device.startswith("cuda:"):
         raise UsageError(f"--device {device}: under Ray every worker is given a GPU; --device cuda")
     deadline = time.monotonic() + NODE_SECONDS * may_grow
     wants_gpus = device.startswith("cuda")
-    said = 0.0
+    reported = 0.0
     while True:
         nodes = alive_nodes()
         if any(node.share(use_gpus=wants_gpus) for node in nodes):
@@ -129,20 +127,20 @@ def first_nodes(device: str, *, may_grow: bool) -> list[Node]:
         what = "a GPU and a CPU" if wants_gpus else "a CPU"
         if time.monotonic() >= deadline:
             raise UsageError(f"no node of the Ray cluster has {what} for workers ({len(nodes)} nodes)")
-        if time.monotonic() - said > SAY_SECONDS:
+        if time.monotonic() - reported > SAY_SECONDS:
             log.warning("waiting for a node with %s to join the cluster (%d nodes now)", what, len(nodes))
-            said = time.monotonic()
+            reported = time.monotonic()
         time.sleep(1)
 
 
 def node_lives(node: Node) -> bool:
-    """Whether a node whose worker just died is still there a moment later."""
+    """Whether a node is still there a moment after one of its workers died."""
     time.sleep(GRACE_SECONDS)
     return node.answers()
 
 
 def on_node(node: Node, *, soft: bool) -> Any:
-    """Ray's strategy for a task or actor of one node. soft: elsewhere, when that node is gone."""
+    """Ray's strategy for a task or actor of one node. soft: another node may take it if that one is gone."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node.id, soft=soft)
@@ -167,7 +165,7 @@ def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
         "configure_logging": True,
     }
     if address is None:
-        # The machine is ours: workers at nice 15 would lose against everything else on it.
+        # On this machine workers at nice 15, Ray's default, would wait for all other processes.
         os.environ.setdefault("RAY_worker_niceness", "0")
         options |= {"address": "local", "num_cpus": num_cpus or available_cpus(), "include_dashboard": False}
     else:
@@ -177,10 +175,10 @@ def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
     try:
         ray.init(**options)
         if on_main_thread:
-            # Ray puts its own in place, which ends the process without the end that we give a run.
+            # Ray replaces it by a handler that ends the process without our clean-up.
             signal.signal(signal.SIGTERM, handler)
     except (ConnectionError, RuntimeError, ValueError) as exc:
-        hint = "; a cluster with token authentication wants RAY_AUTH_MODE=token set here" if address else ""
+        hint = "; for a cluster with token authentication set RAY_AUTH_MODE=token" if address else ""
         raise BatchverifyError(
             f"Ray could not be started or reached ({address or 'local'}): {exc}{hint}"
         ) from exc
@@ -188,7 +186,7 @@ def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
 
 @dataclass(eq=False)
 class PooledActor:
-    """An actor and its node. tasks: how many it has."""
+    """An actor and its node. tasks: how many it has been given and not finished."""
 
     handle: Any
     node: Node
@@ -197,9 +195,9 @@ class PooledActor:
 
 @dataclass
 class ActorPool:
-    """The actors of a run, by node. `start` makes one actor on a node.
+    """The actors of a run. start: creates one actor on a node.
 
-    An actor counts once it has answered: no task is given to one that waits for its place, so none is blamed.
+    An actor gets tasks only after it has answered once, so that no task is blamed for one that Ray cannot place.
     """
 
     start: Callable[[Node, Share], Any]
@@ -212,14 +210,14 @@ class ActorPool:
     _next_look: float = 0.0
 
     def workers(self) -> Workers:
-        """What is ready for work; what is expected while nothing is."""
+        """The actors that are ready; while there are none, those that are expected."""
         if not self.nodes:
             return Workers(1, 1, 1)
         planned = cluster_workers(list(self.nodes.values()), use_gpus=self.use_gpus)
         return replace(planned, count=len(self.actors) or planned.count)
 
     def take(self, nodes: Iterable[Node]) -> list[Node]:
-        """Start actors on those nodes that are new and can work; returns these."""
+        """Start actors on the nodes that are new and can work; returns these nodes."""
         fresh = []
         for node in nodes:
             share = node.share(use_gpus=self.use_gpus)
@@ -232,72 +230,72 @@ class ActorPool:
         return fresh
 
     def refresh(self) -> None:
-        """Look for nodes that joined or left, every few seconds, and take in actors that have answered."""
+        """Look every few seconds for nodes that joined or left, and admit the actors that have answered."""
         if time.monotonic() >= self._next_look:
             alive = alive_nodes()
             for node in self.take(alive):
                 log.info("node %s joined", node)
-            for node in [each for each in self.nodes.values() if each.id not in {one.id for one in alive}]:
-                self.drop(node)
+            for node_id in self.nodes.keys() - {node.id for node in alive}:
+                self.drop(self.nodes[node_id])
             self._next_look = time.monotonic() + REFRESH_SECONDS
         self._admit(timeout=0)
 
     def idlest(self, near: Node | None = None) -> PooledActor:
-        """The ready actor with the fewest tasks, of equals one on node `near`; waits, and says so, for one."""
-        said = time.monotonic()
+        """The ready actor with the fewest tasks, preferably on node `near`; waits while there is none."""
+        reported = time.monotonic()
         while not self.actors:
             self._admit(timeout=1)
             self.refresh()
-            if not self.actors and time.monotonic() - said > PLACING_SECONDS:
-                said = time.monotonic()
+            if not self.actors and time.monotonic() - reported > PLACING_SECONDS:
+                reported = time.monotonic()
                 log.warning(
-                    "waiting for the cluster to place workers (%d nodes, %d workers asked for); "
-                    "are others holding it?",
+                    "waiting for the cluster to place workers (%d nodes, %d workers requested); "
+                    "do other jobs use it?",
                     len(self.nodes),
                     len(self._pending),
                 )
-        return min(self.actors, key=lambda each: (each.tasks, each.node != near))
+        return min(self.actors, key=lambda actor: (actor.tasks, actor.node != near))
 
-    def lost(self, pooled: PooledActor) -> bool:
-        """An actor died: it is replaced, or, when its node died, all of the node's are given up; whether so."""
+    def lost(self, actor: PooledActor) -> bool:
+        """Replace an actor that died, or drop its node if that died too; returns whether the node did."""
         import ray
 
-        if pooled not in self.actors:
-            return pooled.node.id not in self.nodes
-        if not node_lives(pooled.node):
-            self.drop(pooled.node)
+        if actor not in self.actors:
+            return actor.node.id not in self.nodes
+        if not node_lives(actor.node):
+            self.drop(actor.node)
             return True
-        ray.kill(pooled.handle)
-        self.actors.remove(pooled)
-        self._replace(pooled)
+        ray.kill(actor.handle)
+        self.actors.remove(actor)
+        self._replace(actor)
         return False
 
     def drop(self, node: Node) -> None:
-        """Give up a node that is gone."""
+        """Remove a node that is gone, with its actors."""
         if self.nodes.pop(node.id, None) is not None:
-            log.warning("node %s is gone: what it was doing is done again", node)
-        self.actors = [each for each in self.actors if each.node != node]
-        self._pending = {ref: each for ref, each in self._pending.items() if each.node != node}
+            log.warning("node %s is gone: its tasks are repeated", node)
+        self.actors = [actor for actor in self.actors if actor.node != node]
+        self._pending = {ref: actor for ref, actor in self._pending.items() if actor.node != node}
 
     def close(self) -> None:
         """End all actors."""
         import ray
 
-        for each in (*self.actors, *self._pending.values()):
-            ray.kill(each.handle)
+        for actor in (*self.actors, *self._pending.values()):
+            ray.kill(actor.handle)
         self.actors, self._pending = [], {}
 
-    def _replace(self, pooled: PooledActor) -> None:
-        share = pooled.node.share(use_gpus=self.use_gpus)
+    def _replace(self, actor: PooledActor) -> None:
+        share = actor.node.share(use_gpus=self.use_gpus)
         if share is not None:
-            self._start_one(pooled.node, share)
+            self._start_one(actor.node, share)
 
     def _start_one(self, node: Node, share: Share) -> None:
-        actor = self.start(node, share)
-        self._pending[actor.ready.remote()] = PooledActor(actor, node)
+        handle = self.start(node, share)
+        self._pending[handle.ready.remote()] = PooledActor(handle, node)
 
     def _admit(self, timeout: float) -> None:
-        """Take in the actors that have answered."""
+        """Let the pending actors that have answered take part."""
         import ray
 
         if not self._pending:
@@ -306,31 +304,33 @@ class ActorPool:
         count = 1 if timeout else len(self._pending)
         answered, _ = ray.wait(list(self._pending), num_returns=count, timeout=timeout)
         for ref in answered:
-            pooled = self._pending.pop(ref, None)
-            if pooled is None:
+            actor = self._pending.pop(ref, None)
+            if actor is None:
                 continue
             try:
                 problem = ray.get(ref)
             except ray.exceptions.RayError as exc:
-                self._failed_start(pooled, exc)
+                self._failed_start(actor, exc)
                 continue
             if problem:
-                log.warning("node %s takes no part: %s", pooled.node, problem)
-                self.drop(pooled.node)
+                log.warning("node %s is not used: %s", actor.node, problem)
+                self.drop(actor.node)
             else:
-                self.actors.append(pooled)
-                self._failed_starts.pop(pooled.node.id, None)
+                self.actors.append(actor)
+                self._failed_starts.pop(actor.node.id, None)
 
-    def _failed_start(self, pooled: PooledActor, exc: Exception) -> None:
-        """An actor died before it answered: try again, unless its node died or nothing starts there."""
-        if not node_lives(pooled.node):
-            self.drop(pooled.node)
+    def _failed_start(self, actor: PooledActor, exc: Exception) -> None:
+        """An actor died before it answered: start another one, unless its node died or too many failed."""
+        if not node_lives(actor.node):
+            self.drop(actor.node)
             return
-        self._failed_starts[pooled.node.id] += 1
-        first = first_line(exc)
-        if self._failed_starts[pooled.node.id] >= START_TRIES:
+        self._failed_starts[actor.node.id] += 1
+        reason = first_line(exc)
+        if self._failed_starts[actor.node.id] >= START_TRIES:
             raise BatchverifyError(
-                f"a Ray worker could not be started, {START_TRIES} times in a row: {first}"
+                f"a Ray worker could not be started, {START_TRIES} times in a row: {reason}"
             ) from exc
-        log.warning("a worker of node %s died while it started, another is tried: %s", pooled.node, first)
-        self._replace(pooled)
+        log.warning(
+            "a worker of node %s died during its start, another one is started: %s", actor.node, reason
+        )
+        self._replace(actor)

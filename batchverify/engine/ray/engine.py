@@ -1,4 +1,4 @@
-"""The stages on Ray: load tasks feed actors that embed and score, on every node of a cluster."""
+"""The engine on Ray: tasks load images, actors embed and score them, on every node of a cluster."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from batchverify.engine.ray.cluster import (
 )
 from batchverify.engine.ray.shared_paths import SharedPaths
 from batchverify.engine.stages import (
-    Embeddings,
-    Image,
-    Loaded,
+    EmbeddedChunk,
+    LoadedChunk,
+    LoadedImage,
     Loader,
     PairScores,
     embed_images,
@@ -39,13 +39,13 @@ from batchverify.process import keep_freed_memory
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
 
-# Images that lose so many nodes are suspects: in a container an image that takes all memory ends the node.
+# An image that loses more nodes is suspected of killing them: in a container, running out of memory ends the node.
 NODE_LOSSES = 2
 
 
 def load_chunk(
     plan: WorkPlan, index: KeyIndex | None, image_paths: Sequence[str]
-) -> tuple[Loaded, list[Image]]:
+) -> tuple[LoadedChunk, list[LoadedImage]]:
     """The body of a load task."""
     from batchverify.faces.images import own_process
 
@@ -54,15 +54,15 @@ def load_chunk(
 
 
 @dataclass(frozen=True)
-class _Embedded:
-    """What an actor answers."""
+class _EmbedAnswer:
+    """What `PairWorker.embed` returns."""
 
-    embeddings: Embeddings
+    chunk: EmbeddedChunk
     compute_path: ComputePath
 
 
 class PairWorker:
-    """The body of an actor: builds the embedder when first asked for it, then keeps it."""
+    """The body of an actor. It builds the embedder for the first images and keeps it."""
 
     def __init__(self, plan: WorkPlan, threads: int, paths: SharedPaths | None = None) -> None:
         keep_freed_memory()
@@ -70,29 +70,31 @@ class PairWorker:
         self._embedder: Any = None
 
     def ready(self) -> str:
-        """Answers once the actor has its place: what keeps its node from taking part, or nothing."""
+        """Answer once the actor runs: why its node cannot be used, empty if it can."""
         return self._paths.problem_here() if self._paths is not None else ""
 
-    def embed(self, images: list[Image], positions: Sequence[int], keys: Sequence[bytes]) -> _Embedded:
-        """The entries of some images, and what computed them."""
+    def embed(
+        self, images: list[LoadedImage], positions: Sequence[int], keys: Sequence[bytes]
+    ) -> _EmbedAnswer:
+        """Embed the images at `positions`."""
         if self._embedder is None:
             self._embedder = self.plan.embedder(1, self._threads)
         chosen = [images[position] for position in positions]
-        embeddings = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
-        return _Embedded(embeddings, self._embedder.compute_path)
+        chunk = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
+        return _EmbedAnswer(chunk, self._embedder.compute_path)
 
     def score(self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
-        """The scores of pairs of indices into `vectors`."""
+        """Score pairs of indices into `vectors`."""
         limit_threads(head, self._threads)
         return score_indices(head, vectors, a, b)
 
 
 class RayEngine:
-    """The stages on a Ray cluster, or on a Ray started here and ended with the engine.
+    """Runs the stages on a Ray cluster, or on a local Ray that ends with the engine.
 
-    address: `None` starts one, else `auto` or `HOST:PORT`. A worker that dies costs the task it had
-    (`WorkerLostError`, or `NodeLostError` when its node died, too); its actor is replaced. Nodes that join are
-    used. Nothing is retried by Ray itself: the scheduler does.
+    address: `auto` or `HOST:PORT` of a cluster, `None` to start a local Ray. If a worker dies, its task fails with
+    `WorkerLostError`, or with `NodeLostError` if its node died too, and its actor is replaced. Nodes that join are
+    used. Ray itself retries nothing; the scheduler does.
     """
 
     name = "ray"
@@ -111,20 +113,21 @@ class RayEngine:
         self._ray = ray
         self.plan = plan
         self._in_flight: dict[Any, PooledActor] = {}
-        # Where images were loaded, and what is known to have been on nodes that went.
+        # The node of each load task, and the number of load tasks of each node.
         self._loaded_on: WeakKeyDictionary[Task, Node] = WeakKeyDictionary()
-        self._what: WeakKeyDictionary[Task, Sequence[Any]] = WeakKeyDictionary()
-        self._losses: Counter[Any] = Counter()
         self._loads: Counter[str] = Counter()
+        # The image paths or keys of each task, and how often each of these was lost with a node.
+        self._contents: WeakKeyDictionary[Task, Sequence[Any]] = WeakKeyDictionary()
+        self._losses: Counter[Any] = Counter()
         self._paths: SharedPaths | None = None
         self._shared: tuple[Any, ...] = ()
         self._compute_paths: set[ComputePath] = set()
         self._ours = not ray.is_initialized()
         if self._ours:
             start_ray(address, num_cpus, verbose)
-        # Zero CPUs: the actors hold them all, and the scheduler bounds how many loads are in flight.
+        # No CPUs are reserved: the actors have them all, and the scheduler bounds the number of load tasks.
         self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
-        # An actor that died is replaced, not restarted: calls to one that is restarting fail like its own death.
+        # A dead actor is replaced, not restarted: calls during a restart would fail like another death.
         self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(PairWorker)
         self._pool = ActorPool(self._new_actor, use_gpus=False)
         try:
@@ -133,13 +136,13 @@ class RayEngine:
             self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
             self._pool.take(nodes)
         except BaseException:
-            # Ctrl-C, too: nobody holds the engine yet who could close it.
+            # Also after Ctrl-C: the caller has no engine to close yet.
             self.close()
             raise
 
     @property
     def workers(self) -> Workers:
-        """The workers that are ready; those expected while none is."""
+        """See `Engine`; those that are expected while none is ready."""
         return self._pool.workers()
 
     def require_shared(self, output: str | None, image_paths: Sequence[str | Skipped]) -> None:
@@ -151,30 +154,30 @@ class RayEngine:
     def load(self, image_paths: Sequence[str]) -> Task:
         """See `Engine`."""
         node = self._loading_node()
-        # A task without needs would run beside the driver; here actors find their images on their own node.
-        task = self._load_task.options(scheduling_strategy=on_node(node, soft=True))
-        handle, images = task.remote(self._plan_ref, self._index_ref, image_paths)
+        # Images are loaded on the node of the actor that will embed them, not beside the driver.
+        load_task = self._load_task.options(scheduling_strategy=on_node(node, soft=True))
+        handle, images = load_task.remote(self._plan_ref, self._index_ref, image_paths)
         task = Task(handle, images)
         self._loads[node.id] += 1
-        self._loaded_on[task], self._what[task] = node, image_paths
+        self._loaded_on[task], self._contents[task] = node, image_paths
         return task
 
     def embed(self, loaded: Task, positions: Sequence[int], keys: Sequence[bytes]) -> Task:
         """See `Engine`."""
-        pooled = self._pool.idlest(self._loaded_on.get(loaded))
-        task = self._sent(pooled, pooled.handle.embed.remote(loaded.images, positions, keys))
-        self._what[task] = keys
+        actor = self._pool.idlest(self._loaded_on.get(loaded))
+        task = self._track(actor, actor.handle.embed.remote(loaded.images, positions, keys))
+        self._contents[task] = keys
         return task
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
-        """See `Engine`: one copy in each node's object store, which all of its actors map."""
+        """See `Engine`; each node has one copy in its object store, which its actors map into memory."""
         self._shared = (self._ray.put(head), self._ray.put(vectors))
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Task:
         """See `Engine`."""
         self._pool.refresh()
-        pooled = self._pool.idlest()
-        return self._sent(pooled, pooled.handle.score.remote(*self._shared, a, b))
+        actor = self._pool.idlest()
+        return self._track(actor, actor.handle.score.remote(*self._shared, a, b))
 
     def wait(self, tasks: Iterable[Task], timeout: float) -> list[Task]:
         """See `Engine`."""
@@ -186,22 +189,22 @@ class RayEngine:
     def result(self, task: Task) -> Any:
         """See `Engine`."""
         errors = self._ray.exceptions
-        pooled = self._in_flight.pop(task.handle, None)
-        if pooled is not None:
-            pooled.tasks -= 1
+        actor = self._in_flight.pop(task.handle, None)
+        if actor is not None:
+            actor.tasks -= 1
         elif task in self._loaded_on:
             self._loads[self._loaded_on[task].id] -= 1
         try:
             value = self._ray.get(task.handle)
         except (errors.TaskUnschedulableError, errors.ActorUnschedulableError) as exc:
-            raise BatchverifyError(f"the cluster has no place for a task: {first_line(exc)}") from exc
+            raise BatchverifyError(f"the cluster cannot place a task: {first_line(exc)}") from exc
         except (
             errors.WorkerCrashedError,
             errors.RayActorError,
             errors.OutOfMemoryError,
             errors.NodeDiedError,
         ) as exc:
-            raise self._lost(task, exc, node=self._node_died(task, pooled, exc)) from exc
+            raise self._lost(task, exc, node=self._node_died(task, actor, exc)) from exc
         except errors.ObjectLostError as exc:
             raise self._lost(task, exc, node=True) from exc
         except errors.TaskCancelledError as exc:
@@ -210,13 +213,13 @@ class RayEngine:
             if isinstance(exc.cause, errors.ObjectLostError):
                 raise self._lost(task, exc.cause, node=True) from exc
             raise exc.cause if isinstance(exc.cause, BatchverifyError) else exc from None
-        if isinstance(value, _Embedded):
+        if isinstance(value, _EmbedAnswer):
             self._compute_paths.add(value.compute_path)
-            return value.embeddings
+            return value.chunk
         return value
 
     def withdraw(self, task: Task) -> bool:
-        """See `Engine`: an actor does not tell what it has begun."""
+        """See `Engine`; an actor does not tell which tasks it has started."""
         return False
 
     def kill(self, task: Task, image: str) -> None:
@@ -231,7 +234,7 @@ class RayEngine:
         return self._compute_paths
 
     def close(self) -> None:
-        """End the actors, and Ray itself where it was started here."""
+        """End the actors, and Ray if it was started here."""
         self._pool.close()
         if self._paths is not None:
             self._paths.close()
@@ -245,16 +248,16 @@ class RayEngine:
         return actor.remote(self.plan, share.workers.threads, self._paths)
 
     def _loading_node(self) -> Node:
-        """The node whose actors have the fewest loads under way for them."""
-        actors = Counter(pooled.node.id for pooled in self._pool.actors)
+        """The node that has the fewest load tasks per actor."""
+        actors = Counter(actor.node.id for actor in self._pool.actors)
         ready = [node for node in self._pool.nodes.values() if actors[node.id]]
         nodes = ready or list(self._pool.nodes.values()) or [self._pool.idlest().node]
         return min(nodes, key=lambda node: (self._loads[node.id] + 1) / max(1, actors[node.id]))
 
-    def _node_died(self, task: Task, pooled: PooledActor | None, exc: Exception) -> bool:
-        """Whether a task was lost with its node; replaces the actor or gives up the node."""
-        if pooled is not None:
-            return self._pool.lost(pooled)
+    def _node_died(self, task: Task, actor: PooledActor | None, exc: Exception) -> bool:
+        """Whether a task was lost with its node; replaces the actor or drops the node."""
+        if actor is not None:
+            return self._pool.lost(actor)
         node = self._loaded_on.get(task)
         if isinstance(exc, self._ray.exceptions.NodeDiedError) or node is None:
             return True
@@ -263,14 +266,14 @@ class RayEngine:
         return node.id not in self._pool.nodes
 
     def _lost(self, task: Task, exc: Exception, *, node: bool) -> WorkerLostError:
-        """The error for a lost task: its images are innocent of their node's death, the first few times."""
-        what = self._what.get(task, ())
+        """The error for a lost task. node: its node died, for which images are not blamed the first few times."""
+        contents = self._contents.get(task, ())
         if node:
-            self._losses.update(what)
-        blamed = not node or any(self._losses[each] > NODE_LOSSES for each in what)
+            self._losses.update(contents)
+        blamed = not node or any(self._losses[image] > NODE_LOSSES for image in contents)
         return WorkerLostError(str(exc)) if blamed else NodeLostError(str(exc))
 
-    def _sent(self, pooled: PooledActor, ref: Any) -> Task:
-        self._in_flight[ref] = pooled
-        pooled.tasks += 1
+    def _track(self, actor: PooledActor, ref: Any) -> Task:
+        self._in_flight[ref] = actor
+        actor.tasks += 1
         return Task(ref)

@@ -1,4 +1,4 @@
-"""A cluster's nodes cut into workers, one by one and together; addresses that are refused."""
+"""How the nodes of a cluster are divided into workers, how actors are replaced, and which addresses are refused."""
 
 import os
 import socket
@@ -41,7 +41,7 @@ def node(cpus: int, gpus: int = 0, port: int = 1) -> Node:
         (0, 0, None),
     ],
 )
-def test_a_node_is_cut_so_that_all_its_workers_find_a_place(cpus, gpus, expected):
+def test_a_node_is_divided_so_that_all_its_workers_can_be_placed(cpus, gpus, expected):
     share = node(cpus, gpus).share(use_gpus=gpus > 0)
     assert share == expected
     if share is not None:
@@ -94,7 +94,7 @@ def test_under_ray_no_gpu_is_chosen_by_number():
 
 
 def stillborn() -> type:
-    """An actor's class that Ray sends as it is: its workers cannot import a test."""
+    """An actor's class that Ray ships by value: its workers cannot import a test."""
 
     class Stillborn:
         """Dies with its process while it starts, as long as `deaths` has fewer lines than `count`."""
@@ -144,10 +144,10 @@ def pool_of(ray, tmp_path):
 def test_a_worker_that_dies_while_it_starts_is_replaced(pool_of, tmp_path, caplog):
     pool = pool_of(START_TRIES - 1)
     pool.take(alive_nodes())
-    pooled = pool.idlest()
-    assert pool.actors == [pooled]
+    actor = pool.idlest()
+    assert pool.actors == [actor]
     assert len((tmp_path / "deaths").read_text().splitlines()) == START_TRIES - 1
-    assert "died while it started, another is tried" in caplog.text
+    assert "died during its start, another one is started" in caplog.text
 
 
 def test_workers_that_never_start_end_the_run(pool_of):

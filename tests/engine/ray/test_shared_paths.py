@@ -1,4 +1,4 @@
-"""What nodes see: markers, images that some of them lack, a worker's own look."""
+"""Markers, images that only some nodes have, and the check that a worker makes itself."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ ONE, TWO = Node("a" * 56, "10.0.0.1", 1, 1, 0), Node("b" * 56, "10.0.0.2", 1, 1,
 
 
 def test_images_that_one_node_lacks_are_named_with_both_nodes():
-    message = r"/p/2.jpg: node 10.0.0.1 \(aaaaaaaa\) has this image, node 10.0.0.2 \(bbbbbbbb\) has not"
+    message = r"/p/2.jpg: node 10.0.0.1 \(aaaaaaaa\) has this image, node 10.0.0.2 \(bbbbbbbb\) does not"
     with pytest.raises(UsageError, match=message):
         require_alike({ONE: [False, True], TWO: [False, False]}, ["/p/1.jpg", "/p/2.jpg"])
-    # What nobody has is a row that is not found, and no question of sharing.
+    # An image that no node has is `not_found` in its rows, not an error of sharing.
     require_alike({ONE: [False, True], TWO: [False, True]}, ["/p/1.jpg", "/p/2.jpg"])
 
 

@@ -1,4 +1,4 @@
-"""`submit` before a cluster is there: what goes along, which paths and addresses are refused, and why."""
+"""`submit` without a cluster: what is sent along, which paths and addresses are refused, and why."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_what_goes_along(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("ABSENT_OF_TEST", "--env ABSENT_OF_TEST: this variable is not set here"),
-        ("KEY=hush", "--env KEY: give the name alone; others can read a command line's values"),
+        ("KEY=hush", "--env KEY: give only the name; other users can read the values on a command line"),
     ],
 )
 def test_variables_that_cannot_go_along(name, message):
@@ -64,9 +64,12 @@ def test_variables_that_cannot_go_along(name, message):
     [
         (
             "score s3://b/p.csv -o out.parquet",
-            "out.parquet: a relative output would go with the job's folder",
+            "out.parquet: a relative output would be deleted with the job's folder",
         ),
-        ("score s3://b/p.csv -o s3://b/out --cache c", "c: a relative cache would go with the job's folder"),
+        (
+            "score s3://b/p.csv -o s3://b/out --cache c",
+            "c: a relative cache would be deleted with the job's folder",
+        ),
         ("score p.csv -o s3://b/out", "p.csv: a relative path means nothing on the cluster"),
         (
             "score s3://b/p.csv -o s3://b/out --head h.safetensors",
@@ -100,9 +103,12 @@ def test_a_relative_manifest_must_lie_in_the_working_folder(tmp_path):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("ray://head:10001", "give its http://HEAD:8265; ray:// is Ray Client's, which breaks long jobs"),
-        ("head:6379", "--address head:6379: submit talks to the cluster's job server"),
-        ("auto", "--address auto: submit talks to the cluster's job server"),
+        (
+            "ray://head:10001",
+            "job server, http://HEAD:8265; ray:// is for Ray Client, which breaks long jobs",
+        ),
+        ("head:6379", "--address head:6379: submit needs the address of the cluster's job server"),
+        ("auto", "--address auto: submit needs the address of the cluster's job server"),
     ],
 )
 def test_addresses_that_are_no_job_server(address, message):
@@ -147,7 +153,7 @@ def test_an_empty_variable_leaves_messages_readable():
         "import os; os.environ |= {'EMPTY': '', 'KEY': 'hush'}\n"
         "from batchverify.engine.ray.submit import JobServer\n"
         f"server = JobServer.__new__(JobServer); server.address = '{url}'\n"
-        "with server._ours(['', 'hush']): raise RuntimeError('no place for hush')"
+        "with server._our_errors(['', 'hush']): raise RuntimeError('no place for hush')"
     )
     assert done.stderr.endswith(f"{url}: no place for ***\n")
 

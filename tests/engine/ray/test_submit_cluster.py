@@ -97,7 +97,7 @@ def test_a_token_is_asked_for(cluster, tmp_path, token):
     done = submit(cluster, "--status", "nobody", RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert done.returncode == 2
     assert (
-        "the cluster wants a token and this one is missing or wrong: put it into RAY_AUTH_TOKEN"
+        "the cluster requires a token, and it is missing or wrong: set RAY_AUTH_TOKEN to the token"
         in done.stderr
     )
 
@@ -126,7 +126,7 @@ def test_a_job_outlives_its_nodes_and_gives_what_a_local_run_gives(cluster, ship
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert err.count("is gone: what it was doing is done again") == 2
+    assert err.count("is gone: its tasks are repeated") == 2
     summary = json.loads(out)
     assert (summary["embedded"], summary["failed"], summary["failed_rows"]) == (24, 0, 0)
     assert TOKEN not in out + err
