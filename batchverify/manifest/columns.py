@@ -15,7 +15,17 @@ TRUE_LABEL = "true_label"
 LABEL = "label"
 # Of a file that `evaluate --export-worst` wrote; `probability` beside it is that of the run behind it.
 PREDICTED_LABEL = "predicted_label"
-SCORE_COLUMNS = ("probability", "label", "similarity", "status", "error_a", "error_b")
+# The columns that scoring appends to the manifest's.
+SCORE_SCHEMA = pa.schema(
+    {
+        "probability": pa.float32(),
+        "label": pa.int8(),
+        "similarity": pa.float32(),
+        "status": pa.string(),
+        "error_a": pa.string(),
+        "error_b": pa.string(),
+    }
+)
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": None, "None": None, "False": 0, "True": 1, "nan": None}
 _BAD = -1
 # Canonical numbers only: a cell such as 007, 1.50 or +3 would not survive the way there and back.
@@ -37,7 +47,7 @@ def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
         if names.count(name) > 1:
             raise ManifestError(f"{file}: column '{name}' stands there {names.count(name)} times")
         reviewed = name == "probability" and PREDICTED_LABEL in names
-        if name in {TRUE_LABEL, *SCORE_COLUMNS} - {LABEL} and not reviewed:
+        if name in {TRUE_LABEL, *SCORE_SCHEMA.names} - {LABEL} and not reviewed:
             raise ManifestError(f"{file}: column '{name}' is a name of the output; rename it in the manifest")
 
 

@@ -1,4 +1,4 @@
-"""A job: the checked manifest with its settings, the work plan of its workers, the engine it runs on."""
+"""A job: the manifest with its settings, the work plan for its workers, and the engine it runs on."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ from batchverify.runtime.devices import available_cpus
 from batchverify.storage.location import Location
 from batchverify.version import __version__
 
-# Raised whenever rows come out otherwise than before for the same document and vectors.
+# Incremented when the same document and vectors would give other rows.
 ROWS_FORMAT = 3
-# Up to so many images to embed, some minutes of work, threads are the faster engine: on two cores a local Ray
-# takes 8 s to start and stop and a fifth of the rate. Beyond, it matters more that no image can end the run.
+# Up to this many images to embed (some minutes of work) threads are faster: on two cores a local Ray takes 8 s to
+# start and stop and costs a fifth of the rate. Beyond, it matters more that no image can end the run.
 RAY_WORTH_IMAGES = 10_000
+# Images that are looked up in the cache to estimate how many are missing.
 SAMPLE = 64
 
 
 @dataclass(frozen=True)
 class Job:
-    """A manifest and the settings of a run, checked and ready."""
+    """A manifest and the settings of a run, both checked."""
 
     options: EmbedOptions
     manifest: Manifest
@@ -54,31 +55,32 @@ class Job:
 
     @classmethod
     def open(cls, manifest: Any, options: EmbedOptions) -> Job:
-        """Open the manifest, find the backbone. Raises the errors of bad input; rows are read by `scan`."""
+        """Open the manifest and find the backbone. Raises `UsageError` for bad input; `scan` reads the rows."""
         started = time.monotonic()
         columns = Columns(options.column_a, options.column_b)
         opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
-        # Read now: the files may be gone when the run record is written.
+        # Hashed now: the files may be gone when the run record is written.
         hashed = opened.fingerprint
         backbone = backbone_fingerprint(options)
-        settings = options.settings
-        fingerprint = EmbeddingFingerprint.of(backbone, settings)
-        return cls(options, opened, hashed, backbone, settings, fingerprint, uuid.uuid4().hex[:12], started)
+        fingerprint = EmbeddingFingerprint.of(backbone, options.settings)
+        return cls(
+            options, opened, hashed, backbone, options.settings, fingerprint, uuid.uuid4().hex[:12], started
+        )
 
     @property
     def scan(self) -> Scan:
-        """What the first reading of the manifest's rows told; it happens when first asked for."""
+        """The result of the first pass over the manifest's rows, which happens on first use."""
         return self.manifest.scanned
 
     def of_view(self, view: int) -> Job:
-        """The same images in an augmented view, cached under a fingerprint of its own."""
+        """A job for an augmented view of the same images, cached under its own fingerprint."""
         settings = replace(self.settings, view=view)
         fingerprint = EmbeddingFingerprint.of(self.backbone_fingerprint, settings)
         run_id, started = uuid.uuid4().hex[:12], time.monotonic()
         return replace(self, settings=settings, fingerprint=fingerprint, run_id=run_id, started=started)
 
     def open_cache(self) -> EmbeddingCache | None:
-        """The run's cache, made where it is not there yet."""
+        """The run's cache, created if it does not exist; None if the run has none."""
         root = self.options.cache_root
         if root is None:
             return None
@@ -87,22 +89,22 @@ class Job:
         cache.refresh()
         return cache
 
-    def plan(self, kept: Sequence[ComputePath] = ()) -> WorkPlan:
-        """What workers need to know. kept: the compute paths of an earlier run.
+    def plan(self, earlier: Sequence[ComputePath] = ()) -> WorkPlan:
+        """What workers need to know. earlier: the compute paths of an interrupted run of this job.
 
-        A single one is kept; of several each node takes its own again. Of a runtime of older versions nothing can be
-        kept: the vectors are refused when they are compared.
+        A single path is used again. With several, each node chooses its own. A runtime of an older version cannot
+        be used again: its vectors are refused when paths are compared.
         """
         plan = work_plan(self.options, self.settings, self.fingerprint)
-        if len(kept) != 1 or kept[0].runtime not in RUNTIMES:
+        if len(earlier) != 1 or earlier[0].runtime not in RUNTIMES:
             return plan
-        path, options = kept[0], self.options
+        path, options = earlier[0], self.options
         for name in ("dtype", "runtime", "batch_size"):
-            asked, value = getattr(options, name), getattr(path, name)
-            # `int8` is completed by the float type of a CPU.
-            if asked not in (None, "auto", value, str(value).partition("_")[0]):
+            requested, value = getattr(options, name), getattr(path, name)
+            # The path's int8 also names the float type of its CPU, as in `int8_float32`.
+            if requested not in (None, "auto", value, str(value).partition("_")[0]):
                 raise UsageError(
-                    f"--{name.replace('_', '-')} {asked}: this job was begun with {value}; omit the option, or "
+                    f"--{name.replace('_', '-')} {requested}: this job was started with {value}; omit the option, or "
                     "start anew with --overwrite"
                 )
         device = path.device_kind if options.device == "auto" else plan.device
@@ -111,7 +113,7 @@ class Job:
         )
 
     def document(self, head: str, threshold: float) -> dict[str, Any]:
-        """Everything that moves a row: two runs with equal documents write equal rows.
+        """Everything that affects a row: two runs with equal documents write equal rows.
 
         head: its digest. The types of the carried columns follow from the manifest's bytes.
         """
@@ -131,7 +133,7 @@ class Job:
         }
 
     def record(self, document: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-        """The run record of design: who made this file, from what, with which settings."""
+        """The run record: version, input and settings of the run, and the figures of its summary."""
         return {
             "version": __version__,
             "run_id": self.run_id,
@@ -149,15 +151,15 @@ class Job:
 
 @contextmanager
 def engine_of(
-    job: Job, progress: Progress, wanted: np.ndarray | None = None, kept: Sequence[ComputePath] = ()
+    job: Job, progress: Progress, wanted: np.ndarray | None = None, earlier: Sequence[ComputePath] = ()
 ) -> Iterator[tuple[Engine, EmbeddingCache | None]]:
-    """The engine that the options ask for and the run's cache; ended, cleared and committed afterwards.
+    """The engine that the options choose and the run's cache. At the end the engine is closed.
 
-    wanted: the indices of the images that are needed, all by default. kept: the compute paths of an earlier run.
+    wanted: indices of the images that are needed; all by default. earlier: as in `Job.plan`.
     """
     cache = job.open_cache()
     index = cache.index if cache is not None else None
-    engine = _build_engine(job, index, wanted, job.plan(kept))
+    engine = _build_engine(job, index, wanted, job.plan(earlier))
     try:
         yield engine, cache
     finally:
@@ -178,48 +180,48 @@ def _build_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, p
 
 
 def cluster_address() -> str | None:
-    """The cluster that the environment names: `$RAY_ADDRESS`, or the one that runs this process as its job."""
+    """The cluster in the environment: `$RAY_ADDRESS`, or the one that runs this process as a job."""
     return os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
 
 
 def _choose_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, address: str | None) -> str:
-    """Ray where a cluster is named or enough images are not in the cache, by a sample of them."""
+    """`ray` if a cluster is named or, by a sample, many images are not in the cache; otherwise `local`."""
     if address is not None:
         return "ray"
     image_paths = job.scan.images
     count = len(image_paths) if wanted is None else len(wanted)
     if count <= RAY_WORTH_IMAGES:
         return "local"
-    places = range(0, count, max(1, count // SAMPLE))
-    sample = [image_paths[at if wanted is None else int(wanted[at])] for at in places]
-    readable = [each for each in sample if isinstance(each, str)]
+    positions = range(0, count, max(1, count // SAMPLE))
+    sample = [image_paths[n if wanted is None else int(wanted[n])] for n in positions]
+    readable = [path for path in sample if isinstance(path, str)]
     missing = _missing_share(job.plan().load, index, readable) * len(readable) / len(sample)
     return "ray" if missing * count > RAY_WORTH_IMAGES else "local"
 
 
 def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]) -> float:
+    """The share of the images that can be read but are not in the cache."""
     if index is None:
         return 1.0
     with ThreadPoolExecutor(16) as pool:
-        data = list(pool.map(lambda name: read_image(name, plan.limits), sample))
-    keys = [Loader.key(each) for each in data if not isinstance(each, Skipped)]
+        contents = list(pool.map(lambda path: read_image(path, plan.limits), sample))
+    keys = [Loader.key(content) for content in contents if not isinstance(content, Skipped)]
     return float((index.find(keys) < 0).sum()) / max(len(sample), 1)
 
 
 def backbone_fingerprint(options: EmbedOptions) -> str:
-    """The fingerprint of the options' backbone, fetched where it must be. Raises as `load_backbone` does."""
+    """The fingerprint of the options' backbone, downloaded if needed. Raises what `load_backbone` raises."""
     weights = Path(options.weights) if options.weights else None
     download = None if options.quiet else show_download
-    # The workers read the weights themselves.
     return find_fingerprint(options.backbone, weights, progress=download)
 
 
 def work_plan(
     options: EmbedOptions, settings: EmbeddingSettings, fingerprint: EmbeddingFingerprint
 ) -> WorkPlan:
-    """What workers need to know to embed under `settings`, whose fingerprint is given."""
+    """What workers need to know to embed under `settings` and its `fingerprint`."""
     root = options.cache_root
-    # Workers may run in another folder: every path is made absolute.
+    # Workers may run in another folder, so every path is made absolute.
     cache = str(Location.parse(root)) if root is not None else None
     load = LoadPlan(settings, fingerprint, options.limits, cache, options.retry_failed)
     is_file = bool(Path(options.backbone).suffix)

@@ -1,4 +1,4 @@
-"""The job folder `OUT.job/` beside an output: which job is at work on it, and that no other run is."""
+"""The job folder `OUT.job/` beside an output: the state of the job and the lock against a second run."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ STATE = "job.json"
 LOCK = "lock"
 _TEMPORARY = re.compile(r"^\..*\.tmp$")
 _OURS = re.compile(r"^(job\.json|lock|part-\d{5,}\.parquet|\..*\.tmp)$")
-# A folder that is taken away while it is claimed is claimed anew; more than twice in a row is no accident.
+# Tries to lock a folder that another run removes at the same moment.
 _CLAIMS = 10
-# Differences that are named.
+# Differences that a message lists.
 SHOWN = 5
 
 
 class JobFolder:
-    """`OUT.job/`: kept after a kill, Ctrl-C or a failure, gone after success.
+    """`OUT.job/`: kept after a kill, Ctrl-C or a failure, removed after success.
 
-    Its `job.json` holds `job` (the document of everything that moves a row), `token` (of this attempt at
-    it, in every part file too) and, once vectors were computed, `compute_path`.
+    Its `job.json` holds `job` (the document of everything that affects a row), `token` (of this attempt, also in
+    every part file), `part_rows` and, once vectors have been computed, `compute_path`.
     """
 
     def __init__(self, output: Location) -> None:
@@ -41,10 +41,10 @@ class JobFolder:
         self.location = Location(f"{output.path}.job", output.scheme, output.query)
 
     def state(self) -> dict[str, Any] | None:
-        """What `job.json` holds; None without one. `UsageError` for one that is not ours."""
-        place = self.location.join(STATE)
+        """The content of `job.json`; None if there is none. Raises `UsageError` for a foreign or damaged one."""
+        path = self.location.join(STATE)
         try:
-            state = json.loads(place.read_bytes())
+            state = json.loads(path.read_bytes())
             if {"job", "token"} <= state.keys() and isinstance(state["job"], dict):
                 return dict(state)
         except (FileNotFoundError, NotADirectoryError):
@@ -52,7 +52,7 @@ class JobFolder:
         except (ValueError, AttributeError):
             pass
         raise UsageError(
-            f"{place}: not written by batchverify, or damaged; give another output with -o, or delete it"
+            f"{path}: not written by batchverify, or damaged; give another output with -o, or delete it"
         )
 
     def keep(self, state: Mapping[str, Any]) -> None:
@@ -61,10 +61,10 @@ class JobFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder; `UsageError` while another run does. Object stores have no lock.
+        """Hold the folder's lock; `UsageError` if another run holds it. Object stores have no lock.
 
-        The kernel releases the lock however the process ends. A folder without a `job.json` is taken away
-        at the end.
+        The kernel releases the lock however the process ends. A folder without a `job.json` is removed at the
+        end.
         """
         descriptor = self._lock() if self.location.is_local else None
         try:
@@ -72,7 +72,7 @@ class JobFolder:
             yield
         finally:
             try:
-                # An error here would hide that of the run; what is left is swept by the next.
+                # An error here would hide that of the run. The next run removes what is left.
                 with suppress(OSError, UsageError):
                     if self.state() is None:
                         self.remove()
@@ -81,29 +81,26 @@ class JobFolder:
                     os.close(descriptor)
 
     def sweep(self, *, everything: bool = True) -> None:
-        """Take away what stands in it, or the temporary files alone; never the lock and files of others."""
-        # The state first: parts without it are debris, never taken for a job half done.
-        names = sorted((each for each, _ in self._files()), key=lambda each: each.name != STATE)
-        for each in names:
-            ours = _OURS.match(each.name) if everything else _TEMPORARY.match(each.name)
-            if ours and each.name != LOCK:
+        """Remove all files of the job, or only temporary ones; never the lock, never files of others."""
+        # The state goes first: without it, parts that are left are not taken for a job half done.
+        files = sorted((file for file, _ in self.location.files()), key=lambda file: file.name != STATE)
+        for file in files:
+            is_ours = _OURS.match(file.name) if everything else _TEMPORARY.match(file.name)
+            if is_ours and file.name != LOCK:
                 with suppress(FileNotFoundError):
-                    each.filesystem.delete_file(each.path)
+                    file.filesystem.delete_file(file.path)
 
     def remove(self) -> None:
-        """Take the folder away; files of others in it stay."""
+        """Remove the folder; files of others in it stay."""
         self.sweep()
         if self.location.is_local:
             with suppress(OSError):
                 Path(self.location.path, LOCK).unlink()
                 Path(self.location.path).rmdir()
-        elif not self._files():
-            # What deleting leaves of a folder there: an empty marker.
+        elif not self.location.files():
+            # In an object store an empty marker remains.
             with suppress(OSError):
                 self.location.filesystem.delete_dir(self.location.path)
-
-    def _files(self) -> list[tuple[Location, int]]:
-        return self.location.files()
 
     def _lock(self) -> int:
         folder = Path(self.location.path)
@@ -113,20 +110,20 @@ class JobFolder:
                 descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
                 if self._take(descriptor, folder / LOCK):
                     return descriptor
-        raise UsageError(f"{folder}: vanishes again and again; is another program at work there?")
+        raise UsageError(f"{folder}: disappears again and again; does another program remove it?")
 
     def _take(self, descriptor: int, path: Path) -> bool:
-        """Lock an open file; closed again, unless it is locked and still has its name."""
+        """Lock an open file. Close it again if that fails or the file no longer has its name."""
         taken = False
         try:
             self._flock(descriptor)
-            # Where not, the run before ended and took the folder away between opening and locking.
+            # The file loses its name if the previous run ends and removes the folder before this one locks it.
             taken = _is_named(descriptor, path)
         finally:
             if not taken:
                 os.close(descriptor)
         if taken:
-            # Who holds it is said in a message alone: a full disk is found out by what is written next.
+            # For the message alone: a full disk shows up in what is written next.
             with suppress(OSError):
                 os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}".encode(), 0)
         return taken
@@ -137,29 +134,30 @@ class JobFolder:
         except BlockingIOError as exc:
             host, _, process = os.pread(descriptor, 200, 0).decode(errors="replace").partition(" ")
             raise UsageError(
-                f"{self.output}: another run is at work on this output (process {process} on {host}): wait for "
-                "it, stop it, or give another output"
+                f"{self.output}: another run is writing this output (process {process} on {host}): wait for it, "
+                "stop it, or give another output"
             ) from exc
         except OSError as exc:
-            log.warning("%s: cannot be locked (%s); do not run two jobs on it at once", self.location, exc)
+            log.warning(
+                "%s: cannot be locked (%s); do not run two jobs with this output at once", self.location, exc
+            )
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
     """Whether an open file still has this name."""
-    mine, named = os.fstat(descriptor), path.stat()
-    return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+    return os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs between two job documents, for people: `threshold: 0.4 there, 0.5 here; …`."""
+    """The differences of two job documents, for people: `threshold: 0.4 there, 0.5 here; …`."""
     old, new = flattened(there), flattened(here)
-    found = []
+    texts = []
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) == new.get(name):
             continue
         if name in ("manifest", "head", "embedding.backbone"):
-            found.append(f"{name}: another content")
+            texts.append(f"{name}: different content")
         else:
-            found.append(f"{name}: {old.get(name)} there, {new.get(name)} here")
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more
+            texts.append(f"{name}: {old.get(name)} there, {new.get(name)} here")
+    more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return "; ".join(texts[:SHOWN]) + more

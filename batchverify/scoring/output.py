@@ -155,7 +155,7 @@ class Output:
         """The parts of an attempt. kept: its state or run record; a resumed job cuts as it was begun."""
         folder = self.folder.location if self.single else self.target
         size = int(kept.get("part_rows") or self._part_rows)
-        return Parts(folder, str(kept.get("token", "")), size, passing=self.single)
+        return Parts(folder, str(kept.get("token", "")), size, short_lived=self.single)
 
     @property
     def _part_rows(self) -> int:
@@ -297,14 +297,14 @@ class PartRecord:
 class Parts:
     """The part files of one attempt at a job in `folder`: part n holds the rows from n * `size` on.
 
-    Borders depend on row numbers alone, so that every run of a job cuts alike. passing: they are soon read and
-    written once more. done: the records of the parts that are whole, by number.
+    Borders depend on row numbers alone, so that every run of a job cuts alike. short_lived: they are soon joined and
+    deleted. done: the records of the parts that are whole, by number.
     """
 
     folder: Location
     token: str
     size: int
-    passing: bool = False
+    short_lived: bool = False
     done: dict[int, PartRecord] = field(default_factory=dict)
 
     def place(self, number: int) -> Location:
@@ -313,7 +313,7 @@ class Parts:
 
     def sink(self, number: int, schema: pa.Schema) -> FileSink:
         """A part in the making."""
-        return FileSink(self.place(number), schema, passing=self.passing)
+        return FileSink(self.place(number), schema, short_lived=self.short_lived)
 
     def look(self, rows: int) -> None:
         """Find what is done: the parts of this attempt with as many of all `rows` as their numbers demand."""

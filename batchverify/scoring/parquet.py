@@ -1,4 +1,4 @@
-"""Parquet of scores: its schema, its run record, and files that appear whole or not at all."""
+"""Parquet files of scores: their schema, their run record, and a writer of whole files."""
 
 from __future__ import annotations
 
@@ -19,42 +19,33 @@ import pyarrow.parquet as pq
 
 from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.errors import BatchverifyError, ManifestError, UsageError
+from batchverify.manifest.columns import SCORE_SCHEMA, is_text
 from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location, publish
 from batchverify.storage.object_store import retry
 
 RECORD_KEY = "batchverify"
-SCORE_FIELDS = (
-    pa.field("probability", pa.float32()),
-    pa.field("label", pa.int8()),
-    pa.field("similarity", pa.float32()),
-    pa.field("status", pa.string()),
-    pa.field("error_a", pa.string()),
-    pa.field("error_b", pa.string()),
-)
-# Last of all in a folder of parts: all are there.
+# Written last into a folder of parts, when all parts are complete.
 SUCCESS = "_SUCCESS"
 PART = re.compile(r"^part-(\d{5,})\.parquet$")
 
 
 def output_schema(carried: pa.Schema) -> pa.Schema:
-    """The manifest's columns, then the scores; `ManifestError` where the two have a name in common."""
-    for field in SCORE_FIELDS:
-        if field.name in carried.names:
-            raise ManifestError(
-                f"the manifest's column '{field.name}' has the name of a column of the output; rename it"
-            )
-    return pa.schema([*carried, *SCORE_FIELDS])
+    """The manifest's columns and then the scores; `ManifestError` if they have a name in common."""
+    for name in SCORE_SCHEMA.names:
+        if name in carried.names:
+            raise ManifestError(f"the manifest's column '{name}' has the name of an output column; rename it")
+    return pa.schema([*carried, *SCORE_SCHEMA])
 
 
 def result_table(
     block: Block, embeddings: EmbeddingTable, scores: tuple[np.ndarray, np.ndarray], threshold: float
 ) -> pa.Table:
-    """The output rows of a block. scores: (probability, similarity) of its usable pairs, in order."""
+    """The output rows of a block. scores: (M,) probability and similarity of its M usable pairs, in order."""
     unusable = ~embeddings.usable(block.a, block.b)
     probability, similarity = np.zeros(len(unusable), np.float32), np.zeros(len(unusable), np.float32)
     probability[~unusable], similarity[~unusable] = scores
-    # The comparison is made in the column's own precision, so that a reader who repeats it agrees.
+    # Compared in the column's precision, so that readers who repeat the comparison get the same labels.
     label = (probability >= np.float32(threshold)).astype(np.int8)
     error_a, error_b = embeddings.reasons(block.a), embeddings.reasons(block.b)
     columns = [
@@ -71,12 +62,12 @@ def result_table(
 
 
 def run_record(footer: pq.FileMetaData) -> dict[str, Any]:
-    """The run record in a Parquet file's footer; empty where there is none, or a damaged one."""
+    """The run record in a Parquet file's footer; empty if there is none or it is damaged."""
     return parse_record((footer.metadata or {}).get(RECORD_KEY.encode(), b""))
 
 
 def parse_record(text: bytes) -> dict[str, Any]:
-    """The run record that a footer or `_SUCCESS` holds; empty where the text is no such record."""
+    """The run record in the text of a footer or of `_SUCCESS`; empty if the text holds none."""
     try:
         record = json.loads(text)
     except ValueError:
@@ -85,20 +76,25 @@ def parse_record(text: bytes) -> dict[str, Any]:
 
 
 def record_text(record: Mapping[str, Any]) -> str:
-    """A run record as it stands in footers and in `_SUCCESS`."""
+    """A run record as text, for footers and `_SUCCESS`."""
     return json.dumps(record, sort_keys=True)
 
 
 class FileSink:
-    """One Parquet file that appears whole, in a folder or, through a local temporary file, in an object store.
+    """Writes one Parquet file that appears whole or not at all. For object stores it goes through a local file.
 
-    staging: folder of the same file system for the temporary file, the target's by default. passing: it will be
-    read once and deleted; written in less than half of the time, half as large again. Raises
-    `UsageError` at once where nothing can be written, `BatchverifyError` when that fails later.
+    staging: folder of the same file system for the temporary file, the target's by default. short_lived: the
+    file will be read once and deleted. It takes less than half of the time and is half as large again. Raises
+    `UsageError` at once if nothing can be written, `BatchverifyError` if that fails later.
     """
 
     def __init__(
-        self, target: Location, schema: pa.Schema, staging: Location | None = None, *, passing: bool = False
+        self,
+        target: Location,
+        schema: pa.Schema,
+        staging: Location | None = None,
+        *,
+        short_lived: bool = False,
     ) -> None:
         self._target = target
         folder, name = staging or target.parent, f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -107,20 +103,20 @@ class FileSink:
         self._writer: pq.ParquetWriter | None = None
         try:
             if self._upload is not None:
-                # Whether the store takes what is written is found out now and not after the work.
+                # A store that refuses writes is found out now and not after the work.
                 self._upload.write_bytes(b"")
-            self._writer = pq.ParquetWriter(self._temporary, schema, **_packing(schema, passing))
+            self._writer = pq.ParquetWriter(self._temporary, schema, **_packing(schema, short_lived))
         except OSError as exc:
             self.abandon()
             raise UsageError(f"{target}: cannot be written: {exc}") from exc
 
     def write(self, table: pa.Table) -> None:
-        """Take the next rows as a row group of their own."""
+        """Write the next rows as one row group."""
         with writing(self._target):
             self._open_writer().write_table(table)
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Close, make durable and give the file its name."""
+        """Close the file, sync it to disk and give it its name."""
         with writing(self._target):
             writer = self._open_writer()
             writer.add_key_value_metadata({RECORD_KEY: record_text(record)})
@@ -138,7 +134,7 @@ class FileSink:
             upload = self._upload
             retry(lambda: self._send(upload))
         except OSError as exc:
-            # The work is not lost with the upload (a store may refuse to move more than 5 GB, say).
+            # The work is kept if the upload fails, for instance because a store refuses to move more than 5 GB.
             kept = self._temporary.rename(
                 self._temporary.with_name(f"{uuid.uuid4().hex[:8]}-{self._target.name}")
             )
@@ -159,11 +155,11 @@ class FileSink:
 
     def _open_writer(self) -> pq.ParquetWriter:
         if self._writer is None:
-            raise BatchverifyError(f"{self._target}: written after it was finished or given up")
+            raise BatchverifyError(f"{self._target}: written after it was finished or abandoned")
         return self._writer
 
     def _send(self, upload: Location) -> None:
-        """Upload under a temporary key and move: an upload that breaks off may leave a cut object (arrow#40502)."""
+        """Upload under a temporary key, then move: an interrupted upload may leave a cut object (arrow#40502)."""
         with self._temporary.open("rb") as file, upload.filesystem.open_output_stream(upload.path) as out:
             while chunk := file.read(16 << 20):
                 out.write(chunk)
@@ -174,24 +170,21 @@ class FileSink:
 
 
 def part_files(folder: Location) -> list[Location]:
-    """The part files of an output folder, in order; none when it is absent."""
-    return [each for each, _ in folder.files() if PART.match(each.name)]
+    """The part files of an output folder, in order; none if the folder is absent."""
+    return [file for file, _ in folder.files() if PART.match(file.name)]
 
 
-def _packing(schema: pa.Schema, passing: bool) -> dict[str, Any]:
-    if passing:
+def _packing(schema: pa.Schema, short_lived: bool) -> dict[str, Any]:
+    if short_lived:
         return {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
-    # Numbers seldom repeat: looking for it took a third of the time, and made files a quarter larger.
-    return {"compression": "zstd", "use_dictionary": [each.name for each in schema if _is_text(each.type)]}
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
+    # Numbers seldom repeat: dictionaries for them took a third of the time and made files a quarter larger.
+    texts = [field.name for field in schema if is_text(field.type) or pa.types.is_dictionary(field.type)]
+    return {"compression": "zstd", "use_dictionary": texts}
 
 
 @contextmanager
 def writing(target: Location) -> Iterator[None]:
-    """Errors of writing as ours."""
+    """Raise errors of writing as `BatchverifyError`."""
     try:
         yield
     except (OSError, UsageError) as exc:

@@ -103,7 +103,7 @@ def test_another_manifest_is_refused_and_overwrite_starts_anew(out, cache, tmp_p
     stopped(out, cache)
     frame = pd.read_csv(FACES)
     frame[:30].to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(UsageError, match="manifest: another content"):
+    with pytest.raises(UsageError, match="manifest: different content"):
         run(out, cache, tmp_path / "other.csv")
     summary = run(out, cache, tmp_path / "other.csv", overwrite=True)
     assert (summary.rows, summary.resumed_rows) == (30, 0)
@@ -165,7 +165,7 @@ def test_two_runs_at_once_on_one_output(out, cache):
     folder = JobFolder(Location.parse(out))
     with (
         folder.claimed(),
-        pytest.raises(UsageError, match=rf"another run is at work on this output \(process {os.getpid()} on"),
+        pytest.raises(UsageError, match=rf"another run is writing this output \(process {os.getpid()} on"),
     ):
         run(out, cache)
     assert not job_folder(out).exists()
@@ -238,7 +238,7 @@ def test_a_resumed_job_keeps_its_compute_path(cache, tmp_path):
     path = "cpu float32 torch, batches of 8"
     out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
     begun_on(out, cache, path)
-    with pytest.raises(UsageError, match="--batch-size 16: this job was begun with 8"):
+    with pytest.raises(UsageError, match="--batch-size 16: this job was started with 8"):
         run(out, empty, batch_size=16)
     summary = run(out, empty, device="cpu")
     assert (summary.compute_path, summary.embedded > 0) == (path, True)
@@ -252,7 +252,7 @@ def test_other_options_than_those_of_the_compute_path_are_refused(cache, tmp_pat
     for name, value, there in (("runtime", "openvino", "torch"), ("dtype", "int8", "float32")):
         options: dict[str, Any] = {"device": "cpu", name: value}
         with pytest.raises(
-            UsageError, match=f"--{name} {value}: this job was begun with {there}; omit the option"
+            UsageError, match=f"--{name} {value}: this job was started with {there}; omit the option"
         ):
             run(out, empty, **options)
 
