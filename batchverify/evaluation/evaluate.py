@@ -1,4 +1,4 @@
-"""`evaluate`: from score outputs to figures, files and the table on the terminal."""
+"""`evaluate`: from score outputs to `metrics.json`, the report and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from batchverify.errors import BatchverifyError
 from batchverify.evaluation.bootstrap import Intervals, Units, bootstrap, honest, verdict_trials
-from batchverify.evaluation.comparison import SHARES, Comparison, compare, same_pairs
+from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
+from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary, ShareDrift
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
 from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.evaluation.scores import (
+    FROM_REFERENCE,
     ScoreFile,
     Scores,
     describe_truth,
@@ -30,37 +32,29 @@ from batchverify.evaluation.scores import (
     read_truth,
     read_units,
 )
-from batchverify.evaluation.slices import (
-    FOLD,
-    measure_folds,
-    measure_slices,
-    slices_document,
-    summarise_folds,
-)
+from batchverify.evaluation.slices import FOLD, measure_folds, measure_slices, summarise_folds
 from batchverify.evaluation.worst_pairs import check_target, write_review
-from batchverify.manifest.columns import TRUE_LABEL
 from batchverify.options import EvaluateOptions
 from batchverify.storage.location import Location
 from batchverify.version import __version__
 
-# The figures of the table on the terminal; the rest stand in the files.
+# The figures of the table on the terminal; the files have all of them.
 SHOWN = (
     *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
 )
-NOT_MEASURED = "–"
-EXACT = "exact binomial bound of what was never or always seen, as if pairs were independent"
+EXACT = "exact binomial bound, because all draws agree; assumes independent pairs"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Everything found out about a run, for the documents made from it."""
+    """A measured run, for the files made from it."""
 
     scores: Scores
     pairs: MeasuredPairs
     reference: Scores | None
     comparison: Comparison | None
-    document: dict[str, Any]
+    document: Document
 
 
 def evaluate(
@@ -73,10 +67,10 @@ def evaluate(
     """Measure what `score` wrote, and write `metrics.json` and `report.html` into the folder `output`.
 
     scores: a Parquet file, a folder of parts or a URI. reference: another run, to compare with. Options come
-    as an `EvaluateOptions`, as keyword arguments of its fields, or both. Without truth, or with one kind of
-    pair only, the figures that need more are null.
+    as an `EvaluateOptions`, as keyword arguments of its fields, or both. Figures that need a truth, or pairs of
+    both kinds, are null without them.
 
-    Raises `ManifestError` for scores or a truth that cannot be used, `UsageError` for senseless options.
+    Raises `ManifestError` for scores or a truth that cannot be used, `UsageError` for invalid options.
     """
     started = time.monotonic()
     options = replace(options or EvaluateOptions(), **changes)
@@ -94,7 +88,7 @@ def evaluate(
 
 
 def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
-    """Every figure of a run, and of the run beside its reference."""
+    """Measure a run, and compare it with its reference if there is one."""
     file = ScoreFile.open(name)
     grouped = {name: file.groups(name) for name in options.by}
     truth = read_truth(options.truth, file) if options.truth else None
@@ -103,37 +97,34 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     same = other is not None and same_pairs(file, other.file)
     source = options.truth
     if other is not None and same and not len(scores.labelled) and len(other.labelled):
-        scores, source = (
-            replace(scores, truth=other.truth),
-            f"{TRUE_LABEL} of the reference {other.file.name}",
-        )
-    pairs = _labelled(scores)
+        scores, source = replace(scores, truth=other.truth), FROM_REFERENCE + other.file.name
+    pairs = scores.labelled_pairs()
     units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
-    document = _describe(scores, source)
-    intervals = _intervals(pairs, units, scores, options)
-    document |= _figures(pairs, intervals)
-    document["folds"] = _folds(scores, pairs)
-    document["slices"] = {name: _slices(scores, cells, units, options) for name, cells in grouped.items()}
+    draws, seed = options.draws, options.seed
+    document: dict[str, Any] = {
+        **_describe(scores, source),
+        **_measurements(pairs, _intervals(pairs, units, scores, options)),
+        "folds": _folds(scores, pairs),
+        "slices": {
+            name: [each.document() for each in measure_slices(scores, cells, units, draws=draws, seed=seed)]
+            for name, cells in grouped.items()
+        },
+        "record": dict(file.record),
+    }
     comparison = None
     if other is not None:
-        comparison = compare(scores, other, units, same=same, draws=options.draws, seed=options.seed)
+        comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    document["record"] = dict(file.record)
-    return Judged(scores, pairs, other, comparison, plain(document))
+    return Judged(scores, pairs, other, comparison, cast(Document, plain(document)))
 
 
 def _read_reference(name: str, options: EvaluateOptions) -> Scores:
-    """The other run at its own threshold; the one given is for a table that states none."""
+    """The other run at its own threshold; `--threshold` serves a table that states none."""
     file = ScoreFile.open(name)
     return read_scores(file, threshold=None if "threshold" in file.record else options.threshold)
 
 
-def _labelled(scores: Scores) -> MeasuredPairs:
-    rows = scores.labelled
-    return MeasuredPairs(scores.truth[rows], scores.probability[rows], scores.threshold)
-
-
-def _describe(scores: Scores, source: str | None) -> dict[str, Any]:
+def _describe(scores: Scores, source: str | None) -> RunSummary:
     scored = int(scores.scored.sum())
     called = int(scores.calls.sum())
     return {
@@ -156,18 +147,18 @@ def _intervals(
 ) -> Intervals | None:
     if units is None or not len(pairs.scored):
         return None
-    inside = units.subset(scores.labelled)
-    return bootstrap(inside, pairs.figures, draws=options.draws, seed=options.seed)
+    labelled = units.subset(scores.labelled)
+    return bootstrap(labelled, pairs.figures, draws=options.draws, seed=options.seed)
 
 
-def _figures(pairs: MeasuredPairs, intervals: Intervals | None) -> dict[str, Any]:
-    """Figures, intervals, counts and rates; null where the pairs do not support them."""
-    found, counts = pairs.figures(), pairs.counts()
+def _measurements(pairs: MeasuredPairs, intervals: Intervals | None) -> Measurements:
+    """Figures, intervals, counts and rates; NaN or None if the pairs do not support them."""
+    figures, counts = pairs.figures(), pairs.counts()
     spans, exact = honest(intervals.spans if intervals else {}, pairs.rate_trials() | verdict_trials(counts))
     equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
     return {
-        "metrics": {name: value for name, value in found.items() if not name.startswith("tar@")},
-        "intervals": spans,
+        "metrics": {name: figures[name] for name in NAMES},
+        "intervals": dict(spans),
         "counts": counts,
         "equal_error_threshold": equal,
         "rates": rate_table(pairs, spans),
@@ -180,20 +171,10 @@ def _figures(pairs: MeasuredPairs, intervals: Intervals | None) -> dict[str, Any
     }
 
 
-def _folds(scores: Scores, pairs: MeasuredPairs) -> dict[str, Any] | None:
+def _folds(scores: Scores, pairs: MeasuredPairs) -> Folds | None:
     if FOLD not in scores.file.schema.names or not len(pairs.scored):
         return None
-    cells = scores.file.groups(FOLD).take(pa.array(scores.labelled))
-    folds = measure_folds(pairs, cells)
-    summary = summarise_folds(folds)
-    return None if summary is None else {**summary, "each": [vars(fold) for fold in folds]}
-
-
-def _slices(
-    scores: Scores, cells: pa.ChunkedArray, units: Units | None, options: EvaluateOptions
-) -> list[dict[str, Any]]:
-    found = measure_slices(scores, cells, units, draws=options.draws, seed=options.seed)
-    return slices_document(found)
+    return summarise_folds(measure_folds(pairs, scores.file.groups(FOLD).take(pa.array(scores.labelled))))
 
 
 def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[str]:
@@ -203,7 +184,7 @@ def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[s
         if folder.is_local:
             Path(folder.path).mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            # Paths may hold lone surrogates, which are no text.
+            # Paths may hold lone surrogates, which UTF-8 cannot encode.
             folder.join(name).write_bytes(text.encode(errors="replace"))
     except OSError as exc:
         raise BatchverifyError(f"{folder}: could not be written: {exc}") from exc
@@ -214,8 +195,7 @@ def _page(judged: Judged, options: EvaluateOptions) -> str:
     scores, compared = judged.scores, judged.comparison
     source = None if options.no_images else _source(scores, options)
     flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
-    # A row of other pairs says nothing about ours.
-    before = judged.reference if judged.document.get("comparison", {}).get("same_pairs") else None
+    before = judged.reference if compared is not None and compared.document["same_pairs"] else None
     shown = galleries(scores, before, flipped, most=options.examples, source=source)
     return render(judged.document, _plots(judged), shown)
 
@@ -226,7 +206,7 @@ def _source(scores: Scores, options: EvaluateOptions) -> ImageSource:
 
 def _plots(judged: Judged) -> dict[str, Any]:
     scores, pairs, reference = judged.scores, judged.pairs, judged.reference
-    found = {
+    data = {
         "histograms": plots.histograms(scores),
         "curves": plots.curves(pairs),
         "calibration": plots.calibration(pairs),
@@ -235,13 +215,13 @@ def _plots(judged: Judged) -> dict[str, Any]:
         "scatter": None,
     }
     if reference is not None and judged.comparison is not None:
-        found["drift"] = plots.overlaid(scores, reference)
-        found["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
-    return found
+        data["drift"] = plots.overlaid(scores, reference)
+        data["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
+    return data
 
 
 def plain(value: Any) -> Any:
-    """Numbers that are none as null, tuples as lists: what JSON can hold."""
+    """A value as JSON can hold it: NaN and infinities as null, tuples as lists."""
     if isinstance(value, Mapping):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -253,17 +233,17 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation's outcome. document: what `metrics.json` holds. written: the files, by path."""
+    """The result of `evaluate`. document: the content of `metrics.json`. written: paths of the files."""
 
-    document: Mapping[str, Any]
+    document: Document
     written: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The document and the paths, for `--json`."""
         return {**self.document, "written": list(self.written)}
 
     def lines(self) -> list[tuple[str, str]]:
-        """The table for people: names and values."""
+        """The table on the terminal: names and values."""
         document = self.document
         lines = [("pairs", self._pairs())]
         if document["failed"]:
@@ -283,8 +263,8 @@ class Evaluation:
         drawn = self.document["bootstrap"]
         if not drawn["draws"]:
             return []
-        how = f"95 % by bootstrap, {drawn['draws']} draws of {drawn['units']:,} {drawn['unit']}"
-        return [("in brackets", how), *([("*", EXACT)] if drawn["exact"] else [])]
+        method = f"95 % bootstrap intervals, {drawn['draws']} draws of {drawn['units']:,} {drawn['unit']}"
+        return [("in brackets", method), *([("*", EXACT)] if drawn["exact"] else [])]
 
     def _pairs(self) -> str:
         document = self.document
@@ -297,9 +277,10 @@ class Evaluation:
             return "unknown: give a manifest with labels as --truth for error rates"
         unknown = f", {truth['unknown']:,} unknown" if truth["unknown"] else ""
         text = f"{truth['same']:,} same, {truth['different']:,} different{unknown}"
-        missing = [name for name in ("same", "different") if not truth[name]]
-        text += f"; figures that need {missing[0]} pairs are left out" if missing else ""
-        return f"{text}; from {truth['source']}" if " of the reference " in truth["source"] else text
+        if not truth["same"] or not truth["different"]:
+            text += f"; figures that need {'different' if truth['same'] else 'same'} pairs are left out"
+        source = truth["source"] or ""
+        return f"{text}; from {source}" if source.startswith(FROM_REFERENCE) else text
 
     def _figure(self, name: str) -> str:
         value, span = self.document["metrics"][name], self.document["intervals"].get(name)
@@ -309,20 +290,14 @@ class Evaluation:
         return "*" if name in self.document["bootstrap"]["exact"] else ""
 
     def _rates(self) -> list[tuple[str, str]]:
-        lines, said = [], ""
+        lines: list[tuple[str, str]] = []
         for rate in self.document["rates"]:
             name = f"TAR at FAR {rate['far']:g}"
-            if rate["supported"]:
-                lines.append(
-                    (
-                        name,
-                        f"{rate['tar']:.5f}{interval(rate['interval'])}{self._star(rate_name(rate['far']))}",
-                    )
-                )
-            elif not said:
-                # What the first one lacks the rarer ones lack, too.
-                said = rate["reason"]
-                lines.append((f"{name} and below", said))
+            if not rate["supported"]:
+                # Lower rates need the same pairs and more.
+                return [*lines, (f"{name} and below", str(rate["reason"]))]
+            star = self._star(rate_name(rate["far"]))
+            lines.append((name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"))
         return lines
 
     def _folds(self) -> list[tuple[str, str]]:
@@ -334,57 +309,54 @@ class Evaluation:
 
     def _slices(self) -> list[tuple[str, str]]:
         lines = []
-        for column, slices in self.document["slices"].items():
+        for column, rows in self.document["slices"].items():
             marked = [
-                f"{each['value']}: {NAMES[rate]} {each[rate]:.4f}, {how}"
-                for each in slices
-                for rate, how in each["differs"].items()
+                f"{row['value']}: {NAMES[rate]} {row[rate]:.4f}, {direction}"
+                for row in rows
+                for rate, direction in row["differs"].items()
             ]
             text = "; ".join(marked) or "none differs beyond chance"
-            lines.append((f"by {column}", f"{len(slices):,} values; {text}"))
+            lines.append((f"by {column}", f"{len(rows):,} values; {text}"))
         return lines
 
     def _comparison(self) -> list[tuple[str, str]]:
-        found = self.document.get("comparison")
-        if found is None:
+        comparison = self.document.get("comparison")
+        if comparison is None:
             return []
-        lines = [("reference", found["reference"])]
-        if found["record_differences"]:
-            lines.append(("differs in", ", ".join(each["key"] for each in found["record_differences"])))
-        if not found["same_pairs"]:
-            lines.append(("", "other pairs: only the distributions are compared"))
-        for name in ("probability", "similarity"):
-            if name in found["drift"]:
-                drift = found["drift"][name]
-                text = f"stability index {drift['stability_index']:.4f}: {drift['verdict']}"
+        drift, changes = comparison["drift"], comparison["record_differences"]
+        lines = [("reference", comparison["reference"])]
+        if changes:
+            lines.append(("differs in", ", ".join(each["key"] for each in changes)))
+        if not comparison["same_pairs"]:
+            lines.append(("", "the runs scored different pairs: only the distributions are compared"))
+        for name in DISTRIBUTIONS:
+            if name in drift:
+                text = f"stability index {drift[name]['stability_index']:.4f}: {drift[name]['verdict']}"
                 lines.append((f"drift of {name}", text))
-        lines += [(title, share_text(found["drift"][name])) for name, title in SHARES.items()]
-        if "flipped" in found:
-            lines.append(("flipped", flips_text(found["flipped"])))
-        for name in ("auc", "f1", "accuracy"):
-            if name in found.get("differences", {}):
-                each = found["differences"][name]
-                lines.append(
-                    (
-                        f"{NAMES[name]}, new - reference",
-                        f"{each['difference']:+.5f}{interval(each['interval'], '+')}",
-                    )
-                )
+        lines += [(title, share_text(drift[share])) for share, title in SHARES.items()]
+        if "flipped" in comparison:
+            lines.append(("flipped", flips_text(comparison["flipped"])))
+        differences = comparison.get("differences", {})
+        for figure in ("auc", "f1", "accuracy"):
+            if figure in differences:
+                each = differences[figure]
+                text = f"{each['difference']:+.5f}{interval(each['interval'], '+')}"
+                lines.append((f"{NAMES[figure]}, new - reference", text))
         return lines
 
 
-def share_text(drift: Mapping[str, Any]) -> str:
+def share_text(drift: ShareDrift) -> str:
     """A share in both runs, and whether the difference is more than chance."""
-    new, reference = (NOT_MEASURED if each is None else f"{each:.4f}" for each in drift["share"])
+    new, reference = ("–" if share is None else f"{share:.4f}" for share in drift["share"])
     return f"{new}, reference {reference}: {drift['verdict']}"
 
 
 def flips_text(flips: Mapping[str, int]) -> str:
-    """How many pairs flipped, and which way where the truth is known."""
-    ways = [f"{flips[name]:,} {name}" for name in ("fixed", "broken") if name in flips]
-    return "; ".join([f"{flips['pairs']:,} pairs", *([", ".join(ways)] if ways else [])])
+    """How many pairs flipped and, if the truth is known, which way."""
+    ways = ", ".join(f"{flips[name]:,} {name}" for name in ("fixed", "broken") if name in flips)
+    return f"{flips['pairs']:,} pairs" + (f"; {ways}" if ways else "")
 
 
-def interval(span: Any, sign: str = "") -> str:
-    """An interval in brackets, nothing where there is none."""
+def interval(span: Interval | None, sign: str = "") -> str:
+    """An interval in brackets, empty if there is none."""
     return f"  [{span[0]:{sign}.4f}, {span[1]:{sign}.4f}]" if span else ""

@@ -51,6 +51,10 @@ class MeasuredPairs:
     def __len__(self) -> int:
         return len(self.truth)
 
+    def subset(self, rows: np.ndarray) -> MeasuredPairs:
+        """Some of the pairs. rows: (M,) indices or (N,) bool."""
+        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold)
+
     @cached_property
     def scored(self) -> np.ndarray:
         """(S,) int64, the indices of the pairs that have a probability."""
@@ -215,7 +219,7 @@ def _missing_pairs(counts: Counts, rate: float) -> str | None:
     needed = needed_pairs(rate)
     if counts["different"] < needed:
         scored = "scored " if counts["different_failed"] else ""
-        return f"needs {needed:,} {scored}different pairs, here {counts['different']:,}"
+        return f"needs {needed:,} {scored}different pairs, {counts['different']:,} available"
     scored = "scored " if counts["same_failed"] else ""
     return None if counts["same"] else f"needs {scored}same pairs"
 

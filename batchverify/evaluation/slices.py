@@ -1,21 +1,22 @@
-"""Figures per value of a column, and the protocol of k folds."""
+"""Figures for each value of a column, and the protocol of k folds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batchverify.evaluation.bootstrap import Span, Units, bootstrap, honest
+from batchverify.evaluation.document import Fold, Folds, Spread
 from batchverify.evaluation.figures import NAMES, MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, Scores
 from batchverify.manifest.columns import cell_names
 
-# Of a column with more values the rarer ones are taken together.
+# The rarer values of a column with more are taken together.
 MOST_SLICES = 50
 OTHERS = "(all others)"
 BLANK = "(blank)"
@@ -27,60 +28,70 @@ FIGURES = ("accuracy", "f1", "auc", "equal_error", "far", "frr")
 
 @dataclass(frozen=True)
 class Slice:
-    """One value's pairs.
+    """The pairs with one value.
 
-    figures: as of `MeasuredPairs.figures`, NaN without truth. intervals: of `far` and `frr`; exact: which of
-    them are no bootstrap's but binomial bounds. marks: `far` or `frr` to `higher` or `lower`.
+    figures: as of `MeasuredPairs.figures`, NaN without truth. intervals: of `far` and `frr`. exact: which of
+    these are exact binomial bounds. marks: `far` or `frr` to `higher` or `lower`.
     """
 
     name: str
     counts: dict[str, int]
-    figures: dict[str, float] = field(default_factory=dict)
-    intervals: dict[str, Span] = field(default_factory=dict)
-    exact: list[str] = field(default_factory=list)
-    marks: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float]
+    intervals: dict[str, Span]
+    exact: list[str]
+    marks: dict[str, str]
+
+    def document(self) -> dict[str, Any]:
+        """The row in `metrics.json`."""
+        return {
+            "value": self.name,
+            **self.counts,
+            **self.figures,
+            "intervals": self.intervals,
+            "exact": self.exact,
+            "differs": self.marks,
+        }
 
 
 def slice_codes(cells: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(N,) int32 numbers of the slices and their names: numbers ascending, other values by their frequency."""
+    """(N,) int32 codes of the slices, and their names: numbers in ascending order, other values by frequency."""
     encoded = cells.combine_chunks()
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     blank = len(encoded.dictionary)
     codes = encoded.indices.fill_null(blank).to_numpy()
-    texts = [*(BLANK if _blank(each) else str(each) for each in encoded.dictionary.to_pylist()), BLANK]
+    texts = [*(BLANK if _is_blank(value) else str(value) for value in encoded.dictionary.to_pylist()), BLANK]
     names = list(dict.fromkeys(texts))
-    numbers = {name: number for number, name in enumerate(names)}
-    codes = np.array([numbers[text] for text in texts], np.int32)[codes]
+    by_name = {name: code for code, name in enumerate(names)}
+    codes = np.array([by_name[text] for text in texts], np.int32)[codes]
     counts = np.bincount(codes, minlength=len(names))
-    order = [each for each in np.argsort(-counts, kind="stable").tolist() if counts[each]]
-    kept = _ascending(order[:MOST_SLICES], names)
-    place = np.full(len(names), len(kept), np.int32)
-    place[kept] = np.arange(len(kept))
-    shown = [names[each] for each in kept] + ([OTHERS] if len(order) > len(kept) else [])
-    return place[codes], tuple(shown)
+    order = [code for code in np.argsort(-counts, kind="stable").tolist() if counts[code]]
+    shown = _ascending(order[:MOST_SLICES], names)
+    renumbered = np.full(len(names), len(shown), np.int32)
+    renumbered[shown] = np.arange(len(shown))
+    others = [OTHERS] if len(order) > len(shown) else []
+    return renumbered[codes], (*(names[code] for code in shown), *others)
 
 
-def _ascending(kept: list[int], names: Sequence[str]) -> list[int]:
-    """The same slices by their numbers, blank last; unchanged where one is no number."""
+def _ascending(codes: list[int], names: Sequence[str]) -> list[int]:
+    """The codes in the order of the numbers that they stand for, blank last; unchanged if one is not a number."""
     try:
-        return sorted(kept, key=lambda each: math.inf if names[each] == BLANK else float(names[each]))
+        return sorted(codes, key=lambda code: math.inf if names[code] == BLANK else float(names[code]))
     except ValueError:
-        return kept
+        return codes
 
 
-def _blank(value: Any) -> bool:
-    """Nothing, or NaN, as pandas writes a blank among numbers."""
+def _is_blank(value: Any) -> bool:
+    """Whether a cell is empty or NaN, which pandas writes for a blank among numbers."""
     return value in (None, "") or value != value
 
 
 def measure_slices(
     scores: Scores, cells: pa.ChunkedArray, units: Units | None, *, draws: int, seed: int
 ) -> list[Slice]:
-    """Measure every value of a column with (N,) cells; units: of all N pairs, None for no bootstrap."""
+    """Measure every value of a column with (N,) cells. units: of all N pairs, None for no bootstrap."""
     codes, names = slice_codes(cells)
-    rows = scores.labelled
-    pairs = MeasuredPairs(scores.truth[rows], scores.probability[rows], scores.threshold)
+    rows, pairs = scores.labelled, scores.labelled_pairs()
     rates = _Rates(pairs, codes[rows], len(names))
     spans = rates.spans(units.subset(rows), draws, seed) if units and draws else None
     marks = rates.marks(spans)
@@ -111,14 +122,14 @@ def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
 def _figures(pairs: MeasuredPairs, chosen: np.ndarray) -> dict[str, float]:
     if not chosen.any():
         return dict.fromkeys(NAMES, math.nan)
-    return MeasuredPairs(pairs.truth[chosen], pairs.probability[chosen], pairs.threshold).figures()
+    return pairs.subset(chosen).figures()
 
 
 class _Rates:
     """The error rates of slices: their intervals, and whether they differ from those of all other pairs.
 
-    Fisher's exact test with Holm's correction for the number of slices; it takes pairs for independent, so
-    the bootstrap's interval of the difference must exclude 0, too, where there is a bootstrap.
+    They differ by Fisher's exact test with Holm's correction for the number of slices. The test assumes
+    independent pairs, so the bootstrap's interval of the difference, if any, must also exclude 0.
     """
 
     def __init__(self, pairs: MeasuredPairs, codes: np.ndarray, slices: int) -> None:
@@ -131,16 +142,16 @@ class _Rates:
         }
 
     def spans(self, units: Units, draws: int, seed: int) -> Mapping[str, Span]:
-        """The bootstrap's intervals of what `_measure` gives. units: of the pairs."""
+        """The bootstrap intervals of the results of `_measure`. units: of the pairs."""
         return bootstrap(units, self._measure, draws=draws, seed=seed).spans
 
     def intervals(self, code: int, spans: Mapping[str, Span]) -> tuple[dict[str, Span], list[str]]:
-        """The intervals of a slice's rates, and which of them are binomial bounds."""
+        """The intervals of a slice's rates, and which of them are exact binomial bounds."""
         drawn = {rate: spans[name] for rate in RATES if (name := f"{rate}:{code}") in spans}
-        masks = {rate: (self._wrong[rate], self._trials[rate]) for rate in drawn}
+        inside = self._codes == code
         trials = {
-            rate: (float((self._codes[wrong] == code).sum()), float((self._codes[of] == code).sum()))
-            for rate, (wrong, of) in masks.items()
+            rate: (float((inside & self._wrong[rate]).sum()), float((inside & self._trials[rate]).sum()))
+            for rate in drawn
         }
         return honest(drawn, trials)
 
@@ -149,122 +160,96 @@ class _Rates:
 
         spans: of the bootstrap that must agree; None for no bootstrap.
         """
-        found: list[dict[str, str]] = [{} for _ in range(self._slices)]
+        marks: list[dict[str, str]] = [{} for _ in range(self._slices)]
         observed = self._measure(None)
-        for name in self._small():
+        for name in self._significant():
             gap = observed[f"{name}:gap"]
             low, high = (gap, gap) if spans is None else spans.get(f"{name}:gap", (0.0, 0.0))
             if gap != 0 and low * high > 0:
                 rate, code = name.split(":")
-                found[int(code)][rate] = "higher" if gap > 0 else "lower"
-        return found
+                marks[int(code)][rate] = "higher" if gap > 0 else "lower"
+        return marks
 
-    def _small(self) -> list[str]:
-        """The slices' rates whose p-value is small after Holm's correction."""
+    def _significant(self) -> list[str]:
+        """The slices' rates, as `RATE:SLICE`, that differ by the corrected test."""
         from scipy.stats import fisher_exact
 
-        values: dict[str, float] = {}
+        p_values: dict[str, float] = {}
         for rate in RATES:
             wrong = np.bincount(self._codes[self._wrong[rate]], minlength=self._slices)
             trials = np.bincount(self._codes[self._trials[rate]], minlength=self._slices)
             for code in np.flatnonzero((trials > 0) & (trials < trials.sum())).tolist():
                 inside = [wrong[code], trials[code] - wrong[code]]
                 outside = [wrong.sum() - wrong[code], trials.sum() - trials[code] - wrong.sum() + wrong[code]]
-                values[f"{rate}:{code}"] = float(fisher_exact([inside, outside]).pvalue)
-        return _holm(values)
+                p_values[f"{rate}:{code}"] = float(fisher_exact([inside, outside]).pvalue)
+        return _holm(p_values)
 
     def _measure(self, weights: np.ndarray | None) -> dict[str, float]:
-        """Each slice's rate by `RATE:SLICE`, and what it has more than all others by `RATE:SLICE:gap`.
+        """Each slice's rate as `RATE:SLICE`, and the difference from all other pairs as `RATE:SLICE:gap`.
 
-        NaN where there are no pairs.
+        NaN without pairs.
         """
-        found: dict[str, float] = {}
+        measured: dict[str, float] = {}
         for rate in RATES:
             wrong, trials = self._sums(self._wrong[rate], weights), self._sums(self._trials[rate], weights)
             with np.errstate(invalid="ignore", divide="ignore"):
                 shares = wrong / trials
                 gaps = shares - (wrong.sum() - wrong) / (trials.sum() - trials)
-            found |= {f"{rate}:{code}": share for code, share in enumerate(shares.tolist())}
-            found |= {f"{rate}:{code}:gap": gap for code, gap in enumerate(gaps.tolist())}
-        return found
+            measured |= {f"{rate}:{code}": share for code, share in enumerate(shares.tolist())}
+            measured |= {f"{rate}:{code}:gap": gap for code, gap in enumerate(gaps.tolist())}
+        return measured
 
     def _sums(self, chosen: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        heavy = None if weights is None else weights[chosen]
-        return np.bincount(self._codes[chosen], heavy, self._slices)
+        chosen_weights = None if weights is None else weights[chosen]
+        return np.bincount(self._codes[chosen], chosen_weights, self._slices)
 
 
-def _holm(values: dict[str, float]) -> list[str]:
-    """The names whose p-values stand Holm's step-down test. Source: Holm 1979."""
-    kept = []
-    for place, name in enumerate(sorted(values, key=lambda each: values[each])):
-        if values[name] > LEVEL / (len(values) - place):
+def _holm(p_values: dict[str, float]) -> list[str]:
+    """The names that pass Holm's step-down test. Source: Holm 1979."""
+    passed: list[str] = []
+    for name in sorted(p_values, key=lambda name: p_values[name]):
+        if p_values[name] > LEVEL / (len(p_values) - len(passed)):
             break
-        kept.append(name)
-    return kept
-
-
-def slices_document(slices: Sequence[Slice]) -> list[dict[str, Any]]:
-    """As they stand in `metrics.json`."""
-    return [
-        {
-            "value": each.name,
-            **each.counts,
-            **each.figures,
-            "intervals": each.intervals,
-            "exact": each.exact,
-            "differs": dict(each.marks),
-        }
-        for each in slices
-    ]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One fold: its name, its pairs that were scored, the others' threshold, its figures there."""
-
-    name: str
-    pairs: int
-    threshold: float
-    figures: dict[str, float]
+        passed.append(name)
+    return passed
 
 
 def measure_folds(pairs: MeasuredPairs, folds: pa.ChunkedArray) -> list[Fold]:
-    """Measure every fold at the threshold of best accuracy on the others; pairs of no fold take no part.
+    """Measure every fold at the threshold of best accuracy on the others; pairs without a fold are left out.
 
-    folds: (N,) of the pairs. Empty where there are fewer than two folds, or the rest of one lacks a kind of
-    pair. Source: Huang et al. 2007, Labeled Faces in the Wild, section 5.
+    folds: (N,) of the pairs. Empty for fewer than two folds, or if the pairs outside a fold are all of one kind.
+    Source: Huang et al. 2007, Labeled Faces in the Wild, section 5.
     """
     encoded = cell_names(folds).combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()
     codes = encoded.indices.fill_null(-1).to_numpy()
     if len(names) < 2:
         return []
-    found = []
+    measured: list[Fold] = []
     for code in np.argsort(np.array(names)).tolist():
-        others = _subset(pairs, (codes >= 0) & (codes != code))
+        others = pairs.subset((codes >= 0) & (codes != code))
         if not others.curve.both:
             return []
         threshold = others.curve.best_accuracy()
-        inside = replace(_subset(pairs, codes == code), threshold=threshold)
+        inside = replace(pairs.subset(codes == code), threshold=threshold)
         figures = inside.figures()
-        kept = {name: figures[name] for name in FIGURES}
-        found.append(Fold(names[code], len(inside.scored), threshold, kept))
-    return sorted(found, key=lambda fold: (len(fold.name), fold.name))
+        figures = {name: figures[name] for name in FIGURES}
+        measured.append(
+            Fold(name=names[code], pairs=len(inside.scored), threshold=threshold, figures=figures)
+        )
+    return sorted(measured, key=lambda fold: (len(fold["name"]), fold["name"]))
 
 
-def _subset(pairs: MeasuredPairs, chosen: np.ndarray) -> MeasuredPairs:
-    return MeasuredPairs(pairs.truth[chosen], pairs.probability[chosen], pairs.threshold)
-
-
-def summarise_folds(folds: Sequence[Fold]) -> dict[str, Any] | None:
-    """Mean and spread of the figures over folds: `std` of the folds (n - 1), `error` of the mean."""
+def summarise_folds(folds: list[Fold]) -> Folds | None:
+    """Mean, standard deviation (n - 1) and standard error of the figures over folds; None without folds."""
     if not folds:
         return None
-    summary = {}
+    summary: dict[str, Spread] = {}
     for name in FIGURES:
-        values = np.array([fold.figures[name] for fold in folds])
+        values = np.array([fold["figures"][name] for fold in folds])
         known = values[~np.isnan(values)]
-        spread = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
-        mean = float(known.mean()) if len(known) else float("nan")
-        summary[name] = {"mean": mean, "std": spread, "error": spread / max(len(known), 1) ** 0.5}
-    return {"folds": len(folds), "threshold": "best accuracy on the other folds", "figures": summary}
+        std = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+        mean = float(known.mean()) if len(known) else math.nan
+        summary[name] = {"mean": mean, "std": std, "error": std / max(len(known), 1) ** 0.5}
+    threshold = "best accuracy on the other folds"
+    return {"folds": len(folds), "threshold": threshold, "figures": summary, "each": folds}

@@ -347,7 +347,7 @@ def test_many_values_blank_cells_and_numbers_make_slices():
 
 def test_a_value_for_every_pair_takes_no_time():
     started = time.monotonic()
-    codes, names = slice_codes(pa.chunked_array([[f"picture {each}" for each in range(200_000)]]))
+    codes, names = slice_codes(pa.chunked_array([[f"image {each}" for each in range(200_000)]]))
     assert time.monotonic() - started < 5
     assert np.bincount(codes)[-1] == 200_000 - MOST_SLICES == 200_000 + 1 - len(names)
 
@@ -359,14 +359,14 @@ def test_folds_take_their_thresholds_from_the_others():
     names = rng.permutation(np.repeat(np.arange(1, 11), 40))
     pairs = MeasuredPairs(truth, scores, 0.1)
     found = measure_folds(pairs, pa.chunked_array([names]))
-    assert [each.name for each in found] == [str(each) for each in range(1, 11)]
+    assert [fold["name"] for fold in found] == [str(each) for each in range(1, 11)]
     accuracies = []
     for fold in found:
-        rest, inside = names != int(fold.name), names == int(fold.name)
+        rest, inside = names != int(fold["name"]), names == int(fold["name"])
         best = max(((scores[rest] >= each) == truth[rest]).mean() for each in np.unique(scores))
-        assert ((scores[rest] >= np.float32(fold.threshold)) == truth[rest]).mean() == best
-        accuracies.append(((scores[inside] >= np.float32(fold.threshold)) == truth[inside]).mean())
-        assert fold.figures["accuracy"] == pytest.approx(accuracies[-1])
+        assert ((scores[rest] >= np.float32(fold["threshold"])) == truth[rest]).mean() == best
+        accuracies.append(((scores[inside] >= np.float32(fold["threshold"])) == truth[inside]).mean())
+        assert fold["figures"]["accuracy"] == pytest.approx(accuracies[-1])
     summary = summarise_folds(found)["figures"]["accuracy"]
     assert summary["mean"] == pytest.approx(np.mean(accuracies))
     assert summary["std"] == pytest.approx(np.std(accuracies, ddof=1))
@@ -380,7 +380,7 @@ def test_pairs_without_a_fold_take_no_part(blank):
     pairs = MeasuredPairs(truth, np.clip(rng.normal(0.3 + 0.4 * truth, 0.2), 0, 1).astype(np.float32), 0.5)
     names = ["1", "2", blank] if blank == "" else [1, 2, blank]
     found = measure_folds(pairs, pa.chunked_array([pa.array(names * 30)]))
-    assert [(each.name, each.pairs) for each in found] == [("1", 30), ("2", 30)]
+    assert [(fold["name"], fold["pairs"]) for fold in found] == [("1", 30), ("2", 30)]
 
 
 def test_one_fold_and_folds_without_both_kinds_are_none():

@@ -86,7 +86,7 @@ def test_a_run_of_faces_is_measured_shown_and_written(faces, tmp_path):
     shown = table(result)
     assert shown["F1"].startswith(f"{found['metrics']['f1']:.5f}  [")
     assert shown["written to"].endswith("report.html")
-    assert shown["TAR at FAR 0.1 and below"] == "needs 100 different pairs, here 28"
+    assert shown["TAR at FAR 0.1 and below"] == "needs 100 different pairs, 28 available"
     assert len(found["slices"]["person_a"]) == len(set(pd.read_csv(FACES)["person_a"]))
     # Faces by their boxes in the cache: every picture is there.
     assert page.count('<img src="data:image/jpeg;base64,') == 2 * page.count('<li tabindex="')
@@ -181,7 +181,7 @@ def test_one_kind_of_pair_gives_the_figures_that_it_can(tmp_path, kind):
     assert f"figures that need {missing} pairs are left out" in table(result)["truth"]
     assert f"No pair is labelled {missing}" in page
     shown = table(result)["TAR at FAR 0.1 and below"]
-    assert shown == ("needs same pairs" if kind else "needs 100 different pairs, here 0")
+    assert shown == ("needs same pairs" if kind else "needs 100 different pairs, 0 available")
     assert f"not supported: {shown}" in page
     # With one kind of pair it is 0 or 1, whatever the run.
     assert found["metrics"]["precision"] is None
@@ -198,7 +198,7 @@ def test_a_run_that_failed_wholly_is_reported_by_reason(tmp_path):
     assert table(result)["not scored"] == "50 (no_face 50)"
     assert "Not scored: no_face" in page
     assert "No pair could be scored" in page
-    assert "scored different pairs, here 0" in table(result)["TAR at FAR 0.1 and below"]
+    assert "scored different pairs, 0 available" in table(result)["TAR at FAR 0.1 and below"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_two_runs_of_other_manifests_are_compared_by_their_distributions(tmp_pat
     paths = [write_scores(tmp_path / f"{seed}.parquet", draw_columns(300, seed=seed)) for seed in (0, 1)]
     result = run(*paths, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
-    assert "other pairs: only the distributions are compared" in result.stderr
+    assert "the runs scored different pairs: only the distributions are compared" in result.stderr
     found, page = documents(tmp_path / "out")
     assert found["comparison"]["same_pairs"] is False
     assert "plot-drift" in page
@@ -360,10 +360,7 @@ def test_a_perfect_run_is_not_said_to_be_certainly_perfect(tmp_path):
     assert "log_loss" not in found["bootstrap"]["exact"]
     assert table(result)["ROC AUC"] == "1.00000"
     assert table(result)["F1"] == f"1.00000  [{low:.4f}, 1.0000]*"
-    assert (
-        table(result)["*"]
-        == "exact binomial bound of what was never or always seen, as if pairs were independent"
-    )
+    assert table(result)["*"] == "exact binomial bound, because all draws agree; assumes independent pairs"
     assert "takes pairs for independent" in page
     for name, trials in (("recall", 100), ("precision", 100), ("accuracy", 300)):
         assert found["metrics"][name] == 1
@@ -395,7 +392,7 @@ def test_the_worst_pairs_are_a_manifest_that_train_takes(faces, tmp_path):
         tmp_path / "worst.csv", FACES, tmp_path / "head.safetensors", cache=str(cache), quiet=True
     )
     assert trained.pairs["training"] == len(frame) == 40
-    with pytest.raises(ManifestError, match="column 'probability' has the name of a column of the output"):
+    with pytest.raises(ManifestError, match="column 'probability' has the name of an output column"):
         batchverify.score(tmp_path / "worst.csv", tmp_path / "again.parquet", cache=str(cache), quiet=True)
     assert not (tmp_path / "again.parquet").exists()
 

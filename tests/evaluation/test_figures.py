@@ -181,12 +181,16 @@ def test_a_rate_is_supported_from_ten_expected_false_accepts_on(pairs, supported
 @pytest.mark.parametrize(
     ("same", "different", "reasons"),
     [
-        ("S", "D" * 100, [None, "needs 1,000 different pairs, here 100"]),
-        ("", "D" * 100, ["needs same pairs", "needs 1,000 different pairs, here 100"]),
-        ("s", "D" * 100, ["needs scored same pairs", "needs 1,000 different pairs, here 100"]),
-        ("S", "D" * 9, ["needs 100 different pairs, here 9", "needs 1,000 different pairs, here 9"]),
-        ("s", "d" * 9, [f"needs {each} scored different pairs, here 0" for each in ("100", "1,000")]),
-        ("S", "", ["needs 100 different pairs, here 0", "needs 1,000 different pairs, here 0"]),
+        ("S", "D" * 100, [None, "needs 1,000 different pairs, 100 available"]),
+        ("", "D" * 100, ["needs same pairs", "needs 1,000 different pairs, 100 available"]),
+        ("s", "D" * 100, ["needs scored same pairs", "needs 1,000 different pairs, 100 available"]),
+        (
+            "S",
+            "D" * 9,
+            ["needs 100 different pairs, 9 available", "needs 1,000 different pairs, 9 available"],
+        ),
+        ("s", "d" * 9, [f"needs {each} scored different pairs, 0 available" for each in ("100", "1,000")]),
+        ("S", "", ["needs 100 different pairs, 0 available", "needs 1,000 different pairs, 0 available"]),
     ],
 )
 def test_what_is_not_supported_says_what_it_needs(same, different, reasons):

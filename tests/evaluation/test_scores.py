@@ -35,7 +35,7 @@ def test_a_folder_of_parts_is_one_run(tmp_path):
             {RECORD_KEY: '{"part": 0}'}
         )
         pq.write_table(part, folder / f"part-{number:05d}.parquet")
-    with pytest.raises(ManifestError, match="no _SUCCESS in it: the run that writes it is not finished"):
+    with pytest.raises(ManifestError, match="no _SUCCESS in the folder, so its run is not finished"):
         ScoreFile.open(str(folder))
     (folder / "_SUCCESS").write_text(json.dumps({"threshold": 0.25, "options": {}}))
     scores = read_scores(ScoreFile.open(str(folder)))
@@ -110,8 +110,8 @@ def test_files_that_are_none_are_named(tmp_path):
     for name, message in [
         (str(tmp_path / "none.parquet"), "no such file or folder"),
         (str(tmp_path / "text.parquet"), "not a readable Parquet file ("),
-        (str(tmp_path / "folder"), "the folder holds no part files of `batchverify score`"),
-        (empty, "the file has no rows: there is nothing to evaluate"),
+        (str(tmp_path / "folder"), "the folder has no part files of `batchverify score`"),
+        (empty, "the file has no rows, so there is nothing to evaluate"),
     ]:
         with pytest.raises(ManifestError) as caught:
             ScoreFile.open(name)
@@ -120,9 +120,7 @@ def test_files_that_are_none_are_named(tmp_path):
 
 def test_a_threshold_must_be_known(tmp_path):
     file = ScoreFile.open(write_scores(tmp_path / "s.parquet", draw_columns(9), threshold=None))
-    with pytest.raises(
-        UsageError, match="holds no run record that states a threshold; give one with --threshold"
-    ):
+    with pytest.raises(UsageError, match="no run record with a threshold; give one with --threshold"):
         read_scores(file)
     assert read_scores(file, threshold=0.25).threshold == 0.25
 
