@@ -1,17 +1,17 @@
-"""Where the published float weights lie: the search for them, and the download when they are nowhere.
+"""The published float weights: where they are searched for, and their download.
 
 The search goes in this order:
 
-1. `--weights FILE or FOLDER`. It never falls through: what is named there must be there.
-2. `$BATCHVERIFY_WEIGHTS`. A file is taken as it is, for whichever float backbone is asked for. A folder is
-   searched for the published file name; without it there, the search goes on.
-3. The torch hub cache that facenet-pytorch downloads to: `checkpoints` in `$TORCH_HOME`,
-   `$XDG_CACHE_HOME/torch` or `~/.cache/torch`.
-4. facenet-pytorch's release, downloaded into that cache. `$BATCHVERIFY_WEIGHTS_URL` names a mirror to ask
+1. `--weights FILE or FOLDER`. The file must be there: the search does not go on.
+2. `$BATCHVERIFY_WEIGHTS`. A file is used as it is, for whichever float backbone is asked for. A folder is searched
+   for the published file name; if it is not there, the search goes on.
+3. The torch hub cache that facenet-pytorch downloads to: `checkpoints` in `$TORCH_HOME`, `$XDG_CACHE_HOME/torch` or
+   `~/.cache/torch`.
+4. facenet-pytorch's release, which is downloaded into that cache. `$BATCHVERIFY_WEIGHTS_URL` names a mirror to use
    instead: an http, https or file address of a folder that holds the files under their published names.
 
-facenet-pytorch publishes no checksums. A download is held to the announced size and to torch's file formats;
-the fingerprint that `batchverify backbones` prints says whether the tensors are the known ones.
+facenet-pytorch publishes no checksums. A download must have the announced size and one of torch's file formats. The
+fingerprint that `batchverify backbones` prints tells whether the tensors are the known ones.
 An environment variable that is set but empty counts as not set.
 """
 
@@ -32,10 +32,10 @@ WEIGHTS_VARIABLE = "BATCHVERIFY_WEIGHTS"
 MIRROR_VARIABLE = "BATCHVERIFY_WEIGHTS_URL"
 RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
 CHUNK = 1 << 20
-TRIES = 3
-PAUSE = 0.02  # of the timeout, before the second try; twice that before the third
+ATTEMPTS = 3
+PAUSE = 0.02  # of the timeout, before the second attempt; twice that before the third
 
-# torch >= 1.6 writes zip files. The published files are older than that: a pickled magic number comes first.
+# torch >= 1.6 writes zip files. The published files are older: they start with a pickled magic number.
 ZIP_START = b"PK\x03\x04"
 LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -44,15 +44,14 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Published:
-    """A published weights file. `size` in bytes, or None: then the server's Content-Length is what counts."""
+    """A published weights file."""
 
     name: str
     url: str
-    size: int | None = None
 
     @property
     def file_name(self) -> str:
-        """The name under which the file lies in a folder, a mirror or the cache."""
+        """The name of the file in a folder, a mirror or the cache."""
         return self.url.rpartition("/")[2]
 
 
@@ -62,24 +61,6 @@ PUBLISHED = {
 }
 
 
-class _Failed(Exception):
-    """A try that failed, and whether another one may do better; `fetch_weights` turns it into ours."""
-
-    def __init__(self, reason: str, *, again: bool) -> None:
-        super().__init__(reason)
-        self.again = again
-
-
-@dataclass(frozen=True)
-class _Download:
-    """One download as asked for; `timeout` is in seconds without a byte."""
-
-    url: str
-    size: int | None
-    timeout: float
-    progress: Progress | None
-
-
 def torch_hub_folder() -> Path:
     """The folder that facenet-pytorch keeps its downloads in; it need not exist."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
@@ -87,90 +68,77 @@ def torch_hub_folder() -> Path:
 
 
 def find_weights(published: Published, weights: Path | None = None) -> Path | None:
-    """Look for the file on this machine, in the order of the module's docstring; None if it is nowhere.
+    """Search for the file on this machine, in the order of the module's docstring; None if it is nowhere.
 
-    `weights` is what `--weights` says. Raises `ArtifactError` if that or `$BATCHVERIFY_WEIGHTS` is not there.
+    weights: value of `--weights`. Raises `ArtifactError` if that or `$BATCHVERIFY_WEIGHTS` does not exist.
     """
     try:
-        return _search(published, weights)
-    except OSError as exc:  # a folder that may not be entered, a name too long
+        if weights is not None:
+            path = _file_at(weights, published, "--weights")
+            if path is None:
+                raise ArtifactError(f"--weights {weights}: no file {published.file_name} in this folder")
+            return path
+        variable = os.environ.get(WEIGHTS_VARIABLE)
+        if variable and (path := _file_at(Path(variable), published, WEIGHTS_VARIABLE)):
+            return path
+        cached = torch_hub_folder() / published.file_name
+        return cached if cached.is_file() else None
+    except OSError as exc:  # a folder that may not be entered, a name that is too long
         raise ArtifactError(f"{published.name}: cannot look for {published.file_name}: {exc}") from exc
 
 
 def locate_weights(
-    published: Published,
-    weights: Path | None = None,
-    *,
-    progress: Progress | None = None,
-    download: bool = True,
+    published: Published, weights: Path | None = None, *, progress: Progress | None = None
 ) -> Path:
-    """The file, from this machine or, with `download`, from the network.
+    """The file, from this machine or from the network.
 
-    Raises `ArtifactError` as `find_weights` does and `DownloadError` when the file cannot be had.
+    Raises `ArtifactError` as `find_weights` does, and `DownloadError` as `fetch_weights` does.
     """
-    path = find_weights(published, weights)
-    if path is not None:
-        return path
-    if not download:
-        raise DownloadError(_advice(published, torch_hub_folder(), "the file is not on this machine"))
-    return fetch_weights(published, progress=progress)
+    return find_weights(published, weights) or fetch_weights(published, progress=progress)
 
 
 def fetch_weights(
     published: Published, *, folder: Path | None = None, progress: Progress | None = None, timeout: float = 30
 ) -> Path:
-    """Download into `folder`, by default the torch hub cache; a file that is there already is left as it is.
+    """Download the file into `folder`, by default the torch hub cache, unless it is there already.
 
-    `progress(done, total)` gets bytes; `total` is None where the server does not say, and `done` falls back
-    when a try has to start over. `timeout` is in seconds without an answer or a byte. The file appears whole
-    or not at all, also when several processes fetch it at once. Raises `DownloadError`, and `UsageError` for
-    a bad `$BATCHVERIFY_WEIGHTS_URL`.
+    progress: called as `progress(done, total)` with bytes; `total` is None if the server does not tell it, and
+    `done` falls when an attempt has to start over. timeout: seconds without an answer or a byte. The file appears
+    whole or not at all, even if several processes fetch it at once. Raises `DownloadError`, and `UsageError` for a
+    bad `$BATCHVERIFY_WEIGHTS_URL`.
     """
     folder = folder or torch_hub_folder()
     target = folder / published.file_name
     try:
         if not target.is_file():
-            _store(_Download(_address(published), published.size, timeout, progress), target)
-    except _Failed as exc:
+            _store(_address(published), target, progress, timeout)
+    except _AttemptError as exc:
         raise DownloadError(_advice(published, folder, f"download failed: {exc}")) from exc
     except OSError as exc:
         raise DownloadError(_advice(published, folder, f"cannot store {target}: {exc.strerror}")) from exc
     return target
 
 
-def _search(published: Published, weights: Path | None) -> Path | None:
-    if weights is not None:
-        path = _named(weights, published, "--weights")
-        if path is None:
-            raise ArtifactError(f"--weights {weights}: no file {published.file_name} in this folder")
-        return path
-    variable = os.environ.get(WEIGHTS_VARIABLE)
-    if variable and (path := _named(Path(variable), published, WEIGHTS_VARIABLE)):
-        return path
-    cached = torch_hub_folder() / published.file_name
-    return cached if cached.is_file() else None
-
-
-def _named(path: Path, published: Published, said_by: str) -> Path | None:
-    """The file that `path` is or holds; None for a folder without it."""
-    path = _expand(path, said_by)
+def _file_at(path: Path, published: Published, source: str) -> Path | None:
+    """The file that `path` is or holds; None for a folder without it. source: for the message."""
+    path = _expand(path, source)
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ArtifactError(f"{said_by} {path}: no such file or folder")
+        raise ArtifactError(f"{source} {path}: no such file or folder")
     inside = path / published.file_name
     return inside if inside.is_file() else None
 
 
-def _expand(path: Path, said_by: str) -> Path:
+def _expand(path: Path, source: str) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as exc:
-        raise ArtifactError(f"{said_by} {path}: no such home folder") from exc
+        raise ArtifactError(f"{source} {path}: no such home folder") from exc
 
 
 def _address(published: Published) -> str:
-    """The URL to ask: the release's or the mirror's. A bad one is not repeated: it may hold a password."""
+    """The URL at the release or the mirror. A bad mirror is not quoted: it may hold a password."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     if not mirror:
         return published.url
@@ -186,113 +154,130 @@ def _advice(published: Published, folder: Path, reason: str) -> str:
     mirrored = f" (the mirror of {MIRROR_VARIABLE})" if os.environ.get(MIRROR_VARIABLE) else ""
     return (
         f"{published.name}: {reason}. Get {published.file_name} from {_address(published)}{mirrored} in "
-        f"another way, then say --weights FILE, or set {WEIGHTS_VARIABLE} to the file or its folder, "
-        f"or put it into {folder}. Or use --backbone vggface2: it is in the package and needs no download"
+        f"another way and give it with --weights FILE, set {WEIGHTS_VARIABLE} to the file or its folder, or put "
+        f"it into {folder}. Or use --backbone vggface2, which is in the package and needs no download"
     )
 
 
-def _store(source: _Download, target: Path) -> None:
-    """Download beside `target`, check, and move into place; nothing else is left behind."""
+def _store(url: str, target: Path, progress: Progress | None, timeout: float) -> None:
+    """Download to a file beside `target`, check it, and move it into place; leave nothing else behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         with part.open("xb") as file:
-            _download(source, file)
+            _Download(url, file, progress, timeout).run()
             file.flush()
             os.fsync(file.fileno())
-        _check(part, source.size)
+        _check_format(part)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _download(source: _Download, file: BinaryIO) -> None:
-    """Several tries; each goes on where the one before it stopped, if the server can do that."""
+class _AttemptError(Exception):
+    """A download attempt failed. may_retry: whether another one may succeed."""
+
+    def __init__(self, reason: str, *, may_retry: bool = True) -> None:
+        super().__init__(reason)
+        self.may_retry = may_retry
+
+
+@dataclass
+class _Download:
+    """A download into `file`. An attempt continues where the one before it stopped, if the server supports that.
+
+    total: size of the whole file, None if not known. etag: of the bytes in the file.
+    """
+
+    url: str
+    file: BinaryIO
+    progress: Progress | None
+    timeout: float
     total: int | None = None
-    validator: str | None = None
-    for attempt in range(1, TRIES + 1):
+    etag: str | None = None
+
+    def run(self) -> None:
+        """Try up to `ATTEMPTS` times. Raises `_AttemptError`."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self._open() as response:
+                    self._begin(response)
+                    self._copy(response)
+                return
+            except _AttemptError as exc:
+                if not exc.may_retry or attempt == ATTEMPTS:
+                    raise
+            time.sleep(PAUSE * self.timeout * attempt)
+
+    def _open(self) -> Any:
+        """Request the bytes that are missing. If the server cannot be reached at first, there is no retry."""
+        import urllib.request
+        from http.client import HTTPException
+        from urllib.error import HTTPError, URLError
+
+        request = urllib.request.Request(self.url, headers={"User-Agent": f"batchverify/{__version__}"})
+        if offset := self.file.tell():
+            request.add_header("Range", f"bytes={offset}-")
+            if self.etag and self.etag.startswith('"'):  # If-Range accepts no weak ETags
+                request.add_header("If-Range", self.etag)
         try:
-            with _open(source, file.tell(), validator) as response:
-                total = _begin(response, file, total)
-                validator = response.headers.get("ETag")
-                _copy(response, file, total, source)
-            return
-        except _Failed as exc:
-            if not exc.again or attempt == TRIES:
-                raise
-        time.sleep(PAUSE * source.timeout * attempt)
-
-
-def _open(source: _Download, offset: int, validator: str | None) -> Any:
-    """Ask for the bytes from `offset` on. A server that cannot be reached at all is asked only once."""
-    import urllib.request
-    from http.client import HTTPException
-    from urllib.error import HTTPError, URLError
-
-    request = urllib.request.Request(source.url, headers={"User-Agent": f"batchverify/{__version__}"})
-    if offset:
-        request.add_header("Range", f"bytes={offset}-")
-        if validator and validator.startswith('"'):  # If-Range takes no weak ETags
-            request.add_header("If-Range", validator)
-    try:
-        return urllib.request.urlopen(request, timeout=source.timeout)
-    except HTTPError as exc:
-        exc.close()
-        busy = exc.code in {408, 429} or exc.code >= 500
-        raise _Failed(f"the server answered {exc.code} {exc.reason}", again=busy) from exc
-    except URLError as exc:
-        raise _Failed(f"not reachable: {exc.reason}", again=offset > 0) from exc
-    except (OSError, HTTPException) as exc:
-        raise _Failed(f"no answer: {exc}", again=True) from exc
-
-
-def _begin(response: Any, file: BinaryIO, total: int | None) -> int | None:
-    """Bring `file` to where this body starts; returns the whole file's size in bytes, None if not said."""
-    if response.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if found and int(found[1]) == file.tell() and total in {None, int(found[2])}:
-            return int(found[2])
-    file.seek(0)
-    file.truncate()
-    if response.status == 206:
-        raise _Failed("the server sent another part than the one asked for", again=True)
-    length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
-
-
-def _copy(response: Any, file: BinaryIO, total: int | None, source: _Download) -> None:
-    """Append the body to `file`; `_Failed` when it ends early or has another size than was published."""
-    from http.client import HTTPException
-
-    if total is not None and source.size not in {None, total}:
-        raise _Failed(f"the server has {total} bytes, {source.size} were expected", again=False)
-    done = file.tell()
-    while total is None or done < total:
-        try:
-            # read1 returns what has arrived: it is kept even if the rest never comes
-            chunk = response.read1(CHUNK if total is None else min(CHUNK, total - done))
+            return urllib.request.urlopen(request, timeout=self.timeout)
+        except HTTPError as exc:
+            exc.close()
+            is_busy = exc.code in {408, 429} or exc.code >= 500
+            raise _AttemptError(f"the server answered {exc.code} {exc.reason}", may_retry=is_busy) from exc
+        except URLError as exc:
+            raise _AttemptError(f"not reachable: {exc.reason}", may_retry=offset > 0) from exc
         except (OSError, HTTPException) as exc:
-            raise _Failed(f"the transfer broke after {done} bytes: {exc}", again=True) from exc
-        if not chunk:
-            break
-        file.write(chunk)
-        done += len(chunk)
-        if source.progress is not None:
-            source.progress(done, total)
-    if total is not None and done < total:
-        raise _Failed(f"the body ended after {done} of {total} bytes", again=True)
+            raise _AttemptError(f"no answer: {exc}") from exc
+
+    def _begin(self, response: Any) -> None:
+        """Set `total` and `etag`, and empty the file if the response does not continue it."""
+        if response.status == 206:
+            sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            if not sent or int(sent[1]) != self.file.tell() or self.total not in {None, int(sent[2])}:
+                self._empty()
+                raise _AttemptError("the server sent another part than the one requested")
+            self.total = int(sent[2])
+        else:
+            self._empty()
+            length = response.headers.get("Content-Length", "")
+            self.total = int(length) if length.isdecimal() else None
+        self.etag = response.headers.get("ETag")
+
+    def _empty(self) -> None:
+        self.file.seek(0)
+        self.file.truncate()
+
+    def _copy(self, response: Any) -> None:
+        """Append the body to the file."""
+        from http.client import HTTPException
+
+        done = self.file.tell()
+        while self.total is None or done < self.total:
+            try:
+                # read1 returns what has arrived, so that it is kept even if the rest never comes
+                chunk = response.read1(CHUNK if self.total is None else min(CHUNK, self.total - done))
+            except (OSError, HTTPException) as exc:
+                raise _AttemptError(f"the transfer broke after {done} bytes: {exc}") from exc
+            if not chunk:
+                break
+            self.file.write(chunk)
+            done += len(chunk)
+            if self.progress is not None:
+                self.progress(done, self.total)
+        if self.total is not None and done < self.total:
+            raise _AttemptError(f"the body ended after {done} of {self.total} bytes")
 
 
-def _check(part: Path, size: int | None) -> None:
-    """Hold the file to its size and to torch's two formats: servers send error and login pages with 200."""
+def _check_format(part: Path) -> None:
+    """Require one of torch's two formats: servers send error and login pages with status 200."""
     import zipfile
 
-    found = part.stat().st_size
-    if size not in {None, found}:
-        raise _Failed(f"{found} bytes came, {size} were expected", again=False)
+    size = part.stat().st_size
     with part.open("rb") as file:
         start = file.read(60)
     if not start.startswith((ZIP_START, LEGACY_START)):
-        raise _Failed(f"not a torch file but {found} bytes that start with {start!r}", again=False)
+        raise _AttemptError(f"not a torch file but {size} bytes that start with {start!r}")
     if start.startswith(ZIP_START) and not zipfile.is_zipfile(part):
-        raise _Failed(f"a torch zip file without its end, {found} bytes", again=False)
+        raise _AttemptError(f"a torch zip file without its end, {size} bytes")
