@@ -1,4 +1,4 @@
-"""Probabilities that can be trusted, and thresholds, from scores of pairs that no weights were fitted to."""
+"""Calibration and thresholds from the scores of held-out pairs."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ RIDGE = 1e-9
 
 @dataclass(frozen=True)
 class RateThreshold:
-    """The threshold below which at most a share `far` of `pairs` different pairs scores: false accepts."""
+    """A threshold below which at most a share `far` of `pairs` different pairs score (false accepts)."""
 
     far: float
     threshold: float
     pairs: int
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a head's metadata."""
+        """The entry in a head's metadata."""
         return asdict(self)
 
 
 def rate_thresholds(different: np.ndarray) -> list[RateThreshold]:
-    """Thresholds for the rates that (N,) probabilities of different pairs can support."""
+    """Thresholds for all rates that the (N,) probabilities of different pairs support."""
     scores = np.sort(different)
     supported = [rate for rate in RATES if rate * len(scores) >= EXPECTED_FALSE_ACCEPTS]
     return [RateThreshold(rate, float(scores[int(rate * len(scores))]), len(scores)) for rate in supported]
 
 
 def platt_scaling(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Slope and offset that make sigmoid(slope * score + offset) a probability of label 1.
+    """Slope and offset that make sigmoid(slope * score + offset) the probability of label 1.
 
-    scores: (N,) float, labels: (N,) 0 or 1, both present. Source: Platt 1999, with the algorithm's own
-    softened targets, so that pairs which a threshold separates perfectly have a finite slope, too.
+    scores: (N,) float. labels: (N,) 0 and 1, both present. Source: Platt 1999, with its softened targets, so that
+    the slope is finite even if a threshold separates the labels.
     """
     scores = scores.astype(np.float64)
-    # Of equal scores the rounded mean need not be their value: the spread would be that of rounding.
-    middle, spread = float(scores.mean()), float(scores.std()) if np.ptp(scores) else 1.0
-    columns = np.stack([np.ones(len(scores)), (scores - middle) / spread], axis=1)
+    # The standard deviation of equal scores need not be zero, but a rounding error.
+    mean, spread = float(scores.mean()), float(scores.std()) if np.ptp(scores) else 1.0
+    columns = np.stack([np.ones(len(scores)), (scores - mean) / spread], axis=1)
     offset, slope = _fit(columns, labels)
-    return slope / spread, offset - slope * middle / spread
+    return slope / spread, offset - slope * mean / spread
 
 
 def temperature_scaling(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Slope alone, offset 0: one over the temperature of Guo et al. 2017. Arguments as `platt_scaling`."""
+    """Slope and offset 0: one over the temperature of Guo et al. 2017. Arguments as for `platt_scaling`."""
     spread = float(np.abs(scores).mean()) or 1.0
     (slope,) = _fit(scores.astype(np.float64)[:, None] / spread, labels)
     return slope / spread, 0.0
@@ -58,7 +58,7 @@ def temperature_scaling(scores: np.ndarray, labels: np.ndarray) -> tuple[float, 
 METHODS = {
     "platt": platt_scaling,
     "temperature": temperature_scaling,
-    "none": lambda scores, labels: (1.0, 0.0),
+    "none": lambda *_: (1.0, 0.0),
 }
 
 
@@ -68,15 +68,17 @@ def _fit(columns: np.ndarray, labels: np.ndarray) -> list[float]:
     same = len(labels) - different
     targets = np.where(labels == 1, (different + 1) / (different + 2), 1 / (same + 2))
 
-    def value(place: np.ndarray) -> float:
-        logits = columns @ place
+    def loss(coefficients: np.ndarray) -> float:
+        logits = columns @ coefficients
         return float((np.logaddexp(0, logits) - targets * logits).sum())
 
-    def derivatives(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        p = sigmoid(columns @ place)
-        return columns.T @ (p - targets), (columns.T * (p * (1 - p))) @ columns + RIDGE * np.eye(len(place))
+    def derivatives(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p = sigmoid(columns @ coefficients)
+        hessian = (columns.T * (p * (1 - p))) @ columns + RIDGE * np.eye(len(coefficients))
+        return columns.T @ (p - targets), hessian
 
-    return [float(each) for each in minimise(value, derivatives, np.zeros(columns.shape[1]))]
+    coefficients: list[float] = minimise(loss, derivatives, np.zeros(columns.shape[1])).tolist()
+    return coefficients
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -87,9 +89,9 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def f1_threshold(probabilities: np.ndarray) -> float:
     """The threshold of the highest expected F1 of (N,) calibrated probabilities, N > 0: half that F1.
 
-    Source: Lipton et al. 2014, Optimal thresholding of classifiers to maximize F1, theorem 1. It follows
-    from all pairs; the highest point of the measured F1 curve follows from the few at the border and moves
-    with them (fitted to 2,200 pairs of LFW; on its test pairs F1 .9910-.9930 with this, .9896-.9910 with that).
+    Source: Lipton et al. 2014, Optimal thresholding of classifiers to maximize F1, theorem 1. It depends on all
+    pairs, unlike the maximum of the measured F1 curve, which depends on a few pairs near the threshold (fitted to
+    2,200 pairs of LFW, F1 on its test pairs is .9910-.9930 with this threshold and .9896-.9910 with the maximum).
     """
     ranked = np.sort(np.asarray(probabilities, np.float64))[::-1]
     expected = 2 * np.cumsum(ranked) / (np.arange(1, len(ranked) + 1) + ranked.sum())

@@ -1,4 +1,7 @@
-"""Linear heads by Newton's method, from features that are streamed."""
+"""Linear heads, fitted by Newton's method to streamed features.
+
+The minimiser is our own because the last bits of scipy's may depend on the number of BLAS threads.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,20 @@ from batchverify.heads.features import Features
 from batchverify.heads.scorer import Scorer
 from batchverify.training.pairs import LabelledPairs
 
-# Rows of terms that are kept between passes; of more pairs they are computed anew in every pass.
-KEPT_NUMBERS = 20_000_000
-# Pull of the bias, and the least of the terms: what the pairs say nothing about is zero.
-LEAST_PULL = 1e-6
-# Pull of the slopes towards zero, in the same units as the losses' sum: pairs that are separated perfectly
-# have a finite slope.
-SLOPE_PULL = 0.02
+# A design matrix of at most this many values is kept in memory; a larger one is computed anew in every pass.
+CACHED_VALUES = 20_000_000
+# Penalty of the bias, and the least one of the terms: coefficients that the pairs do not determine become zero.
+LEAST_PENALTY = 1e-6
+# Penalty of the slopes, in units of the summed loss: the slope is finite even if it separates all pairs.
+SLOPE_PENALTY = 0.02
+# Newton steps, halvings of a step, and the relative progress below which it is a rounding error.
+STEPS = 100
+HALVINGS = 30
+TOLERANCE = 1e-12
 
-# A loss of (logits, labels): its values, first and second derivatives by the logit, each (B,).
+# From (logits, labels) to the losses and their first and second derivatives by the logit, (B,) each.
 Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 Rows = tuple[torch.Tensor, torch.Tensor]
-STEPS = 100
-# Relative to the function's value: smaller progress is rounding.
-TOLERANCE = 1e-12
-HALVINGS = 30
-
 Derivatives = tuple[np.ndarray, np.ndarray]
 
 
@@ -41,53 +42,54 @@ def log_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, 
 def squared_hinge(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The linear support vector machine's, with which DeepFace learns the weights of its chi-square."""
+    """Loss of a linear support vector machine, with which DeepFace learns its chi-square weights."""
     sign = 2 * labels - 1
-    short = (1 - sign * logits).clamp(min=0)
-    return short.square(), -2 * sign * short, 2.0 * (short > 0)
+    hinge = (1 - sign * logits).clamp(min=0)
+    return hinge.square(), -2 * sign * hinge, 2.0 * (hinge > 0)
 
 
 def fit_linear(
     pairs: LabelledPairs, features: Features, *, algorithm: str, shrinkage: float, loss: Loss = log_loss
 ) -> Scorer:
-    """Weights and bias of score = terms · weights + bias, the minimum of the loss, in float64.
+    """Fit score = terms · weights + bias by minimising the penalised loss, in float64.
 
-    The score is one slope for the sum of each feature's terms, plus terms · u with `shrinkage` · |u|²: few
-    pairs leave the weights equal, many let them differ (`shrinkage` is the number of pairs that weigh as
-    much as it). Memory does not grow with the pairs. Raises `UsageError` for pairs that are all alike.
+    The weights are one slope per feature plus a deviation u per term, with the penalty `shrinkage` · |u|². With few
+    pairs the weights of a feature stay equal, with many they differ: `shrinkage` is the number of pairs whose
+    influence equals the penalty's. Memory does not grow with the pairs. Raises `UsageError` if all pairs have the
+    same features.
     """
-    columns = _Columns.of(pairs, features)
-    pull = torch.full((columns.count,), max(2 * shrinkage, LEAST_PULL), dtype=torch.float64)
-    pull[0] = LEAST_PULL
-    pull[1 : 1 + len(columns.sum_mean)] = SLOPE_PULL
+    design = _Design.of(pairs, features)
+    penalty = torch.full((design.width,), max(2 * shrinkage, LEAST_PENALTY), dtype=torch.float64)
+    penalty[0] = LEAST_PENALTY
+    penalty[1 : 1 + len(design.sum_mean)] = SLOPE_PENALTY
 
-    def value(place: np.ndarray) -> float:
-        at = torch.from_numpy(place)
-        total = 0.5 * (pull * at.square()).sum()
-        for terms, labels in columns.rows():
-            total += loss(terms @ at, labels)[0].sum()
+    def value(point: np.ndarray) -> float:
+        coefficients = torch.from_numpy(point)
+        total = 0.5 * (penalty * coefficients.square()).sum()
+        for rows, labels in design.blocks():
+            total += loss(rows @ coefficients, labels)[0].sum()
         return float(total)
 
-    def derivatives(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        at = torch.from_numpy(place)
-        gradient, hessian = pull * at, torch.diag(pull)
-        for terms, labels in columns.rows():
-            _, first, second = loss(terms @ at, labels)
-            gradient += terms.T @ first
-            hessian += (terms * second[:, None]).T @ terms
+    def derivatives(point: np.ndarray) -> Derivatives:
+        coefficients = torch.from_numpy(point)
+        gradient, hessian = penalty * coefficients, torch.diag(penalty)
+        for rows, labels in design.blocks():
+            _, first, second = loss(rows @ coefficients, labels)
+            gradient += rows.T @ first
+            hessian += (rows * second[:, None]).T @ rows
         return gradient.numpy(), hessian.numpy()
 
-    weights, bias = columns.weights(torch.from_numpy(minimise(value, derivatives, np.zeros(columns.count))))
+    weights, bias = design.weights(torch.from_numpy(minimise(value, derivatives, np.zeros(design.width))))
     layer = (weights.numpy().astype(np.float32)[None], np.array([bias], np.float32))
     return Scorer(algorithm, str(features), (layer,))
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """The design matrix, a block of rows at a time: 1, each feature's sum, each term; centred and scaled.
+class _Design:
+    """The design matrix in blocks of rows. Columns: 1, the sum of each feature, each term; centred and scaled.
 
-    sum_mean, sum_scale: (P,) by feature. mean, scale: (W,) by term, the same scale within a feature; of a
-    feature that is a number by itself there is the sum alone.
+    sum_mean, sum_scale: (P,) by feature. mean, scale: (W,) by term, with one scale per feature. A scalar feature has
+    no columns of terms, only its sum. cached: all blocks, or none if they are too large.
     """
 
     pairs: LabelledPairs
@@ -97,78 +99,73 @@ class _Columns:
     sum_scale: torch.Tensor
     mean: torch.Tensor
     scale: torch.Tensor
-    kept: list[Rows]
+    cached: list[Rows]
 
     @classmethod
-    def of(cls, pairs: LabelledPairs, features: Features) -> _Columns:
+    def of(cls, pairs: LabelledPairs, features: Features) -> _Design:
         widths = features.widths(pairs.vectors.shape[1])
+        terms = sum(widths)
         count, mean, spread = moments(
-            torch.cat([terms, _sums(terms, widths)], dim=1) for terms, _ in _terms(pairs, features)
+            torch.cat([block, _sums(block, widths)], dim=1) for block, _ in _terms(pairs, features)
         )
-        terms_spread = torch.cat(
-            [part.mean().expand(len(part)) for part in spread[: sum(widths)].split(widths)]
-        )
-        sum_scale, sum_mean = spread[sum(widths) :], mean[sum(widths) :]
+        sum_mean, sum_scale = mean[terms:], spread[terms:]
         if not (sum_scale > 1e-9 * sum_mean.abs().clamp(min=1e-9)).all():
-            raise UsageError(f"the {pairs.name} pairs cannot be told apart: their embeddings are all alike")
-        columns = cls(
-            pairs,
-            features,
-            widths,
-            sum_mean,
-            sum_scale,
-            mean[: sum(widths)],
-            terms_spread.clamp(min=1e-12),
-            [],
-        )
-        if count * columns.count <= KEPT_NUMBERS:
-            columns._keep(count)
-        return columns
+            raise UsageError(f"the {pairs.name} pairs cannot be told apart: all have the same features")
+        scale = torch.cat([part.mean().expand(len(part)) for part in spread[:terms].split(widths)])
+        scale = scale.clamp(min=1e-12)
+        design = cls(pairs, features, widths, sum_mean, sum_scale, mean[:terms], scale, [])
+        if count * design.width <= CACHED_VALUES:
+            design._cache(count)
+        return design
 
     @property
-    def count(self) -> int:
-        """Columns of the design matrix."""
+    def width(self) -> int:
+        """Number of columns."""
         return 1 + len(self.widths) + sum(width for width in self.widths if width > 1)
 
-    def _keep(self, count: int) -> None:
-        """Compute the rows once, into one piece of memory: many small ones would scatter the heap."""
-        whole = torch.empty(count, self.count, dtype=torch.float64)
+    def _cache(self, count: int) -> None:
+        """Compute all rows into one piece of memory: many small ones would fragment the heap."""
+        matrix = torch.empty(count, self.width, dtype=torch.float64)
         labels = torch.empty(count, dtype=torch.float64)
         done, sizes = 0, []
-        for terms, truth in self.rows():
-            sizes.append(len(terms))
-            whole[done : done + sizes[-1]], labels[done : done + sizes[-1]] = terms, truth
-            done += sizes[-1]
-        self.kept.extend(zip(whole.split(sizes), labels.split(sizes), strict=True))
+        for block, block_labels in self.blocks():
+            size = len(block)
+            matrix[done : done + size], labels[done : done + size] = block, block_labels
+            done += size
+            sizes.append(size)
+        self.cached.extend(zip(matrix.split(sizes), labels.split(sizes), strict=True))
 
-    def rows(self) -> Iterator[Rows]:
-        """Blocks of (columns (B, D), labels (B,)), float64."""
-        if self.kept:
-            yield from self.kept
+    def blocks(self) -> Iterator[Rows]:
+        """(rows (B, D), labels (B,)), float64."""
+        if self.cached:
+            yield from self.cached
             return
-        several = torch.cat([torch.full((width,), width > 1) for width in self.widths])
+        has_terms = torch.cat([torch.full((width,), width > 1) for width in self.widths])
         for terms, labels in _terms(self.pairs, self.features):
             sums = (_sums(terms, self.widths) - self.sum_mean) / self.sum_scale
             centred = (terms - self.mean) / self.scale
-            if not several.all():
-                centred = centred[:, several]
+            if not has_terms.all():
+                centred = centred[:, has_terms]
             yield torch.cat([torch.ones(len(terms), 1, dtype=torch.float64), sums, centred], dim=1), labels
 
-    def weights(self, place: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """What the coefficients of the columns are for the terms themselves: weights (W,) and bias."""
+    def weights(self, coefficients: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """From coefficients of the columns to weights (W,) of the terms, and the bias."""
         parts = len(self.widths)
-        slopes = place[1 : 1 + parts] / self.sum_scale
-        own = iter(place[1 + parts :].split([width for width in self.widths if width > 1]))
-        each = [
-            slope.expand(width) + (next(own) / scale if width > 1 else 0)
-            for slope, width, scale in zip(slopes, self.widths, self.scale.split(self.widths), strict=True)
-        ]
-        weights = torch.cat(each)
-        return weights, float(place[0] - (weights * self.mean).sum())
+        slopes = coefficients[1 : 1 + parts] / self.sum_scale
+        deviations = iter(coefficients[1 + parts :].split([width for width in self.widths if width > 1]))
+        weights = torch.cat(
+            [
+                slope.expand(width) + (next(deviations) / scale if width > 1 else 0)
+                for slope, width, scale in zip(
+                    slopes, self.widths, self.scale.split(self.widths), strict=True
+                )
+            ]
+        )
+        return weights, float(coefficients[0] - (weights * self.mean).sum())
 
 
 def _terms(pairs: LabelledPairs, features: Features) -> Iterator[Rows]:
-    """(terms (B, W), labels (B,)), float64, in order; both orders of a pair where they differ."""
+    """(terms (B, W), labels (B,)), float64; both orders of each pair if the features are not symmetric."""
     for a, b, labels in pairs.blocks():
         left, right = a.double(), b.double()
         yield features(left, right), labels.double()
@@ -181,15 +178,15 @@ def _sums(terms: torch.Tensor, widths: list[int]) -> torch.Tensor:
 
 
 def moments(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """(rows, mean, spread) of blocks (B, W) float64: mean and standard deviation (W,) float64 by column.
+    """(rows, mean, spread) of (B, W) float64 blocks: mean and standard deviation are (W,) float64, by column.
 
-    Counted from the first row, so that rows which are all alike have a spread of zero and not of rounding.
+    Measured from the first row, so that the spread of equal rows is exactly zero.
     """
     origin, total, squares, count = torch.zeros(0), torch.zeros(()), torch.zeros(()), 0
     for block in blocks:
         origin = origin if count else block[0]
-        moved = block - origin
-        total, squares = total + moved.sum(dim=0), squares + moved.square().sum(dim=0)
+        shifted = block - origin
+        total, squares = total + shifted.sum(dim=0), squares + shifted.square().sum(dim=0)
         count += len(block)
     spread = (squares / count - (total / count).square()).clamp(min=0).sqrt()
     return count, origin + total / count, spread
@@ -198,30 +195,25 @@ def moments(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Te
 def minimise(
     value: Callable[[np.ndarray], float], derivatives: Callable[[np.ndarray], Derivatives], start: np.ndarray
 ) -> np.ndarray:
-    """The (D,) float64 place where a convex function is smallest.
+    """The (D,) float64 minimum of a convex function, by Newton's method.
 
-    value: the function. derivatives: its gradient (D,) and Hessian (D, D), positive definite. A step that
-    overshoots is halved. Ends when progress is below rounding; values that are not finite end it, too.
+    value: the function. derivatives: its gradient (D,) and positive definite Hessian (D, D). A step that overshoots
+    is halved. Ends when progress is a rounding error or the value is not finite.
     """
-    place, current = start, value(start)
+    point, current = start, value(start)
     for _ in range(STEPS):
-        gradient, hessian = derivatives(place)
-        step = _solved(hessian, gradient)
+        gradient, hessian = derivatives(point)
+        # torch runs on one thread during a fit; numpy's BLAS would give other bits on other numbers of CPUs.
+        step = torch.linalg.solve(torch.from_numpy(hessian), torch.from_numpy(gradient)).numpy()
         for _ in range(HALVINGS):
-            new = value(place - step)
+            new = value(point - step)
             if new <= current:
                 break
             step = step / 2
         if not new <= current:
             break
-        gain, place, current = current - new, place - step, new
-        # The last step, too small for the value to show it, is taken: it squares the error of the place.
+        gain, point, current = current - new, point - step, new
+        # Checked after the step: the last one is below rounding in the value, but still improves the point.
         if gain <= TOLERANCE * max(abs(current), 1e-9):
             break
-    return place
-
-
-def _solved(hessian: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """By torch, whose threads a fit holds to one: numpy's would give other bits on other numbers of CPUs."""
-    solution: np.ndarray = torch.linalg.solve(torch.from_numpy(hessian), torch.from_numpy(gradient)).numpy()
-    return solution
+    return point

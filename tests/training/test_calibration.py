@@ -21,19 +21,19 @@ from batchverify.training.calibration import (
 
 @pytest.mark.parametrize("count", [1, 99, 100, 150, 999, 1_000, 10_000, 10_007, 100_000])
 @pytest.mark.parametrize("levels", [50, 10**9])
-def test_no_more_are_falsely_accepted_than_the_rate_says(count, levels):
+def test_no_more_pairs_are_falsely_accepted_than_the_rate_allows(count, levels):
     rng = np.random.default_rng(count)
     scores = (np.ceil(rng.random(count) * levels) / levels).astype(np.float32)
-    found = rate_thresholds(scores)
+    thresholds = rate_thresholds(scores)
     # A rate needs 10 expected false accepts.
-    assert [each.far for each in found] == [
+    assert [each.far for each in thresholds] == [
         r for r in (0.1, 0.01, 0.001, 0.0001) if round(count * r, 9) >= 10
     ]
-    for each in found:
+    for each in thresholds:
         accepted = sum(score < each.threshold for score in scores.tolist())
         assert accepted <= each.far * count + 1e-9
         assert each.pairs == count
-        # The next score up would accept too many: the threshold is no smaller than it has to be.
+        # The next higher score would accept too many: the threshold is as large as possible.
         higher = scores[scores > each.threshold]
         assert not len(higher) or (scores < higher.min()).sum() > each.far * count
 
@@ -72,26 +72,26 @@ def slow_loss(scores: np.ndarray, labels: np.ndarray, slope: float, offset: floa
 
 @pytest.mark.parametrize(("scale", "shift"), [(1, 0), (0.001, 0), (1, 40), (-20, 3), (1e4, -1e5)])
 @pytest.mark.parametrize("count", [20, 500])
-def test_platt_scaling_is_what_scipy_finds(count, scale, shift):
+def test_platt_scaling_agrees_with_scipy(count, scale, shift):
     plain, labels = draw(count, count)
-    found = minimize(lambda x: slow_loss(plain, labels, *x), np.zeros(2), tol=1e-12).x
+    expected = minimize(lambda x: slow_loss(plain, labels, *x), np.zeros(2), tol=1e-12).x
     slope, offset = platt_scaling(plain * scale + shift, labels)
-    # The calibrated probabilities do not depend on the scores' scale and zero.
-    assert slope * scale == pytest.approx(found[0], rel=1e-4)
-    assert slope * shift + offset == pytest.approx(found[1], rel=1e-4, abs=1e-4)
+    # The calibrated probabilities do not depend on the scale and offset of the scores.
+    assert slope * scale == pytest.approx(expected[0], rel=1e-4)
+    assert slope * shift + offset == pytest.approx(expected[1], rel=1e-4, abs=1e-4)
     assert type(slope) is type(offset) is float
 
 
 @pytest.mark.parametrize("scale", [1, 0.001, -20, 1e5])
-def test_temperature_scaling_is_what_scipy_finds(scale):
+def test_temperature_scaling_agrees_with_scipy(scale):
     plain, labels = draw(300, 3, offset=0.0)
-    found = minimize(lambda x: slow_loss(plain, labels, x[0], 0), np.zeros(1), tol=1e-12).x
+    expected = minimize(lambda x: slow_loss(plain, labels, x[0], 0), np.zeros(1), tol=1e-12).x
     slope, offset = temperature_scaling(plain * scale, labels)
-    assert slope * scale == pytest.approx(found[0], rel=1e-4)
+    assert slope * scale == pytest.approx(expected[0], rel=1e-4)
     assert offset == 0
 
 
-def test_the_true_slope_is_found_again():
+def test_the_true_slope_is_recovered():
     scores, labels = draw(200_000, 0, slope=2.5, offset=0.7)
     np.testing.assert_allclose(platt_scaling(scores, labels), (2.5, 0.7), atol=0.05)
     scores, labels = draw(200_000, 1, slope=0.4, offset=0.0)
@@ -100,7 +100,7 @@ def test_the_true_slope_is_found_again():
 
 @pytest.mark.parametrize("count", [2, 10, 1000])
 @pytest.mark.parametrize("method", ["platt", "temperature"])
-def test_pairs_that_a_threshold_separates_have_a_finite_slope(method, count):
+def test_separable_pairs_have_a_finite_slope(method, count):
     scores = np.linspace(-1, 1, count)
     labels = (scores > 0).astype(np.int8)
     with warnings.catch_warnings():
@@ -119,7 +119,7 @@ def test_pairs_that_a_threshold_separates_have_a_finite_slope(method, count):
     ("count", "value"), [(255, -0.66052), (7, 1.807975), (100, 0.1), (9, 0.0), (3, -1e6)]
 )
 def test_equal_scores_give_the_share_and_no_slope(kind, count, value):
-    # Their mean is not their value, by rounding: a spread of rounding made slopes of millions.
+    # By rounding, their mean differs from their value: a spread of rounding errors once gave slopes of millions.
     scores, labels = np.full(count, value, kind), np.arange(count) % 3 == 0
     slope, offset = platt_scaling(scores, labels.astype(np.int8))
     assert slope == pytest.approx(0, abs=1e-6)
@@ -127,7 +127,7 @@ def test_equal_scores_give_the_share_and_no_slope(kind, count, value):
     assert sigmoid(np.array([slope * value + offset]))[0] == pytest.approx(share / count, abs=1e-6)
 
 
-def test_the_scores_stay_as_they_are_and_none_changes_nothing():
+def test_the_scores_are_not_modified_and_none_changes_nothing():
     scores, labels = draw(50, 0)
     before = scores.copy()
     assert METHODS["none"](scores, labels) == (1.0, 0.0)
@@ -165,7 +165,7 @@ def test_f1_threshold_has_the_highest_expected_f1_of_all(seed, levels):
     highest = max(expected(each) for each in p)
     threshold = f1_threshold(np.array([float(each) for each in p]))
     assert threshold == pytest.approx(float(highest / 2), rel=1e-12)
-    # The threshold itself picks a set with this F1; `Fraction` of a float next to a tie may fall off it.
+    # Slightly below the threshold, since the float may be just above a probability that it should equal.
     assert float(expected(Fraction(threshold) - Fraction(1, 10**9))) == pytest.approx(
         float(highest), rel=1e-9
     )

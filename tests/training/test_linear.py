@@ -1,4 +1,4 @@
-"""Linear heads against scikit-learn on a design matrix that is built apart from ours."""
+"""Linear heads against scikit-learn on an independently built design matrix."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from batchverify.errors import UsageError
 from batchverify.heads.features import Features
 from batchverify.training import linear
 from batchverify.training.linear import (
-    LEAST_PULL,
-    SLOPE_PULL,
+    LEAST_PENALTY,
+    SLOPE_PENALTY,
     fit_linear,
     log_loss,
     minimise,
@@ -28,7 +28,7 @@ DIMENSION = 12
 
 
 def make_pairs(count: int = 300, seed: int = 0, dimension: int = DIMENSION, noise: float = 0.9):
-    """Pairs of 40 people's images; `noise` makes them hard to tell apart."""
+    """Pairs of images of 40 people; more noise makes them harder to separate."""
     rng = np.random.default_rng(seed)
     people = np.arange(160) % 40
     rows = rng.normal(size=(40, dimension))[people] + noise * rng.normal(size=(160, dimension))
@@ -48,7 +48,7 @@ def terms_of(pairs: LabelledPairs, features: str) -> np.ndarray:
 def design(pairs: LabelledPairs, features: str, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
     """Columns whose coefficients have a penalty of half their square, and labels; both orders for concat.
 
-    1, then the standardised sum of each feature's terms, then the terms over the feature's mean spread.
+    Columns: 1, the standardised sum of each feature's terms, and the terms divided by the feature's mean spread.
     """
     ordered = [pairs]
     if not Features.parse(features).symmetric:
@@ -57,11 +57,11 @@ def design(pairs: LabelledPairs, features: str, shrinkage: float) -> tuple[np.nd
     for name in features.split("+"):
         terms = np.concatenate([terms_of(each, name) for each in ordered])
         whole = terms.sum(axis=1, keepdims=True)
-        sums.append((whole - whole.mean()) / whole.std() / SLOPE_PULL**0.5)
+        sums.append((whole - whole.mean()) / whole.std() / SLOPE_PENALTY**0.5)
         if terms.shape[1] > 1:
             centred = terms - terms.mean(axis=0)
-            own.append(centred / terms.std(axis=0).mean() / max(2 * shrinkage, LEAST_PULL) ** 0.5)
-    ones = np.full((len(sums[0]), 1), LEAST_PULL**-0.5)
+            own.append(centred / terms.std(axis=0).mean() / max(2 * shrinkage, LEAST_PENALTY) ** 0.5)
+    ones = np.full((len(sums[0]), 1), LEAST_PENALTY**-0.5)
     return np.hstack([ones, *sums, *own]), np.concatenate([each.labels for each in ordered])
 
 
@@ -110,8 +110,8 @@ def test_squared_hinge_is_scikit_learns(features):
     # In its primal form: half the squared coefficients plus C times the sum of the losses.
     reference = LinearSVC(C=1, fit_intercept=False, dual=False, tol=1e-10, max_iter=100_000)
     expected = reference.fit(columns, labels).decision_function(columns)
-    found = scores_of(fit(pairs, features, 20.0, loss=squared_hinge), pairs)
-    np.testing.assert_allclose(found, expected, atol=1e-3 * abs(expected).max())
+    scores = scores_of(fit(pairs, features, 20.0, loss=squared_hinge), pairs)
+    np.testing.assert_allclose(scores, expected, atol=1e-3 * abs(expected).max())
 
 
 @pytest.mark.parametrize("loss", [log_loss, squared_hinge])
@@ -147,13 +147,13 @@ def test_no_shrinkage_and_more_terms_than_pairs_is_finite(features):
     pairs = make_pairs(40, dimension=64)
     scorer = fit(pairs, features, 0.0)
     scorer.check(64)
-    # As many terms as these learn any labels by heart.
+    # With so many terms any labels can be memorised.
     assert features == "concat" or roc_auc_score(pairs.labels, scores_of(scorer, pairs)) == 1
     assert abs(scores_of(scorer, pairs)).max() < 1e3
 
 
 @pytest.mark.parametrize("features", ["chi2sum", "cosine", "euclidean", "chi2"])
-def test_pairs_that_are_told_apart_perfectly_have_a_finite_slope(features):
+def test_perfectly_separated_pairs_have_a_finite_slope(features):
     pairs = make_pairs(dimension=64, noise=0.1)
     scores = scores_of(fit(pairs, features, 1000.0), pairs)
     assert roc_auc_score(pairs.labels, scores) == 1
@@ -166,7 +166,7 @@ def test_a_distance_has_one_weight_with_the_right_sign(features, sign):
     pairs = make_pairs(2000, noise=0.7)
     ((weight, bias),) = fit(pairs, features, 1e6).layers
     assert weight.shape == (1, 1) and bias.shape == (1,) and weight[0, 0] * sign > 0
-    # Shrinkage is for terms that could differ: a distance has none, only the slight pull of its slope.
+    # Shrinkage applies to terms; a distance has only the slight penalty of its slope.
     free = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(terms_of(pairs, features), pairs.labels)
     assert weight[0, 0] == pytest.approx(free.coef_[0, 0], rel=1e-3)
     assert bias[0] == pytest.approx(free.intercept_[0], rel=1e-3)
@@ -180,7 +180,7 @@ def test_concatenation_is_learned_in_both_orders():
 
 
 @pytest.mark.parametrize("features", ["chi2", "cosine", "chi2+product"])
-def test_exchanged_sides_give_the_same_bytes(features):
+def test_swapped_sides_give_the_same_bytes(features):
     pairs = make_pairs()
     one, other = (fit(each, features) for each in (pairs, replace(pairs, a=pairs.b, b=pairs.a)))
     assert np.array_equal(one.layers[0][0], other.layers[0][0])
@@ -195,30 +195,30 @@ def test_the_order_of_the_pairs_does_not_matter_and_twice_the_pairs_halve_the_sh
     expected = scores_of(fit(pairs, features, 10.0), pairs)
     shuffled = pairs.subset(np.random.default_rng(0).permutation(len(pairs)))
     np.testing.assert_allclose(scores_of(fit(shuffled, features, 10.0), pairs), expected, atol=1e-5)
-    for name in ("SLOPE_PULL", "LEAST_PULL"):
+    for name in ("SLOPE_PENALTY", "LEAST_PENALTY"):
         monkeypatch.setattr(linear, name, 2 * getattr(linear, name))
     twice = pairs.subset(np.arange(2 * len(pairs)) % len(pairs))
     np.testing.assert_allclose(scores_of(fit(twice, features, 20.0), pairs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("features", ["chi2", "concat", "cosine", "chi2+cosine"])
-def test_more_pairs_than_are_kept_give_the_same_bytes(features, monkeypatch):
+def test_streamed_features_give_the_same_bytes_as_cached_ones(features, monkeypatch):
     # More than one block of pairs.
     pairs = make_pairs(5000)
-    kept = fit(pairs, features)
-    monkeypatch.setattr(linear, "KEPT_NUMBERS", 0)
-    anew = fit(pairs, features)
-    for mine, its in zip(kept.layers[0], anew.layers[0], strict=True):
-        assert np.array_equal(mine, its)
+    cached = fit(pairs, features)
+    monkeypatch.setattr(linear, "CACHED_VALUES", 0)
+    streamed = fit(pairs, features)
+    for expected, array in zip(cached.layers[0], streamed.layers[0], strict=True):
+        assert np.array_equal(array, expected)
 
 
 @pytest.mark.parametrize("count", [20, 97, 5000])
 @pytest.mark.parametrize("features", [*NAMES, "chi2raw"])
-def test_pairs_that_are_all_alike_are_refused(features, count):
+def test_pairs_with_equal_features_are_refused(features, count):
     pairs = replace(make_pairs(count), name="training", a=np.zeros(count, np.int32))
-    # Several, since whether the spread is zero or that of rounding hangs on the numbers.
+    # Several, since it depends on the values whether the spread is zero or a rounding error.
     for image in range(1, 9):
-        with pytest.raises(UsageError, match=r"the training pairs cannot be told apart: .* all alike"):
+        with pytest.raises(UsageError, match=r"the training pairs cannot be told apart: .* same features"):
             fit(replace(pairs, b=np.full(count, image, np.int32)), features)
     if not {"concat", "product", "cosine"} & set(features.split("+")):
         # An image with itself: all distances are zero.
@@ -234,7 +234,7 @@ def test_a_dimension_that_is_always_zero_has_a_harmless_weight():
         scorer = fit(replace(pairs, vectors=dead), "absdiff", shrinkage)
         others = fit(replace(pairs, vectors=np.delete(dead, 3, axis=1)), "absdiff", shrinkage)
         assert np.isfinite(scorer.layers[0][0]).all()
-        # Its spread of zero stands in the feature's mean spread: the shrinkage of the others is another.
+        # Its spread of zero lowers the feature's mean spread, which changes the shrinkage of the others.
         assert roc_auc_score(pairs.labels, scores_of(scorer, replace(pairs, vectors=dead))) == pytest.approx(
             roc_auc_score(pairs.labels, scores_of(others, replace(pairs, vectors=np.delete(dead, 3, 1)))),
             abs=0.01,
@@ -251,7 +251,7 @@ def test_moments_are_numpys(size, offset):
     np.testing.assert_allclose(spread, rows.std(axis=0), rtol=1e-6)
 
 
-def test_rows_all_alike_have_no_spread_at_all():
+def test_the_spread_of_equal_rows_is_zero():
     _, mean, spread = moments(torch.full((30, 2), 0.1, dtype=torch.float64).split(4))
     assert spread.tolist() == [0, 0] and mean.tolist() == [0.1, 0.1]
 
@@ -260,17 +260,17 @@ def test_a_quadratic_in_one_step():
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
     hessian, target = root @ root.T + np.eye(6), rng.normal(size=6)
-    steps = []
+    points = []
 
-    def derivatives(place):
-        steps.append(place)
-        return hessian @ (place - target), hessian
+    def derivatives(point):
+        points.append(point)
+        return hessian @ (point - target), hessian
 
-    found = minimise(
-        lambda place: 0.5 * (place - target) @ hessian @ (place - target), derivatives, np.zeros(6)
+    minimum = minimise(
+        lambda point: 0.5 * (point - target) @ hessian @ (point - target), derivatives, np.zeros(6)
     )
-    np.testing.assert_allclose(found, target, atol=1e-12)
-    assert len(steps) <= 3
+    np.testing.assert_allclose(minimum, target, atol=1e-12)
+    assert len(points) <= 3
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e3])
@@ -279,54 +279,54 @@ def test_ridge_logistic_regression_as_scipy_finds_it(seed, offset):
     rng = np.random.default_rng(seed)
     columns, labels = rng.normal(size=(80, 4)), rng.integers(0, 2, 80)
 
-    def value(place):
-        logits = columns @ place
-        return float((np.logaddexp(0, logits) - labels * logits).sum() + 0.05 * place @ place) + offset
+    def value(point):
+        logits = columns @ point
+        return float((np.logaddexp(0, logits) - labels * logits).sum() + 0.05 * point @ point) + offset
 
-    def derivatives(place):
-        p = 1 / (1 + np.exp(-columns @ place))
+    def derivatives(point):
+        p = 1 / (1 + np.exp(-columns @ point))
         hessian = (columns.T * (p * (1 - p))) @ columns + 0.1 * np.eye(4)
-        return columns.T @ (p - labels) + 0.1 * place, hessian
+        return columns.T @ (p - labels) + 0.1 * point, hessian
 
-    found = minimise(value, derivatives, np.zeros(4))
+    minimum = minimise(value, derivatives, np.zeros(4))
     expected = minimize(value, np.zeros(4), jac=lambda x: derivatives(x)[0], method="BFGS", tol=1e-10)
-    np.testing.assert_allclose(found, expected.x, atol=1e-5)
-    assert np.abs(derivatives(found)[0]).max() < 1e-7
+    np.testing.assert_allclose(minimum, expected.x, atol=1e-5)
+    assert np.abs(derivatives(minimum)[0]).max() < 1e-7
 
 
 @pytest.mark.parametrize("start", [2.0, -2.0, 5.0])
 def test_steps_that_overshoot_are_halved(start):
-    # A plain Newton step from |x| > 1.09 goes further away each time (log cosh, minimum 0).
-    found = minimise(
+    # Plain Newton steps from |x| > 1.09 diverge (log cosh, minimum 0).
+    minimum = minimise(
         lambda x: float(np.logaddexp(x[0], -x[0])),
         lambda x: (np.tanh(x), np.array([[max(1 - np.tanh(x[0]) ** 2, 1e-12)]])),
         np.array([start]),
     )
-    np.testing.assert_allclose(found, 0, atol=1e-6)
+    np.testing.assert_allclose(minimum, 0, atol=1e-6)
 
 
 def test_starting_at_the_minimum_stays_there():
-    found = minimise(lambda x: float(x @ x), lambda x: (2 * x, 2 * np.eye(3)), np.zeros(3))
-    assert np.array_equal(found, np.zeros(3))
+    minimum = minimise(lambda x: float(x @ x), lambda x: (2 * x, 2 * np.eye(3)), np.zeros(3))
+    assert np.array_equal(minimum, np.zeros(3))
 
 
-def test_the_start_is_not_written_to():
+def test_the_start_is_not_modified():
     start = np.ones(2)
     minimise(lambda x: float(x @ x), lambda x: (2 * x, 2 * np.eye(2)), start)
     assert np.array_equal(start, np.ones(2))
 
 
 @pytest.mark.parametrize("wall", [np.nan, np.inf])
-def test_values_that_are_not_finite_end_it_where_it_was(wall):
-    # Finite at the start alone.
-    found = minimise(lambda x: 1.0 if x[0] == 1 else wall, lambda x: (np.ones(1), np.eye(1)), np.array([1.0]))
-    assert found.tolist() == [1.0]
+def test_values_that_are_not_finite_end_the_search(wall):
+    # Finite at the start only.
+    point = minimise(lambda x: 1.0 if x[0] == 1 else wall, lambda x: (np.ones(1), np.eye(1)), np.array([1.0]))
+    assert point.tolist() == [1.0]
 
 
-def test_a_wall_in_the_way_is_kept_from():
+def test_steps_beyond_the_domain_are_halved():
     # x - log x, infinite at and below zero, minimum 1: the first step from 5 lands at -15.
     def value(x):
         return float(x[0] - np.log(x[0])) if x[0] > 0 else float("nan")
 
-    found = minimise(value, lambda x: (1 - 1 / x, np.diag(1 / x**2)), np.array([5.0]))
-    np.testing.assert_allclose(found, 1, rtol=1e-6)
+    minimum = minimise(value, lambda x: (1 - 1 / x, np.diag(1 / x**2)), np.array([5.0]))
+    np.testing.assert_allclose(minimum, 1, rtol=1e-6)
