@@ -28,8 +28,8 @@ from batchverify.embedding.backbone import (
     quantise,
     read_tensors,
 )
-from batchverify.embedding.cpu_network import BATCH, build_model
-from batchverify.embedding.inception import ARCHITECTURE
+from batchverify.embedding.cpu_network import build_model
+from batchverify.embedding.inception import ARCHITECTURE, CPU_BATCH
 from batchverify.faces.mtcnn import weights_path
 from batchverify.runtime.compiled_network import CompiledNetwork
 from batchverify.runtime.devices import available_cpus
@@ -70,13 +70,13 @@ def activation_ranges(tensors: Mapping[str, np.ndarray], faces: np.ndarray) -> d
     A block's range is the largest activation seen. The first layers see many pixels and few large values: their range
     is the one with the least mean squared rounding error, which cuts off the large values (measured: half the error).
     """
-    model = build_model(tensors, BATCH, {})
+    model = build_model(tensors, CPU_BATCH, {})
     layers = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
     taken = {node.get_friendly_name(): node.input_value(0) for node in layers}
     taken = {name: values for name, values in taken.items() if name not in FLOAT_LAYERS}
     outputs = [opset13.result(values) for values in taken.values()]
     network = CompiledNetwork(openvino.Model(outputs, model.get_parameters()), threads=available_cpus())
-    batches = [faces[start : start + BATCH] for start in range(0, len(faces) - BATCH + 1, BATCH)]
+    batches = faces[: len(faces) // CPU_BATCH * CPU_BATCH].reshape(-1, CPU_BATCH, *faces.shape[1:])
     largest = np.max([[values.max() for values in network(batch)] for batch in batches], axis=0)
     ranges = dict(zip(taken, largest.tolist(), strict=True))
     counts = {name: np.zeros(BINS, np.int64) for name in EARLY_LAYERS}

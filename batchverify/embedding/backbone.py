@@ -1,4 +1,4 @@
-"""Backbones: where their weights lie, what identifies them, and how they are read."""
+"""Backbones: their weights files, how these are read, and the fingerprint that identifies them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Tensors = dict[str, np.ndarray]
 class Backbone:
     """A backbone in memory.
 
-    name: as the user gave it. tensors: float32, by name; fingerprint: theirs. ranges: the largest activations that
-    8-bit layers take, by layer; empty where the file states none.
+    name: as the user gave it. tensors: float32, by name. fingerprint: of the tensors. ranges: the largest activations
+    of 8-bit layers, by layer; empty if the file states none.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A line of `batchverify backbones`: `path` and `fingerprint` are None where the file is not here."""
+class BackboneInfo:
+    """An entry of `batchverify backbones`. path, fingerprint: None if the file is not on this machine."""
 
     name: str
     note: str
@@ -54,7 +54,7 @@ class Listed:
 
     def lines(self) -> list[str]:
         """For people."""
-        where = str(self.path) if self.path else "not on this machine; fetched when first used"
+        where = str(self.path) if self.path else "not on this machine; downloaded when first used"
         return [
             f"{self.name}: {self.note}",
             f"  weights      {where}",
@@ -78,9 +78,9 @@ def fingerprint(tensors: Tensors) -> str:
 
 
 def quantise(tensors: Tensors) -> Tensors:
-    """8-bit form of the weights: for every matrix or kernel int8 (O, ...) and a scale (O,) float32.
+    """The weights in 8 bits: for every matrix or kernel an int8 tensor (O, ...) and a float32 scale (O,).
 
-    Symmetric, per output channel: weight = int8 * scale. Vectors (biases, batch-norm) stay float32.
+    Symmetric, per output channel: weight = int8 * scale. Vectors (biases, batch normalisation) stay float32.
     """
     stored: Tensors = {}
     for name, array in tensors.items():
@@ -92,17 +92,17 @@ def quantise(tensors: Tensors) -> Tensors:
 
 
 def eight_bit(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A float32 matrix or kernel (O, ...) as int8 of the same shape and scales (O,) float32, to be multiplied."""
+    """A float32 matrix or kernel (O, ...) as int8 of the same shape and float32 scales (O,) to multiply it with."""
     flat = weight.reshape(len(weight), -1)
     scale = np.maximum(np.abs(flat).max(axis=1) / np.float32(127), np.float32(1e-12)).astype(np.float32)
     return np.rint(flat / scale[:, None]).astype(np.int8).reshape(weight.shape), scale
 
 
 def dequantise(stored: Tensors) -> Tensors:
-    """The float32 tensors that `quantise` stored: one multiplication each, the same bytes on every machine.
+    """The inverse of `quantise`: float32 tensors, the same bytes on every machine.
 
-    Tensors that are not int8 stay as they are. Raises `KeyError` for an int8 tensor without its scale,
-    `ValueError` for a scale of another length.
+    Tensors that are not int8 are unchanged. Raises `KeyError` for an int8 tensor without a scale, `ValueError` for a
+    scale of another length.
     """
     scales = {name + SCALE_SUFFIX for name, array in stored.items() if array.dtype == np.int8}
     tensors: Tensors = {}
@@ -121,14 +121,14 @@ def load_backbone(
     *,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Backbone:
-    """Load a known backbone by name, or one of the user's own by path (`.pt` or `.safetensors`).
+    """Load a known backbone by name, or a file of the user's (`.pt` or `.safetensors`) by path.
 
-    Raises `UsageError` for an unknown name, `ArtifactError` for a file that is no such network,
-    `DownloadError` when published weights are neither here nor to be had.
+    Raises `UsageError` for an unknown name, `ArtifactError` for a file that does not hold weights, `DownloadError` if
+    published weights are neither on this machine nor available from the network.
     """
     path = _weights_path(name, weights, progress)
     tensors = read_tensors(path)
-    # A fifth of a second that most runs need not spend twice: a test holds the header to the packaged tensors.
+    # The header saves a fifth of a second; a test checks it against the packaged tensors.
     known = stored_fingerprint(path) if name == PACKAGED else fingerprint(tensors)
     return Backbone(name, tensors, known, stored_ranges(path))
 
@@ -136,60 +136,62 @@ def load_backbone(
 def find_fingerprint(
     name: str, weights: Path | None = None, *, progress: Callable[[int, int | None], None] | None = None
 ) -> str:
-    """The fingerprint of a backbone, fetched where it must be; raises as `load_backbone` does."""
+    """The fingerprint of a backbone, downloaded if necessary; raises as `load_backbone` does."""
     if name == PACKAGED and weights is None:
         return stored_fingerprint(packaged_weights())
     return load_backbone(name, weights, progress=progress).fingerprint
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Read the embedding tensors, float32, of a `.safetensors` file or a torch state dict (never a pickle).
+    """Read the float32 tensors of the embedding from a `.safetensors` file or a torch state dict.
 
-    Raises `ArtifactError` for a file that cannot be read or holds weights that are not finite.
+    Pickled code is never run. Raises `ArtifactError` for a file that cannot be read or holds weights that are not
+    finite.
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such weights file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
-    kept = {
+    stored = {
         name: array
         for name, array in tensors.items()
         if not name.startswith("logits.") and not name.endswith("num_batches_tracked")
     }
     try:
-        kept = {name: array.astype(np.float32, copy=False) for name, array in dequantise(kept).items()}
+        floats = {name: array.astype(np.float32, copy=False) for name, array in dequantise(stored).items()}
     except (KeyError, ValueError, TypeError) as exc:
         raise ArtifactError(f"{path}: 8-bit weights need a scale for every output channel: {exc}") from exc
-    for name, array in kept.items():
+    for name, array in floats.items():
         if not np.isfinite(array).all():
             raise ArtifactError(f"{path}: tensor '{name}' holds values that are not finite")
-    return kept
+    return floats
 
 
-def list_backbones(weights: Path | None = None) -> list[Listed]:
+def list_backbones(weights: Path | None = None) -> list[BackboneInfo]:
     """The known backbones; nothing is downloaded."""
     packaged = packaged_weights()
-    lines = [Listed(PACKAGED, "in the package, 8-bit; the default", packaged, stored_fingerprint(packaged))]
+    note = "in the package, 8-bit; the default"
+    infos = [BackboneInfo(PACKAGED, note, packaged, stored_fingerprint(packaged))]
     for name, published in PUBLISHED.items():
         path = find_weights(published, weights)
         known = fingerprint(read_tensors(path)) if path else None
-        lines.append(Listed(name, published.url, path, known))
-    return lines
+        infos.append(BackboneInfo(name, published.url, path, known))
+    return infos
 
 
 def stored_fingerprint(path: Path) -> str:
-    """The fingerprint that the packaged file's header states; a test holds it to the tensors."""
-    return str(_stated(path)["fingerprint"])
+    """The fingerprint in the header of the packaged file; a test checks it against the tensors."""
+    return str(_metadata(path)["fingerprint"])
 
 
 def stored_ranges(path: Path) -> dict[str, float]:
-    """The activation ranges that a weights file states, by layer; empty where it states none.
+    """The activation ranges in the header of a weights file, by layer; empty if there are none.
 
     Raises `ArtifactError` for ranges that are not positive numbers.
     """
     if path.suffix != ".safetensors":
         return {}
     try:
-        ranges = {str(name): float(value) for name, value in _stated(path).get(RANGES_KEY, {}).items()}
+        ranges = {str(name): float(value) for name, value in _metadata(path).get(RANGES_KEY, {}).items()}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
     for name, value in ranges.items():
@@ -198,13 +200,13 @@ def stored_ranges(path: Path) -> dict[str, float]:
     return ranges
 
 
-def _stated(path: Path) -> dict[str, Any]:
-    """What batchverify wrote into a safetensors file's header; nothing where another program made it."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """What batchverify wrote into the header of a safetensors file; empty for files of other programs."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        stated: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    return stated
+        metadata: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    return metadata
 
 
 def _weights_path(
@@ -214,7 +216,7 @@ def _weights_path(
         if weights is not None:
             raise UsageError(
                 f"--weights goes with --backbone {' or '.join(PUBLISHED)}; "
-                f"'{PACKAGED}' is part of the package (for a file of your own: --backbone PATH)"
+                f"'{PACKAGED}' is part of the package (for your own file use --backbone PATH)"
             )
         return packaged_weights()
     if name in PUBLISHED:
@@ -239,7 +241,7 @@ def _read_safetensors(path: Path) -> Tensors:
     except (SafetensorError, OSError) as exc:
         raise ArtifactError(f"{path}: not a safetensors file: {exc}") from exc
     except (KeyError, TypeError) as exc:  # bfloat16 and the 8-bit floats, by version
-        raise ArtifactError(f"{path}: a number format that numpy does not know: {exc}; use float32") from exc
+        raise ArtifactError(f"{path}: a dtype that numpy does not have: {exc}; use float32") from exc
 
 
 def _read_state_dict(path: Path) -> Tensors:
@@ -248,7 +250,7 @@ def _read_state_dict(path: Path) -> Tensors:
 
     import torch
 
-    # What torch raises, by chance, for other, cut and overwritten files.
+    # What torch raises for files of other kinds and for truncated or overwritten ones.
     damaged = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -257,5 +259,5 @@ def _read_state_dict(path: Path) -> Tensors:
         raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
     except (*damaged, AttributeError, AssertionError, struct.error) as exc:
         raise ArtifactError(
-            f"{path}: not a torch state dict (tensors by name and nothing else; no pickle is run), or damaged"
+            f"{path}: damaged, or not a torch state dict (only tensors by name; pickled code is not run)"
         ) from exc

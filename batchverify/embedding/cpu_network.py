@@ -1,7 +1,7 @@
-"""The backbone on CPUs: InceptionResnetV1 as an OpenVINO model, built from its tensors without torch.
+"""The backbone in OpenVINO, for CPUs: InceptionResnetV1 as a model that is built from its tensors without torch.
 
-8-bit layers take unsigned activations, whose ranges the weights' file states, and signed weights with a scale for
-every output channel; the sums that run through the blocks stay floats.
+8-bit layers take unsigned activations, whose ranges are in the weights file, and signed weights with one scale per
+output channel. The sums from block to block stay floats.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from batchverify.embedding.backbone import Backbone, eight_bit
 from batchverify.embedding.inception import (
     ARCHITECTURE,
+    CPU_BATCH,
     DIMENSION,
     LAYERS,
     Convolution,
@@ -29,30 +30,28 @@ from batchverify.fingerprint import FACE_SIZE
 from batchverify.runtime.compiled_network import CompiledNetwork, capabilities
 
 Ranges = Mapping[str, float]
-# With 8-bit integers the other layers compute in one of the float types: another machine's vectors differ a little.
+# With int8 the other layers compute in a float type, which depends on the machine and changes the vectors slightly.
 DTYPES = ("float32", "bfloat16", "int8_float32", "int8_bfloat16")
-# Measured on two-core machines: larger batches gain nothing, and a small one is less to pad.
-BATCH = 32
-# Of unsigned 8-bit activations.
+# Values of an unsigned 8-bit activation.
 _LEVELS = 256
 
 
 def choose_dtype(dtype: str, backbone: Backbone) -> str:
-    """One of `DTYPES`: as asked for, or with `auto` the fastest. `int8` is completed by this CPU's float type.
+    """One of `DTYPES`: the requested one, or with `auto` the fastest. `int8` is completed by this CPU's float type.
 
-    Raises `UsageError` for other words, for int8 with weights that state no activation ranges, and for bfloat16 on a
-    CPU that does not multiply it.
+    Raises `UsageError` for an unknown dtype, for int8 with weights that state no activation ranges, and for bfloat16
+    on a CPU that does not multiply it.
     """
     has_bfloat16 = "BF16" in capabilities()
     floats = "bfloat16" if has_bfloat16 else "float32"
     if dtype == "auto":
-        # Measured on x86 alone: elsewhere OpenVINO may compute 8-bit layers in floats.
+        # Measured only on x86: elsewhere OpenVINO may compute 8-bit layers in floats.
         is_measured = platform.machine() in ("x86_64", "AMD64")
         return f"int8_{floats}" if backbone.ranges and is_measured else floats
     if dtype == "int8":
         dtype = f"int8_{floats}"
     if dtype not in DTYPES:
-        raise UsageError(f"--dtype must be auto, float32, bfloat16 or int8 in OpenVINO, got '{dtype}'")
+        raise UsageError(f"--dtype must be auto, float32, bfloat16 or int8 with OpenVINO, got '{dtype}'")
     if dtype.startswith("int8") and not backbone.ranges:
         raise UsageError(f"--dtype int8: the weights of {backbone.name} state no activation ranges")
     if dtype.endswith("bfloat16") and not has_bfloat16:
@@ -63,9 +62,9 @@ def choose_dtype(dtype: str, backbone: Backbone) -> str:
 class CpuNetwork:
     """The backbone in OpenVINO: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
 
-    Batches have one fixed shape, so that a vector depends neither on its neighbours nor on the number of threads.
-    streams: threads that may call it side by side; threads: CPUs for each of them.
-    Raises `ArtifactError` for other weights, `UsageError` as `choose_dtype` does.
+    All batches have one shape, so that a vector depends neither on its neighbours nor on the number of threads.
+    streams: threads that may call it at the same time. threads: CPUs for each of them.
+    Raises `ArtifactError` for weights of another network, `UsageError` as `choose_dtype` does.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class CpuNetwork:
         threads: int = 1,
     ) -> None:
         self.dtype = choose_dtype(dtype, backbone)
-        self.batch_size = batch_size or BATCH
+        self.batch_size = batch_size or CPU_BATCH
         self._flip = flip
         ranges = backbone.ranges if self.dtype.startswith("int8") else {}
         check_tensors(backbone.name, backbone.tensors)
@@ -96,15 +95,15 @@ class CpuNetwork:
             raise UsageError(f"faces must be (N, 160, 160, 3) uint8, got {pixels.shape} {pixels.dtype}")
         rows = np.empty((len(pixels), DIMENSION), np.float32)
         for start in range(0, len(pixels), self.batch_size):
-            part = pixels[start : start + self.batch_size]
-            rows[start : start + len(part)] = self._batch(part)
+            batch = pixels[start : start + self.batch_size]
+            rows[start : start + len(batch)] = self._batch(batch)
         return rows
 
     def _batch(self, pixels: np.ndarray) -> np.ndarray:
         if len(pixels) < self.batch_size:
-            full = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-            full[: len(pixels)] = pixels
-            return self._batch(full)[: len(pixels)]
+            padded = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+            padded[: len(pixels)] = pixels
+            return self._batch(padded)[: len(pixels)]
         vectors = self._compiled(pixels)[0]
         if self._flip:
             vectors = vectors + self._compiled(pixels[:, :, ::-1])[0]
@@ -117,13 +116,13 @@ class CpuNetwork:
 def build_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -> Any:
     """An `openvino.Model` from (batch, 160, 160, 3) uint8 RGB to (batch, 512) float32, not normalised.
 
-    ranges: the largest activation that a layer takes, by the layer's or block's name; layers without one take floats.
+    ranges: the largest input of a layer, by the name of the layer or block; layers without one compute in floats.
     """
     return _Builder(tensors, ranges).model(batch)
 
 
 class _Builder:
-    """Adds layer after layer to an OpenVINO graph; batch normalisation is folded into the weights."""
+    """Adds the layers to an OpenVINO graph, with batch normalisation folded into the weights."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], ranges: Ranges) -> None:
         import openvino
@@ -136,7 +135,7 @@ class _Builder:
     def model(self, batch: int) -> Any:
         ops = self._ops
         pixels = ops.parameter([batch, FACE_SIZE, FACE_SIZE, 3], np.uint8, "pixels")
-        # Exact in every number type: bytes, halves of odd numbers, and these by a power of two.
+        # Exact in every dtype: bytes, halves of odd numbers, and these divided by a power of two.
         values = ops.subtract(ops.convert(pixels, "f32"), self._constant(np.float32(127.5)))
         values = ops.multiply(values, self._constant(np.float32(1 / 128)))
         values = ops.transpose(values, ops.constant(np.array([0, 3, 1, 2])))
@@ -155,53 +154,53 @@ class _Builder:
         )
 
     def _layer(self, values: Any, layer: Any, reader: str | None) -> Any:
-        """A layer of `inception.LAYERS`; its output is rounded for the one layer that reads it, if that is 8-bit."""
+        """Add a layer of `inception.LAYERS`. reader: the one layer that reads its output, which is rounded for it."""
         if isinstance(layer, Pool):
             return self._pool(values)
         if isinstance(layer, Convolution):
             return self._rounded(self._ops.relu(self._sum(values, layer, layer.name)), reader)
         rounded = self._rounded(values, layer.name)
         if isinstance(layer, Reduction):
-            ends = [self._branch(rounded, branch, layer.name, None) for branch in layer.branches]
-            return self._ops.concat([*ends, self._pool(values)], 1)
+            outputs = [self._branch(rounded, branch, layer.name, None) for branch in layer.branches]
+            return self._ops.concat([*outputs, self._pool(values)], 1)
         return self._residual(values, rounded, layer)
 
     def _residual(self, values: Any, rounded: Any, layer: Residual) -> Any:
         projection = layer.projection
-        ends = [self._branch(rounded, branch, layer.name, projection.name) for branch in layer.branches]
-        total = self._ops.add(self._sum(self._ops.concat(ends, 1), projection, projection.name), values)
+        outputs = [self._branch(rounded, branch, layer.name, projection.name) for branch in layer.branches]
+        total = self._ops.add(self._sum(self._ops.concat(outputs, 1), projection, projection.name), values)
         return self._ops.relu(total) if layer.relu else total
 
     def _branch(self, values: Any, branch: tuple[Convolution, ...], block: str, reader: str | None) -> Any:
         # The first convolutions of a block share its input and its range.
-        taken = [block, *(each.name for each in branch[1:])]
-        for layer, own, after in zip(branch, taken, [*taken[1:], reader], strict=True):
-            values = self._rounded(self._ops.relu(self._sum(values, layer, own)), after)
+        range_names = [block, *(layer.name for layer in branch[1:])]
+        for layer, own, following in zip(branch, range_names, [*range_names[1:], reader], strict=True):
+            values = self._rounded(self._ops.relu(self._sum(values, layer, own)), following)
         return values
 
-    def _sum(self, values: Any, layer: Convolution, taken: str) -> Any:
-        """A convolution with its bias. taken: whose range the input was rounded for."""
-        self._unknown.discard(taken)
+    def _sum(self, values: Any, layer: Convolution, range_name: str) -> Any:
+        """Add a convolution and its bias. range_name: of the range that the input was rounded to."""
+        self._unknown.discard(range_name)
         weight, bias = self._layers[layer.name]
-        kernel = self._eight_bit(weight) if taken in self._ranges else self._constant(weight)
+        kernel = self._eight_bit(weight) if range_name in self._ranges else self._constant(weight)
         strides, padding = [layer.stride] * 2, list(layer.padding)
         product = self._ops.convolution(values, kernel, strides, padding, padding, [1, 1])
-        # By which the job that chooses ranges finds what a layer takes.
-        product.set_friendly_name(taken)
+        # jobs/make_weights.py finds the inputs of a layer by this name.
+        product.set_friendly_name(range_name)
         return self._ops.add(product, self._constant(bias.reshape(1, -1, 1, 1)))
 
     def _pool(self, values: Any) -> Any:
         return self._ops.max_pool(values, [2, 2], [1, 1], [0, 0], [0, 0], [3, 3], "floor").output(0)
 
     def _rounded(self, values: Any, reader: str | None) -> Any:
-        """Activations as the layer `reader` takes them: in steps of 1/255 of its range, or as they are."""
+        """Round activations for the layer `reader`, to 1/255 of its range; unchanged if it has none."""
         if reader is None or reader not in self._ranges:
             return values
         low, high = self._constant(np.float32(0)), self._constant(np.float32(self._ranges[reader]))
         return self._ops.fake_quantize(values, low, high, low, high, _LEVELS)
 
     def _eight_bit(self, weight: np.ndarray) -> Any:
-        """Weights as signed 8-bit numbers and a scale for every output channel, in the form OpenVINO looks for."""
+        """Weights as signed 8-bit integers and a scale per output channel, in the form that OpenVINO recognises."""
         steps, scale = eight_bit(weight)
         scales = self._constant(scale.reshape(-1, *[1] * (weight.ndim - 1)))
         return self._ops.multiply(self._ops.convert(self._ops.constant(steps), "f32"), scales)
@@ -211,6 +210,6 @@ class _Builder:
 
 
 def _reader(following: tuple[Any, ...]) -> str | None:
-    """The convolution that reads a layer's output, by name, through a pooling, too; blocks round for themselves."""
-    readers = [each for each in following if not isinstance(each, Pool)]
+    """The name of the convolution that reads a layer's output, directly or after a pooling; None for a block."""
+    readers = [layer for layer in following if not isinstance(layer, Pool)]
     return readers[0].name if readers and isinstance(readers[0], Convolution) else None

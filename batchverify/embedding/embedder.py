@@ -1,4 +1,4 @@
-"""Pictures in, unit vectors and reasons out: the detector and the backbone behind one call."""
+"""From images to unit vectors or reasons: the detector and the backbone behind one call."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from batchverify.runtime.devices import available_cpus, resolve_device, resolve_
 
 log = logging.getLogger(__name__)
 
-# Pictures whose candidates are in memory at once.
+# Faces are searched for in groups of at most so many images and pixels, which bounds the memory.
 DETECT_GROUP = 16
 DETECT_PIXELS = 8_000_000
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What an `Embedder` makes of N pictures, row by row.
+    """What an `Embedder` returns for N images, row by row.
 
-    vectors: (N, 512) float32, unit rows, zero where skipped. boxes: (N, 4) float32, x0 y0 x1 y1 in pixels
-    of the picture. confidence: (N,) float32. faces: (N,) int16, how many were found. skipped: N entries,
-    None where there is a vector.
+    vectors: (N, 512) float32, unit rows, zero where skipped. boxes: (N, 4) float32, x0 y0 x1 y1 in pixels of the
+    image. confidence: (N,) float32. faces: (N,) int16, how many were found. skipped: N entries, None where there is
+    a vector.
     """
 
     vectors: np.ndarray
@@ -48,14 +48,14 @@ class Embedded:
 
 
 class Embedder:
-    """Build once, call many times, from any thread: `Embedder()(pictures)`.
+    """Embeds the faces of images. Build once, call often, from any thread: `Embedder()(images)`.
 
     On a CPU the networks run in OpenVINO (`cpu_network.py`), on a GPU or without OpenVINO in torch (`forward.py`),
-    always in batches of one fixed shape: a vector does not depend on its neighbours. In torch on a CPU its last bits
-    depend on the batch size and the number of threads, in OpenVINO on neither.
-    dtype: what the backbone computes in: `auto`, `float32`, `bfloat16`, `int8` (OpenVINO) or `float16` (torch).
-    workers: threads that will call at once; threads: CPUs for each of them, by default all CPUs shared out.
-    Raises `UsageError` for settings that make no sense, `ArtifactError` for weights that do not fit.
+    always in batches of one fixed shape, so that a vector does not depend on its neighbours. In torch on a CPU its
+    last bits depend on the batch size and the number of threads.
+    dtype: of the backbone: `auto`, `float32`, `bfloat16`, `int8` (OpenVINO) or `float16` (torch). workers: threads
+    that will call at the same time. threads: CPUs for each of them, by default an equal share of all.
+    Raises `UsageError` for invalid settings, `ArtifactError` for weights that do not fit.
     """
 
     def __init__(
@@ -100,17 +100,17 @@ class Embedder:
             if crop == "detect"
             else None
         )
-        self._starting = {"start": time.perf_counter() - started}
+        self._start_seconds = {"start": time.perf_counter() - started}
         log.info("embedding on %s", self.compute_path)
 
     def start_seconds(self) -> dict[str, float]:
-        """The seconds that building took, as a stage: the first time it is asked for, nothing afterwards."""
-        starting, self._starting = self._starting, {}
-        return starting
+        """The seconds that the constructor took, as a stage; empty after the first call."""
+        seconds, self._start_seconds = self._start_seconds, {}
+        return seconds
 
     @property
     def batch_size(self) -> int:
-        """Faces in a batch; on a GPU without memory it falls."""
+        """Faces in a batch; it falls if a GPU runs out of memory."""
         return int(self._network.batch_size)
 
     @property
@@ -118,95 +118,100 @@ class Embedder:
         """Device, dtype, runtime and batch size."""
         return ComputePath(self.device, self._network.dtype, self.runtime, self.batch_size)
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> Embedded:
-        """Embed pictures, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for other arrays."""
-        for index, picture in enumerate(pictures):
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+    def __call__(self, images: Sequence[np.ndarray]) -> Embedded:
+        """Embed images, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for other arrays."""
+        for index, image in enumerate(images):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise UsageError(
-                    f"picture {index}: must be (H, W, 3) uint8 RGB, got {picture.shape} {picture.dtype}"
+                    f"image {index}: must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
                 )
-        return self.embed_faces(self.find_faces(pictures))
+        return self.embed_faces(self.find_faces(images))
 
-    def find_faces(self, pictures: Sequence[np.ndarray]) -> list[Face | Skipped]:
-        """Crop one face from each (H, W, 3) uint8 RGB picture, or say why there is none."""
+    def find_faces(self, images: Sequence[np.ndarray]) -> list[Face | Skipped]:
+        """Crop one face from each (H, W, 3) uint8 RGB image, or return the reason why there is none."""
         if self._detector is None:
-            return [fixed_face(picture, self.settings.crop) for picture in pictures]
+            return [fixed_face(image, self.settings.crop) for image in images]
         faces: list[Face | Skipped] = []
-        for group in _groups(pictures):
-            smaller = [reduced(picture) for picture in group]
-            found = self._detected(self._detector, smaller)
-            faces += [self._chosen(*each) for each in zip(group, smaller, found, strict=True)]
+        for group in _groups(images):
+            smaller = [reduced(image) for image in group]
+            detections = self._detect(self._detector, smaller)
+            faces += map(self._crop, group, smaller, detections)
         return faces
 
-    def _detected(self, detector: FaceDetector, pictures: list[np.ndarray]) -> list[Detections]:
-        """All faces of some pictures, in smaller blocks where a GPU's memory is short."""
+    def _detect(self, detector: FaceDetector, images: list[np.ndarray]) -> list[Detections]:
+        """All faces of some images, in smaller blocks if a GPU runs out of memory."""
         if self.runtime == "openvino":
-            return detector(pictures)
+            return detector(images)
 
         def detect() -> list[Detections]:
             with self._network.computing():
-                return detector(pictures, blocks)
+                return detector(images, blocks)
 
         blocks = detector.blocks
-        while (found := self._network.within_memory(detect)) is None:
+        while (detections := self._network.within_memory(detect)) is None:
             if blocks.smallest:
                 raise BatchverifyError(f"{self.device}: no memory to find a face")
             blocks = blocks.halved()
-        return list(found)
+        return list(detections)
+
+    def _crop(self, image: np.ndarray, smaller: np.ndarray, detections: Detections) -> Face | Skipped:
+        """The chosen face, cut from `image`; the detections are those of the smaller copy."""
+        nothing = Skipped(Reason.NO_FACE, "the detector found no face")
+        if not len(detections):
+            return nothing
+        height, width = smaller.shape[:2]
+        index = choose_face(detections, height, width, self.settings.face)
+        scale = max(image.shape[:2]) / max(height, width)
+        x0, y0, x1, y1 = (float(value) * scale for value in detections.boxes[index])
+        score = float(detections.scores[index])
+        return box_face(image, (x0, y0, x1, y1), self.settings.margin, score, len(detections)) or nothing
 
     def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
-        """Embed cropped faces; what was skipped before stays skipped, in its place."""
+        """Embed cropped faces; skipped ones stay skipped, in their rows."""
         count = len(faces)
-        whole = Embedded(
+        result = Embedded(
             np.zeros((count, DIMENSION), np.float32),
             np.zeros((count, 4), np.float32),
             np.full(count, np.nan, np.float32),
             np.zeros(count, np.int16),
             [face if isinstance(face, Skipped) else None for face in faces],
         )
-        kept = [(row, face) for row, face in enumerate(faces) if isinstance(face, Face)]
-        for row, face in kept:
-            whole.boxes[row], whole.confidence[row], whole.faces[row] = face.box, face.confidence, face.faces
-        if kept:
-            pixels = np.stack([face.pixels for _, face in kept])
-            whole.vectors[[row for row, _ in kept]] = self.vectors(pixels)
-        return whole
+        cropped = {row: face for row, face in enumerate(faces) if isinstance(face, Face)}
+        for row, face in cropped.items():
+            result.boxes[row], result.confidence[row], result.faces[row] = (
+                face.box,
+                face.confidence,
+                face.faces,
+            )
+        if cropped:
+            result.vectors[list(cropped)] = self.vectors(np.stack([face.pixels for face in cropped.values()]))
+        return result
 
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
         """The backbone alone: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
 
-        Raises `BatchverifyError` where the number type overflows: never a vector that is no number.
+        Raises `BatchverifyError` if the dtype overflows: vectors are always finite.
         """
         rows: np.ndarray = self._network.vectors(pixels)
         return rows
 
-    def _chosen(self, picture: np.ndarray, smaller: np.ndarray, found: Detections) -> Face | Skipped:
-        nothing = Skipped(Reason.NO_FACE, "the detector found no face")
-        if not len(found):
-            return nothing
-        height, width = smaller.shape[:2]
-        index = choose_face(found, height, width, self.settings.face)
-        scale = max(picture.shape[:2]) / max(height, width)
-        x0, y0, x1, y1 = (float(value) * scale for value in found.boxes[index])
-        score = float(found.scores[index])
-        return box_face(picture, (x0, y0, x1, y1), self.settings.margin, score, len(found)) or nothing
 
-
-def _groups(pictures: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Pictures whose tables of sums are in memory at once: some, and of large ones few."""
+def _groups(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """The images in groups of at most `DETECT_GROUP` images and `DETECT_PIXELS` pixels."""
     group: list[np.ndarray] = []
-    for picture in pictures:
+    for image in images:
         if group and (
-            len(group) == DETECT_GROUP or sum(map(_table_pixels, (*group, picture))) > DETECT_PIXELS
+            len(group) == DETECT_GROUP or sum(map(_reduced_pixels, (*group, image))) > DETECT_PIXELS
         ):
             yield group
             group = []
-        group.append(picture)
+        group.append(image)
     if group:
         yield group
 
 
-def _table_pixels(picture: np.ndarray) -> int:
-    height, width = picture.shape[:2]
+def _reduced_pixels(image: np.ndarray) -> int:
+    """Pixels of the copy that faces are searched for in."""
+    height, width = image.shape[:2]
     shrink = min(1.0, DETECT_SIDE / max(height, width))
     return int(height * width * shrink * shrink)

@@ -14,7 +14,9 @@ from batchverify.errors import ArtifactError
 
 ARCHITECTURE = "InceptionResnetV1"
 DIMENSION = 512
-# Added to variances by every batch normalisation.
+# Faces in a batch on CPUs. Measured on two-core machines: larger batches are no faster, and need more padding.
+CPU_BATCH = 32
+# What every batch normalisation adds to the variance.
 EPSILON = 1e-3
 # Channels after the last block.
 FEATURES = 1792
@@ -24,7 +26,7 @@ _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with batch normalisation and ReLU; `padded` keeps the image's size at a stride of 1."""
+    """A convolution with batch normalisation and ReLU. padded: with a stride of 1 the image keeps its size."""
 
     name: str
     inputs: int
@@ -35,18 +37,18 @@ class Convolution:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """Zeros at each end of a column and of a row."""
+        """Rows of zeros above and below, columns of zeros left and right."""
         return (self.kernel[0] // 2, self.kernel[1] // 2) if self.padded else (0, 0)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Maxima of 3 x 3 windows, two apart."""
+    """Max pooling with 3 x 3 windows and a stride of 2."""
 
 
 @dataclass(frozen=True)
 class Residual:
-    """Branches side by side, a 1 x 1 convolution with a bias over all of them, scaled and added to the input."""
+    """Parallel branches, then a 1 x 1 convolution with bias over all of them; scaled and added to the input."""
 
     name: str
     branches: tuple[tuple[Convolution, ...], ...]
@@ -55,14 +57,14 @@ class Residual:
 
     @property
     def projection(self) -> Convolution:
-        """The convolution over the joined branches; it has a bias and no batch normalisation."""
+        """The convolution over the concatenated branches; it has a bias and no batch normalisation."""
         joined = sum(branch[-1].outputs for branch in self.branches)
         return Convolution(f"{self.name}.conv2d", joined, self.branches[0][0].inputs)
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """Branches side by side and a pooling, joined: the image gets half as large."""
+    """Parallel branches and a max pooling, concatenated; height and width are halved."""
 
     name: str
     branches: tuple[tuple[Convolution, ...], ...]
@@ -73,11 +75,11 @@ _Kernel = tuple[int, int]
 
 
 def _chain(name: str, inputs: int, *sizes: tuple[int, _Kernel, int, bool]) -> tuple[Convolution, ...]:
-    """Convolutions one after the other, each given by its outputs, kernel, stride and padding."""
+    """A sequence of convolutions, each given by its outputs, kernel, stride and padding."""
     chain: list[Convolution] = []
     for number, (outputs, kernel, stride, padded) in enumerate(sizes):
-        own = f"{name}.{number}" if len(sizes) > 1 else name
-        chain.append(Convolution(own, inputs, outputs, kernel, stride, padded))
+        own_name = f"{name}.{number}" if len(sizes) > 1 else name
+        chain.append(Convolution(own_name, inputs, outputs, kernel, stride, padded))
         inputs = outputs
     return tuple(chain)
 
@@ -144,12 +146,12 @@ def _layers() -> Iterator[Layer]:
     yield _block8("block8", 1.0, relu=False)
 
 
-# Afterwards: the mean over the image, a linear layer without bias to 512 numbers, batch normalisation.
+# Then follow the mean over the image, a linear layer without bias to 512 values, and batch normalisation.
 LAYERS: tuple[Layer, ...] = tuple(_layers())
 
 
 def tensor_shapes() -> dict[str, tuple[int, ...]]:
-    """The network's tensors by name, as facenet-pytorch names them, with their shapes."""
+    """The shapes of the network's tensors by facenet-pytorch's names."""
     shapes: dict[str, tuple[int, ...]] = {"last_linear.weight": (DIMENSION, FEATURES)}
     shapes |= {f"last_bn.{part}": (DIMENSION,) for part in _BATCH_NORM}
     for layer in LAYERS:
@@ -157,9 +159,9 @@ def tensor_shapes() -> dict[str, tuple[int, ...]]:
             projection = layer.projection
             shapes[f"{projection.name}.weight"] = (projection.outputs, projection.inputs, 1, 1)
             shapes[f"{projection.name}.bias"] = (projection.outputs,)
-        for each in _convolutions(layer):
-            shapes[f"{each.name}.conv.weight"] = (each.outputs, each.inputs, *each.kernel)
-            shapes |= {f"{each.name}.bn.{part}": (each.outputs,) for part in _BATCH_NORM}
+        for conv in _convolutions(layer):
+            shapes[f"{conv.name}.conv.weight"] = (conv.outputs, conv.inputs, *conv.kernel)
+            shapes |= {f"{conv.name}.bn.{part}": (conv.outputs,) for part in _BATCH_NORM}
     return shapes
 
 
@@ -175,14 +177,14 @@ Folded = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def fold(tensors: Mapping[str, np.ndarray]) -> Folded:
-    """Weight and bias of every layer by name, with the batch normalisation or the scale after it folded in.
+    """Weight and bias of every layer by name, with batch normalisation and scales folded in.
 
-    The linear layer at the end is `last_linear`.
+    The last, linear layer is named `last_linear`.
     """
     layers = {"last_linear": _folded(tensors, "last_linear.weight", "last_bn")}
     for layer in LAYERS:
-        for each in _convolutions(layer):
-            layers[each.name] = _folded(tensors, f"{each.name}.conv.weight", f"{each.name}.bn")
+        for conv in _convolutions(layer):
+            layers[conv.name] = _folded(tensors, f"{conv.name}.conv.weight", f"{conv.name}.bn")
         if isinstance(layer, Residual):
             name, scale = layer.projection.name, np.float32(layer.scale)
             layers[name] = tensors[f"{name}.weight"] * scale, tensors[f"{name}.bias"] * scale
@@ -197,9 +199,9 @@ def _folded(tensors: Mapping[str, np.ndarray], name: str, norm: str) -> tuple[np
 
 
 def check_tensors(name: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise `ArtifactError` when the tensors of the backbone `name` are not those of InceptionResnetV1."""
-    wanted, given = tensor_shapes(), {key: array.shape for key, array in tensors.items()}
-    wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+    """Raise `ArtifactError` if the tensors of the backbone `name` are not those of InceptionResnetV1."""
+    expected, given = tensor_shapes(), {key: array.shape for key, array in tensors.items()}
+    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
     if wrong:
         raise ArtifactError(
             f"{name}: not the weights of {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown "

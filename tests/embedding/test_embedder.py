@@ -1,4 +1,4 @@
-"""The embedder: order, crops, views, and vectors that depend on their picture alone."""
+"""The embedder: order, crops, mirrored views, and vectors that depend only on their image."""
 
 import json
 import platform
@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from batchverify.embedding.backbone import METADATA_KEY, RANGES_KEY, Backbone, load_backbone, packaged_weights
-from batchverify.embedding.cpu_network import BATCH as BATCH_OF_CPUS
 from batchverify.embedding.cpu_network import CpuNetwork
 from batchverify.embedding.embedder import Embedded, Embedder
 from batchverify.embedding.forward import TorchNetwork
+from batchverify.embedding.inception import CPU_BATCH
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.faces.crops import box_face, center_face, whole_face
 from batchverify.faces.detection import GPU_BATCH_SIZES, BatchSizes, FaceDetector, choose_face
@@ -340,7 +340,7 @@ def test_the_smallest_pictures(backbone, embedder):
     ids=lambda each: f"{each.shape}-{each.dtype}",
 )
 def test_other_arrays_are_refused(picture, embedder):
-    with pytest.raises(UsageError, match=r"picture 1: must be \(H, W, 3\) uint8 RGB, got \("):
+    with pytest.raises(UsageError, match=r"image 1: must be \(H, W, 3\) uint8 RGB, got \("):
         embedder([*draw(1), picture])
 
 
@@ -368,11 +368,11 @@ def test_without_a_gpu():
 
 
 def test_the_compute_path_is_told(backbone, exact):
-    assert exact.compute_path == f"cpu float32 {exact.runtime}, batches of 2"
+    assert str(exact.compute_path) == f"cpu float32 {exact.runtime}, batches of 2"
     plain = Embedder(backbone, crop="none", device="cpu", runtime="openvino")
     floats = "bfloat16" if "BF16" in capabilities() else "float32"
     dtype = f"int8_{floats}" if platform.machine() == "x86_64" else floats
-    assert plain.compute_path == f"cpu {dtype} openvino, batches of {BATCH_OF_CPUS}"
+    assert str(plain.compute_path) == f"cpu {dtype} openvino, batches of {CPU_BATCH}"
 
 
 def test_weights_without_ranges_are_not_rounded(backbone):

@@ -12,8 +12,8 @@ from batchverify.embedding.backbone import load_backbone
 from batchverify.embedding.embedder import Embedder
 from batchverify.embedding.forward import (
     GPU_BATCHES,
-    Forward,
-    Pass,
+    BatchRunner,
+    ForwardPass,
     TorchNetwork,
     faces_per_second,
     fastest_size,
@@ -59,8 +59,8 @@ def test_other_errors_of_trying_are_not_taken_for_a_lack_of_memory():
 
 
 def test_a_rate_is_one():
-    compute = Pass(torch.nn.Flatten(), "cpu", torch.float32)
-    assert faces_per_second(Forward(compute, 2)) > 0
+    compute = ForwardPass(torch.nn.Flatten(), "cpu", torch.float32)
+    assert faces_per_second(BatchRunner(compute, 2)) > 0
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_largest_batch_tried_is_a_chunk():
 
 def test_torch_computes_in_what_it_knows(backbone):
     with pytest.raises(
-        UsageError, match="--dtype must be auto, float32, bfloat16, float16 in torch, got 'int8'"
+        UsageError, match="--dtype must be auto, float32, bfloat16 or float16 with torch, got 'int8'"
     ):
         TorchNetwork(backbone, "cpu", dtype="int8")
     fastest = "bfloat16" if cpu_has_bf16() else "float32"
@@ -154,7 +154,7 @@ def test_vectors_of_a_gpu_are_those_of_the_cpu_and_of_any_thread():
         with ThreadPoolExecutor(4) as pool:
             for each in pool.map(there.vectors, [pixels] * 8):
                 assert np.array_equal(each, found)
-        assert there._network.forward(there.batch_size).recorded
+        assert there._network.runner(there.batch_size).recorded
 
 
 @GPU
