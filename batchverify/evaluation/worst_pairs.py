@@ -1,4 +1,4 @@
-"""Pairs worth looking at: the surest errors, and their export for review."""
+"""Pairs worth looking at: the clearest errors, and their export for review."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchverify.evaluation.scores import PERSONS, UNKNOWN, Scores
 from batchverify.manifest.columns import LABEL, PREDICTED_LABEL
 from batchverify.storage.location import Location
 
-# Examples of each reason.
+# Examples of each reason for failure.
 FAILED = 4
 CARRIED = ("person_a", "person_b", "error_a", "error_b")
 FORMATS = (".csv", ".parquet")
@@ -26,9 +26,9 @@ FORMATS = (".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Example:
-    """One pair. cells: its image cells as the manifest has them. errors: the reason of each side, or None.
+    """One pair. cells: its image cells as in the manifest. errors: the reason of each side, or None.
 
-    before: the probability in the reference run, where there is one.
+    before: the probability in the reference run, if there is one.
     """
 
     row: int
@@ -41,12 +41,12 @@ class Example:
 
 
 def false_accepts(scores: Scores, most: int) -> np.ndarray:
-    """Rows of different pairs called same, the surest first."""
+    """Rows of different pairs called same, the clearest errors first."""
     return _first(scores, (scores.truth == 1) & scores.scored & ~scores.calls, 1, most)
 
 
 def false_rejects(scores: Scores, most: int) -> np.ndarray:
-    """Rows of same pairs called different, the surest first."""
+    """Rows of same pairs called different, the clearest errors first."""
     return _first(scores, (scores.truth == 0) & scores.calls, -1, most)
 
 
@@ -68,24 +68,24 @@ def failed(scores: Scores, reason: str) -> np.ndarray:
 
 
 def smallest(values: np.ndarray, most: int) -> np.ndarray:
-    """Places of the smallest of (N,) numbers, ascending; of equal ones the first."""
+    """Indices of the smallest of (N,) values, ascending; of equal values the first."""
     if 0 < most < len(values):
-        # All that tie with the last one stay for the stable sort.
-        kept = np.flatnonzero(values <= np.partition(values, most - 1)[most - 1])
-        return kept[np.argsort(values[kept], kind="stable")][:most]
+        # All values that tie with the last one, for the stable sort.
+        candidates = np.flatnonzero(values <= np.partition(values, most - 1)[most - 1])
+        return candidates[np.argsort(values[candidates], kind="stable")][:most]
     return np.argsort(values, kind="stable")[:most]
 
 
 def read_examples(scores: Scores, rows: np.ndarray, reference: Scores | None = None) -> list[Example]:
-    """Some rows with their paths; none where the file has no columns of images."""
+    """Some rows with their paths; empty if the file has no image columns."""
     names = scores.file.schema.names
     try:
         scores.file.require(*scores.file.sides)
     except ManifestError:
         return []
     columns = [*scores.file.sides, *(name for name in CARRIED if name in names)]
-    found = scores.file.take(rows, columns)
-    return [_example(scores, row, cells, reference) for row, cells in zip(rows.tolist(), found, strict=True)]
+    read = scores.file.take(rows, columns)
+    return [_example(scores, row, cells, reference) for row, cells in zip(rows.tolist(), read, strict=True)]
 
 
 def _example(scores: Scores, row: int, cells: dict[str, Any], reference: Scores | None) -> Example:
@@ -102,39 +102,35 @@ def _example(scores: Scores, row: int, cells: dict[str, Any], reference: Scores 
 
 
 def worst(scores: Scores, most: int) -> np.ndarray:
-    """Rows for review: wrong verdicts, the surest first, then all others from the threshold outwards."""
+    """Rows for review: wrong verdicts, the clearest first, then all others from the threshold outwards."""
     rows = np.flatnonzero(scores.scored)
     gaps = np.abs(scores.probability[rows] - np.float32(scores.threshold))
     wrong = (scores.truth[rows] >= 0) & (scores.calls[rows] != (scores.truth[rows] == 1))
-    # Every wrong verdict comes before every other: gaps lie between 0 and 1.
+    # Gaps lie between 0 and 1, so every wrong verdict comes before all others.
     return rows[smallest(np.where(wrong, -gaps, 2 + gaps), most)]
 
 
 def sides(examples: Sequence[Example]) -> list[str | None]:
-    """The image cells of several pairs, each once, in order."""
+    """The distinct image cells of several pairs, in order."""
     return list(dict.fromkeys(cell for each in examples for cell in each.cells))
 
 
 def check_target(path: str, inputs: Sequence[str] = ()) -> Location:
-    """Where the pairs go; `UsageError` for a name of another format and for one of the inputs."""
+    """Where the pairs go. Raises `UsageError` for another format, and for a place among the inputs."""
     target = Location.parse(path)
     if target.suffix not in FORMATS:
-        raise UsageError(
-            f"{path}: --export-worst writes {' or '.join(FORMATS)}; the name must end in one of them"
-        )
-    for each in map(Location.parse, inputs):
-        if each in (target, target.parent):
-            raise UsageError(
-                f"{path}: --export-worst would write into {each}, which is read; name another file"
-            )
+        raise UsageError(f"{path}: --export-worst writes {' or '.join(FORMATS)} files")
+    for source in map(Location.parse, inputs):
+        if source in (target, target.parent):
+            raise UsageError(f"{path}: --export-worst would write into the input {source}; name another file")
     return target
 
 
 def write_review(scores: Scores, most: int, target: Location, source: ImageSource) -> int:
-    """Write the worst pairs, at most so many, and return how many: wrong verdicts first, then close calls.
+    """Write at most `most` pairs, wrong verdicts first, then close calls, and return their number.
 
-    The columns are those of a manifest: `label` is the truth, blank where unknown, `predicted_label` and
-    `probability` are the run's. Paths are made absolute unless the file lies where relative ones start.
+    The file is a manifest: `label` is the truth, blank if unknown; `predicted_label` and `probability` are the
+    run's. Paths are made absolute unless the file lies in the folder where relative paths start.
     """
     table = review_table(scores, worst(scores, most), target, source)
     buffer = io.BytesIO()
@@ -153,18 +149,18 @@ def review_table(scores: Scores, rows: np.ndarray, target: Location, source: Ima
     """The chosen rows as a manifest."""
     sides = scores.file.sides
     people = [name for name in PERSONS if name in scores.file.schema.names]
-    found = scores.file.take(rows, [*sides, *people])
+    read = scores.file.take(rows, [*sides, *people])
     stays = any(root.root == target.parent for root in source.roots)
     columns: dict[str, pa.Array] = {}
     for name, side in zip(("image_a", "image_b"), sides, strict=True):
-        columns[name] = pa.array([_path(each[side], source, stays) for each in found], pa.string())
+        columns[name] = pa.array([_path(row[side], source, stays) for row in read], pa.string())
     truth = scores.truth[rows]
     columns[LABEL] = pa.array(truth, mask=truth == UNKNOWN)
     columns[PREDICTED_LABEL] = pa.array(scores.calls[rows].astype(np.int8))
     columns["probability"] = pa.array(scores.probability[rows])
-    return pa.table(columns | {name: pa.array([each[name] for each in found]) for name in people})
+    return pa.table(columns | {name: pa.array([row[name] for row in read]) for name in people})
 
 
 def _path(cell: str | None, source: ImageSource, stays: bool) -> str | None:
-    found = source.resolve(cell)
-    return found if isinstance(found, str) and not stays else cell
+    path = cell if stays else source.resolve(cell)
+    return path if isinstance(path, str) else cell

@@ -88,10 +88,10 @@ def test_a_run_of_faces_is_measured_shown_and_written(faces, tmp_path):
     assert shown["written to"].endswith("report.html")
     assert shown["TAR at FAR 0.1 and below"] == "needs 100 different pairs, 28 available"
     assert len(found["slices"]["person_a"]) == len(set(pd.read_csv(FACES)["person_a"]))
-    # Faces by their boxes in the cache: every picture is there.
+    # Faces by their boxes in the cache: every image is there.
     assert page.count('<img src="data:image/jpeg;base64,') == 2 * page.count('<li tabindex="')
     assert ': face"' in page
-    assert "whole picture" not in page
+    assert "whole image" not in page
 
 
 def test_no_images_and_images_that_are_gone(faces, tmp_path):
@@ -104,26 +104,26 @@ def test_no_images_and_images_that_are_gone(faces, tmp_path):
     assert run(faces[0], "-o", tmp_path / "gone", "--image-root", tmp_path).exit_code == 0
     page = documents(tmp_path / "gone")[1]
     assert "data:image/jpeg" not in page
-    assert "the image is gone" in page
-    # Without boxes the whole picture.
+    assert "image not found" in page
+    # Without boxes the whole image.
     assert run(faces[0], "-o", tmp_path / "whole", "--cache", tmp_path / "no-cache").exit_code == 0
     page = documents(tmp_path / "whole")[1]
-    assert page.count("data:image/jpeg") == page.count('whole picture"')
+    assert page.count("data:image/jpeg") == page.count('whole image"')
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         (["--image-root", "elsewhere"], "outside --image-root"),
-        (["--image-root", "."], "the image is gone"),
-        ([], "the image is gone"),
+        (["--image-root", "."], "image not found"),
+        ([], "image not found"),
         (["--no-images"], None),
     ],
 )
-def test_why_no_picture_is_shown_is_said_once(tmp_path, monkeypatch, caplog, arguments, why):
+def test_why_no_image_is_shown_is_said_once(tmp_path, monkeypatch, caplog, arguments, why):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    cells = [f"{'../' * ('elsewhere' in arguments)}pictures/{each % 12}.jpg" for each in range(60)]
+    cells = [f"{'../' * ('elsewhere' in arguments)}images/{each % 12}.jpg" for each in range(60)]
     path = write_scores(tmp_path / "s.parquet", draw_columns(60, failed=0.0, image_a=cells, image_b=cells))
     assert run(path, "-o", "out", "--draws", 0, *arguments).exit_code == 0
     said = [record.getMessage() for record in caplog.records]
@@ -131,7 +131,7 @@ def test_why_no_picture_is_shown_is_said_once(tmp_path, monkeypatch, caplog, arg
         assert said == []
     else:
         assert len(said) == 1
-        assert re.fullmatch(rf"the report shows no picture \({why}: \d+\); see --image-root", said[0])
+        assert re.fullmatch(rf"the report shows no images \({why}: \d+\); see --image-root", said[0])
         assert f">{why}</div>" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -213,7 +213,10 @@ def test_a_run_that_failed_wholly_is_reported_by_reason(tmp_path):
         (["s.parquet", "--draws", "-1"], "--draws must lie between 0 and 10,000, got -1"),
         (["s.parquet", "--draws", "1"], "--draws must be 0 (no intervals) or at least 40, got 1"),
         (["s.parquet", "--draws", "39"], "--draws must be 0 (no intervals) or at least 40, got 39"),
-        (["s.parquet", "--export-worst", "9", "w.txt"], "w.txt: --export-worst writes .csv or .parquet"),
+        (
+            ["s.parquet", "--export-worst", "9", "w.txt"],
+            "w.txt: --export-worst writes .csv or .parquet files",
+        ),
         (["s.parquet", "--export-worst", "0", "w.csv"], "--export-worst must name at least 1 pair, got 0"),
     ],
 )
@@ -361,7 +364,7 @@ def test_a_perfect_run_is_not_said_to_be_certainly_perfect(tmp_path):
     assert table(result)["ROC AUC"] == "1.00000"
     assert table(result)["F1"] == f"1.00000  [{low:.4f}, 1.0000]*"
     assert table(result)["*"] == "exact binomial bound, because all draws agree; assumes independent pairs"
-    assert "takes pairs for independent" in page
+    assert "assumes independent pairs" in page
     for name, trials in (("recall", 100), ("precision", 100), ("accuracy", 300)):
         assert found["metrics"][name] == 1
         assert spans[name] == [pytest.approx(0.025 ** (1 / trials)), 1]

@@ -21,7 +21,7 @@ def test_an_export_over_an_input_is_refused(tmp_path, name):
     truth.write_text("image_a,image_b,label\n" + "".join(f"{a},{b},{label}\n" for a, b, label in rows))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     reference = tmp_path / "run" if name.startswith("run") else old
-    with pytest.raises(UsageError, match=r"--export-worst would write into .*, which is read"):
+    with pytest.raises(UsageError, match="--export-worst would write into the input "):
         batchverify.evaluate(
             new,
             reference=reference,

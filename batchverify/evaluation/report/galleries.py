@@ -6,8 +6,8 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any
 
 import numpy as np
 
@@ -19,70 +19,80 @@ from batchverify.evaluation.worst_pairs import Example
 log = logging.getLogger(__name__)
 
 TRUTHS = {0: "same person", 1: "two people", UNKNOWN: "unknown"}
-# Folders that all paths start with are printed once from so many characters on.
+# A common folder of all paths is printed once if it has at least this many characters.
 LONG = 16
 NO_IMAGE = Thumbnail(None, "no image shown")
 
 
+@dataclass(frozen=True)
+class Side:
+    """One image of a pair. cell: the path as shown. path: the whole path, empty for an empty cell."""
+
+    name: str
+    cell: str
+    path: str
+    error: str | None
+    uri: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One pair. row: counted from 1. before: the reference's probability. verdict: right, wrong or open."""
+
+    row: int
+    scored: bool
+    probability: str
+    before: str | None
+    similarity: str
+    truth: str
+    called: str
+    verdict: str
+    sides: tuple[Side, Side]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some pairs. shown: how many of how many. folder: the common folder of all paths."""
+
+    id: str
+    title: str
+    about: str
+    shown: str
+    folder: str
+    has_images: bool
+    cards: tuple[Card, ...]
+
+
 def galleries(
     scores: Scores, reference: Scores | None, flipped: np.ndarray, *, most: int, source: ImageSource | None
-) -> list[dict[str, Any]]:
-    """Every gallery that has pairs. source: where the pictures are, None for none shown."""
-    chosen = _chosen(scores, flipped, most)
-    rows = np.unique(np.concatenate([each for _, _, _, _, each in chosen] or [np.zeros(0, np.int64)]))
-    read = {each.row: each for each in worst_pairs.read_examples(scores, rows, reference)}
-    cells = worst_pairs.sides(list(read.values()))
+) -> list[Gallery]:
+    """Every gallery with pairs. source: where the images are, None to show none."""
+    selections = [each for each in _select(scores, flipped, most) if len(each.rows)]
+    rows = np.unique(np.concatenate([each.rows for each in selections] or [np.zeros(0, np.int64)]))
+    examples = {each.row: each for each in worst_pairs.read_examples(scores, rows, reference)}
+    if not examples:
+        return []
+    cells = worst_pairs.sides(list(examples.values()))
     folder = common_folder(cells)
-    pictures = thumbnails(cells, source) if source is not None else {}
-    _warn(pictures)
+    images = thumbnails(cells, source) if source is not None else {}
+    _warn(images)
     return [
-        {
-            "id": name,
-            "title": title,
-            "about": about,
-            "shown": f"{len(kept)} of {total:,}" if total > len(kept) else f"{total:,}",
-            "folder": folder,
-            "pictures": source is not None,
-            "pairs": [_pair(read[row], scores, pictures, folder) for row in kept.tolist()],
-        }
-        for name, title, about, total, kept in chosen
-        if len(kept) and read
+        Gallery(
+            id=each.id,
+            title=each.title,
+            about=each.about,
+            shown=f"{len(each.rows)} of {each.total:,}" if each.total > len(each.rows) else f"{each.total:,}",
+            folder=folder,
+            has_images=source is not None,
+            cards=tuple(_card(examples[row], scores, images, folder) for row in each.rows.tolist()),
+        )
+        for each in selections
     ]
-
-
-def _warn(pictures: Mapping[str | None, Thumbnail]) -> None:
-    """Say why where pictures were asked for and not one can be shown."""
-    if pictures and not any(each.uri for each in pictures.values()):
-        notes = Counter(each.note for each in pictures.values()).most_common()
-        reasons = ", ".join(f"{note}: {count}" for note, count in notes)
-        log.warning("the report shows no picture (%s); see --image-root", reasons)
-
-
-def _chosen(scores: Scores, flipped: np.ndarray, most: int) -> list[tuple[str, str, str, int, np.ndarray]]:
-    """Id, title, explanation, how many there are, and the rows shown."""
-    everything = len(scores)
-    accepts, rejects = (
-        worst_pairs.false_accepts(scores, everything),
-        worst_pairs.false_rejects(scores, everything),
-    )
-    chosen = [
-        ("false-accepts", "Worst false accepts", "Two people, called the same; the surest first.", accepts),
-        ("false-rejects", "Worst false rejects", "One person, called different; the surest first.", rejects),
-        ("flipped", "Flipped against the reference", "The largest change first.", flipped),
-    ]
-    listed = [(name, title, about, len(rows), rows[:most]) for name, title, about, rows in chosen]
-    near = worst_pairs.nearest(scores, most)
-    listed.insert(
-        2, ("nearest", "Nearest the threshold", "The closest calls, whatever their truth.", len(near), near)
-    )
-    for place, (reason, total) in enumerate(scores.failures().items()):
-        title = f"Not scored: {reason}"
-        listed.append((f"failed-{place}", title, "", total, worst_pairs.failed(scores, reason)[:most]))
-    return listed
 
 
 def common_folder(cells: Sequence[str | None]) -> str:
-    """The folders that all paths start with, where this is long enough to be in the way; else nothing."""
+    """The folder that all paths start with if it is long, else an empty text."""
     paths = [cell for cell in cells if cell]
     if len(paths) < 2:
         return ""
@@ -91,53 +101,85 @@ def common_folder(cells: Sequence[str | None]) -> str:
     return folder if len(folder) >= LONG else ""
 
 
-def _pair(
-    example: Example, scores: Scores, pictures: Mapping[str | None, Thumbnail], folder: str
-) -> dict[str, Any]:
-    scored = not math.isnan(example.probability)
-    called = int(scores.calls[example.row])
-    verdict = (
-        "open"
-        if example.truth == UNKNOWN or not scored
-        else ("right" if called == example.truth else "wrong")
-    )
-    return {
-        "row": example.row + 1,
-        "scored": scored,
-        "probability": score(example.probability),
-        "before": score(example.before) if example.before is not None else None,
-        "similarity": "" if math.isnan(example.similarity) else f"{example.similarity:.4f}",
-        "truth": TRUTHS[example.truth],
-        "called": TRUTHS[called],
-        "verdict": verdict,
-        "sides": _sides(example, pictures, folder),
-    }
-
-
-def _sides(
-    example: Example, pictures: Mapping[str | None, Thumbnail], folder: str
-) -> Sequence[dict[str, Any]]:
-    sides = []
-    for name, cell, error in zip("AB", example.cells, example.errors, strict=True):
-        picture = pictures.get(cell, NO_IMAGE)
-        shown = cell.removeprefix(folder) if cell else "(empty cell)"
-        sides.append(
-            {
-                "name": name,
-                "cell": shown,
-                "path": cell or "",
-                "error": error,
-                "uri": picture.uri,
-                "note": picture.note,
-            }
-        )
-    return sides
-
-
 def score(value: float) -> str:
-    """A probability so that those near 0 and 1 can be told apart."""
+    """A probability with enough digits to tell values near 0 and 1 apart."""
     if math.isnan(value):
         return "none"
     if value > 0.999:
         return f"1 − {1 - value:.2g}" if value < 1 else "1"
     return f"{value:.4f}" if value >= 1e-3 else f"{value:.2g}"
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The rows of a gallery. total: how many there are of the kind, shown or not."""
+
+    id: str
+    title: str
+    about: str
+    total: int
+    rows: np.ndarray
+
+
+def _select(scores: Scores, flipped: np.ndarray, most: int) -> list[_Selection]:
+    everything = len(scores)
+    accepts = worst_pairs.false_accepts(scores, everything)
+    rejects = worst_pairs.false_rejects(scores, everything)
+    near = worst_pairs.nearest(scores, most)
+    kinds = [
+        (
+            "false-accepts",
+            "Worst false accepts",
+            "Two people called the same; clearest errors first.",
+            accepts,
+        ),
+        (
+            "false-rejects",
+            "Worst false rejects",
+            "One person called different; clearest errors first.",
+            rejects,
+        ),
+        ("nearest", "Nearest the threshold", "The closest calls, whatever their truth.", near),
+        ("flipped", "Flipped pairs", "Other verdicts than in the reference; largest change first.", flipped),
+    ]
+    selections = [
+        _Selection(name, title, about, len(rows), rows[:most]) for name, title, about, rows in kinds
+    ]
+    for index, (reason, total) in enumerate(scores.failures().items()):
+        rows = worst_pairs.failed(scores, reason)[:most]
+        selections.append(_Selection(f"failed-{index}", f"Not scored: {reason}", "", total, rows))
+    return selections
+
+
+def _warn(images: Mapping[str | None, Thumbnail]) -> None:
+    """Say why if images are wanted and none can be shown."""
+    if images and not any(each.uri for each in images.values()):
+        notes = Counter(each.note for each in images.values()).most_common()
+        reasons = ", ".join(f"{note}: {count}" for note, count in notes)
+        log.warning("the report shows no images (%s); see --image-root", reasons)
+
+
+def _card(example: Example, scores: Scores, images: Mapping[str | None, Thumbnail], folder: str) -> Card:
+    scored = not math.isnan(example.probability)
+    called = int(scores.calls[example.row])
+    verdict = "right" if called == example.truth else "wrong"
+    a, b = (
+        _side(name, cell, error, images.get(cell, NO_IMAGE), folder)
+        for name, cell, error in zip("AB", example.cells, example.errors, strict=True)
+    )
+    return Card(
+        row=example.row + 1,
+        scored=scored,
+        probability=score(example.probability),
+        before=score(example.before) if example.before is not None else None,
+        similarity="" if math.isnan(example.similarity) else f"{example.similarity:.4f}",
+        truth=TRUTHS[example.truth],
+        called=TRUTHS[called],
+        verdict=verdict if scored and example.truth != UNKNOWN else "open",
+        sides=(a, b),
+    )
+
+
+def _side(name: str, cell: str | None, error: str | None, image: Thumbnail, folder: str) -> Side:
+    shown = cell.removeprefix(folder) if cell else "(empty cell)"
+    return Side(name, shown, cell or "", error, image.uri, image.note)

@@ -1,4 +1,4 @@
-"""report.html: one file that opens offline, with plots, a threshold explorer and the run record."""
+"""The text of report.html, from the document, the plots and the galleries."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.evaluation.comparison import SHARES
+from batchverify.evaluation.comparison import RARE, SHARES
+from batchverify.evaluation.document import ComparisonDocument, Counts, Document, Interval, Rate
 from batchverify.evaluation.figures import NAMES, rate_name
+from batchverify.evaluation.report.galleries import Gallery
+from batchverify.evaluation.scores import FROM_REFERENCE
 from batchverify.options import EmbedOptions
 from batchverify.version import __version__
 
 NONE = "–"
 CARDS = ("auc", "f1", "accuracy", "far", "frr", "equal_error", "failure_rate")
-# Id, title and the kinds of labelled pairs that it takes.
+# Id, title and the kinds of labelled pairs that the figure needs.
 EXPLORER = (
     ("far", "False accept rate", {"different"}),
     ("frr", "False reject rate", {"same"}),
@@ -30,39 +33,35 @@ EXPLORER = (
     ("called-same", "Called same", set[str]()),
     ("called-different", "Called different", set[str]()),
 )
-# What the table of slices leads with; the other figures stand in a second one.
+# The figures in the first table of slices; the others are in a second one.
 SLICE_LEAD = ("far", "frr", "f1", "accuracy", "auc")
-# For a reader who is no statistician.
+# For readers who are not statisticians.
 MEANINGS = {
-    "auc": "the chance that of one different and one same pair the different one has the higher probability; "
-    "1 is perfect, 0.5 a guess",
-    "f1": "precision and recall in one number, their harmonic mean",
-    "precision": "of the pairs called different, the share that is",
-    "recall": "of the different pairs, the share called so",
+    "auc": "the chance that a different pair scores above a same pair; 1 is perfect, guessing gives 0.5",
+    "f1": "the harmonic mean of precision and recall",
+    "precision": "the share of the pairs called different that are different",
+    "recall": "the share of the different pairs that are called different",
     "accuracy": "the share of right verdicts",
-    "far": "of the different pairs, the share called same",
-    "frr": "of the same pairs, the share called different",
-    "equal_error": "the error rates at the threshold where the two are nearest to each other, their mean",
-    "average_precision": "precision averaged over all recalls; a guess gets the share of different pairs",
-    "log_loss": "the cost of wrong probabilities, where a sure error costs most; 0 is perfect",
-    "brier": "the mean squared distance of probability and truth; 0 is perfect, 0.25 is always saying 0.5",
-    "ece": "how far, on average, a probability lies from the share of its like that is different",
-    "failure_rate": "of the labelled pairs, the share that could not be scored",
-    "far_with_failures": "the false accept rate when a pair that failed counts as not accepted",
-    "frr_with_failures": "the false reject rate when a pair that failed counts as rejected",
+    "far": "the share of the different pairs that are called same",
+    "frr": "the share of the same pairs that are called different",
+    "equal_error": "the mean of the two error rates at the threshold where they are closest",
+    "average_precision": "precision averaged over all recalls; guessing gives the share of different pairs",
+    "log_loss": "the penalty for wrong probabilities, highest for confident errors; 0 is perfect",
+    "brier": "the mean squared error of the probabilities; 0 is perfect, a constant 0.5 gives 0.25",
+    "ece": "the mean gap between a probability and the share of pairs with such a probability that are different",
+    "failure_rate": "the share of the labelled pairs that could not be scored",
+    "far_with_failures": "the false accept rate if a failed pair counts as not accepted",
+    "frr_with_failures": "the false reject rate if a failed pair counts as rejected",
 }
-# A run record may hold thousands of manifest files.
+# The longest value of a run record that is shown whole; a record may list thousands of manifest files.
 SHOWN = 2000
-# Of a digest: enough to tell it from others at a glance.
+# The characters of a digest that are shown.
 DIGEST = 12
 
 
-def render(
-    document: Mapping[str, Any], plots: Mapping[str, Any], galleries: Sequence[Mapping[str, Any]]
-) -> str:
-    """The page. document: what `metrics.json` holds. plots: the numbers of `plots`. galleries: pairs to show."""
+def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gallery]) -> str:
+    """The page. plots: the data of the plots by name. galleries: the pairs to show."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
@@ -82,21 +81,20 @@ def render(
         figures=_figures(document, tuple(NAMES)),
         meanings=[(_title(NAMES[name]), text) for name, text in MEANINGS.items()],
         rates=_rates(document["rates"], document["bootstrap"]["exact"]),
-        differences=_differences(comparison or {}),
+        differences=_differences(comparison),
         explorer=_explorer(document["counts"]),
         sections=_sections(document, plots, galleries, measured),
         shares=SHARES,
+        rare=RARE,
         changes=record_changes(comparison),
         slices=[_slices(column, rows) for column, rows in document["slices"].items()],
         lead=record_lead(document) if document["record"] else [],
         record=record_entries(document["record"]),
-        # Scripts and styles of our own and of Plotly; the data are escaped by themselves.
-        css=Markup(_asset("report.css")),
-        js=Markup(_script(_asset("report.js"))),
-        plotly=Markup(_script(get_plotlyjs())),
-        data=Markup(
-            embedded_json({"threshold": document["threshold"], "plots": plots, "version": __version__})
-        ),
+        # The template marks these as safe: our own files and Plotly's script, and JSON without `<`.
+        css=_asset("report.css"),
+        js=_script(_asset("report.js")),
+        plotly=_script(get_plotlyjs()),
+        data=embedded_json({"threshold": document["threshold"], "plots": plots, "version": __version__}),
     )
 
 
@@ -110,60 +108,59 @@ def _script(text: str) -> str:
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that cannot end the element it stands in."""
+    """JSON that cannot end its element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return text
 
 
-def notes(document: Mapping[str, Any]) -> list[str]:
-    """What the reader must know before anything else."""
-    found = []
-    truth = document["truth"]
+def notes(document: Document) -> list[str]:
+    """What the reader must know first."""
+    truth, texts = document["truth"], []
+    labelled = truth["same"] + truth["different"]
     if not document["scored"]:
-        found.append("No pair could be scored: see the failures below.")
-    if not truth["same"] + truth["different"]:
-        found.append("The truth is unknown: no error rates. Give a manifest with labels as --truth.")
+        texts.append("No pair could be scored: see the failures below.")
+    if not labelled:
+        texts.append(
+            "The truth is unknown, so there are no error rates. Give a manifest with labels as --truth."
+        )
     elif not truth["same"] or not truth["different"]:
-        missing = "same" if not truth["same"] else "different"
-        found.append(f"No pair is labelled {missing}: figures that need such pairs are left out.")
-    if truth["source"] and " of the reference " in truth["source"]:
-        found.append(f"The truth is from {truth['source']}: the scores have none of their own.")
-    if truth["unknown"] and truth["same"] + truth["different"]:
-        found.append(f"{count(truth['unknown'])} pairs without a label take no part in the figures.")
-    return found
+        missing = "different" if truth["same"] else "same"
+        texts.append(f"No pair is labelled {missing}: figures that need such pairs are left out.")
+    if (truth["source"] or "").startswith(FROM_REFERENCE):
+        texts.append(f"The truth is from {truth['source']}: the scores have none of their own.")
+    if truth["unknown"] and labelled:
+        texts.append(f"The figures leave out pairs without a label: {count(truth['unknown'])}.")
+    return texts
 
 
 def _sections(
-    document: Mapping[str, Any],
-    plots: Mapping[str, Any],
-    galleries: Sequence[Mapping[str, Any]],
-    measured: bool,
+    document: Document, plots: Mapping[str, Any], galleries: Sequence[Gallery], measured: bool
 ) -> list[tuple[str, str]]:
-    """Ids and titles of what the page holds."""
-    found = [
+    """Ids and titles of the page's sections."""
+    sections = [
         ("figures", "Figures", measured),
         ("distributions", "Distributions", plots.get("histograms")),
         ("curves", "Error curves", plots.get("curves")),
         ("calibration", "Calibration", plots.get("calibration")),
         ("explorer", "Threshold explorer", plots.get("explorer")),
-        *((f"slices-{at}", f"By {column}", True) for at, column in enumerate(document["slices"], 1)),
+        *((f"slices-{number}", f"By {column}", True) for number, column in enumerate(document["slices"], 1)),
         ("folds", "Folds", document["folds"]),
-        ("comparison", "Reference", document.get("comparison")),
-        *((each["id"], each["title"], True) for each in galleries),
+        ("comparison", "Comparison", document.get("comparison")),
+        *((each.id, each.title, True) for each in galleries),
         ("record", "Run record", True),
     ]
-    return [(name, title) for name, title, there in found if there]
+    return [(name, title) for name, title, present in sections if present]
 
 
-def _explorer(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+def _explorer(counts: Counts) -> list[tuple[str, str]]:
     """Ids and titles of the figures that follow the slider."""
-    there = {kind for kind in ("same", "different") if counts[kind]}
-    return [(name, title) for name, title, kinds in EXPLORER if kinds <= there]
+    scored = {"same": counts["same"], "different": counts["different"]}
+    return [(name, title) for name, title, kinds in EXPLORER if all(scored[kind] for kind in kinds)]
 
 
-def _figures(document: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, str]]:
+def _figures(document: Document, names: Sequence[str]) -> list[dict[str, str]]:
     """Rows of the table: name, value and interval as texts."""
     metrics, spans, exact = document["metrics"], document["intervals"], document["bootstrap"]["exact"]
     return [
@@ -177,11 +174,11 @@ def _figures(document: Mapping[str, Any], names: Sequence[str]) -> list[dict[str
     ]
 
 
-def _title(name: str | None) -> str:
-    return name[0].upper() + name[1:] if name else ""
+def _title(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
-def _rates(rates: Sequence[Mapping[str, Any]], exact: Sequence[str]) -> list[dict[str, Any]]:
+def _rates(rates: Sequence[Rate], exact: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             **rate,
@@ -197,31 +194,28 @@ def _rates(rates: Sequence[Mapping[str, Any]], exact: Sequence[str]) -> list[dic
 def _slices(column: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A column's values: the rows of the first table, titles and rows of the second."""
     names = dict.fromkeys(name for row in rows for name in row if name in NAMES or name.startswith("tar@"))
-    more = [
+    others = [
         name for name in names if name not in SLICE_LEAD and any(row.get(name) is not None for row in rows)
     ]
-    lead = [
-        {
-            **row,
-            "spans": {
-                name: _span(row["intervals"].get(name), name in row["exact"]) for name in ("far", "frr")
-            },
-        }
-        for row in rows
-    ]
+    lead = []
+    for row in rows:
+        spans = {name: _span(row["intervals"].get(name), name in row["exact"]) for name in ("far", "frr")}
+        lead.append({**row, "spans": spans})
     return {
         "column": column,
         "rows": lead,
-        "more": [_figure_title(name) for name in more],
-        "figures": [(row["value"], [figure(row.get(name)) for name in more]) for row in rows],
+        "others": [_figure_title(name) for name in others],
+        "figures": [(row["value"], [figure(row.get(name)) for name in others]) for row in rows],
     }
 
 
 def _figure_title(name: str) -> str:
-    return _title(NAMES.get(name)) or f"TAR at FAR {name.removeprefix('tar@')}"
+    return _title(NAMES.get(name, f"TAR at FAR {name.removeprefix('tar@')}"))
 
 
-def _differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _differences(comparison: ComparisonDocument | None) -> list[dict[str, Any]]:
+    if comparison is None:
+        return []
     rows = []
     for name, each in comparison.get("differences", {}).items():
         span = each["interval"]
@@ -244,38 +238,35 @@ def count(value: int) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A rate or probability: five digits after the point, small ones by their exponent, a dash for none."""
+    """A rate or probability with five decimals, small ones with an exponent; a dash for none."""
     if value is None or math.isnan(value):
         return NONE
     return f"{value:.5f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.3g}"
 
 
 def shown_threshold(value: float | None) -> str:
-    """A threshold that can be given back, or a dash for none."""
+    """A threshold as text that --threshold takes; a dash for none."""
     return threshold_text(value) or NONE
 
 
-def _span(span: Sequence[float] | None, exact: bool = False) -> str:
-    """An interval; with a star where it is no bootstrap's."""
+def _span(span: Interval | None, exact: bool = False) -> str:
+    """An interval, with a star if it is exact and not the bootstrap's."""
     return f"{figure(span[0])} to {figure(span[1])}{'*' * exact}" if span else ""
 
 
-def record_lead(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader asks first: names and texts; what the record does not say is left out.
-
-    document: what `metrics.json` holds.
-    """
+def record_lead(document: Document) -> list[tuple[str, str]]:
+    """The main entries of the run record, those that it has: names and texts."""
     record = document["record"]
     embedding, options = record.get("embedding") or {}, record.get("options") or {}
     backbone, head = record.get("backbone_fingerprint"), record.get("head")
-    found = {
+    entries = {
         "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {_digest(backbone)}",
         "Crop": _crop(embedding.get("crop"), embedding.get("tta")),
-        "Head": head and f"{options.get('head', 'the default one')}, {_digest(head)}",
+        "Head": head and f"{options.get('head', 'default')}, {_digest(head)}",
         "Threshold": threshold_text(document["threshold"]),
         "Scores written": document["scores_written"],
     }
-    return [(name, text) for name, text in found.items() if text]
+    return [(name, text) for name, text in entries.items() if text]
 
 
 def _digest(text: Any) -> str:
@@ -286,7 +277,7 @@ def _crop(crop: Any, tta: Any) -> str | None:
     if not isinstance(crop, Mapping) or "mode" not in crop:
         return None
     margin = f", margin {crop['margin']}" if "margin" in crop else ""
-    views = f", views {tta}" if tta not in (None, "none") else ""
+    views = f", augmented views {tta}" if tta not in (None, "none") else ""
     return f"{crop['mode']}{margin}{views}"
 
 
@@ -295,21 +286,21 @@ def record_entries(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, _shown(value)) for name, value in record.items()]
 
 
-def record_changes(comparison: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """Rows for what the two runs' records say differently."""
+def record_changes(comparison: ComparisonDocument | None) -> list[dict[str, str]]:
+    """Rows for the entries in which the two run records differ."""
     return [
         {"key": each["key"], "new": _shown(each["new"]), "reference": _shown(each["reference"])}
-        for each in (comparison or {}).get("record_differences", [])
+        for each in (comparison["record_differences"] if comparison else [])
     ]
 
 
 def threshold_text(value: float | None) -> str | None:
-    """As short as tells it from its neighbours: given back as --threshold it makes the same verdicts."""
+    """The shortest text that gives the same verdicts as --threshold."""
     return None if value is None else str(np.float32(value))
 
 
 def _shown(value: Any) -> str:
-    if value is None:
+    if value in (None, ""):
         return "not stated"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"

@@ -1,4 +1,4 @@
-// The plots and the threshold explorer of the report; all numbers come from the JSON in the page.
+// The plots and the threshold explorer of the report. All data come from the JSON in the page.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -6,7 +6,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  // Where the slider stands: {threshold, far, frr}; null where there is none.
+  // The slider's position: {threshold, far, frr}; null without a slider.
   let moved = null;
 
   function layout(x, y, more = {}) {
@@ -26,7 +26,6 @@
   });
   const level = (y) => ({ ...upright(y), yref: "y", xref: "paper", x0: 0, x1: 1, y0: y, y1: y });
   const decades = { type: "log", exponentformat: "power", dtick: 1 };
-  const rates = { type: "log", exponentformat: "power", dtick: 1, showexponent: "all" };
   const middles = (edges) => edges.slice(1).map((edge, at) => (edge + edges[at]) / 2);
 
   function bars(id, histogram, title, shapes) {
@@ -44,7 +43,7 @@
   function histograms() {
     const { probability, similarity } = plots.histograms;
     const slider = moved ? [upright(moved.threshold, { color: css("slider"), width: 2, dash: "solid" })] : [];
-    if (probability) bars("probability", probability, "probability of two people", [...slider, upright(data.threshold)]);
+    if (probability) bars("probability", probability, "probability that a pair shows two people", [...slider, upright(data.threshold)]);
     if (similarity) bars("similarity", similarity, "similarity", []);
   }
 
@@ -61,15 +60,15 @@
     const line = (x, y, name) => ({
       type: "scatter", mode: "lines", name, x, y, line: { color: css("run"), width: 2.5 },
     });
-    const x = { title: { text: "false accept rate" }, ...rates, range: [lowest, 0.02] };
+    const x = { title: { text: "false accept rate" }, ...decades, range: [lowest, 0.02] };
     const accepted = frr.map((value) => 1 - value);
     draw("roc", [line(above(far, floor[0]), accepted, "ROC"), point([Math.max(here[0], floor[0]), 1 - here[1]], "run"), slider(roc)],
       layout(x, { title: { text: "true accept rate" }, range: [Math.min(0.9, ...accepted.filter((_, at) => far[at] > 0)) - 0.02, 1.01] }));
     draw("det", [line(above(far, floor[0]), above(frr, floor[1]), "DET"), point(here.map((rate, at) => Math.max(rate, floor[at])), "run"), slider(det)],
-      layout(x, { title: { text: "false reject rate" }, ...rates, range: [Math.log10(floor[1]) - 0.1, 0.02] }));
+      layout(x, { title: { text: "false reject rate" }, ...decades, range: [Math.log10(floor[1]) - 0.1, 0.02] }));
   }
 
-  // Where the slider's point lies on either curve.
+  // The slider's point on both curves.
   function dots() {
     const { here, floor } = plots.curves, { far, frr } = moved || { far: here[0], frr: here[1] };
     const x = Math.max(far, floor[0]);
@@ -87,13 +86,13 @@
     const { mean, share, low, high, pairs } = plots.calibration;
     const largest = Math.log10(Math.max(...pairs) + 1);
     draw("calibration", [
-      { type: "scatter", mode: "lines", name: "kept promise", x: [0, 1], y: [0, 1], line: { color: css("quiet"), dash: "dash", width: 1 }, hoverinfo: "skip" },
+      { type: "scatter", mode: "lines", name: "perfect calibration", x: [0, 1], y: [0, 1], line: { color: css("quiet"), dash: "dash", width: 1 }, hoverinfo: "skip" },
       { type: "scatter", mode: "markers", name: "this run", x: mean, y: share, customdata: pairs,
         error_y: { type: "data", symmetric: false, array: share.map((value, at) => high[at] - value),
           arrayminus: share.map((value, at) => value - low[at]), color: css("quiet"), thickness: 1, width: 3 },
         marker: { size: pairs.map((count) => 6 + 14 * Math.log10(count + 1) / largest), color: css("run"), opacity: 0.85 },
-        hovertemplate: "promised %{x:.3f}, found %{y:.3f}<br>%{customdata} pairs<extra></extra>" },
-    ], layout({ title: { text: "mean probability" }, range: [-0.06, 1.06] }, { title: { text: "share different" }, range: [-0.06, 1.06] }));
+        hovertemplate: "mean probability %{x:.3f}, share different %{y:.3f}<br>%{customdata} pairs<extra></extra>" },
+    ], layout({ title: { text: "mean probability" }, range: [-0.06, 1.06] }, { title: { text: "share of different pairs" }, range: [-0.06, 1.06] }));
   }
 
   function drift() {
@@ -103,7 +102,7 @@
     draw("drift", Object.entries(shares).map(([name, values]) => ({
       type: "scatter", mode: "lines", line: { shape: "hvh", color: colours[name], width: 2, dash: name === "new" ? "solid" : "dot" },
       name, x: middles(edges), y: values.map((value) => Math.max(value, least)),
-    })), layout({ title: { text: "probability" }, range: [0, 1] }, { title: { text: "share of pairs" }, ...rates, range: [Math.log10(least), 0.05] }));
+    })), layout({ title: { text: "probability" }, range: [0, 1] }, { title: { text: "share of pairs" }, ...decades, range: [Math.log10(least), 0.05] }));
   }
 
   function scatter() {
@@ -112,7 +111,7 @@
     draw("scatter", kinds.map(([name, code]) => ({
       type: "scatter", mode: "markers", name, marker: { color: css(name), size: 5, opacity: 0.6 },
       x: reference.filter((_, at) => truth[at] === code), y: plots.scatter.new.filter((_, at) => truth[at] === code),
-    })), layout({ title: { text: "reference" }, range: [-0.02, 1.02] }, { title: { text: "new" }, range: [-0.02, 1.02] },
+    })), layout({ title: { text: "probability, reference" }, range: [-0.02, 1.02] }, { title: { text: "probability, new" }, range: [-0.02, 1.02] },
       { shapes: [upright(threshold[1]), level(threshold[0])] }));
   }
 
@@ -123,7 +122,7 @@
 
   function drawAll() {
     for (const [name, drawing] of Object.entries({ histograms, curves, calibration, drift, scatter })) {
-      // A plot that cannot be drawn says so in the console, and takes no other one with it.
+      // One plot that fails must not stop the others.
       try { if (plots[name]) drawing(); } catch (error) { console.error(name, error); }
     }
   }
@@ -138,7 +137,7 @@
     };
     const say = (id, text) => { const place = document.getElementById(`explore-${id}`); if (place) place.textContent = text; };
     function update() {
-      // The grid's numbers are as short as tells float32 apart: given back as --threshold they mean the same.
+      // The grid's values, given as --threshold, make the same verdicts.
       const at = Number(slider.value), { accepted, totals } = about, threshold = about.grid[at];
       const missed = accepted.different[at], found = totals.different - missed;
       const rejected = totals.same - accepted.same[at], known = totals.same + totals.different;
@@ -160,7 +159,7 @@
     let waiting = false;
     function move() {
       update();
-      // Plots are drawn once a frame, however fast the slider moves.
+      // Plots are redrawn at most once per frame.
       if (!waiting) requestAnimationFrame(() => { waiting = false; follow(); });
       waiting = true;
     }
@@ -170,7 +169,7 @@
     update();
   }
 
-  // The arrow keys go from pair to pair.
+  // The arrow keys move from pair to pair.
   function walk(event) {
     const card = event.target.closest ? event.target.closest(".gallery li") : null;
     const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
@@ -179,7 +178,7 @@
     card[step].focus();
   }
 
-  // Tab enters a gallery once, at the pair looked at last.
+  // Tab stops once in a gallery, at the pair last focused.
   function rove(event) {
     const card = event.target.closest ? event.target.closest(".gallery li") : null;
     if (!card) return;

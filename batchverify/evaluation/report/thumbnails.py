@@ -1,4 +1,4 @@
-"""Small pictures for a report: the face that was scored, cut by the box in the cache, else the whole picture."""
+"""Small images for a report: the face that was scored, cut by the box in the cache, else the whole image."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from batchverify.faces.crops import box_face, fixed_face
 from batchverify.faces.images import decode, read_image
 from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
+from batchverify.options import EmbedOptions
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import Location
 
@@ -26,13 +27,15 @@ SIDE = 128
 QUALITY = 82
 # Files in memory at once.
 BITE = 16
-GONE = "the image is gone"
+# The longer side of a decoded image, for records that do not state it.
+WORKING_SIDE = 1024
+MISSING = "image not found"
 OUTSIDE = "outside --image-root"
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture as a data URI, or None; note: what it shows, or why there is none."""
+    """An image as a data URI, or None. note: what it shows, or why there is none."""
 
     uri: str | None
     note: str
@@ -40,7 +43,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where a run's pictures and boxes are: roots to try in turn, the cache's root and fingerprint."""
+    """Where a run's images and boxes are: roots to try in turn, the cache's root and fingerprint."""
 
     roots: tuple[ImageRoot, ...]
     cache: str | None
@@ -49,25 +52,26 @@ class ImageSource:
 
     @classmethod
     def of(cls, record: Mapping[str, Any], image_root: str | None, cache: str | None) -> ImageSource:
-        """From a run record; `image_root` and `cache` given by the user come first."""
+        """From a run record; the user's `image_root` and `cache` take precedence."""
         root = image_root or record.get("image_root")
         roots = [ImageRoot(Location.parse(root), fenced=True)] if root else _folders(record)
         options = record.get("options", {})
-        limits = Limits(
-            round(options.get("max_megabytes", 64.0) * 1e6), round(options.get("max_megapixels", 100.0) * 1e6)
-        )
+        megabytes = options.get("max_megabytes", EmbedOptions.max_megabytes)
+        megapixels = options.get("max_megapixels", EmbedOptions.max_megapixels)
+        limits = Limits(round(megabytes * 1e6), round(megapixels * 1e6))
         return cls(tuple(roots), cache or record.get("cache"), record.get("embedding") or {}, limits)
 
     def resolve(self, cell: str | None) -> str | Skipped:
-        """A manifest's cell as an absolute path: below the first root that has it, else below the first."""
-        found = [root.resolve(cell) for root in self.roots]
-        for each in found[:-1]:
-            if isinstance(each, str) and Location.parse(each).kind() == "file":
-                return each
-        return next(iter(found[-1:]), Skipped(Reason.NOT_FOUND, "the run record names no image root"))
+        """A manifest's cell as an absolute path: below the first root that has it, else below the last."""
+        path: str | Skipped = Skipped(Reason.NOT_FOUND, "the run record names no image root")
+        for root in self.roots:
+            path = root.resolve(cell)
+            if root != self.roots[-1] and isinstance(path, str) and Location.parse(path).kind() == "file":
+                break
+        return path
 
     def fences(self, cell: str | None) -> bool:
-        """Whether a cell is refused only because it leads out of the root that the user named."""
+        """Whether a cell is refused only because it leads out of the user's root."""
         open_roots = [replace(root, fenced=False) for root in self.roots]
         refused = isinstance(self.resolve(cell), Skipped)
         return refused and any(isinstance(root.resolve(cell), str) for root in open_roots)
@@ -81,66 +85,62 @@ def _folders(record: Mapping[str, Any]) -> list[ImageRoot]:
 
 def thumbnails(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
     """A thumbnail for each cell of an image column."""
-    made: dict[str | None, Thumbnail] = {}
+    by_cell: dict[str | None, Thumbnail] = {}
     for start in range(0, len(cells), BITE):
-        made |= _some(cells[start : start + BITE], source)
-    return made
+        by_cell |= _batch(cells[start : start + BITE], source)
+    return by_cell
 
 
-def _some(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
-    data: dict[str | None, bytes | Skipped] = {}
+def _batch(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
+    files: dict[str | None, bytes | Skipped] = {}
     for cell in cells:
         path = source.resolve(cell)
-        data[cell] = path if isinstance(path, Skipped) else read_image(path, source.limits)
-    made = _made(data, source)
-    return made | {cell: Thumbnail(None, OUTSIDE) for cell in data if source.fences(cell)}
-
-
-def _made(data: Mapping[str | None, bytes | Skipped], source: ImageSource) -> dict[str | None, Thumbnail]:
-    keys = {cell: hashlib.sha256(each).digest() for cell, each in data.items() if isinstance(each, bytes)}
+        files[cell] = path if isinstance(path, Skipped) else read_image(path, source.limits)
+    keys = {cell: hashlib.sha256(data).digest() for cell, data in files.items() if isinstance(data, bytes)}
     entries = _entries(list(keys.values()), source)
-    return {cell: _thumbnail(each, entries.get(keys.get(cell, b"")), source) for cell, each in data.items()}
+    return {
+        cell: Thumbnail(None, OUTSIDE)
+        if source.fences(cell)
+        else _thumbnail(data, entries.get(keys.get(cell, b"")), source)
+        for cell, data in files.items()
+    }
 
 
 def _entries(keys: Sequence[bytes], source: ImageSource) -> dict[bytes, Entry]:
-    """What the cache holds of these images; nothing where there is no cache."""
+    """The cache's entries of these images; none without a readable cache."""
     if not source.cache or not source.embedding or not keys:
         return {}
     try:
         cache = EmbeddingCache(source.cache, EmbeddingFingerprint(source.embedding))
-        found = cache.get_many(keys)
+        entries = cache.get_many(keys)
     except (ArtifactError, UsageError):
         return {}
-    return {entry.key: entry for entry in found if entry is not None}
+    return {entry.key: entry for entry in entries if entry is not None}
 
 
 def _thumbnail(data: bytes | Skipped, entry: Entry | None, source: ImageSource) -> Thumbnail:
-    if isinstance(data, Skipped):
-        note = GONE if data.reason == Reason.NOT_FOUND else f"{data.reason.value}: not shown"
-        return Thumbnail(None, note)
-    picture = decode(data, source.limits, _working_side(source))
-    if isinstance(picture, Skipped):
-        return Thumbnail(None, f"{picture.reason.value}: not shown")
-    face = _face(picture, entry, source.embedding.get("crop", {}))
-    pixels, note = (picture.pixels, "whole picture") if face is None else (face, "face")
+    crop = source.embedding.get("crop", {})
+    side = crop.get("working_side")
+    side = side if isinstance(side, int) else WORKING_SIDE
+    decoded = data if isinstance(data, Skipped) else decode(data, source.limits, side)
+    if isinstance(decoded, Skipped):
+        missing = decoded.reason == Reason.NOT_FOUND
+        return Thumbnail(None, MISSING if missing else f"{decoded.reason.value}: not shown")
+    face = _face(decoded, entry, crop)
+    pixels, note = (decoded.pixels, "whole image") if face is None else (face, "face")
     return Thumbnail(_data_uri(pixels), note)
 
 
-def _working_side(source: ImageSource) -> int:
-    side = source.embedding.get("crop", {}).get("working_side", 1024)
-    return side if isinstance(side, int) else 1024
-
-
-def _face(picture: DecodedImage, entry: Entry | None, crop: Mapping[str, Any]) -> np.ndarray | None:
-    """The (160, 160, 3) uint8 RGB that the backbone saw; None where it is not known."""
+def _face(image: DecodedImage, entry: Entry | None, crop: Mapping[str, Any]) -> np.ndarray | None:
+    """The (160, 160, 3) uint8 RGB that the backbone saw; None if it is not known."""
     mode = crop.get("mode")
     if mode in ("center", "none"):
-        return fixed_face(picture.pixels, mode).pixels
+        return fixed_face(image.pixels, mode).pixels
     if entry is None or entry.vector is None or mode != "detect":
         return None
-    x0, y0, x1, y1 = (float(each) / picture.scale for each in entry.box)
+    x0, y0, x1, y1 = (float(edge) / image.scale for edge in entry.box)
     margin = int(crop.get("margin", DEFAULT_MARGIN))
-    face = box_face(picture.pixels, (x0, y0, x1, y1), margin, entry.confidence, entry.faces)
+    face = box_face(image.pixels, (x0, y0, x1, y1), margin, entry.confidence, entry.faces)
     return None if face is None else face.pixels
 
 

@@ -35,7 +35,7 @@ def test_it_opens_in_silence_shows_faces_and_follows_the_slider(report, scheme, 
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         auc = reference.roc_auc_score(truth, probability.astype(float))
         assert f"{auc:.5f}" in opened.page.locator("header .cards").inner_text()
-        # Every picture is a face cut by its box, and every wrong verdict has its card.
+        # Every image is a face cut by its box, and every wrong verdict has its card.
         sizes = opened.page.eval_on_selector_all(".gallery img", "all => all.map(each => each.naturalWidth)")
         assert len(sizes) >= 24
         assert set(sizes) == {128}

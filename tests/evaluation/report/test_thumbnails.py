@@ -1,4 +1,4 @@
-"""Thumbnails: the box of the cache on the right picture, the whole one without, and why there is none."""
+"""Thumbnails: the box of the cache on the right image, the whole one without, and why there is none."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ RED, BLUE = (220, 30, 30), (30, 30, 220)
 
 
 def draw(path, size=(600, 400), box=(300, 100, 500, 300)) -> bytes:
-    """A blue picture with a red square; its bytes."""
+    """A blue image with a red square; its bytes."""
     pixels = np.full((size[1], size[0], 3), BLUE, np.uint8)
     pixels[box[1] : box[3], box[0] : box[2]] = RED
     path.parent.mkdir(exist_ok=True)
@@ -52,11 +52,11 @@ def test_a_face_is_cut_by_the_box_of_its_bytes(tmp_path):
     for name in ("a.png", "copy.png"):
         assert found[name].note == "face"
         assert np.abs(pixels_of(found[name]).astype(int) - RED).max() < 12
-    assert found["other.png"].note == "whole picture"
+    assert found["other.png"].note == "whole image"
     assert pixels_of(found["other.png"]).shape == (SIDE, SIDE, 3)
 
 
-def test_the_box_of_a_picture_that_is_reduced_is_reduced_with_it(tmp_path):
+def test_the_box_of_a_image_that_is_reduced_is_reduced_with_it(tmp_path):
     about, embedding = record(tmp_path, margin=0)
     data = draw(tmp_path / "large.png", size=(8192, 300), box=(6000, 50, 6200, 250))
     cache = EmbeddingCache(about["cache"], embedding)
@@ -76,7 +76,7 @@ def test_fixed_crops_need_no_cache(tmp_path):
     assert np.abs(pixels_of(found).astype(int) - RED).max() < 40
 
 
-def test_the_whole_picture_keeps_its_shape(tmp_path):
+def test_the_whole_image_keeps_its_shape(tmp_path):
     about, _ = record(tmp_path)
     draw(tmp_path / "a.png")
     found = thumbnails(["a.png"], ImageSource.of(about, None, None))["a.png"]
@@ -86,26 +86,26 @@ def test_the_whole_picture_keeps_its_shape(tmp_path):
 @pytest.mark.parametrize(
     ("cell", "note"),
     [
-        ("gone.png", "the image is gone"),
-        ("", "the image is gone"),
-        (None, "the image is gone"),
+        ("gone.png", "image not found"),
+        ("", "image not found"),
+        (None, "image not found"),
         ("text.png", "undecodable: not shown"),
         ("../secret.png", "outside --image-root"),
         ("/etc/secret.png", "outside --image-root"),
         ("http://x/a.png", "forbidden: not shown"),
     ],
 )
-def test_why_there_is_no_picture(tmp_path, cell, note):
+def test_why_there_is_no_image(tmp_path, cell, note):
     about, _ = record(tmp_path)
     root = tmp_path / "root"
     root.mkdir()
-    (root / "text.png").write_text("no picture")
+    (root / "text.png").write_text("no image")
     draw(tmp_path / "secret.png")
     found = thumbnails([cell], ImageSource.of(about, str(root), None))[cell]
     assert (found.uri, found.note) == (None, note)
 
 
-def test_pictures_are_looked_for_beside_every_manifest_file(tmp_path):
+def test_images_are_looked_for_beside_every_manifest_file(tmp_path):
     about, _ = record(tmp_path)
     draw(tmp_path / "one" / "a.png")
     draw(tmp_path / "two" / "b.png")
@@ -116,7 +116,7 @@ def test_pictures_are_looked_for_beside_every_manifest_file(tmp_path):
     assert ImageSource.of({}, None, None).resolve("a.png").reason == Reason.NOT_FOUND
 
 
-def test_more_pictures_than_are_held_at_once(tmp_path):
+def test_more_images_than_are_held_at_once(tmp_path):
     about, _ = record(tmp_path)
     cells = [f"{each}.png" for each in range(2 * BITE + 1)]
     for cell in cells:
