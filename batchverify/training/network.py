@@ -1,4 +1,4 @@
-"""Network heads: a perceptron over pair features, its training and its checks."""
+"""Network heads: a perceptron on pair features, its checks and its training."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ OVERFIT_ACCURACY = 0.99
 OVERFIT_RATE = 3e-3
 RANGE_STEPS = 100
 RANGE = (1e-6, 1.0)
-EVALUATED = 8192
-# Pairs that the means and spreads of the features are taken from.
-SCALED_PAIRS = 16_384
-# A smaller spread of a feature is rounding.
-STEADY = 1e-6
+EVALUATION_BLOCK = 8192
+# Pairs that the features are standardised by.
+STANDARDISATION_PAIRS = 16_384
+# A smaller spread of a feature is a rounding error.
+LEAST_SPREAD = 1e-6
 
 # (a, b, labels): (B, F) float32 twice, (B,) float32.
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -39,9 +39,9 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class NetworkSettings:
     """Shape and training of a network head; `options.TrainOptions` has the defaults.
 
-    widths: of the hidden layers. max_lr: None for the learning-rate range test's pick. batch_pairs: None
-    for one that suits the number of pairs. monitor: `loss`, `f1` or `auc`, on dev. snapshots: the best so
-    many epochs become an ensemble.
+    widths: of the hidden layers. max_lr: None for the pick of the learning-rate range test. batch_pairs: None to
+    choose it by the number of pairs. monitor: `loss`, `f1` or `auc`, on dev. snapshots: number of best epochs that
+    become an ensemble.
     """
 
     widths: tuple[int, ...]
@@ -58,7 +58,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training pairs and what dev said after it; losses are binary cross-entropies."""
+    """One pass over the training pairs and the metrics on dev after it; losses are binary cross-entropies."""
 
     epoch: int
     loss: float
@@ -69,13 +69,13 @@ class Epoch:
     seconds: float
 
     def merit(self, monitor: str) -> float:
-        """How good the epoch is by `loss`, `f1` or `auc`: higher is better."""
+        """The value of `monitor`, negated for `loss`: higher is better."""
         return {"loss": -self.dev_loss, "f1": self.dev_f1, "auc": self.dev_auc}[monitor]
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """A learning-rate range test (Smith 2018): the loss of a step at each rate, and the rate it picks."""
+    """A learning-rate range test (Smith 2018): the smoothed loss at each rate, and the rate picked."""
 
     rates: list[float]
     losses: list[float]
@@ -84,7 +84,7 @@ class RangeTest:
 
 @dataclass(frozen=True)
 class NetworkFit:
-    """What training made: one scorer a snapshot, best first, and how it went."""
+    """A trained network: one scorer per snapshot, best first, and the course of the training."""
 
     scorers: tuple[Scorer, ...]
     epochs: list[Epoch]
@@ -98,53 +98,54 @@ def fit_network(
     dev: LabelledPairs,
     features: Features,
     settings: NetworkSettings,
-    report: Callable[[Epoch], None] = lambda epoch: None,
+    report: Callable[[Epoch], None] = lambda _: None,
     *,
     checked: bool = False,
 ) -> NetworkFit:
     """Train with AdamW and one cycle of the learning rate (Smith 2018, arXiv 1803.09820).
 
-    First the overfit check, unless `checked`, and the range test, unless a rate is given; then epochs until
-    the best by `settings.monitor` is `patience` epochs old. Vectors stay in the table: memory is that of a
-    batch. Raises `TrainingError` where the overfit check fails or the loss is not finite.
+    Runs the overfit check, unless `checked`, and the range test, unless a rate is given. Then trains until the best
+    epoch by `settings.monitor` is `patience` epochs old. Only the vectors of one batch are copied. Raises
+    `TrainingError` if the overfit check fails or the loss is not finite.
     """
     if not checked:
         overfit_check(train, features, settings)
-    found, rate = None, settings.max_lr
+    tested, rate = None, settings.max_lr
     if rate is None:
-        found = range_test(train, features, settings)
-        rate = found.pick
-    network = _build(train, features, settings)
-    batch, rng = _batch_pairs(train, settings), np.random.default_rng(settings.seed)
-    steps = settings.epochs * -(-len(train) // batch)
+        tested = range_test(train, features, settings)
+        rate = tested.pick
+    network = Perceptron.untrained(train, features, settings)
+    size, rng = _batch_pairs(train, settings), np.random.default_rng(settings.seed)
+    steps = settings.epochs * -(-len(train) // size)
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps)
     epochs: list[Epoch] = []
-    kept: list[tuple[Epoch, tuple[Layer, ...]]] = []
+    best: list[tuple[Epoch, tuple[Layer, ...]]] = []
     for number in range(1, settings.epochs + 1):
         started, lr = time.perf_counter(), float(schedule.get_last_lr()[0])
         losses = []
-        for a, b, labels in batches(train, features, batch, rng):
-            losses.append(_step(network, optimiser, a, b, labels))
+        for batch in batches(train, features, size, rng):
+            losses.append(_step(network, optimiser, *batch))
             schedule.step()
         epoch = _evaluate(network, dev, number, float(np.mean(losses)), lr, started)
         epochs.append(epoch)
         report(epoch)
-        kept = sorted([*kept, (epoch, network.snapshot())], key=lambda each: -each[0].merit(settings.monitor))
-        kept = kept[: settings.snapshots]
-        if number - kept[0][0].epoch >= settings.patience:
+        best.append((epoch, network.snapshot()))
+        best.sort(key=lambda snapshot: -snapshot[0].merit(settings.monitor))
+        del best[settings.snapshots :]
+        if number - best[0][0].epoch >= settings.patience:
             break
-    scorers = tuple(Scorer("network", str(features), layers) for _, layers in kept)
-    return NetworkFit(scorers, epochs, kept[0][0].epoch, found, rate)
+    scorers = tuple(Scorer("network", str(features), layers) for _, layers in best)
+    return NetworkFit(scorers, epochs, best[0][0].epoch, tested, rate)
 
 
 def overfit_check(train: LabelledPairs, features: Features, settings: NetworkSettings) -> float:
-    """Accuracy on a hundred training pairs learned by heart, dropout and weight decay off.
+    """Accuracy on a hundred memorised training pairs, without dropout and weight decay.
 
-    Raises `TrainingError` below 99 %: what cannot be learned by heart cannot be learned.
+    Raises `TrainingError` below 99 %: a network that cannot memorise so few pairs cannot learn.
     """
     pairs = train.draw(OVERFIT_PAIRS // 2, settings.seed)
-    network = _build(pairs, features, settings).eval()
+    network = Perceptron.untrained(pairs, features, settings).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=OVERFIT_RATE, weight_decay=0)
     a, b, labels = pairs.take(np.arange(len(pairs)))
     accuracy = 0.0
@@ -155,27 +156,27 @@ def overfit_check(train: LabelledPairs, features: Features, settings: NetworkSet
         if accuracy >= OVERFIT_ACCURACY:
             return accuracy
     raise TrainingError(
-        f"overfit check: {accuracy:.0%} of {len(pairs)} training pairs learned by heart in {OVERFIT_STEPS} "
-        f"steps, dropout and weight decay off; {OVERFIT_ACCURACY:.0%} are needed. A network that cannot do "
-        f"this cannot learn at all: look for pairs that stand there with both labels (`batchverify check`), "
-        f"images that are all alike, features that cannot tell the pairs apart ({features}) or too small widths"
+        f"overfit check: after {OVERFIT_STEPS} steps without dropout and weight decay the network has memorised "
+        f"{accuracy:.0%} of {len(pairs)} training pairs, but {OVERFIT_ACCURACY:.0%} are needed. It cannot learn at "
+        "all: look for pairs that appear with both labels (`batchverify check`), images that are all alike, "
+        f"features that cannot tell the pairs apart ({features}), or too small widths"
     )
 
 
 def range_test(train: LabelledPairs, features: Features, settings: NetworkSettings) -> RangeTest:
-    """Raise the rate from 1e-6 to 1 over a hundred steps; pick the one at which the smooth loss falls steepest.
+    """Raise the rate from 1e-6 to 1 over a hundred steps; pick the rate at which the smoothed loss falls fastest.
 
-    Ends early where the loss is four times its best. Source: Smith 2018, section 3.
+    Ends early if the loss is four times its minimum. Source: Smith 2018, section 3.
     """
-    network = _build(train, features, settings)
+    network = Perceptron.untrained(train, features, settings)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RANGE[0], weight_decay=settings.weight_decay)
     rng = np.random.default_rng(settings.seed)
-    passes = repeat(_batch_pairs(train, settings))
-    drawn = chain.from_iterable(batches(train, features, size, rng) for size in passes)
+    sizes = repeat(_batch_pairs(train, settings))
+    endless = chain.from_iterable(batches(train, features, size, rng) for size in sizes)
     rates: list[float] = []
     losses: list[float] = []
     smooth = best = float("inf")
-    for rate, batch in zip(np.geomspace(*RANGE, RANGE_STEPS).tolist(), drawn, strict=False):
+    for rate, batch in zip(np.geomspace(*RANGE, RANGE_STEPS).tolist(), endless, strict=False):
         optimiser.param_groups[0]["lr"] = rate
         loss = _step(network, optimiser, *batch)
         if not np.isfinite(loss):
@@ -186,13 +187,9 @@ def range_test(train: LabelledPairs, features: Features, settings: NetworkSettin
         best = min(best, smooth)
         if not smooth < 4 * best:
             break
-    # Up to the smallest loss alone: after it the loss jumps about.
-    falls = np.diff(losses[: int(np.argmin(losses)) + 1])
-    return RangeTest(rates, losses, rates[int(np.argmin(falls))] if len(falls) else RANGE[0])
-
-
-def _build(train: LabelledPairs, features: Features, settings: NetworkSettings) -> Perceptron:
-    return Perceptron.fresh(train, features, settings.widths, settings.dropout, settings.seed)
+    # Only up to the minimum: after it the loss is erratic.
+    changes = np.diff(losses[: int(np.argmin(losses)) + 1])
+    return RangeTest(rates, losses, rates[int(np.argmin(changes))] if len(changes) else RANGE[0])
 
 
 def _batch_pairs(train: LabelledPairs, settings: NetworkSettings) -> int:
@@ -219,7 +216,8 @@ def _evaluate(
     network.eval()
     with torch.no_grad():
         logits = torch.empty(len(dev))
-        for block, (a, b, _) in zip(logits.split(EVALUATED), dev.blocks(EVALUATED), strict=True):
+        blocks = zip(logits.split(EVALUATION_BLOCK), dev.blocks(EVALUATION_BLOCK), strict=True)
+        for block, (a, b, _) in blocks:
             block.copy_(network.scores(a, b))
         dev_loss = float(bce(logits, torch.from_numpy(dev.labels).float()))
         scores = torch.sigmoid(logits).numpy()
@@ -231,7 +229,7 @@ def _evaluate(
 
 
 class Perceptron(nn.Module):
-    """Standardised features, then dropout, ReLU and linear layers down to one number."""
+    """Standardised features, then linear layers with ReLU and dropout between them, to one logit."""
 
     def __init__(
         self,
@@ -251,16 +249,15 @@ class Perceptron(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
 
     @classmethod
-    def fresh(
-        cls, train: LabelledPairs, features: Features, widths: Sequence[int], dropout: float, seed: int
-    ) -> Perceptron:
-        """One that has learned nothing but the means and spreads of its features; the seed decides its weights."""
-        blocks = (_both_orders(features, *each) for each in train.draw(SCALED_PAIRS // 2, 0).blocks())
-        _, mean, scale = moments(features(a, b).double() for a, b, _ in blocks)
-        torch.manual_seed(seed)
-        # What never varies here says nothing: divided by its spread, its smallest change would drown all else.
-        scale = torch.where(scale > STEADY, scale, 1.0)
-        return cls(features, mean.float(), scale.float(), widths, dropout)
+    def untrained(cls, train: LabelledPairs, features: Features, settings: NetworkSettings) -> Perceptron:
+        """A network with random weights, whose features are standardised by the training pairs."""
+        blocks = train.draw(STANDARDISATION_PAIRS // 2, 0).blocks()
+        ordered = (_both_orders(features, *block) for block in blocks)
+        _, mean, scale = moments(features(a, b).double() for a, b, _ in ordered)
+        torch.manual_seed(settings.seed)
+        # A constant feature is not divided by its spread: its smallest change would outweigh all others.
+        scale = torch.where(scale > LEAST_SPREAD, scale, 1.0)
+        return cls(features, mean.float(), scale.float(), settings.widths, settings.dropout)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Logits (B,) of pairs of (B, F) embeddings."""
@@ -269,23 +266,23 @@ class Perceptron(nn.Module):
         return self.layers(values).squeeze(1)
 
     def scores(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) as the finished scorer gives them: of both orders where the features are not symmetric."""
+        """Logits (B,) as the scorer gives them: the mean of both orders if the features are not symmetric."""
         if self.features.symmetric:
             return self(a, b)
         return (self(a, b) + self(b, a)) / 2
 
     def snapshot(self) -> tuple[Layer, ...]:
-        """The layers as arrays, with the standardisation folded into the first."""
+        """The layers as arrays, with the standardisation folded into the first one."""
         linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        found = [(each.weight.detach().clone(), each.bias.detach().clone()) for each in linear]
-        weight, bias = found[0]
+        layers = [(layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in linear]
+        weight, bias = layers[0]
         weight = weight / self.scale
-        found[0] = (weight, bias - weight @ self.mean)
-        return tuple((weight.numpy(), bias.numpy()) for weight, bias in found)
+        layers[0] = (weight, bias - weight @ self.mean)
+        return tuple((weight.numpy(), bias.numpy()) for weight, bias in layers)
 
 
 def batches(train: LabelledPairs, features: Features, size: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """One pass in random order; a pair stands there in both orders where the feature is not symmetric."""
+    """One pass in random order; each pair comes in both orders if the features are not symmetric."""
     order = rng.permutation(len(train)).astype(np.int32)
     for start in range(0, len(order), size):
         yield _both_orders(features, *train.take(order[start : start + size]))
