@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from batchverify.errors import UsageError
 from batchverify.fingerprint import flattened
@@ -29,24 +29,36 @@ _CLAIMS = 10
 SHOWN = 5
 
 
-class JobFolder:
-    """`OUT.job/`: kept after a kill, Ctrl-C or a failure, removed after success.
+class _JobState(TypedDict):
+    job: dict[str, Any]
+    token: str
 
-    Its `job.json` holds `job` (the document of everything that affects a row), `token` (of this attempt, also in
-    every part file), `part_rows` and, once vectors have been computed, `compute_path`.
+
+class JobState(_JobState, total=False):
+    """The content of `job.json`.
+
+    job: the document of everything that affects a row. token: of this attempt, also in every part file.
+    part_rows: rows of a part. compute_path: of the vectors, once any have been computed.
     """
+
+    part_rows: int
+    compute_path: str
+
+
+class JobFolder:
+    """`OUT.job/` with its `job.json`: kept after a kill, Ctrl-C or a failure, removed after success."""
 
     def __init__(self, output: Location) -> None:
         self.output = output
         self.location = Location(f"{output.path}.job", output.scheme, output.query)
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> JobState | None:
         """The content of `job.json`; None if there is none. Raises `UsageError` for a foreign or damaged one."""
         path = self.location.join(STATE)
         try:
             state = json.loads(path.read_bytes())
             if {"job", "token"} <= state.keys() and isinstance(state["job"], dict):
-                return dict(state)
+                return cast(JobState, state)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, AttributeError):
@@ -55,7 +67,7 @@ class JobFolder:
             f"{path}: not written by batchverify, or damaged; give another output with -o, or delete it"
         )
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def write_state(self, state: JobState) -> None:
         """Write `job.json`."""
         self.location.join(STATE).write_bytes(json.dumps(state, indent=1, sort_keys=True).encode())
 

@@ -1,4 +1,4 @@
-"""One pair, in this process: what `predict` says about it."""
+"""`predict`: the verdict on one pair, in this process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.engine.base import WorkPlan
-from batchverify.engine.stages import Loader, embed_images
+from batchverify.engine.stages import LoadedImage, Loader, embed_images
 from batchverify.errors import NothingScoredError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
@@ -25,10 +27,10 @@ PAIR_BATCH = 2
 
 @dataclass(frozen=True)
 class Prediction:
-    """The verdict on one pair; the numbers are None when a side has no embedding.
+    """The verdict on one pair; its figures are None if an image has no embedding.
 
-    probability: of two different people. label: 0 same, 1 different. similarity: cosine. boxes: x0 y0 x1 y1
-    of the faces in pixels. errors: reason and message of each side, or None.
+    probability: of two different people. label: 0 same, 1 different. similarity: cosine. boxes: x0 y0 x1 y1 of
+    each face, in pixels. faces: found in each image. errors: reason and message of each image, or None.
     """
 
     images: tuple[str, str]
@@ -50,7 +52,8 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Everything, for `--json`."""
         errors = [
-            {"reason": each.reason.value, "message": each.message} if each else None for each in self.errors
+            {"reason": error.reason.value, "message": error.message} if error else None
+            for error in self.errors
         ]
         return {**vars(self), "verdict": self.verdict, "errors": errors}
 
@@ -68,9 +71,9 @@ class Prediction:
         return sentence
 
     def require(self) -> None:
-        """Raise `NothingScoredError` when there is no probability."""
+        """Raise `NothingScoredError` if there is no probability."""
         sides = zip(self.images, self.errors, strict=True)
-        failed = [f"{image}: {each.reason.value} ({each.message})" for image, each in sides if each]
+        failed = [f"{image}: {error.reason.value} ({error.message})" for image, error in sides if error]
         if failed:
             raise NothingScoredError("; ".join(failed))
 
@@ -80,11 +83,9 @@ def predict(
 ) -> Prediction:
     """Verify one pair, without Ray. Images are paths or URIs; options are those of `score`.
 
-    From the same cache entries the numbers are those of `score`; a fresh embedding may move the
-    probability by up to 0.05. Raises `ArtifactError` and `UsageError` as `score` does.
+    With the same cache entries, the result equals that of `score`. A new embedding may change the probability by
+    up to 0.05. Raises `ArtifactError` and `UsageError` as `score` does.
     """
-    import numpy as np
-
     from batchverify.heads.head import find_head
 
     options = replace(options or ScoreOptions(), **changes)
@@ -97,50 +98,50 @@ def predict(
     probability = label = similarity = None
     if first.vector is not None and second.vector is not None:
         scores = head(first.vector[None], second.vector[None])
-        probability, similarity = (float(each[0]) for each in scores)
+        probability, similarity = (float(values[0]) for values in scores)
         label = int(scores[0][0] >= np.float32(threshold))
-    pair = (first, second)
-    boxes = tuple(list(each.box) if each.vector is not None else None for each in pair)
     return Prediction(
         images,
         probability,
         label,
         similarity,
         threshold,
-        (boxes[0], boxes[1]),
+        (_box(first), _box(second)),
         (first.faces, second.faces),
         (first.skipped, second.skipped),
     )
 
 
+def _box(entry: Entry) -> list[float] | None:
+    return list(entry.box) if entry.vector is not None else None
+
+
 def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
-    """The two images' entries, from the cache where it has them; what is embedded here goes into it."""
+    """The entries of both images, from the cache if it has them. New ones are added to the cache."""
     root = ImageRoot(Location.parse("."))
-    image_paths = [root.resolve(image) for image in images]
-    named = [each for each in image_paths if isinstance(each, str)]
-    loaded, pictures = Loader(plan.load, None)(named)
-    entries = {loaded.keys[at]: entry for at, entry in loaded.cached.items()}
-    unread = {at: Entry(b"", None, skipped=each) for at, each in loaded.skipped.items()}
-    entries |= {loaded.keys[at]: entry for at, entry in unread.items()}
-    keys = [loaded.keys[position] or b"" for position in loaded.missing]
-    if pictures:
-        entries |= {entry.key: entry for entry in _embed(plan, pictures, keys)}
-    known = iter([unread.get(at) or entries[key] for at, key in enumerate(loaded.keys)])
+    paths = [root.resolve(image) for image in images]
+    loaded, decoded = Loader(plan.load, None)([path for path in paths if isinstance(path, str)])
+    failed = {position: Entry(b"", None, skipped=skipped) for position, skipped in loaded.skipped.items()}
+    entries = {loaded.keys[position]: entry for position, entry in (loaded.cached | failed).items()}
+    if decoded:
+        keys = [loaded.keys[position] or b"" for position in loaded.missing]
+        entries |= {entry.key: entry for entry in _embed(plan, decoded, keys)}
+    known = iter([failed.get(position) or entries[key] for position, key in enumerate(loaded.keys)])
     first, second = (
-        Entry(b"", None, skipped=each) if isinstance(each, Skipped) else next(known) for each in image_paths
+        Entry(b"", None, skipped=path) if isinstance(path, Skipped) else next(known) for path in paths
     )
     return first, second
 
 
-def _embed(plan: WorkPlan, pictures: Sequence[Any], keys: Sequence[bytes]) -> list[Entry]:
+def _embed(plan: WorkPlan, images: Sequence[LoadedImage], keys: Sequence[bytes]) -> list[Entry]:
     load = plan.load
     cache = EmbeddingCache(load.cache, load.fingerprint) if load.cache is not None else None
     if cache is not None:
-        # Before the work: a cache that cannot be written is said at once.
+        # Before the work, so that a cache that cannot be written is reported at once.
         cache.create()
-    # For two images more threads wait for each other longer than they work.
+    # With two images, more threads would spend more time waiting for each other than working.
     embedder = plan.embedder(threads=1)
-    entries = embed_images(embedder, pictures, keys).entries
+    entries = embed_images(embedder, images, keys).entries
     if cache is not None:
         cache.set_compute_path(str(embedder.compute_path))
         cache.append(entries)

@@ -1,4 +1,4 @@
-"""`score` and `embed`: from a manifest to rows in memory or in parts of an output."""
+"""`score` and `embed`: from a manifest to result rows, in memory or in an output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +25,15 @@ from batchverify.progress import Progress
 from batchverify.records import Reason
 from batchverify.runtime.compute_path import ComputePath, paths_from_text, paths_to_text
 from batchverify.scoring.job import Job, engine_of
-from batchverify.scoring.job_folder import JobFolder
-from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, reasons_of
+from batchverify.scoring.job_folder import JobState
+from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, RowCounts
 from batchverify.scoring.parquet import RECORD_KEY, output_schema, record_text, result_table, writing
 from batchverify.scoring.summary import EmbedSummary, ScoreSummary
 from batchverify.storage.background import BackgroundWorker
 from batchverify.storage.location import Location
+
+if TYPE_CHECKING:
+    from batchverify.heads.head import Head
 
 
 def score(
@@ -38,12 +41,12 @@ def score(
 ) -> ScoreSummary:
     """Score every pair of a manifest: a path, glob, folder, URI, DataFrame or pyarrow Table.
 
-    output: a `.parquet` file, a folder, or None to keep the rows in memory. Options come as a
-    `ScoreOptions`, as keyword arguments of its fields, or both. Every row comes back, in order. A run that
-    was killed is taken up again by the same call; one that is finished returns at once.
+    output: a `.parquet` file, a folder, or None to keep the rows in memory. Give options as a `ScoreOptions`, as
+    keyword arguments of its fields, or both. Every row comes back, in order. The same call resumes a run that was
+    killed, and returns at once if the output is finished.
 
-    Raises `ManifestError`, `ArtifactError` and `UsageError` for bad input before anything is embedded,
-    `NothingScoredError` after writing when no row, or too few rows, could be scored.
+    Raises `ManifestError`, `ArtifactError` and `UsageError` for bad input before anything is embedded, and
+    `NothingScoredError` after writing if no row, or too few rows, could be scored.
     """
     options = replace(options or ScoreOptions(), **changes)
     return score_job(Job.open(manifest, options), options, output, source=manifest)
@@ -52,9 +55,9 @@ def score(
 def score_job(
     job: Job, options: ScoreOptions, output: str | Path | None = None, *, source: Any = None
 ) -> ScoreSummary:
-    """Score the pairs of a job that was opened; returns and raises as `score` does.
+    """Score the pairs of an open job. Returns and raises what `score` does.
 
-    source: the manifest as it was given; an output that it would take in at the next run is refused.
+    source: the manifest as the caller gave it. An output that the next run would read as a part of it is refused.
     """
     from batchverify.heads.head import find_head
 
@@ -64,73 +67,69 @@ def score_job(
     if output is None:
         summary = _score_in_memory(job, head, threshold, document)
     else:
-        place = Output(output, [Location.parse(name) for name in job.manifest.names])
-        _spare_source(source, place)
-        found = _finished(job, options, place, document)
-        summary = found or _score_to(job, options, head, threshold, document, place)
+        target = Output(output, [Location.parse(name) for name in job.manifest.names])
+        _spare_source(source, target)
+        finished = _finished(job, options, target, document)
+        summary = finished or _score_to(job, options, head, threshold, document, target)
         summary = replace(summary, output=os.fspath(output))
     check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
     return summary
 
 
-def _spare_source(source: Any, place: Output) -> None:
-    """Refuse an output that the next run of the same command would take for a part of its manifest."""
-    written = place.target if place.single else place.target.join("part-00000.parquet")
+def _spare_source(source: Any, output: Output) -> None:
+    """Refuse an output that the next run of the same command would read as a part of its manifest."""
+    written = output.target if output.single else output.target.join("part-00000.parquet")
     if isinstance(source, str | os.PathLike) and would_find(os.fspath(source), written):
         raise UsageError(
-            f"{place.target}: the next run would read the output as a part of the manifest {source}; give it "
-            "another folder with -o"
+            f"{output.target}: the next run would read the output as a part of the manifest {source}; give another "
+            "folder with -o"
         )
 
 
 def _score_in_memory(job: Job, head: Any, threshold: float, document: Mapping[str, Any]) -> ScoreSummary:
     rows = MemoryRows(output_schema(job.scan.carried))
-    summary = ScoreSummary(**score_rows(job, head, threshold, rows))
+    summary = score_rows(job, head, threshold, rows)
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
 
 def _finished(
-    job: Job, options: ScoreOptions, place: Output, document: Mapping[str, Any]
+    job: Job, options: ScoreOptions, output: Output, document: Mapping[str, Any]
 ) -> ScoreSummary | None:
-    """The summary of a run that finds its output finished; None where there is work to do."""
-    record = place.finished(document, overwrite=options.overwrite)
+    """The summary if the output is finished already; None if there is work to do."""
+    record = output.finished(document, overwrite=options.overwrite)
     if record is None or (options.retry_failed and record["failed_rows"]):
         return None
-    place.forget_leftovers(document)
+    output.forget_leftovers(document)
     return ScoreSummary.of_record(record, time.monotonic() - job.started)
 
 
 def _score_to(
-    job: Job, options: ScoreOptions, head: Any, threshold: float, document: Mapping[str, Any], place: Output
+    job: Job, options: ScoreOptions, head: Head, threshold: float, document: Mapping[str, Any], output: Output
 ) -> ScoreSummary:
-    # Read before anything is written: a manifest that is none leaves no job folder behind.
+    # The manifest is read before anything is written, so that a bad one leaves no job folder.
     schema, total = output_schema(job.scan.carried), job.scan.rows
-    begin = place.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
-    with begin as claim:
-        parts, state = claim
-        rows = PartRows(place, parts, state, schema, total)
+    claim = output.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
+    with claim as (parts, state):
+        rows = PartRows(output, parts, state, schema, total)
         try:
-            summary = ScoreSummary(**score_rows(job, head, threshold, rows, rows.kept_paths))
+            summary = score_rows(job, head, threshold, rows, rows.compute_paths)
         finally:
             rows.abandon()
         record = {
             **job.record(document, summary.to_json()),
             "token": parts.token,
             "part_rows": parts.size,
-            "output": str(place.target),
+            "output": str(output.target),
         }
-        place.publish(parts, record, total)
+        output.publish(parts, record, total)
     return summary
 
 
 def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) -> EmbedSummary:
-    """Embed every unique image of a manifest into the cache, and no more.
-
-    Raises as `score` does.
-    """
+    """Embed every unique image of a manifest into the cache. Raises what `score` raises."""
     options = replace(options or EmbedOptions(), **changes)
     if options.no_cache:
-        raise UsageError("embed fills the cache; with --no-cache it has nothing to do")
+        raise UsageError("embed fills the cache, so --no-cache leaves it nothing to do")
     job = Job.open(manifest, options)
     summary, embeddings = embed_job(job)
     check_failed(summary.failed, len(embeddings.codes), options.max_failed, summary)
@@ -138,21 +137,20 @@ def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) ->
 
 
 def embed_job(job: Job) -> tuple[EmbedSummary, EmbeddingTable]:
-    """The embeddings of a manifest's unique images, from the cache or anew."""
+    """The embeddings of a manifest's unique images, cached or new."""
     progress = Progress(quiet=job.options.quiet)
     with engine_of(job, progress) as (engine, cache):
         engine.require_shared(None, job.scan.images)
         embeddings = ImageRun(engine, job.scan.images, cache, progress).run()
-        done = run_counts(job, engine, embeddings, progress)
-    return EmbedSummary(**done), embeddings
+        return _summarise(job, engine, embeddings, progress), embeddings
 
 
 def check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -> None:
-    """Raise `NothingScoredError`, which carries the summary, when all or too many failed."""
+    """Raise `NothingScoredError` with the summary if all of `total`, or a share above `most`, failed."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.failures.items())
     if total and failed == total:
-        lost = any(each in summary.failures for each in (Reason.NOT_FOUND.value, Reason.FORBIDDEN.value))
-        hint = "; is --image-root right?" if lost else ""
+        missing = {Reason.NOT_FOUND.value, Reason.FORBIDDEN.value} & summary.failures.keys()
+        hint = "; is --image-root right?" if missing else ""
         message = f"nothing could be scored: all {total:,} failed ({reasons}){hint}"
         raise NothingScoredError(message, summary)
     if total and failed / total > most:
@@ -161,38 +159,39 @@ def check_failed(failed: int, total: int, most: float, summary: EmbedSummary) ->
 
 
 class Rows(Protocol):
-    """Where the result rows of a run go."""
+    """Takes the result rows of a run."""
 
+    # Rows that an earlier run finished.
     resumed: int
     # A local folder for large temporary files; None for the system's.
     scratch: str | None
     # The output's path or URI; None in memory.
-    place: str | None
+    target: str | None
 
     def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """The rows that are to be scored."""
+        """The rows that have to be scored."""
 
     def write(self, first: int, table: pa.Table) -> None:
-        """Take rows; `first`: the number of the first in the whole manifest."""
+        """Take rows. first: the index of the first one in the whole manifest."""
 
     def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
-        """The indices of the images to be looked up, None for all; what finished rows tell goes to `embeddings`."""
+        """Indices of the images to look up, None for all. Reasons in finished rows are copied to `embeddings`."""
 
-    def keep_paths(self, paths: set[ComputePath]) -> None:
-        """Take note of the compute path of fresh vectors; `UsageError` where the job has another."""
+    def record_paths(self, paths: set[ComputePath]) -> None:
+        """Record the compute paths of new vectors; `UsageError` if the job has vectors of another path."""
 
-    def counts(self) -> dict[str, int]:
-        """Rows scored, and labelled different, of the whole output."""
+    def counts(self) -> RowCounts:
+        """Counts of the whole output."""
 
 
 @dataclass
 class MemoryRows:
-    """Keeps the rows; for the Python API without an output file."""
+    """Keeps the rows in memory, for the Python API without an output."""
 
     schema: pa.Schema
     resumed: int = 0
     scratch: str | None = None
-    place: str | None = None
+    target: str | None = None
     _tables: list[pa.Table] = field(default_factory=list)
 
     def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -207,36 +206,33 @@ class MemoryRows:
         """See `Rows`."""
         return None
 
-    def keep_paths(self, paths: set[ComputePath]) -> None:
-        """See `Rows`: nothing is taken up again."""
+    def record_paths(self, paths: set[ComputePath]) -> None:
+        """See `Rows`. Not needed: the run cannot be resumed."""
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> RowCounts:
         """See `Rows`."""
-        records = [PartRecord.of(table, "", 0) for table in self._tables]
-        return {name: sum(getattr(each, name) for each in records) for name in ("scored", "different")}
+        return RowCounts.total([PartRecord.of(table, "", 0) for table in self._tables])
 
     def table(self, record: dict[str, Any]) -> pa.Table:
-        """All rows, the run record in the metadata."""
+        """All rows, with the run record in the metadata."""
         schema = self.schema.with_metadata({RECORD_KEY: record_text(record)})
         return pa.concat_tables([self.schema.empty_table(), *self._tables]).cast(schema)
 
 
 class PartRows:
-    """Publishes rows as parts, and knows those that an earlier run published."""
+    """Publishes rows as parts of an output. total: rows of the whole output."""
 
-    def __init__(
-        self, output: Output, parts: Parts, state: dict[str, Any], schema: pa.Schema, rows: int
-    ) -> None:
-        self._folder: JobFolder = output.folder
-        self._parts, self._state, self._computing = parts, state, False
-        self.resumed = sum(each.rows for each in parts.done.values())
+    def __init__(self, output: Output, parts: Parts, state: JobState, schema: pa.Schema, total: int) -> None:
+        self._folder = output.folder
+        self._parts, self._state, self._has_new_vectors = parts, state, False
+        self.resumed = RowCounts.total(parts.done.values()).rows
         self.scratch = self._folder.location.path if self._folder.location.is_local else None
-        self.place: str | None = str(output.target)
-        self._writer = PartWriter(parts, schema, rows, output.clear_success)
+        self.target: str | None = str(output.target)
+        self._writer = PartWriter(parts, schema, total, output.clear_success)
 
     @property
-    def kept_paths(self) -> list[ComputePath]:
-        """The compute paths that the job keeps; none while no vector was computed."""
+    def compute_paths(self) -> list[ComputePath]:
+        """The compute paths of the job's vectors; none if no vector has been computed."""
         return paths_from_text(self._state.get("compute_path") or "")
 
     def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -248,60 +244,60 @@ class PartRows:
         self._writer.write(first, table)
 
     def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
-        """See `Rows`. An image that failed in a finished row has failed in the rows that are missing, too."""
+        """See `Rows`. An image that failed in a finished row fails in the missing rows too."""
         if not self._parts.done:
             return None
         needed = np.zeros(len(job.scan.images), bool)
         reasons: tuple[pa.ChunkedArray, ...] = ()
-        opened = -1
+        read = -1
         for number, piece in self._parts.split(job.manifest.blocks(job.scan)):
             if number not in self._parts.done:
                 needed[piece.a] = needed[piece.b] = True
                 continue
-            if number != opened:
-                reasons, opened = reasons_of(self._parts.place(number)), number
+            if number != read:
+                reasons, read = self._parts.reasons(number), number
             start = piece.first - number * self._parts.size
             for indices, column in zip((piece.a, piece.b), reasons, strict=True):
                 embeddings.restore(indices, column.slice(start, len(indices)))
         return np.flatnonzero(needed & (embeddings.codes < 0))
 
-    def keep_paths(self, paths: set[ComputePath]) -> None:
+    def record_paths(self, paths: set[ComputePath]) -> None:
         """See `Rows`."""
-        kept = self.kept_paths
-        new = [path for path in paths if not any(path.same_vectors(other) for other in kept)]
-        if new and kept and not self._computing:
+        earlier = self.compute_paths
+        new = [path for path in paths if not any(path.same_vectors(other) for other in earlier)]
+        if new and earlier and not self._has_new_vectors:
             raise UsageError(
-                f"{self._folder.output}: this job's vectors were computed on '{paths_to_text(kept)}', here they "
-                f"would be on '{paths_to_text(paths)}': go on where that is possible, or --overwrite starts anew"
+                f"{self._folder.output}: this job's vectors were computed on '{paths_to_text(earlier)}', here they "
+                f"would be on '{paths_to_text(paths)}': continue on a machine like the first, or start anew with "
+                "--overwrite"
             )
-        # Later ones are of other nodes of the cluster that the job has now.
-        self._computing = True
+        # Paths that come later are those of other nodes of this run's cluster.
+        self._has_new_vectors = True
         if new:
-            self._state["compute_path"] = paths_to_text([*kept, *new])
+            self._state["compute_path"] = paths_to_text([*earlier, *new])
             with writing(self._folder.location):
-                self._folder.keep(self._state)
+                self._folder.write_state(self._state)
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> RowCounts:
         """See `Rows`."""
-        records = self._parts.done.values()
-        return {name: sum(getattr(each, name) for each in records) for name in ("scored", "different")}
+        return RowCounts.total(self._parts.done.values())
 
     def abandon(self) -> None:
-        """Remove the part in the making."""
+        """Remove the unfinished part."""
         self._writer.abandon()
 
 
 def score_rows(
-    job: Job, head: Any, threshold: float, rows: Rows, kept: Sequence[ComputePath] = ()
-) -> dict[str, Any]:
-    """Embed what is needed and score what is missing; returns the fields of the summary."""
+    job: Job, head: Head, threshold: float, rows: Rows, earlier: Sequence[ComputePath] = ()
+) -> ScoreSummary:
+    """Embed the images that are needed and score the rows that are missing. earlier: as in `Job.plan`."""
     progress = Progress(total_rows=job.scan.rows, quiet=job.options.quiet)
     embeddings = EmbeddingTable(len(job.scan.images), rows.scratch)
     wanted = rows.wanted(job, embeddings)
-    with engine_of(job, progress, wanted, kept) as (engine, cache):
+    with engine_of(job, progress, wanted, earlier) as (engine, cache):
         image_paths = job.scan.images
-        engine.require_shared(rows.place, image_paths)
-        ImageRun(engine, image_paths, cache, progress, embeddings, wanted, rows.keep_paths).run()
+        engine.require_shared(rows.target, image_paths)
+        ImageRun(engine, image_paths, cache, progress, embeddings, wanted, rows.record_paths).run()
         progress.rows = rows.resumed
         missing = rows.missing(job.manifest.blocks(job.scan))
 
@@ -314,43 +310,51 @@ def score_rows(
             for block, scores in score_pairs(engine, head, missing, embeddings, progress):
                 worker(partial(write, block, scores))
                 progress.show()
-        done = run_counts(job, engine, embeddings, progress)
+        images = _summarise(job, engine, embeddings, progress)
     counts = rows.counts()
-    return {
-        **done,
-        "compute_path": done["compute_path"] or paths_to_text(kept),
-        **counts,
-        "failed_rows": job.scan.rows - counts["scored"],
-        "resumed_rows": rows.resumed,
-        "threshold": threshold,
-        "head": head.digest,
-    }
+    return ScoreSummary(
+        **vars(replace(images, compute_path=images.compute_path or paths_to_text(earlier))),
+        scored=counts.scored,
+        different=counts.different,
+        failed_rows=job.scan.rows - counts.scored,
+        resumed_rows=rows.resumed,
+        threshold=threshold,
+        head=head.digest,
+    )
 
 
-def run_counts(job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress) -> dict[str, Any]:
-    """The fields of `EmbedSummary`."""
+def _summarise(job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress) -> EmbedSummary:
     failures, paths = embeddings.failures(), engine.compute_paths()
-    counts = EmbedSummary.counts(progress, engine.workers.count)
     failed, unique = sum(failures.values()), len(embeddings.codes)
-    done = counts["embedded"] + counts["cached"] + counts["repeated"]
-    return {
-        **counts,
-        "rows": job.scan.rows,
-        "unique_images": unique,
-        "failed": failed,
-        "resumed": unique - failed - done,
-        "failures": failures,
-        "seconds": round(time.monotonic() - job.started, 2),
-        "engine": engine.name,
-        "peak_memory_mb": _peaks(engine, progress),
-        "compute_path": paths_to_text(paths),
-        "compute_reason": min(paths, key=str).reason if paths else "",
-        "cache": job.options.cache_root,
-    }
+    stages = dict(progress.watch.seconds)
+    busy = stages.get("detect", 0.0) + stages.get("embed", 0.0)
+    available = progress.image_seconds * engine.workers.count
+    if progress.embedded:
+        stages["wait"] = max(available - busy, 0.0)
+    return EmbedSummary(
+        rows=job.scan.rows,
+        unique_images=unique,
+        embedded=progress.embedded,
+        cached=progress.cached,
+        repeated=progress.repeated,
+        failed=failed,
+        failures=failures,
+        seconds=round(time.monotonic() - job.started, 2),
+        images_per_second=round(progress.embedded / progress.image_seconds, 1) if progress.embedded else 0.0,
+        engine=engine.name,
+        compute_path=paths_to_text(paths),
+        cache=job.options.cache_root,
+        stage_seconds={name: round(seconds, 3) for name, seconds in stages.items()},
+        embedder_busy=round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
+        compute_reason=min(paths, key=str).reason if paths else "",
+        resumed=unique - failed - progress.embedded - progress.cached - progress.repeated,
+        image_seconds=round(progress.image_seconds, 3),
+        peak_memory_mb=_peaks(engine, progress),
+    )
 
 
 def _peaks(engine: Engine, progress: Progress) -> dict[str, float]:
-    """The most memory of the driver and of its hungriest worker; threads are the driver's own."""
+    """Peak memory of the driver and of the worker with the highest peak; threads count as the driver."""
     peaks = {"driver": round(peak_memory(), 1)}
     if engine.name != "local":
         peaks["workers"] = round(progress.worker_memory, 1)

@@ -1,4 +1,4 @@
-"""The command line on real files: exit codes, messages of one line, streams kept apart, Parquet read back."""
+"""The command line on real files: exit codes, one-line messages, separate streams, Parquet read back."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ FACE = str(SAMPLES / "faces" / "ada_1.jpg")
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
-    """One cache for all tests of this file, away from the user's."""
+    """One cache for all tests of this file instead of the user's."""
     monkeypatch.setenv("BATCHVERIFY_CACHE", str(tmp_path_factory.getbasetemp() / "cli-cache"))
 
 
@@ -97,7 +97,7 @@ def test_a_typo_in_an_option_is_explained():
     assert "--threshold" in result.stderr
 
 
-def test_json_alone_is_on_stdout(tmp_path):
+def test_only_json_goes_to_stdout(tmp_path):
     output = tmp_path / "out.parquet"
     result = run("score", str(SAMPLES / "faces.csv"), "-o", str(output), "--json")
     assert result.exit_code == 0, result.output
@@ -110,7 +110,7 @@ def test_json_alone_is_on_stdout(tmp_path):
     assert record["embedding"]["crop"]["margin"] == 44
 
 
-def test_a_wrong_image_root_must_not_look_like_success(tmp_path):
+def test_a_wrong_image_root_is_an_error(tmp_path):
     output = tmp_path / "out.parquet"
     result = run("score", str(SAMPLES / "faces.csv"), "-o", str(output), "--image-root", str(tmp_path))
     assert result.exit_code == 3
@@ -131,7 +131,7 @@ def test_max_failed(tmp_path):
     assert "more than --max-failed 0.1 allows" in result.stderr
 
 
-def test_predict_says_a_sentence_or_json():
+def test_predict_prints_a_sentence_or_json():
     sentence = run("predict", "-i1", FACE, "-i2", str(SAMPLES / "faces" / "ada_2.jpg"))
     assert sentence.exit_code == 0, sentence.output
     assert sentence.stdout.startswith("Same person: the probability that the images show two people is 0.")
@@ -142,7 +142,7 @@ def test_predict_says_a_sentence_or_json():
     assert len(prediction["boxes"][0]) == 4
 
 
-def test_predict_without_a_face_exits_3_and_says_why(tmp_path):
+def test_predict_without_an_image_exits_3_and_says_why(tmp_path):
     result = run("predict", "-i1", FACE, "-i2", str(tmp_path / "absent.jpg"))
     assert result.exit_code == 3
     assert "absent.jpg: not_found" in result.stderr

@@ -1,4 +1,4 @@
-"""Real kills at random moments, then the same command: the rows of an undisturbed run, nothing done twice."""
+"""After real kills at random moments, the same command gives the rows of an undisturbed run; no work is repeated."""
 
 import random
 
@@ -34,7 +34,7 @@ def check(job: KilledJob, undisturbed: pa.Table) -> dict:
 @pytest.mark.parametrize("name", ["out.parquet", "folder"])
 def test_the_driver_is_killed_at_random_moments(manifest, undisturbed, tmp_path, name):
     generator = random.Random(name)
-    # The blow falls at most 0.05 s after a part, the next part is not there before 0.2.
+    # The kill comes at most 0.05 s after a part; the next part takes at least 0.2 s.
     job = KilledJob(manifest, tmp_path / name, tmp_path / "cache", PART, pause=0.2)
     if name == "folder":
         job.kill("Ctrl-C", generator.uniform(1.5, 4.0))
@@ -46,12 +46,12 @@ def test_the_driver_is_killed_at_random_moments(manifest, undisturbed, tmp_path,
 
 @pytest.mark.ray
 def test_a_worker_and_an_actor_are_killed(manifest, undisturbed, tmp_path):
-    # A fast machine is done before both blows fell: another job then.
+    # A fast machine may finish before both kills: then try another job.
     for number in range(4):
         job = KilledJob(manifest, tmp_path / f"{number}.parquet", tmp_path / f"{number}", PART, engine="ray")
-        # The actor first: until there is another one the run goes on.
-        fallen = job.run([Blow("actor", 0, "segment"), Blow("worker", 0)])
+        # The actor first: the run continues until there is another one.
+        kills = job.run([Blow("actor", 0, "segment"), Blow("worker", 0)])
         check(job, undisturbed)
-        if fallen == 2:
+        if kills == 2:
             break
-    assert fallen == 2
+    assert kills == 2

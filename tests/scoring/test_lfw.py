@@ -1,4 +1,4 @@
-"""The first promise on real faces: LFW View 1 test, with the packaged weights and the shipped head."""
+"""Accuracy on real faces: LFW View 1 test, with the packaged weights and the shipped head."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whole jobs in an object store in bad weather, and killed on the way: the rows of a local run."""
+"""Whole jobs in an object store with faults and kills give the rows of a local run."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from batchverify.storage.location import Location
 
 FOLDER = REPOSITORY / "sample_manifests"
 OPTIONS: dict[str, Any] = {"crop": "none", "quiet": True, "device": "cpu"}
-# With it the first job meets each kind of fault, and one slow answer: 10 s until it is asked for again.
+# With this seed the first job meets each kind of fault, and one slow answer, which is retried after 10 s.
 SEED = 0
 
 
@@ -45,37 +45,35 @@ def keys(store: Store, prefix: str) -> list[str]:
     return [each["Key"] for each in listed]
 
 
-def rows_of(place: str) -> pa.Table:
-    location = Location.parse(place)
+def rows_of(uri: str) -> pa.Table:
+    location = Location.parse(uri)
     with location.filesystem.open_input_file(location.path) as file:
         return pq.ParquetFile(file).read().replace_schema_metadata()
 
 
-def test_in_bad_weather_all_rows_come_back_and_are_scored(store: Store, tmp_path: Path) -> None:
+def test_despite_faults_all_rows_come_back_and_are_scored(store: Store, tmp_path: Path) -> None:
     local = batchverify.score(FOLDER / "faces.csv", tmp_path / "o.parquet", no_cache=True, **OPTIONS)
-    place = upload(store, FOLDER, "bad")
+    uri = upload(store, FOLDER, "bad")
     weather = store.weather(seed=SEED, slow=10.5, faults={"500": 0.02, "503": 0.02, "slow": 0.01})
     far = batchverify.score(
-        place.format("faces.csv"), place.format("o.parquet"), cache=place.format("cache"), **OPTIONS
+        uri.format("faces.csv"), uri.format("o.parquet"), cache=uri.format("cache"), **OPTIONS
     )
     assert (far.rows, far.failed) == (local.rows, 0)
     assert far.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
     assert all(weather.done[kind] for kind in ("500", "503", "slow")), weather.done
     weather = store.weather(seed=SEED, faults={"500": 0.02, "503": 0.02, "reset": 0.01})
     again = batchverify.score(
-        place.format("faces.csv"), place.format("parts"), cache=place.format("cache"), **OPTIONS
+        uri.format("faces.csv"), uri.format("parts"), cache=uri.format("cache"), **OPTIONS
     )
     assert (again.embedded, again.failed) == (0, 0)
     assert again.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
 
 
-def test_images_that_stay_away_are_rows_with_reasons(store: Store) -> None:
-    place = upload(store, FOLDER, "some")
+def test_images_that_cannot_be_read_are_rows_with_reasons(store: Store) -> None:
+    uri = upload(store, FOLDER, "some")
     names = sorted(path.name for path in (FOLDER / "faces").iterdir())
     store.weather(poisoned={names[0]: "503", names[1]: "403"})
-    summary = batchverify.score(
-        place.format("faces.csv"), place.format("o.parquet"), no_cache=True, **OPTIONS
-    )
+    summary = batchverify.score(uri.format("faces.csv"), uri.format("o.parquet"), no_cache=True, **OPTIONS)
     table = summary.to_arrow()
     for side in ("a", "b"):
         pairs = zip(table[f"image_{side}"].to_pylist(), table[f"error_{side}"].to_pylist(), strict=True)
@@ -84,22 +82,22 @@ def test_images_that_stay_away_are_rows_with_reasons(store: Store) -> None:
     assert 0 < summary.failed < summary.rows
 
 
-def command(place: str, *more: str) -> list[str]:
-    arguments = ["score", place.format("pairs.csv"), "-o", place.format("o.parquet"), "--crop", "none"]
-    arguments += ["--cache", place.format("cache"), "--engine", "local", "--device", "cpu", "-q", *more]
+def command(uri: str, *more: str) -> list[str]:
+    arguments = ["score", uri.format("pairs.csv"), "-o", uri.format("o.parquet"), "--crop", "none"]
+    arguments += ["--cache", uri.format("cache"), "--engine", "local", "--device", "cpu", "-q", *more]
     return [sys.executable, "-c", SCRIPT.format(part_rows=200, pause=0.2, arguments=arguments)]
 
 
-def test_killed_and_taken_up_and_begun_anew_with_the_output_in_the_bucket(
+def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(
     store: Store, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     manifest = draw_pairs(folder, 30, 2000)
     expected = batchverify.score(manifest, tmp_path / "o.parquet", no_cache=True, **OPTIONS).to_arrow()
-    place = upload(store, folder, "job")
+    uri = upload(store, folder, "job")
     store.weather(latency=0.02)
-    process = subprocess.Popen(command(place), start_new_session=True)
+    process = subprocess.Popen(command(uri), start_new_session=True)
     deadline = time.monotonic() + 60
     while not keys(store, "job/o.parquet.job/part-00002") and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -108,27 +106,27 @@ def test_killed_and_taken_up_and_begun_anew_with_the_output_in_the_bucket(
     parts = [key for key in keys(store, "job/o.parquet.job/") if "/part-" in key]
     assert 3 <= len(parts) < 10 and not keys(store, "job/o.parquet/")
     weather = store.weather()
-    done = subprocess.run(command(place), capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command(uri), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     written = {request.split()[1].partition("?")[0] for request in weather.came if request.startswith("PUT")}
     assert not [key for key in parts if f"/weather/{key}" in written]
-    assert rows_of(place.format("o.parquet")).equals(expected.replace_schema_metadata())
+    assert rows_of(uri.format("o.parquet")).equals(expected.replace_schema_metadata())
     assert keys(store, "job/o.parquet.job") == []
 
     weather = store.weather()
-    options: dict[str, Any] = {**OPTIONS, "cache": place.format("cache"), "engine": "local"}
-    batchverify.score(place.format("pairs.csv"), place.format("o.parquet"), **options)
+    options: dict[str, Any] = {**OPTIONS, "cache": uri.format("cache"), "engine": "local"}
+    batchverify.score(uri.format("pairs.csv"), uri.format("o.parquet"), **options)
     assert not any(request.startswith(("PUT", "POST")) for request in weather.came), (
         "a finished job is left alone"
     )
     (folder / "3.jpg").rename(folder / "2.jpg")
     store.client().upload_file(str(folder / "2.jpg"), "weather", "job/2.jpg")
     retried = batchverify.score(
-        place.format("pairs.csv"), place.format("o.parquet"), retry_failed=True, **options
+        uri.format("pairs.csv"), uri.format("o.parquet"), retry_failed=True, **options
     )
     errors = expected["error_a"].to_pylist() + expected["error_b"].to_pylist()
     table = retried.to_arrow()
     assert "not_found" in errors
     assert "not_found" not in table["error_a"].to_pylist() + table["error_b"].to_pylist()
-    anew = batchverify.score(place.format("pairs.csv"), place.format("o.parquet"), overwrite=True, **options)
+    anew = batchverify.score(uri.format("pairs.csv"), uri.format("o.parquet"), overwrite=True, **options)
     assert anew.to_arrow().replace_schema_metadata().equals(table.replace_schema_metadata())

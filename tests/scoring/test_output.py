@@ -1,4 +1,4 @@
-"""Outputs that lie where they may not: among the manifest's own files, or where nothing can be written."""
+"""Outputs in forbidden places, among the manifest's own files or where nothing can be written; parts and locks."""
 
 import resource
 from pathlib import Path
@@ -42,45 +42,45 @@ def test_an_output_that_a_rerun_would_read_as_manifest_is_refused(tmp_path, sour
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
 
 
-def test_an_output_beside_them_is_not(tmp_path):
+def test_an_output_that_a_rerun_would_not_read_is_allowed(tmp_path):
     manifests = str(tmp_path)
-    put = Location.parse(tmp_path / "a.csv")
-    Path(put.path).touch()
+    manifest = tmp_path / "a.csv"
+    manifest.touch()
     for source, out in (
         (manifests, "o/scores.parquet"),
         (manifests, "o/part-00000.parquet"),
         (f"{manifests}/*.csv", "scores.parquet"),
-        (put.path, "scores.parquet"),
+        (str(manifest), "scores.parquet"),
     ):
         assert not would_find(source, Location.parse(tmp_path / out))
 
 
-def test_a_job_folder_that_cannot_be_written_any_more_is_an_error_of_ours(tmp_path):
-    place = Output(tmp_path / "o.parquet")
-    parts = Parts(place.folder.location, "token", 9)
-    rows = PartRows(place, parts, {"job": {}, "token": "token"}, pa.schema([]), 9)
+def test_a_job_folder_that_cannot_be_written_is_reported(tmp_path):
+    target = Output(tmp_path / "o.parquet")
+    parts = Parts(target.folder.location, "token", 9)
+    rows = PartRows(target, parts, {"job": {}, "token": "token"}, pa.schema([]), 9)
     with pytest.raises(BatchverifyError, match=r"o\.parquet\.job: could not be written: .*No such file"):
-        rows.keep_paths({ComputePath("cpu", "float32", "torch", 8)})
+        rows.record_paths({ComputePath("cpu", "float32", "torch", 8)})
 
 
-def test_a_part_that_holds_other_rows_than_its_footer_says_is_not_done(tmp_path):
+def test_a_part_with_another_number_of_rows_than_its_footer_states_is_not_done(tmp_path):
     rows = pa.table({"label": pa.array([0, 1, None], pa.int8())})
     parts = Parts(Location.parse(tmp_path), "token", 10)
-    for number, said in ((0, 10), (1, 3)):
+    for number, stated in ((0, 10), (1, 3)):
         sink = parts.sink(number, rows.schema)
         sink.write(rows)
-        sink.finish(PartRecord("token", number, said, 2, 1).to_json())
-    parts.look(13)
+        sink.finish(PartRecord("token", number, stated, 2, 1).to_json())
+    parts.find_done(13)
     assert list(parts.done) == [1]
 
 
-def test_a_writer_that_was_given_up_takes_no_rows(tmp_path):
+def test_an_abandoned_writer_takes_no_rows(tmp_path):
     rows = pa.table({"label": pa.array([0, 1], pa.int8())})
     parts = Parts(Location.parse(tmp_path), "token", 4)
     writer = PartWriter(parts, rows.schema, 4, lambda: None)
     writer.write(0, rows)
     writer.abandon()
-    with pytest.raises(BatchverifyError, match="rows came after the run was given up"):
+    with pytest.raises(BatchverifyError, match="rows came after the run was abandoned"):
         writer.write(2, rows)
     assert not list(tmp_path.iterdir())
 
@@ -93,19 +93,19 @@ def test_names_of_other_formats_are_refused(tmp_path, name):
 
 
 def test_a_damaged_job_file_is_named_and_may_be_deleted(tmp_path):
-    place = Output(tmp_path / "out.parquet").folder.location.join("job.json")
-    Path(place.parent.path).mkdir()
-    Path(place.path).write_text('{"job": null, "token": "x"}', encoding="utf8")
+    state = Path(Output(tmp_path / "out.parquet").folder.location.join("job.json").path)
+    state.parent.mkdir()
+    state.write_text('{"job": null, "token": "x"}', encoding="utf8")
     with pytest.raises(
         UsageError, match=r"job\.json: not written by batchverify, or damaged; .* or delete it"
     ):
         batchverify.score(SAMPLES / "faces.csv", tmp_path / "out.parquet", no_cache=True, quiet=True)
 
 
-def test_no_more_than_five_differences_are_named():
+def test_at_most_five_differences_are_listed():
     there = dict.fromkeys("abcdefg", 1)
-    said = differences(there, dict.fromkeys("abcdefg", 2))
-    assert said == "; ".join(f"{name}: 1 there, 2 here" for name in "abcde") + "; and 2 more"
+    text = differences(there, dict.fromkeys("abcdefg", 2))
+    assert text == "; ".join(f"{name}: 1 there, 2 here" for name in "abcde") + "; and 2 more"
 
 
 def test_a_retry_that_fails_at_its_start_leaves_a_half_done_job_as_it_was(out, cache, tmp_path):
@@ -121,7 +121,7 @@ def test_a_retry_that_fails_at_its_start_leaves_a_half_done_job_as_it_was(out, c
     assert run(out, cache, tmp_path / "m.csv").resumed_rows == 2 * PART
 
 
-def test_another_part_size_of_a_later_release_moves_no_row(out, cache, monkeypatch):
+def test_another_part_size_in_a_later_release_does_not_move_rows(out, cache, monkeypatch):
     stopped(out, cache)
     for name in ("FILE_ROWS", "FOLDER_ROWS"):
         monkeypatch.setattr(output, name, 10)
@@ -131,7 +131,7 @@ def test_another_part_size_of_a_later_release_moves_no_row(out, cache, monkeypat
     assert there["image_b"].tolist() == wanted["image_b"].tolist()
 
 
-def test_a_cut_part_of_a_finished_folder_is_done_again(cache, tmp_path):
+def test_a_truncated_part_of_a_finished_folder_is_scored_again(cache, tmp_path):
     whole = run(tmp_path / "o", cache).to_arrow()
     part = tmp_path / "o" / "part-00001.parquet"
     part.write_bytes(part.read_bytes()[:50])
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_no_lock_behind(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
         with pytest.raises(OSError, match="too large"), folder.claimed():
-            folder.keep({"job": {}, "token": "t"})
+            folder.write_state({"job": {}, "token": "t"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not job_folder(tmp_path / "o").exists()

@@ -40,7 +40,7 @@ def command(manifest: Path, output: Path, cache: Path, engine: str) -> list[str]
 
 
 def stop_when_embedding(arguments: list[str], marker: str, stop: Callable[[int], None]) -> tuple[int, str]:
-    """Run on a terminal of its own; stopped once something is embedded."""
+    """Run a command on its own terminal and stop it once something is embedded."""
     master, slave = pty.openpty()
     environment = {**os.environ, "MARKER": marker}
     process = subprocess.Popen(
@@ -70,24 +70,26 @@ def stop_when_embedding(arguments: list[str], marker: str, stop: Callable[[int],
 
 
 def processes_with(marker: str) -> list[str]:
-    """Command lines of all processes that inherited an environment with `marker`."""
-    found = []
+    """Command lines of all processes whose environment holds `marker`."""
+    commands = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if marker.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                commands.append(
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
         except OSError:
             continue
-    return found
+    return commands
 
 
 def terminate(process: int) -> None:
-    """What `kill`, Kubernetes and `ray job stop` send: to the command alone."""
+    """What `kill`, Kubernetes and `ray job stop` send, to the command alone."""
     os.kill(process, signal.SIGTERM)
 
 
 def press_ctrl_c(process: int) -> None:
-    """What a terminal sends: to the whole group."""
+    """What a terminal sends, to the whole process group."""
     os.killpg(process, signal.SIGINT)
 
 
@@ -102,7 +104,7 @@ def press_ctrl_c(process: int) -> None:
 def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
     output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
     arguments, marker = command(manifest, output, cache, engine), f"marker of {tmp_path}"
-    # Starting anew is not to be done twice.
+    # The hint must not repeat --overwrite: that would start anew once more.
     first, hint = (
         ([*arguments, "--overwrite"], " without --overwrite") if engine == "local" else (arguments, "")
     )

@@ -1,4 +1,4 @@
-"""A job that was stopped is taken up again: what is done stays, what is missing is done, others are refused."""
+"""A stopped job is resumed: finished parts stay, missing ones are scored, and other jobs are refused."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_a_finished_job_returns_at_once_and_touches_nothing(out, cache):
     assert again.to_arrow().equals(first.to_arrow())
 
 
-def test_a_stopped_job_is_finished_and_what_was_done_is_not_done_again(out, cache, tmp_path):
+def test_a_stopped_job_is_finished_and_its_parts_are_not_scored_again(out, cache, tmp_path):
     undisturbed = run(tmp_path / f"other{out.suffix}", cache).to_arrow()
     folder = stopped(out, cache)
     before = part_files(folder)
@@ -66,8 +66,7 @@ def test_a_stopped_job_is_finished_and_what_was_done_is_not_done_again(out, cach
     assert (record["rows"], record["scored"], record["resumed_rows"]) == (ROWS, ROWS, 2 * PART)
 
 
-def test_rows_cost_the_same_bytes_stopped_or_not(cache, tmp_path):
-    """The file itself is the same but for its run record."""
+def test_a_resumed_file_equals_an_undisturbed_one_except_for_its_run_record(cache, tmp_path):
     one, other = tmp_path / "one.parquet", tmp_path / "other.parquet"
     run(one, cache)
     stopped(other, cache, parts=3)
@@ -89,8 +88,8 @@ DIFFERENT: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("options", "message"), DIFFERENT, ids=[next(iter(each[0])) for each in DIFFERENT])
 def test_another_job_is_refused_with_the_difference(out, cache, options, message):
-    for begun in (stopped, run):
-        begun(out, cache)
+    for start in (stopped, run):
+        start(out, cache)
         before = files(out.parent)
         with pytest.raises(UsageError, match=message) as caught:
             run(out, cache, **options)
@@ -117,7 +116,7 @@ def test_a_finished_output_stays_whole_until_the_new_one_replaces_it(cache, tmp_
     before = out.read_bytes()
     stopped(out, cache, threshold=0.25, overwrite=True)
     assert out.read_bytes() == before
-    # The overwriting goes on without the option, and with it starts anew.
+    # Without the option the overwriting job is resumed; with it, it would start anew.
     assert run(out, cache, threshold=0.25).resumed_rows == 2 * PART
     assert read_record(str(out))["threshold"] == 0.25
 
@@ -139,12 +138,12 @@ def test_files_of_others_are_never_overwritten(cache, tmp_path):
 def test_part_files_without_their_job_folder_are_refused(cache, tmp_path):
     stopped(tmp_path / "o", cache)
     shutil.rmtree(tmp_path / "o.job")
-    with pytest.raises(UsageError, match=r"its job folder .*o\.job is gone; --overwrite"):
+    with pytest.raises(UsageError, match=r"its job folder .*o\.job is gone; start anew with --overwrite"):
         run(tmp_path / "o", cache)
     assert run(tmp_path / "o", cache, overwrite=True).resumed_rows == 0
 
 
-def test_a_part_that_was_taken_away_is_done_again(cache, tmp_path):
+def test_a_part_that_was_removed_is_scored_again(cache, tmp_path):
     whole = run(tmp_path / "o", cache).to_arrow()
     (tmp_path / "o" / "part-00001.parquet").unlink()
     summary = run(tmp_path / "o", cache)
@@ -152,7 +151,7 @@ def test_a_part_that_was_taken_away_is_done_again(cache, tmp_path):
     assert summary.to_arrow().equals(whole)
 
 
-def test_a_damaged_part_is_done_again(cache, tmp_path):
+def test_a_damaged_part_is_scored_again(cache, tmp_path):
     whole = run(tmp_path / "w.parquet", cache).to_arrow()
     folder = stopped(tmp_path / "o.parquet", cache)
     (folder / "part-00001.parquet").write_bytes((folder / "part-00001.parquet").read_bytes()[:-9])
@@ -173,7 +172,7 @@ def test_two_runs_at_once_on_one_output(out, cache):
 
 
 def broken_manifest(folder: Path) -> Path:
-    """Pairs of the sample faces, of which image 7 is missing at first."""
+    """Pairs of the sample faces, of which one image is missing at first."""
     (folder / "faces").mkdir()
     frame = pd.read_csv(FACES)
     for name in {*frame["image_a"], *frame["image_b"]}:
@@ -195,7 +194,7 @@ def test_retry_failed_does_the_failed_parts_again_and_keeps_the_others(out, cach
     else:
         assert again().failed_rows > 0
     shutil.copy(SAMPLES / "faces" / "ada_1.jpg", tmp_path / "faces")
-    # What failed in finished rows stays failed, in the missing ones too: as in a run that was not stopped.
+    # An image that failed in finished rows also fails in the missing ones, as in a run that was not stopped.
     failed = again()
     status = failed.to_pandas()
     assert failed.failed_rows == (status["status"] == "not_found").sum() > 0
@@ -219,15 +218,15 @@ def test_retry_failed_does_the_failed_parts_again_and_keeps_the_others(out, cach
     assert again(retry_failed=True).resumed_rows == ROWS
 
 
-def test_exit_3_is_the_answer_again(out, cache, tmp_path):
+def test_a_rerun_of_a_failed_run_fails_again(out, cache, tmp_path):
     for _ in range(2):
         with pytest.raises(NothingScoredError, match="not_found 24") as caught:
             batchverify.score(FACES, out, cache=cache, quiet=True, image_root=str(tmp_path))
     assert caught.value.summary.resumed_rows == ROWS
 
 
-def begun_on(out: Path, cache: str, path: str) -> None:
-    """A job half done whose vectors were computed on `path`."""
+def half_done_on(out: Path, cache: str, path: str) -> None:
+    """A half-done job whose vectors were computed on `path`."""
     stopped(out, cache)
     state = json.loads((job_folder(out) / "job.json").read_text())
     assert "compute_path" not in state  # everything came from the cache
@@ -237,7 +236,7 @@ def begun_on(out: Path, cache: str, path: str) -> None:
 def test_a_resumed_job_keeps_its_compute_path(cache, tmp_path):
     path = "cpu float32 torch, batches of 8"
     out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
-    begun_on(out, cache, path)
+    half_done_on(out, cache, path)
     with pytest.raises(UsageError, match="--batch-size 16: this job was started with 8"):
         run(out, empty, batch_size=16)
     summary = run(out, empty, device="cpu")
@@ -248,26 +247,26 @@ def test_a_resumed_job_keeps_its_compute_path(cache, tmp_path):
 
 def test_other_options_than_those_of_the_compute_path_are_refused(cache, tmp_path):
     out, empty = tmp_path / "o.parquet", str(tmp_path / "c")
-    begun_on(out, cache, "cpu float32 torch, batches of 8")
-    for name, value, there in (("runtime", "openvino", "torch"), ("dtype", "int8", "float32")):
+    half_done_on(out, cache, "cpu float32 torch, batches of 8")
+    for name, value, earlier in (("runtime", "openvino", "torch"), ("dtype", "int8", "float32")):
         options: dict[str, Any] = {"device": "cpu", name: value}
         with pytest.raises(
-            UsageError, match=f"--{name} {value}: this job was started with {there}; omit the option"
+            UsageError, match=f"--{name} {value}: this job was started with {earlier}; omit the option"
         ):
             run(out, empty, **options)
 
 
 @pytest.mark.parametrize("path", ["cuda float16 torch, batches of 8", "cpu float32 winograd, batches of 32"])
 def test_a_job_of_another_device_or_an_older_version_is_refused(path, cache, tmp_path):
-    begun_on(tmp_path / "o.parquet", cache, path)
+    half_done_on(tmp_path / "o.parquet", cache, path)
     with pytest.raises(UsageError, match=rf"'{path}', here they would be on 'cpu .*--overwrite"):
         run(tmp_path / "o.parquet", str(tmp_path / "empty"), device="cpu")
     assert (tmp_path / "o.parquet.job" / "part-00001.parquet").exists()
-    # Without fresh vectors there is nothing to tell apart.
+    # Without new vectors there is nothing to compare.
     assert run(tmp_path / "o.parquet", cache, device="cpu").resumed_rows == 2 * PART
 
 
-def test_leftovers_of_a_run_killed_while_cleaning_up_go(out, cache):
+def test_leftovers_of_a_run_killed_while_cleaning_up_are_removed(out, cache):
     run(out, cache)
     record = read_record(str(out)) if out.suffix else json.loads((out / "_SUCCESS").read_text())
     job_folder(out).mkdir()
@@ -277,7 +276,7 @@ def test_leftovers_of_a_run_killed_while_cleaning_up_go(out, cache):
     assert not job_folder(out).exists()
 
 
-def test_images_of_missing_parts_alone_are_looked_up(cache, tmp_path):
+def test_only_images_of_missing_parts_are_looked_up(cache, tmp_path):
     frame = pd.read_csv(FACES)
     few = frame[frame["image_a"].str.contains("ada|ben") & frame["image_b"].str.contains("ada|ben")][:5]
     pd.concat([frame[:PART], few]).to_csv(tmp_path / "m.csv", index=False)

@@ -62,7 +62,7 @@ def test_a_rerun_embeds_nothing_and_is_equal_bit_for_bit(scored, cache, tmp_path
     assert same_scores(again.to_arrow(), scored.to_arrow())
 
 
-def test_parquet_tsv_folder_glob_and_frame_say_the_same(scored, cache, tmp_path):
+def test_parquet_tsv_folder_glob_and_frame_give_the_same_scores(scored, cache, tmp_path):
     frame = pd.read_csv(FACES)
     frame.to_csv(tmp_path / "pairs.tsv", sep="\t", index=False)
     half = len(frame) // 2
@@ -92,16 +92,16 @@ def test_broken_pairs_have_their_reason_on_the_right_side(cache):
     for row in table.to_dict("records"):
         for side in ("a", "b"):
             reason = row[f"error_{side}"]
-            said = isinstance(reason, str)
-            assert said == (f"on side {side}" in row["case"]), row
-            if said:
+            failed = isinstance(reason, str)
+            assert failed == (f"on side {side}" in row["case"]), row
+            if failed:
                 assert f"{reason} on side {side}" in row["case"], row
                 seen.add(reason)
         assert (row["status"] == "ok") == (not pd.isna(row["probability"])) == ("good" in row["case"])
     assert seen == {"not_found", "forbidden", "unreadable", "undecodable", "too_large", "no_face"}
 
 
-def test_the_footer_tells_the_run(scored, cache, tmp_path):
+def test_the_footer_holds_the_run_record(scored, cache, tmp_path):
     output = tmp_path / "out.parquet"
     summary = batchverify.score(FACES, output, cache=cache, quiet=True, at_far=0.1)
     record = read_record(str(output))
@@ -165,7 +165,7 @@ def test_engines_agree_on_one_cache_and_on_fresh_ones(scored, cache, tmp_path):
     assert same_scores(shared.to_arrow(), scored.to_arrow())
 
 
-def test_predict_is_what_score_says_from_the_same_cache(scored, cache):
+def test_predict_equals_score_from_the_same_cache(scored, cache):
     row = scored.to_pandas().iloc[30]
     images = [SAMPLES / row["image_a"], SAMPLES / row["image_b"]]
     prediction = batchverify.predict(*images, cache=cache)
@@ -259,19 +259,19 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
         ({"max_failed": 1.5}, "--max-failed must lie between 0 and 1"),
     ],
 )
-def test_options_that_make_no_sense(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(UsageError, match=message):
         batchverify.score(FACES, **options)
 
 
-def test_an_empty_output_is_not_here(tmp_path, monkeypatch):
+def test_an_empty_output_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="empty"):
         batchverify.score(FACES, "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_embed_without_a_cache_has_nothing_to_do():
+def test_embed_without_a_cache_is_refused():
     with pytest.raises(UsageError, match="embed fills the cache"):
         batchverify.embed(FACES, no_cache=True)
 
@@ -287,7 +287,7 @@ def test_the_environment_names_the_cluster(monkeypatch):
         batchverify.score(FACES, no_cache=True, quiet=True)
 
 
-def test_the_cache_says_how_its_vectors_were_computed(scored, cache):
+def test_the_cache_records_how_its_vectors_were_computed(scored, cache):
     (segment,) = Path(cache).rglob("data/*.parquet")
     footer = json.loads(pq.read_schema(segment).metadata[b"batchverify"])
     assert footer["compute_path"] == scored.compute_path != ""
@@ -308,7 +308,7 @@ def test_a_csv_may_share_its_folder_with_the_parts(cache, tmp_path):
     assert (tmp_path / "pairs.csv").exists()
 
 
-def test_an_output_that_cannot_be_reached_is_said_at_once(monkeypatch):
+def test_an_output_that_cannot_be_reached_is_reported_at_once(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -316,7 +316,7 @@ def test_an_output_that_cannot_be_reached_is_said_at_once(monkeypatch):
         batchverify.score(FACES, "s3://nowhere/o.parquet", no_cache=True)
 
 
-def test_the_summary_says_how_and_why_vectors_were_computed_and_where_the_time_went(tmp_path):
+def test_the_summary_shows_how_and_why_vectors_were_computed_and_the_time_of_each_stage(tmp_path):
     summary = batchverify.score(FACES, tmp_path / "o.parquet", no_cache=True, device="cpu", quiet=True)
     assert summary.compute_path.startswith("cpu ") and summary.compute_reason
     stages = summary.stage_seconds
