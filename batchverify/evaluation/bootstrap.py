@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.evaluation.document import Counts
 from batchverify.options import FEWEST_DRAWS
 
 THREADS = 2
@@ -82,7 +81,7 @@ def _span(values: Sequence[float]) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def honest(
+def with_exact_bounds(
     spans: Mapping[str, Span], trials: Mapping[str, tuple[float, float]]
 ) -> tuple[dict[str, Span], list[str]]:
     """A bootstrap's intervals, those without width replaced or left out, and the names of those replaced.
@@ -99,24 +98,6 @@ def honest(
         low, high = (2 * p * r / (p + r) if p + r else 0.0 for p, r in ends)
         exact["f1"] = (low, high)
     return wide | exact, sorted(exact)
-
-
-def verdict_trials(counts: Counts) -> dict[str, tuple[float, float]]:
-    """(successes, trials) of every figure that is a share of the counts."""
-    accepts, rejects = counts["false_accepts"], counts["false_rejects"]
-    same, different = counts["same"], counts["different"]
-    failed = counts["same_failed"] + counts["different_failed"]
-    hits = different - accepts
-    return {
-        "far": (accepts, different),
-        "frr": (rejects, same),
-        "recall": (hits, different),
-        "precision": (hits, hits + rejects),
-        "accuracy": (hits + same - rejects, same + different),
-        "failure_rate": (failed, same + different + failed),
-        "far_with_failures": (accepts, different + counts["different_failed"]),
-        "frr_with_failures": (rejects + counts["same_failed"], same + counts["same_failed"]),
-    }
 
 
 def _exact(successes: float, trials: float) -> Span | None:

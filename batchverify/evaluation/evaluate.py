@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.errors import BatchverifyError
-from batchverify.evaluation.bootstrap import Intervals, Units, bootstrap, honest, verdict_trials
+from batchverify.evaluation.bootstrap import Intervals, Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary, ShareDrift
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
@@ -153,13 +153,13 @@ def _intervals(
 
 def _measurements(pairs: MeasuredPairs, intervals: Intervals | None) -> Measurements:
     """Figures, intervals, counts and rates; NaN or None if the pairs do not support them."""
-    figures, counts = pairs.figures(), pairs.counts()
-    spans, exact = honest(intervals.spans if intervals else {}, pairs.rate_trials() | verdict_trials(counts))
+    figures, trials = pairs.figures(), pairs.rate_trials() | pairs.tally().trials()
+    spans, exact = with_exact_bounds(intervals.spans if intervals else {}, trials)
     equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
     return {
         "metrics": {name: figures[name] for name in NAMES},
         "intervals": dict(spans),
-        "counts": counts,
+        "counts": pairs.counts(),
         "equal_error_threshold": equal,
         "rates": rate_table(pairs, spans),
         "bootstrap": {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -34,6 +35,34 @@ NAMES = {
 SLACK = 1 + 1e-12
 # A true accept rate is stated only if the different pairs would give this many false accepts.
 EXPECTED_FALSE_ACCEPTS = 10
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Numbers or weights of labelled pairs: scored ones by truth, wrong verdicts, failed ones by truth."""
+
+    same: float
+    different: float
+    false_accepts: float
+    false_rejects: float
+    same_failed: float
+    different_failed: float
+
+    def trials(self) -> dict[str, tuple[float, float]]:
+        """(part, whole) of every figure that is a share of pairs. A failed pair is not accepted."""
+        accepts, rejects = self.false_accepts, self.false_rejects
+        hits, scored = self.different - accepts, self.same + self.different
+        failed = self.same_failed + self.different_failed
+        return {
+            "far": (accepts, self.different),
+            "frr": (rejects, self.same),
+            "recall": (hits, self.different),
+            "precision": (hits, hits + rejects),
+            "accuracy": (hits + self.same - rejects, scored),
+            "failure_rate": (failed, scored + failed),
+            "far_with_failures": (accepts, self.different + self.different_failed),
+            "frr_with_failures": (rejects + self.same_failed, self.same + self.same_failed),
+        }
 
 
 @dataclass(frozen=True)
@@ -106,15 +135,20 @@ class MeasuredPairs:
         weights: (N,) of the pairs, 1 by default. The thresholds of the rates follow the weights, too.
         """
         curve = self.curve if weights is None else self.ranking.curve(weights)
-        figures = dict.fromkeys(NAMES, math.nan) | self._failures(curve, weights)
+        trials = self._tally(curve, weights).trials()
+        figures = dict.fromkeys(NAMES, math.nan) | {name: _share(*trial) for name, trial in trials.items()}
         if sum(curve.totals) > 0:
             figures |= self._errors(weights)
-        figures |= self._verdicts(curve)
-        if curve.both:
-            figures["auc"], figures["average_precision"] = curve.auc(), curve.average_precision()
-            figures["equal_error"] = curve.equal_error()[0]
-            for rate in self.supported():
-                figures[rate_name(rate)] = float(curve.same[curve.at_rate(rate)] / curve.totals[0])
+        if not curve.both:
+            return figures | {"precision": math.nan}
+        # 0 if no pair is called different, as in scikit-learn.
+        figures["precision"] = _share(*trials["precision"], 0.0)
+        (hits, different), (_, called) = trials["recall"], trials["precision"]
+        figures["f1"] = 2 * hits / (different + called)
+        figures["auc"], figures["average_precision"] = curve.auc(), curve.average_precision()
+        figures["equal_error"] = curve.equal_error()[0]
+        for rate in self.supported():
+            figures[rate_name(rate)] = float(curve.same[curve.at_rate(rate)] / curve.totals[0])
         return figures
 
     def rate_trials(self) -> dict[str, tuple[float, float]]:
@@ -123,51 +157,20 @@ class MeasuredPairs:
         rates = self.supported() if curve.both else []
         return {rate_name(rate): (float(curve.same[curve.at_rate(rate)]), curve.totals[0]) for rate in rates}
 
+    def tally(self) -> Tally:
+        """Scored pairs, wrong verdicts at the threshold, and failed pairs."""
+        return self._tally(self.curve, None)
+
     def counts(self) -> Counts:
-        """Scored pairs, wrong verdicts at the threshold, and pairs that failed."""
-        curve, index = self.curve, self.ranking.index(self.threshold)
-        same, different = curve.totals
-        failed = np.bincount(self.truth[self.failed], minlength=2)
-        return {
-            "same": int(same),
-            "different": int(different),
-            "false_accepts": int(curve.different[index]),
-            "false_rejects": int(same - curve.same[index]),
-            "same_failed": int(failed[0]),
-            "different_failed": int(failed[1]),
-        }
+        """The tally as whole numbers."""
+        return cast(Counts, {name: int(count) for name, count in vars(self.tally()).items()})
 
-    def _verdicts(self, curve: Curve) -> dict[str, float]:
-        """The figures that follow from the four counts at the threshold."""
-        index = self.ranking.index(self.threshold)
-        same, different = curve.totals
-        accepts, rejects = float(curve.different[index]), same - float(curve.same[index])
-        hits = different - accepts
-        both = {}
-        if same and different:
-            # Meaningless for pairs of one kind. 0 if no pair is called different, as in scikit-learn.
-            both["f1"] = _share(2 * hits, 2 * hits + accepts + rejects, 0.0)
-            both["precision"] = _share(hits, hits + rejects, 0.0)
-        return both | {
-            "recall": _share(hits, different),
-            "accuracy": _share(hits + same - rejects, same + different),
-            "far": _share(accepts, different),
-            "frr": _share(rejects, same),
-        }
-
-    def _failures(self, curve: Curve, weights: np.ndarray | None) -> dict[str, float]:
-        """The failure rate, and the error rates with failed pairs counted as not accepted."""
-        index = self.ranking.index(self.threshold)
-        same, different = curve.totals
+    def _tally(self, curve: Curve, weights: np.ndarray | None) -> Tally:
+        index, (same, different) = self.ranking.index(self.threshold), curve.totals
         failed_weights = None if weights is None else weights[self.failed]
-        failed_same, failed_different = np.bincount(self.truth[self.failed], failed_weights, 2)
-        rejects = same - float(curve.same[index]) + failed_same
-        failed = float(failed_same + failed_different)
-        return {
-            "failure_rate": _share(failed, same + different + failed),
-            "far_with_failures": _share(float(curve.different[index]), different + failed_different),
-            "frr_with_failures": _share(rejects, same + failed_same),
-        }
+        same_failed, different_failed = np.bincount(self.truth[self.failed], failed_weights, 2).tolist()
+        accepts, rejects = float(curve.different[index]), same - float(curve.same[index])
+        return Tally(same, different, accepts, rejects, same_failed, different_failed)
 
     def _errors(self, weights: np.ndarray | None) -> dict[str, float]:
         """Log loss, Brier score and calibration error."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchverify.evaluation.bootstrap import Span, Units, bootstrap, honest
+from batchverify.evaluation.bootstrap import Span, Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.document import Fold, Folds, Spread
 from batchverify.evaluation.figures import NAMES, MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, Scores
@@ -153,7 +153,7 @@ class _Rates:
             rate: (float((inside & self._wrong[rate]).sum()), float((inside & self._trials[rate]).sum()))
             for rate in drawn
         }
-        return honest(drawn, trials)
+        return with_exact_bounds(drawn, trials)
 
     def marks(self, spans: Mapping[str, Span] | None) -> list[dict[str, str]]:
         """For each slice the rates that differ, and whether they are higher or lower.

@@ -15,6 +15,7 @@ from batchverify.evaluation.figures import (
     RATES,
     Curve,
     MeasuredPairs,
+    Tally,
     calibration_error,
     log_loss,
     measure,
@@ -235,6 +236,20 @@ def test_failures_count_as_not_accepted():
     }
     doubled = pairs.figures(np.array([1, 1, 1, 3, 1, 1, 1, 0, 0]))
     assert (doubled["failure_rate"], doubled["frr_with_failures"]) == (3 / 9, 4 / 6)
+
+
+def test_shares_are_those_of_the_counts():
+    tally = Tally(10, 20, false_accepts=3, false_rejects=4, same_failed=1, different_failed=2)
+    assert tally.trials() == {
+        "far": (3, 20),
+        "frr": (4, 10),
+        "recall": (17, 20),
+        "precision": (17, 21),
+        "accuracy": (23, 30),
+        "failure_rate": (3, 33),
+        "far_with_failures": (3, 22),
+        "frr_with_failures": (5, 11),
+    }
 
 
 @pytest.mark.parametrize("kind", [0, 1])
