@@ -1,4 +1,4 @@
-"""Two runs side by side: paired differences, agreement, flips, drift; slices and folds against slow loops."""
+"""Two runs compared: paired differences, agreement, flips, drift; slices and folds against slow loops."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""`evaluate` from end to end: files written, the table, useful reports of poor input, pairs for review."""
+"""`evaluate` from end to end: files, the table, reports of poor input, pairs for review."""
 
 import json
 import re

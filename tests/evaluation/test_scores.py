@@ -1,4 +1,4 @@
-"""Reading score outputs: arrays, reasons, the truth from elsewhere, who is shared; what is said about bad ones."""
+"""Reading score outputs: arrays, reasons, truth from a manifest, units of the bootstrap, errors for bad files."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Where the pairs for review go: never over what is read."""
+"""The files for review: never written over an input."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

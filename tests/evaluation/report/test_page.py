@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing in the console, nothing requested, figures that follow, faces, keys."""
+"""The report in a real browser: silent console, no requests, figures that follow the slider, faces, keys."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Reports of what is not a whole run, in a real browser: nothing is thrown, what can be drawn is."""
+"""Reports of partial runs in a real browser: no errors, and every plot that has data."""
 
 import pyarrow as pa
 import pytest

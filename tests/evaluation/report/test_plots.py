@@ -1,4 +1,4 @@
-"""The numbers behind the plots against slow counts, and how few they are."""
+"""The data of the plots against slow counts, and their size."""
 
 import json
 
