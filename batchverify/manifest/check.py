@@ -1,4 +1,4 @@
-"""`check`: a manifest looked at before it is scored: files, rows, and pairs that appear twice or contradict."""
+"""`check`: examine a manifest before it is scored: files, rows, repeated and contradicting pairs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from batchverify.progress import duration
 from batchverify.records import Limits, Reason, Skipped
 from batchverify.storage.location import Location
 
-# About what two CPU cores embed; a GPU does a hundred times as many.
+# About the rate of two CPU cores; a GPU embeds a hundred times as many.
 IMAGES_PER_SECOND = 50.0
 EXAMPLES = 10
-# Files asked for in one call: an object store answers them side by side.
+# Files in one call to a file system: an object store answers for them in parallel.
 _LOOK_UP = 1024
-_LOOKERS = 8
+_THREADS = 8
 BLANK = -1
 _Choice = Callable[[np.ndarray], tuple[int, int]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How many there are of something, and where the first ones stand."""
+    """How often an issue occurs, and the places of the first cases."""
 
     count: int = 0
     examples: tuple[str, ...] = ()
@@ -41,9 +41,10 @@ class Finding:
 class CheckReport:
     """What `check_manifest` found.
 
-    types: by column. labels: rows with 0, with 1 and blank; None without a label column. refused: rows with
-    an empty or forbidden cell. looked_up: images whose files were looked for; missing: those of them that
-    are no readable file. The other four as in `pairs.Doubts`.
+    types: by column. labels: number of rows with 0, 1 and blank; None without a label column. refused: rows with
+    an empty or forbidden cell. looked_up: number of images whose files were looked up. missing: images among these
+    without a readable file. duplicates, mirrored, selves, contradicting: as in `PairIssues`. seconds: estimated
+    time to embed.
     """
 
     files: tuple[str, ...]
@@ -64,12 +65,12 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is refused, missing or contradicting; the other findings may be meant."""
+        """Whether nothing is refused, missing or contradicting; other findings may be intended."""
         return not (self.missing.count or self.refused.count or self.contradicting.count)
 
     @property
     def unique_share(self) -> float:
-        """Unique images per reference, 0 to 1: what is left to embed."""
+        """Unique images as a share of all image paths."""
         return self.unique_images / (2 * self.rows)
 
     def to_json(self) -> dict[str, Any]:
@@ -90,15 +91,15 @@ class CheckReport:
             ("refused rows", self.refused, "an empty cell or a path that is not read"),
             ("missing images", self.missing, self._looked_up()),
             ("contradicting pairs", self.contradicting, "labels 0 and 1 for one pair"),
-            ("duplicate rows", self.duplicates, "the pair stands there already"),
+            ("duplicate rows", self.duplicates, "the pair appears earlier"),
             ("mirrored pairs", self.mirrored, "(a, b) and (b, a)"),
             ("self pairs", self.selves, "one image on both sides"),
         ]
         lines = [f"{name:<20} {value}" for name, value in named]
-        for name, finding, what in findings:
-            lines.append(f"{name:<20} {finding.count:,}  ({what})")
+        for name, finding, meaning in findings:
+            lines.append(f"{name:<20} {finding.count:,}  ({meaning})")
             lines.extend(f"    {example}" for example in finding.examples)
-        return [*lines, "no fault found" if self.ok else "the manifest has faults"]
+        return [*lines, "no faults found" if self.ok else "the manifest has faults"]
 
     def _files(self) -> str:
         more = f" and {len(self.files) - 3:,} more" if len(self.files) > 3 else ""
@@ -111,13 +112,11 @@ class CheckReport:
         return f"{counts['0']:,} same (0), {counts['1']:,} different (1), {counts['blank']:,} blank"
 
     def _unique(self) -> str:
-        references = 2 * self.rows
-        return f"{self.unique_images:,} for {references:,} references ({self.unique_share:.1%})"
+        return f"{self.unique_images:,} for {2 * self.rows:,} image paths ({self.unique_share:.1%})"
 
     def _looked_up(self) -> str:
-        looked = f"{self.looked_up:,} of {self.unique_images:,} images looked for"
         reasons = "".join(f", {count:,} {reason}" for reason, count in self.missing_reasons.items())
-        return looked + reasons
+        return f"{self.looked_up:,} of {self.unique_images:,} images looked up{reasons}"
 
     def _time(self) -> str:
         return f"about {duration(self.seconds)}, an estimate at {self.images_per_second:g} images/s"
@@ -125,14 +124,14 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The whole manifest as numbers. a, b: (N,) indices of images. labels: (N,) int8, -1 blank; or None."""
+    """All N pairs. a, b: (N,) indices of images. labels: (N,) int8, 0, 1 or `BLANK`; None without labels."""
 
     a: np.ndarray
     b: np.ndarray
     labels: np.ndarray | None
 
-    def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Some of the rows."""
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """a, b and labels of some rows."""
         return self.a[rows], self.b[rows], self.labels[rows] if self.labels is not None else None
 
 
@@ -145,37 +144,37 @@ def check_manifest(
     limits: Limits | None = None,
     images_per_second: float = IMAGES_PER_SECOND,
 ) -> CheckReport:
-    """Read a manifest and look for what is wrong with it; no image is opened.
+    """Read a manifest and report what is wrong with it. No image is opened.
 
-    every: look for all image files, not only for a seeded sample of them. Raises `ManifestError` for what is
-    no manifest.
+    every: look up all image files, not only a seeded sample. Raises `ManifestError` for a manifest that cannot be
+    read.
     """
     scan = manifest.scan()
     pairs = _read(manifest, scan)
-    refused = np.array([isinstance(each, Skipped) for each in scan.images])
-    wanted = np.flatnonzero(~refused)
-    unique = len(wanted)
+    refused = np.array([isinstance(image, Skipped) for image in scan.images])
+    images = np.flatnonzero(~refused)
+    unique = len(images)
     if not every and unique > sample:
-        wanted = np.sort(np.random.default_rng(seed).choice(wanted, sample, replace=False))
-    answers = look_up([str(scan.images[int(index)]) for index in wanted], limits or Limits())
-    missing = {int(wanted[at]): skipped for at, skipped in answers.items()}
-    places = _Places(manifest, scan, pairs)
+        images = np.sort(np.random.default_rng(seed).choice(images, sample, replace=False))
+    failures = look_up([str(scan.images[int(index)]) for index in images], limits or Limits())
+    missing = {int(images[position]): skipped for position, skipped in failures.items()}
+    findings = _Findings(manifest, scan, pairs)
     usable = np.flatnonzero(~(refused[pairs.a] | refused[pairs.b]))
-    doubts = doubtful_pairs(*pairs.at(usable), most=EXAMPLES)
+    issues = find_pair_issues(*pairs.take(usable), most=EXAMPLES)
     return CheckReport(
         files=tuple(manifest.names),
         rows=scan.rows,
-        types={LABEL if each.name == TRUE_LABEL else each.name: str(each.type) for each in scan.carried},
+        types={LABEL if field.name == TRUE_LABEL else field.name: str(field.type) for field in scan.carried},
         labels=_label_counts(pairs.labels),
         unique_images=unique,
-        refused=places.refused(refused),
-        looked_up=len(wanted),
-        missing=places.missing(missing),
-        missing_reasons=dict(Counter(each.reason.value for each in missing.values())),
-        duplicates=places.doubtful(doubts.duplicates, usable, "repeats row"),
-        mirrored=places.doubtful(doubts.mirrored, usable, "turns round row"),
-        selves=places.doubtful(doubts.selves, usable, "one image on both sides"),
-        contradicting=places.doubtful(doubts.contradicting, usable, "contradicts row"),
+        refused=findings.refused(refused),
+        looked_up=len(images),
+        missing=findings.missing(missing),
+        missing_reasons=dict(Counter(skipped.reason.value for skipped in missing.values())),
+        duplicates=findings.of_pairs(issues.duplicates, usable, "repeats row"),
+        mirrored=findings.of_pairs(issues.mirrored, usable, "mirrors row"),
+        selves=findings.of_pairs(issues.selves, usable, "one image on both sides"),
+        contradicting=findings.of_pairs(issues.contradicting, usable, "contradicts row"),
         seconds=unique / images_per_second,
         images_per_second=images_per_second,
     )
@@ -189,8 +188,8 @@ def _read(manifest: Manifest, scan: Scan) -> _Pairs:
         rows = slice(block.first, block.first + len(block.a))
         a[rows], b[rows] = block.a, block.b
         if labels is not None:
-            truth = block.carried.column(TRUE_LABEL)
-            labels[rows] = truth.fill_null(BLANK).to_numpy(zero_copy_only=False)
+            cells = block.carried.column(TRUE_LABEL)
+            labels[rows] = cells.fill_null(BLANK).to_numpy(zero_copy_only=False)
     return _Pairs(a, b, labels)
 
 
@@ -201,15 +200,15 @@ def _label_counts(labels: np.ndarray | None) -> dict[str, int] | None:
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Puts findings into words: file, row of that file, column."""
+class _Findings:
+    """Describes findings in words: file, row of that file, column."""
 
     manifest: Manifest
     scan: Scan
     pairs: _Pairs
 
     def refused(self, refused: np.ndarray) -> Finding:
-        """Rows with a refused reference. refused: by image."""
+        """Rows with a refused image. refused: by image."""
         rows = np.flatnonzero(refused[self.pairs.a] | refused[self.pairs.b])
         examples = []
         for row in rows[:EXAMPLES]:
@@ -219,99 +218,106 @@ class _Places:
         return Finding(len(rows), tuple(examples))
 
     def missing(self, missing: Mapping[int, Skipped]) -> Finding:
-        """Images without a file, each with the first row that names it."""
+        """Images without a readable file, each with the first row that names it."""
         examples = []
         for index, skipped in list(missing.items())[:EXAMPLES]:
             row = np.argmax((self.pairs.a == index) | (self.pairs.b == index))
             examples.append(self._cell(row, self.pairs.a[row] == index, skipped))
         return Finding(len(missing), tuple(examples))
 
-    def doubtful(self, doubt: Doubt, rows: np.ndarray, verb: str) -> Finding:
-        """Doubtful pairs among some rows of the manifest."""
+    def of_pairs(self, issue: PairIssue, rows: np.ndarray, verb: str) -> Finding:
+        """Pairs with an issue. rows: the manifest's rows that were examined."""
         examples = []
-        for row, earlier in doubt.rows:
-            file, number = self.manifest.place(self.scan, int(rows[row]))
+        for row, earlier in issue.rows:
+            file, number = self.manifest.locate(self.scan, int(rows[row]))
             text = f"{file}: row {number}: {verb}"
             if row != earlier:
-                place, other = self.manifest.place(self.scan, int(rows[earlier]))
-                text += f" {other}" if place == file else f" {other} of {place}"
+                earlier_file, earlier_number = self.manifest.locate(self.scan, int(rows[earlier]))
+                text += (
+                    f" {earlier_number}" if earlier_file == file else f" {earlier_number} of {earlier_file}"
+                )
             examples.append(text)
-        return Finding(doubt.count, tuple(examples))
+        return Finding(issue.count, tuple(examples))
 
     def _cell(self, row: np.integer, on_a: bool, skipped: str | Skipped) -> str:
-        file, number = self.manifest.place(self.scan, int(row))
+        file, number = self.manifest.locate(self.scan, int(row))
         column = self.manifest.columns.a if on_a else self.manifest.columns.b
         message = skipped.message if isinstance(skipped, Skipped) else skipped
         return f"{file}: row {number}: column '{column}': {message}"
 
 
-def look_up(references: Sequence[str], limits: Limits) -> dict[int, Skipped]:
-    """Which images are no readable file, by position, and why: absent, no regular file, or too large.
+def look_up(image_paths: Sequence[str], limits: Limits) -> dict[int, Skipped]:
+    """The images without a readable file, by position: absent, not a regular file, or too large.
 
-    references: absolute paths and URIs. Only the file system is asked; nothing is opened.
+    image_paths: absolute paths and URIs. Only file systems are asked; no file is opened.
     """
-    homes: dict[tuple[str, str, str], list[tuple[int, Location]]] = {}
-    for position, location in enumerate(map(Location.parse, references)):
+    stores: dict[tuple[str, str, str], list[tuple[int, Location]]] = {}
+    for position, location in enumerate(map(Location.parse, image_paths)):
         bucket = "" if location.is_local else location.path.split("/", 1)[0]
-        homes.setdefault((location.scheme, bucket, location.query), []).append((position, location))
-    chunks = [each[at : at + _LOOK_UP] for each in homes.values() for at in range(0, len(each), _LOOK_UP)]
-    with ThreadPoolExecutor(_LOOKERS) as pool:
-        looked = pool.map(lambda chunk: _look_up([location for _, location in chunk], limits), chunks)
-        found = {
+        stores.setdefault((location.scheme, bucket, location.query), []).append((position, location))
+    chunks = [
+        images[start : start + _LOOK_UP]
+        for images in stores.values()
+        for start in range(0, len(images), _LOOK_UP)
+    ]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        answers = pool.map(lambda chunk: _look_up([location for _, location in chunk], limits), chunks)
+        failures = {
             position: skipped
-            for chunk, answers in zip(chunks, looked, strict=True)
-            for (position, _), skipped in zip(chunk, answers, strict=True)
+            for chunk, results in zip(chunks, answers, strict=True)
+            for (position, _), skipped in zip(chunk, results, strict=True)
             if skipped is not None
         }
-    return dict(sorted(found.items()))
+    return dict(sorted(failures.items()))
 
 
 def _look_up(locations: list[Location], limits: Limits) -> list[Skipped | None]:
-    """Files of one file system; one that cannot be asked for does not spoil the others."""
+    """Files of one file system. If the call fails, each file is asked for by itself."""
     try:
         infos = locations[0].filesystem.get_file_info([location.path for location in locations])
     except (OSError, pa.ArrowException, UsageError) as exc:
         if len(locations) > 1:
             return [answer for location in locations for answer in _look_up([location], limits)]
         return [Skipped(Reason.UNREADABLE, f"{locations[0]}: {getattr(exc, 'strerror', None) or exc}")]
-    return [_judged(location, info, limits) for location, info in zip(locations, infos, strict=True)]
+    return [_judge(location, info, limits) for location, info in zip(locations, infos, strict=True)]
 
 
-def _judged(location: Location, info: fs.FileInfo, limits: Limits) -> Skipped | None:
+def _judge(location: Location, info: fs.FileInfo, limits: Limits) -> Skipped | None:
     if info.type == fs.FileType.NotFound:
         return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
     if info.type != fs.FileType.File:
         kind = "a folder" if info.type == fs.FileType.Directory else "not a regular file"
         return Skipped(Reason.UNREADABLE, f"{location}: {kind}")
     if info.size > limits.bytes:
-        size, most = info.size / 1e6, limits.bytes / 1e6
-        return Skipped(Reason.TOO_LARGE, f"{location}: {size:.1f} MB, the limit is {most:g} MB")
+        text = f"{location}: {info.size / 1e6:.1f} MB, the limit is {limits.bytes / 1e6:g} MB"
+        return Skipped(Reason.TOO_LARGE, text)
     return None
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """How often something occurs; rows: the first cases, as (row, earlier row that it belongs to)."""
+class PairIssue:
+    """How often an issue occurs. rows: the first cases, as (row, the earlier row that it relates to)."""
 
     count: int = 0
     rows: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
-class Doubts:
-    """duplicates: rows that repeat an earlier row's pair, sides included. mirrored: pairs in both orders.
+class PairIssues:
+    """Issues of pairs.
 
-    selves: rows with one image on both sides. contradicting: pairs with both labels, in whatever order.
+    duplicates: rows that repeat the pair of an earlier row in the same order. mirrored: pairs in both orders. selves:
+    rows with one image on both sides. contradicting: pairs with both labels, in any order.
     """
 
-    duplicates: Doubt = Doubt()
-    mirrored: Doubt = Doubt()
-    selves: Doubt = Doubt()
-    contradicting: Doubt = Doubt()
+    duplicates: PairIssue = PairIssue()
+    mirrored: PairIssue = PairIssue()
+    selves: PairIssue = PairIssue()
+    contradicting: PairIssue = PairIssue()
 
 
 class _Groups:
-    """Rows brought together by unordered pair, in the manifest's order within each: one stable sort."""
+    """Rows grouped by unordered pair, in the manifest's order within a group, by one stable sort."""
 
     def __init__(self, a: np.ndarray, b: np.ndarray, most: int) -> None:
         a, b = a.astype(np.int64), b.astype(np.int64)
@@ -323,55 +329,55 @@ class _Groups:
         self._most = most
 
     def having(self, flags: np.ndarray) -> np.ndarray:
-        """Which groups have a row with the flag. flags: (N,) bool, sorted; returns (G,) bool."""
+        """Which of G groups have a row with the flag: (G,) bool. flags: (N,) bool, sorted."""
         return np.logical_or.reduceat(flags, self.starts)
 
     def cases(self, marked: np.ndarray, values: np.ndarray, choose: _Choice) -> tuple[tuple[int, int], ...]:
-        """The first marked groups: two rows each, chosen by their values. values: (N,), sorted."""
+        """Two rows of each of the first marked groups, chosen by their values. values: (N,), sorted."""
         groups = np.flatnonzero(marked)
         groups = groups[np.argsort(self.order[self.starts[groups]])][: self._most]
-        found = []
+        cases = []
         for members in (slice(self.starts[group], self.ends[group]) for group in groups):
             later, earlier = choose(values[members])
-            found.append((int(self.order[members][later]), int(self.order[members][earlier])))
-        return tuple(found)
+            cases.append((int(self.order[members][later]), int(self.order[members][earlier])))
+        return tuple(cases)
 
 
-def doubtful_pairs(
+def find_pair_issues(
     a: np.ndarray, b: np.ndarray, labels: np.ndarray | None = None, *, most: int = 10
-) -> Doubts:
-    """Find them among N rows.
+) -> PairIssues:
+    """The issues among N pairs.
 
-    a, b: (N,) indices of images, below 2**31. labels: (N,) int8, 0, 1 or `BLANK`. most: cases that are
-    listed. Takes about 50 bytes a row.
+    a, b: (N,) indices of images, below 2**31. labels: (N,) int8, 0, 1 or `BLANK`. most: number of cases to list.
+    Takes about 50 bytes a row.
     """
     if not len(a):
-        return Doubts()
+        return PairIssues()
     groups = _Groups(a, b, most)
     turned, same = (a > b)[groups.order], (a == b)[groups.order]
     both = groups.having(turned) & groups.having(~turned)
-    # A pair's rows that repeat no earlier one are as many as the orders in which it stands there.
+    # All rows of a group repeat an earlier one, except the first in each order.
     repeated = (groups.ends - groups.starts) - 1 - both
-    contradicting = Doubt()
+    contradicting = PairIssue()
     if labels is not None:
         labels = labels[groups.order]
-        torn = groups.having(labels == 0) & groups.having(labels == 1)
-        contradicting = Doubt(int(torn.sum()), groups.cases(torn, labels, _unequal))
-    return Doubts(
-        Doubt(int(repeated.sum()), groups.cases(repeated > 0, turned, _repeated)),
-        Doubt(int(both.sum()), groups.cases(both, turned, _unequal)),
-        Doubt(int(same.sum()), groups.cases(same[groups.starts], turned, lambda values: (0, 0))),
+        labelled_both = groups.having(labels == 0) & groups.having(labels == 1)
+        contradicting = PairIssue(int(labelled_both.sum()), groups.cases(labelled_both, labels, _unequal))
+    return PairIssues(
+        PairIssue(int(repeated.sum()), groups.cases(repeated > 0, turned, _repeated)),
+        PairIssue(int(both.sum()), groups.cases(both, turned, _unequal)),
+        PairIssue(int(same.sum()), groups.cases(same[groups.starts], turned, lambda _: (0, 0))),
         contradicting,
     )
 
 
 def _repeated(values: np.ndarray) -> tuple[int, int]:
-    """The positions of the first value that stands there already, and of the one it repeats."""
-    at = next(at for at in range(1, len(values)) if values[at] in values[:at])
-    return at, int(np.argmax(values == values[at]))
+    """The positions of the first value that repeats an earlier one, and of that one."""
+    repeat = next(position for position in range(1, len(values)) if values[position] in values[:position])
+    return repeat, int(np.argmax(values == values[repeat]))
 
 
 def _unequal(values: np.ndarray) -> tuple[int, int]:
-    """The positions of the first value that differs from the first one, blanks aside, and of that one."""
+    """The positions of the first value that differs from the first one, and of that one; blanks do not count."""
     first = int(np.argmax(values != BLANK))
     return int(np.argmax((values != values[first]) & (values != BLANK))), first

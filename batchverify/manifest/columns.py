@@ -1,4 +1,4 @@
-"""The columns of a manifest: the names and types that are allowed, labels, numbers that stand in a CSV."""
+"""The columns of a manifest: allowed names and types, labels, and the types of CSV columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from batchverify.errors import ManifestError
 
 TRUE_LABEL = "true_label"
 LABEL = "label"
-# Of a file that `evaluate --export-worst` wrote; `probability` beside it is that of the run behind it.
+# A column of files from `evaluate --export-worst`. Such files may have a column `probability`, that of the run.
 PREDICTED_LABEL = "predicted_label"
 # The columns that scoring appends to the manifest's.
 SCORE_SCHEMA = pa.schema(
@@ -28,27 +28,29 @@ SCORE_SCHEMA = pa.schema(
 )
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": None, "None": None, "False": 0, "True": 1, "nan": None}
 _BAD = -1
-# Canonical numbers only: a cell such as 007, 1.50 or +3 would not survive the way there and back.
+# Canonical numbers only: cells such as 007, 1.50 or +3 would change on the way there and back.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _DECIMAL = r"^-?(0|[1-9][0-9]{0,16})\.[0-9]{1,20}$"
 
 
 def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
-    """Refuse a file without the two image columns (a, b), with a name twice or a name of the output."""
-    for wanted, option in ((a, "--column-a"), (b, "--column-b")):
-        if wanted not in names:
+    """Refuse a file that lacks an image column (a, b), repeats a name or has a name of an output column."""
+    for name, option in ((a, "--column-a"), (b, "--column-b")):
+        if name not in names:
             listed = ", ".join(names) or "no columns"
-            raise ManifestError(f"{file}: no column '{wanted}' ({option}); the file has {listed}")
-        if wanted == LABEL:
+            raise ManifestError(f"{file}: no column '{name}' ({option}); the file has {listed}")
+        if name == LABEL:
             raise ManifestError(f"{file}: column '{LABEL}' ({option}) holds the truth, not paths")
     if a == b:
-        raise ManifestError(f"{file}: column '{a}' is named for both sides")
+        raise ManifestError(f"{file}: column '{a}' is given for both images")
     for name in names:
         if names.count(name) > 1:
-            raise ManifestError(f"{file}: column '{name}' stands there {names.count(name)} times")
-        reviewed = name == "probability" and PREDICTED_LABEL in names
-        if name in {TRUE_LABEL, *SCORE_SCHEMA.names} - {LABEL} and not reviewed:
-            raise ManifestError(f"{file}: column '{name}' is a name of the output; rename it in the manifest")
+            raise ManifestError(f"{file}: column '{name}' appears {names.count(name)} times")
+        is_review = name == "probability" and PREDICTED_LABEL in names
+        if name in {TRUE_LABEL, *SCORE_SCHEMA.names} - {LABEL} and not is_review:
+            raise ManifestError(
+                f"{file}: column '{name}' is a name of an output column; rename it in the manifest"
+            )
 
 
 def check_same_names(file: str, names: Sequence[str], first: str, expected: Sequence[str]) -> None:
@@ -60,28 +62,28 @@ def check_same_names(file: str, names: Sequence[str], first: str, expected: Sequ
 
 
 def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> pa.DataType:
-    """The type of a column in all files; an all-null column takes the others'. kinds: by file.
+    """The type of a column in all files; a column without values takes the type of the others. kinds: by file.
 
     Raises `ManifestError` for a column of paths that holds no strings, and for types that differ.
     """
-    kept: dict[pa.DataType, str] = {}
+    first_files: dict[pa.DataType, str] = {}
     for file, kind in kinds.items():
         if paths and not is_text(kind):
             raise ManifestError(f"{file}: column '{name}' must hold paths (strings), found {kind}")
         if not pa.types.is_null(kind):
-            kept.setdefault(kind, file)
-    if len(kept) > 1 and paths:
+            first_files.setdefault(kind, file)
+    if len(first_files) > 1 and paths:
         return pa.string()
-    if len(kept) > 1:
-        (kind, file), (other, where) = list(kept.items())[:2]
-        raise ManifestError(f"{where}: column '{name}' holds {other}, in {file} it holds {kind}")
-    kind = next(iter(kept), pa.null())
-    # Parquet writers before pyarrow 19 know no string views.
+    if len(first_files) > 1:
+        (kind, file), (other, other_file) = list(first_files.items())[:2]
+        raise ManifestError(f"{other_file}: column '{name}' holds {other}, in {file} it holds {kind}")
+    kind = next(iter(first_files), pa.null())
+    # Before version 19, pyarrow cannot write string views to Parquet.
     return pa.string() if pa.types.is_string_view(kind) else kind
 
 
 def check_label_type(file: str, kind: pa.DataType, name: str = LABEL) -> None:
-    """Refuse a label column that can hold neither numbers nor strings."""
+    """Refuse a label column that holds neither numbers nor strings."""
     value = _value_type(kind)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     if not (is_text(kind) or any(test(value) for test in numbers)):
@@ -93,16 +95,16 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts, or nothing, however they are stored."""
+    """Whether a column holds strings of any representation, or only nulls."""
     kind = _value_type(kind)
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(test(kind) for test in tests)
 
 
 def read_paths(cells: pa.Array, file: str, row: int, name: str) -> pa.Array:
-    """Paths as strings. `row` counts the file's rows before these, from 0.
+    """Paths as strings. row: how many rows of the file come before these.
 
-    Raises `ManifestError` for what is not UTF-8: only the readers of CSV have looked.
+    Raises `ManifestError` for cells that are not UTF-8, which only CSV readers check.
     """
     if pa.types.is_string(cells.type) and pc.all(pc.string_is_ascii(cells)).as_py():
         return cells
@@ -110,14 +112,14 @@ def read_paths(cells: pa.Array, file: str, row: int, name: str) -> pa.Array:
     try:
         cells.validate(full=True)
     except pa.ArrowInvalid as exc:
-        at = re.search(r"index (\d+)", str(exc))
-        where = f"row {row + 1 + int(at.group(1))}: " if at else ""
+        index = re.search(r"index (\d+)", str(exc))
+        where = f"row {row + 1 + int(index.group(1))}: " if index else ""
         raise ManifestError(f"{file}: {where}column '{name}': not UTF-8") from exc
     return cells
 
 
 def cell_names(cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Names as strings, blank and NaN as null; whole numbers are one name with and without a fraction."""
+    """Names as strings, with null for blank and NaN; `1.0` and `1` are the same name."""
     texts = cells.cast(pa.string())
     if pa.types.is_floating(cells.type):
         texts = pc.replace_substring_regex(texts, r"\.0$", "")
@@ -126,9 +128,9 @@ def cell_names(cells: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:
-    """Labels as nullable int8: 0, 1, blank. `row` counts the file's rows before these, from 0.
+    """Labels as int8: 0, 1, or null for blank. row: how many rows of the file come before these.
 
-    Raises `ManifestError` with the first row that holds anything else.
+    Raises `ManifestError` that names the first row with anything else.
     """
     if pa.types.is_null(cells.type):
         return cells.cast(pa.int8())
@@ -139,8 +141,8 @@ def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:
     labels = [_label(value) for value in values]
     if _BAD in labels:
         bad = labels.index(_BAD)
-        at = row + 1 + int(pc.index(encoded.indices, pa.scalar(bad, encoded.indices.type)).as_py())
-        raise ManifestError(f"{file}: row {at}: label must be 0 or 1, got {values[bad]!r}")
+        offset = pc.index(encoded.indices, pa.scalar(bad, encoded.indices.type)).as_py()
+        raise ManifestError(f"{file}: row {row + 1 + offset}: label must be 0 or 1, got {values[bad]!r}")
     return pa.array(labels, pa.int8()).take(encoded.indices)
 
 
@@ -153,10 +155,9 @@ def _label(value: Any) -> int | None:
 
 
 class LosslessTypes:
-    """Finds, batch by batch, which string columns of a CSV are numbers that survive the way back.
+    """Finds, batch by batch, which string columns of a CSV can become numbers without loss.
 
-    A column becomes int64 or float64 when every non-empty cell is a canonical number; `007` and `1.50`
-    stay strings.
+    A column becomes int64 or float64 if every non-empty cell is a canonical number; `007` and `1.50` stay strings.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -164,29 +165,29 @@ class LosslessTypes:
         self._filled: set[str] = set()
 
     def see(self, batch: pa.RecordBatch) -> None:
-        """Narrow the candidates down by one more batch of string columns."""
+        """Rule out types that one more batch of string columns does not allow."""
         for name, kinds in self._candidates.items():
             if kinds:
                 cells = batch.column(name)
                 cells = cells.filter(pc.not_equal(cells, ""))
                 if len(cells):
                     self._filled.add(name)
-                    kinds[:] = [kind for kind in kinds if _all_survive(cells, kind)]
+                    kinds[:] = [kind for kind in kinds if _is_lossless(cells, kind)]
 
     def types(self) -> dict[str, pa.DataType]:
-        """The type of each column seen."""
+        """The type of each column."""
         return {
             name: kinds[0] if kinds and name in self._filled else pa.string()
             for name, kinds in self._candidates.items()
         }
 
 
-def _all_survive(cells: pa.Array, kind: pa.DataType) -> bool:
+def _is_lossless(cells: pa.Array, kind: pa.DataType) -> bool:
     if pa.types.is_integer(kind):
         return _all_match(cells, _INTEGER)
     if not _all_match(cells, _DECIMAL):
         return False
-    # Arrow prints whole floats without their ".0".
+    # Arrow prints whole floats without ".0".
     printed = cells.cast(kind).cast(pa.string())
     return bool(pc.replace_substring_regex(cells, r"\.0$", "").equals(printed))
 
@@ -196,7 +197,7 @@ def _all_match(cells: pa.Array, pattern: str) -> bool:
 
 
 def convert(cells: pa.Array, kind: pa.DataType) -> pa.Array:
-    """String cells to the type that `LosslessTypes` found; empty cells of numbers become null."""
+    """String cells as the type that `LosslessTypes` found; empty cells of number columns become null."""
     if pa.types.is_string(kind):
         return cells
     return pc.if_else(pc.equal(cells, ""), pa.scalar(None, pa.string()), cells).cast(kind)

@@ -1,4 +1,4 @@
-"""Manifests: open, check and stream tables of image pairs; the set of their unique images."""
+"""Manifests: tables of image pairs, opened, checked and streamed, with the set of their unique images."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Block:
-    """Some consecutive rows of a manifest.
+    """N consecutive rows of a manifest.
 
-    carried: the columns that come back, the label as `true_label` int8. first: index of the first row in
-    the whole manifest. a, b: (N,) int64 indices of unique images.
+    first: index of the first row in the whole manifest. carried: the columns that come back in the output, the
+    label as int8 `true_label`. a, b: (N,) int64 indices of unique images.
     """
 
     first: int
@@ -56,14 +56,14 @@ class Block:
     b: np.ndarray
 
     def slice(self, start: int, rows: int) -> Block:
-        """At most `rows` of the rows, from the row `start` of this block on."""
-        some = slice(start, start + rows)
-        return Block(self.first + start, self.carried.slice(start, rows), self.a[some], self.b[some])
+        """At most `rows` rows of this block, from its row `start` on."""
+        part = slice(start, start + rows)
+        return Block(self.first + start, self.carried.slice(start, rows), self.a[part], self.b[part])
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one reading of a manifest tells; carried: the columns that come back, file_rows: rows by file."""
+    """The result of the first pass over a manifest. carried: as in `Block`. file_rows: rows of each file."""
 
     images: UniqueImages
     rows: int
@@ -72,10 +72,10 @@ class Scan:
 
 
 class Manifest:
-    """A manifest of one or several files, or a table in memory; streamed, never held whole.
+    """A manifest: one or several files, which are streamed, or a table in memory.
 
-    `scan` first, then `blocks`, again and again: it yields the same rows. limit: only the first so many
-    rows exist. Raises `ManifestError` for what is no manifest, with file, row, column and value.
+    Call `scan` first and then `blocks`, as often as needed: it yields the same rows. limit: read only that many
+    rows. Raises `ManifestError` with file, row, column and value for a manifest that cannot be read.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Manifest:
         image_root: str | os.PathLike[str] | None = None,
         limit: int | None = None,
     ) -> Manifest:
-        """Open a path, glob, folder, URI, DataFrame, pyarrow Table or other table with an Arrow stream."""
+        """Open a path, glob, folder, URI, DataFrame, pyarrow Table or another table with an Arrow stream."""
         root = os.fspath(image_root) if image_root is not None else None
         files: list[TableFile | pa.Table]
         if isinstance(source, str | os.PathLike):
@@ -116,17 +116,17 @@ class Manifest:
 
     @cached_property
     def names(self) -> list[str]:
-        """Where the manifest lies, file by file."""
-        return [_name(file) for file in self._files]
+        """The paths or URIs of the files; `the table` for a table in memory."""
+        return [str(file.location) if isinstance(file, TableFile) else "the table" for file in self._files]
 
     @cached_property
     def has_label(self) -> bool:
-        """Whether the manifest states the truth."""
+        """Whether the manifest has labels."""
         return LABEL in self._schemas[0].names
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the files' bytes, in hex; of a table, over its Arrow stream."""
+        """SHA-256 of the files' bytes, in hex; for a table, of its Arrow stream."""
         digest = hashlib.sha256()
         for file in self._files:
             if isinstance(file, TableFile):
@@ -138,18 +138,18 @@ class Manifest:
 
     @property
     def roots(self) -> str | list[str]:
-        """Where relative image paths start: the root that was given, or the folder of each file."""
+        """Where relative image paths start: the given root, or the folders of the files."""
         if self._image_root is not None:
             return str(self._image_root)
         return sorted({str(self._root(file).root) for file in self._files})
 
     @cached_property
     def scanned(self) -> Scan:
-        """The first reading's result, kept."""
+        """The result of `scan`, computed once."""
         return self.scan()
 
     def scan(self) -> Scan:
-        """Read everything once: check it, collect the unique images, find the types of CSV columns."""
+        """Read all rows: check them, collect the unique images, find the types of CSV columns."""
         images, rows = UniqueImages(), [0] * len(self._files)
         kinds = LosslessTypes(self._untyped_names())
         for number, root, batch in self._batches():
@@ -165,10 +165,7 @@ class Manifest:
         return Scan(images, sum(rows), self._carried_schema(kinds.types()), tuple(rows))
 
     def blocks(self, scan: Scan) -> Iterator[Block]:
-        """Stream the rows of a manifest that was scanned.
-
-        Raises `ManifestError` when its files changed since: other rows, images or types.
-        """
+        """Stream the rows after a scan. Raises `ManifestError` if the rows, images or types have changed since."""
         rows = [0] * len(self._files)
         for number, root, batch in self._batches():
             a, b = (
@@ -182,12 +179,12 @@ class Manifest:
             carried = self._carried(number, rows[number], batch, scan.carried)
             yield Block(sum(rows), carried, a, b)
             rows[number] += batch.num_rows
-        for number, (found, expected) in enumerate(zip(rows, scan.file_rows, strict=True)):
-            if found != expected:
-                raise self._changed(number, f"{expected} rows at first, {found} now")
+        for number, (count, expected) in enumerate(zip(rows, scan.file_rows, strict=True)):
+            if count != expected:
+                raise self._changed(number, f"{expected} rows at first, {count} now")
 
-    def place(self, scan: Scan, row: int) -> tuple[str, int]:
-        """Where a row of the whole manifest (from 0) stands: its file, and its number there (from 1)."""
+    def locate(self, scan: Scan, row: int) -> tuple[str, int]:
+        """The file of a row of the whole manifest (from 0) and the row's number in it (from 1)."""
         ends = list(accumulate(scan.file_rows))
         number = bisect_right(ends, row)
         return self.names[number], row - (ends[number] - scan.file_rows[number]) + 1
@@ -196,16 +193,11 @@ class Manifest:
         return ManifestError(f"{self.names[number]}: the file changed while it was read: {what}")
 
     def _carried_schema(self, kinds: dict[str, pa.DataType]) -> pa.Schema:
-        fields = []
-        for name, kind in self._types.items():
-            if name == LABEL:
-                fields.append(pa.field(TRUE_LABEL, pa.int8()))
-            else:
-                fields.append(pa.field(name, kinds.get(name, kind)))
-        return pa.schema(fields)
+        types = {name: kinds.get(name, kind) for name, kind in self._types.items()}
+        return pa.schema([(TRUE_LABEL if name == LABEL else name, kind) for name, kind in types.items()])
 
     def _batches(self) -> Iterator[tuple[int, ImageRoot, pa.RecordBatch]]:
-        """Number of the file, root of its images, and its next rows (at least one), up to the limit."""
+        """The index of a file, the root of its images and its next rows (at least one), up to the limit."""
         left = self._limit
         for number, (file, schema) in enumerate(zip(self._files, self._schemas, strict=True)):
             root = self._root(file)
@@ -245,7 +237,7 @@ class Manifest:
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _untyped_names(self) -> list[str]:
-        """The CSV columns whose types are to be found; none for Parquet and tables."""
+        """The CSV columns whose types have to be found; none for Parquet files and tables."""
         if not _is_text(self._files[0]):
             return []
         known = {self.columns.a, self.columns.b, LABEL}
@@ -256,7 +248,7 @@ class Manifest:
         for file, name, schema in zip(self._files, self.names, self._schemas, strict=True):
             check_names(name, schema.names, self.columns.a, self.columns.b)
             if _is_text(file) != _is_text(self._files[0]):
-                raise ManifestError(f"{name}: {first} is of another format; give files of one format only")
+                raise ManifestError(f"{name}: {first} has another format; give files of one format only")
             check_same_names(name, schema.names, first, self._schemas[0].names)
             if self.has_label:
                 check_label_type(name, schema.field(LABEL).type)
@@ -264,7 +256,9 @@ class Manifest:
     def _common_type(self, name: str) -> pa.DataType:
         if name == LABEL:
             return pa.int8()
-        kinds = {file: each.field(name).type for file, each in zip(self.names, self._schemas, strict=True)}
+        kinds = {
+            file: schema.field(name).type for file, schema in zip(self.names, self._schemas, strict=True)
+        }
         return common_type(name, kinds, paths=name in (self.columns.a, self.columns.b))
 
 
@@ -274,7 +268,3 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 def _is_text(file: TableFile | pa.Table) -> bool:
     return isinstance(file, TableFile) and not file.is_parquet
-
-
-def _name(file: TableFile | pa.Table) -> str:
-    return str(file.location) if isinstance(file, TableFile) else "the table"

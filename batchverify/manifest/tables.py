@@ -1,4 +1,4 @@
-"""Manifest files: found by path, folder, glob or URI; CSV, TSV and Parquet as streams of Arrow batches."""
+"""Manifest files: CSV, TSV and Parquet, found by path, folder, glob or URI and read as Arrow batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 65_536
 BUNDLE_ROWS = 8 * BATCH_ROWS
-# How files begin that people take for text.
+# First bytes of files that are mistaken for text.
 _SIGNATURES = {
     b"PAR1": "a Parquet file; give it a name that ends in .parquet",
     b"PK\x03\x04": "a zip or Excel file; save it as CSV",
@@ -37,83 +37,85 @@ _SIGNATURES = {
 def find_files(source: str) -> list[Location]:
     """The manifest files that a path, folder, glob or URI names, sorted by path.
 
-    Raises `ManifestError` when there is none, or it cannot be looked up.
+    Raises `ManifestError` if there is none or the file system cannot be asked.
     """
     location = Location.parse(source)
     try:
-        return _found(source, location)
+        return _find(source, location)
     except (OSError, pa.ArrowException) as exc:
         raise ManifestError(f"{source}: cannot be read: {first_line(exc)}") from exc
 
 
-def _found(source: str, location: Location) -> list[Location]:
+def _find(source: str, location: Location) -> list[Location]:
     kind = location.kind()
     if kind == "file":
         return [location]
     if kind == "folder":
-        found = [each for each, _ in location.files() if is_manifest(each)]
-        if not found:
-            raise ManifestError(f"{source}: the folder holds no .csv, .tsv or .parquet file")
-        return found
-    if not any(mark in location.path for mark in "*?["):
+        candidates, problem = [file for file, _ in location.files()], "the folder holds no {} file"
+    elif _is_glob(location.path):
+        candidates, problem = _matches(location), "no {} file matches"
+    else:
         raise ManifestError(f"{source}: no such file or folder")
-    found = [each for each in _matching(location) if is_manifest(each)]
-    if not found:
-        raise ManifestError(f"{source}: no .csv, .tsv or .parquet file matches")
-    return found
+    manifests = [file for file in candidates if _is_manifest(file)]
+    if not manifests:
+        raise ManifestError(f"{source}: {problem.format('.csv, .tsv or .parquet')}")
+    return manifests
 
 
-def _matching(pattern: Location) -> list[Location]:
+def _is_glob(text: str) -> bool:
+    return any(mark in text for mark in "*?[")
+
+
+def _matches(pattern: Location) -> list[Location]:
     if pattern.is_local:
-        found = [Location.parse(path) for path in sorted(glob.glob(pattern.path, recursive=True))]  # noqa: PTH207
-        return [each for each in found if each.kind() == "file"]
-    wanted = pattern.path.split("/")
-    fixed = next(at for at, part in enumerate(wanted) if any(mark in part for mark in "*?["))
-    folder = Location("/".join(wanted[:fixed]), pattern.scheme, pattern.query)
-    listed = [each for each, _ in folder.files(recursive=True)]
-    return [each for each in listed if _fits(each.path.split("/"), wanted)]
+        paths = sorted(glob.glob(pattern.path, recursive=True))  # noqa: PTH207
+        return [file for file in map(Location.parse, paths) if file.kind() == "file"]
+    parts = pattern.path.split("/")
+    fixed = next(index for index, part in enumerate(parts) if _is_glob(part))
+    folder = Location("/".join(parts[:fixed]), pattern.scheme, pattern.query)
+    return [file for file, _ in folder.files(recursive=True) if _fits(file.path.split("/"), parts)]
 
 
-def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a path fits a pattern, part by part as `glob` reads it; `**` stands for any number of parts."""
-    if not wanted:
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern, part by part as in `glob`; `**` stands for any number of parts."""
+    if not pattern:
         return not parts
-    if wanted[0] == "**":
-        return any(_fits(parts[at:], wanted[1:]) for at in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
+    if pattern[0] == "**":
+        return any(_fits(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
-def would_find(source: str, location: Location) -> bool:
-    """Whether a file at `location`, once it is there, is one of those that a folder or glob names as a manifest."""
-    place = Location.parse(source)
-    kind, alike = place.kind(), (place.scheme, place.query) == (location.scheme, location.query)
-    if kind == "file" or not alike or not is_manifest(location):
+def would_find(source: str, file: Location) -> bool:
+    """Whether a folder or glob `source` would name `file` as a manifest if the file existed."""
+    location = Location.parse(source)
+    same_store = (location.scheme, location.query) == (file.scheme, file.query)
+    if location.kind() == "file" or not same_store or not _is_manifest(file):
         return False
-    return location.parent == place or _fits(location.path.split("/"), place.path.split("/"))
+    return file.parent == location or _fits(file.path.split("/"), location.path.split("/"))
 
 
-def is_manifest(location: Location) -> bool:
-    """Whether a file's name ends like a manifest's; hidden files and `_SUCCESS` are none."""
+def _is_manifest(location: Location) -> bool:
+    """Whether a file is a manifest by its name; hidden files and `_SUCCESS` are not."""
     if location.name.startswith((".", "_")):
         return False
     return location.suffix in PARQUET or _plain_name(location).endswith((".csv", *TABS))
 
 
 def _plain_name(location: Location) -> str:
-    """The name in lower case without the ending of a compression."""
+    """The name in lower case, without the suffix of a compression."""
     name = location.name.lower()
     return name.removesuffix(location.suffix) if location.suffix in COMPRESSIONS else name
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """One manifest file: `batches` streams it; cells of a CSV come as the strings that stand there."""
+    """One manifest file, streamed by `batches`; the cells of a CSV stay strings."""
 
     location: Location
 
     @property
     def is_parquet(self) -> bool:
-        """Whether the file's name says Parquet; everything else is read as delimited text."""
+        """Whether the file is Parquet by its name; other files are read as delimited text."""
         return self.location.suffix in PARQUET
 
     def schema(self) -> pa.Schema:
@@ -140,14 +142,14 @@ class TableFile:
                 yield from reader.iter_batches(BATCH_ROWS, row_groups=groups)
 
     def chunks(self) -> Iterator[bytes]:
-        """The file's bytes as they are stored."""
+        """The file's bytes, not decompressed."""
         filesystem, path = self.location.filesystem, self.location.path
         with self._seam(), filesystem.open_input_stream(path, compression=None) as source:
             while chunk := source.read(1 << 20):
                 yield chunk
 
     def _text(self, reader: Any) -> Iterator[pa.RecordBatch]:
-        """The batches of a text file; a quote left open would otherwise swallow rows in silence."""
+        """The batches of a text file. Refuses an open quote, which would swallow rows unnoticed."""
         rows, last = 0, None
         try:
             for batch in reader:
@@ -159,15 +161,18 @@ class TableFile:
             raise ManifestError(
                 f"{self.location}: row {rows + 1}: longer than {BLOCK_BYTES >> 20} MB; is a quote left open?"
             ) from exc
-        breaks = last is not None and last.column(last.num_columns - 1)[-1].as_py().endswith(("\n", "\r"))
-        if last is not None and breaks and not self._ends_with_quote():
+        if (
+            last is not None
+            and last.column(last.num_columns - 1)[-1].as_py().endswith(("\n", "\r"))
+            and not self._ends_with_quote()
+        ):
             raise ManifestError(
                 f"{self.location}: row {rows}: column '{last.schema.names[-1]}' runs to the end of the file; "
                 "is a quote left open?"
             )
 
     def _ends_with_quote(self) -> bool:
-        """Whether the last character but line breaks is a quote; reads everything, for the rare doubt."""
+        """Whether the last character before line breaks is a quote. Reads the whole file, which is rarely needed."""
         end = b""
         with self._open() as source:
             while chunk := source.read(BLOCK_BYTES):
@@ -179,14 +184,14 @@ class TableFile:
             raise ManifestError(f"{self.location}: a compressed Parquet file; unpack it first")
         with self._open() as source:
             start = source.read(4)
-        for signature, what in _SIGNATURES.items():
+        for signature, kind in _SIGNATURES.items():
             if start.startswith(signature):
-                raise ManifestError(f"{self.location}: {what}")
+                raise ManifestError(f"{self.location}: {kind}")
 
     def _reader(self, source: Any, column_types: pa.Schema | None) -> Any:
         return pacsv.open_csv(
             source,
-            # One thread: only then does the parser know the number of a row that it cannot read.
+            # With one thread the parser knows the number of a row that it cannot read.
             read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
             parse_options=pacsv.ParseOptions(
                 delimiter="\t" if _plain_name(self.location).endswith(TABS) else ",", newlines_in_values=True
@@ -204,26 +209,24 @@ class TableFile:
 
     @contextmanager
     def _seam(self, names: Sequence[str] = ()) -> Iterator[None]:
-        """pyarrow's errors as ours. names: the columns, where they are known."""
+        """Raise pyarrow's errors as `ManifestError`. names: of the columns, if known."""
         try:
             yield
         except FileNotFoundError as exc:
             raise ManifestError(f"{self.location}: no such file") from exc
         except UnicodeDecodeError as exc:
-            raise ManifestError(f"{self.location}: the names of the columns are not UTF-8") from exc
+            raise ManifestError(f"{self.location}: the column names are not UTF-8") from exc
         except pa.ArrowInvalid as exc:
-            what = (
-                f"not a readable Parquet file: {first_line(exc)}"
-                if self.is_parquet
-                else _explained(exc, names)
+            problem = (
+                f"not a readable Parquet file: {first_line(exc)}" if self.is_parquet else _explain(exc, names)
             )
-            raise ManifestError(f"{self.location}: {what}") from exc
+            raise ManifestError(f"{self.location}: {problem}") from exc
         except (OSError, pa.ArrowException) as exc:
             raise ManifestError(f"{self.location}: cannot be read: {first_line(exc)}") from exc
 
 
 def _bundles(metadata: pq.FileMetaData) -> Iterator[list[int]]:
-    """Row groups to be read together. One call for all keeps what it has read, measured: 29 bytes a row."""
+    """Row groups to read together. Reading all in one call keeps memory: 29 bytes a row, measured."""
     bundle: list[int] = []
     rows = 0
     for group in range(metadata.num_row_groups):
@@ -236,15 +239,15 @@ def _bundles(metadata: pq.FileMetaData) -> Iterator[list[int]]:
         yield bundle
 
 
-def _explained(exc: pa.ArrowInvalid, names: Sequence[str]) -> str:
-    """pyarrow's message about a text file in our words: rows are counted from 1 without the header."""
+def _explain(exc: pa.ArrowInvalid, names: Sequence[str]) -> str:
+    """pyarrow's message about a text file, reworded. Rows count from 1, without the header."""
     message = first_line(exc)
     if "Empty CSV" in message:
-        return "the file has no rows; a header with image_a and image_b, and rows below it, are needed"
+        return "the file has no rows; it needs a header with image_a and image_b, and rows below it"
     uneven = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", message)
     if uneven:
-        row, expected, found, text = uneven.groups()
-        return f"row {int(row) - 1}: {expected} columns expected, found {found}: {text[:80]!r}"
+        row, expected, count, text = uneven.groups()
+        return f"row {int(row) - 1}: expected {expected} columns, found {count}: {text[:80]!r}"
     invalid = re.search(r"column #(\d+): Row #(\d+): .*invalid UTF8", message)
     if invalid:
         column, row = int(invalid.group(1)), int(invalid.group(2)) - 1
@@ -253,7 +256,7 @@ def _explained(exc: pa.ArrowInvalid, names: Sequence[str]) -> str:
 
 
 def table_of(source: Any) -> pa.Table:
-    """A pandas DataFrame, pyarrow Table or anything with an Arrow stream as a Table."""
+    """A pandas DataFrame, a pyarrow Table or anything with an Arrow stream, as a Table."""
     if isinstance(source, pa.Table):
         return source
     try:
@@ -267,7 +270,7 @@ def table_of(source: Any) -> pa.Table:
 
 
 class _Tap(io.RawIOBase):
-    """A file that hands on what is written to it."""
+    """A file that passes what is written to it to a function."""
 
     def __init__(self, take: Callable[[Any], None]) -> None:
         self._take = take
@@ -281,6 +284,6 @@ class _Tap(io.RawIOBase):
 
 
 def stream_table(table: pa.Table, take: Callable[[Any], None]) -> None:
-    """Hand on the bytes of a table's Arrow stream: schema, rows, and the values that dictionaries hold."""
+    """Pass the bytes of a table's Arrow stream (schema, rows and dictionary values) to `take`."""
     with pa.ipc.new_stream(_Tap(take), table.schema) as writer:
         writer.write_table(table)

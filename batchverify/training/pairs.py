@@ -218,7 +218,7 @@ def _labels(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
     cells = block.carried.column(block.carried.schema.get_field_index(TRUE_LABEL))
     if cells.null_count:
         row = int(np.flatnonzero(cells.is_null().to_numpy(zero_copy_only=False))[0])
-        file, number = manifest.place(scan, block.first + row)
+        file, number = manifest.locate(scan, block.first + row)
         raise ManifestError(f"{file}: row {number}: the label is blank; training needs 0 or 1 in every row")
     labels: np.ndarray = cells.to_numpy()
     return labels
@@ -229,7 +229,7 @@ def _left_out(
 ) -> list[LeftOut]:
     rows = np.flatnonzero(~kept)
     a, b = (embeddings.reasons(side[rows]).to_pylist() for side in (block.a, block.b))
-    places = (manifest.place(scan, block.first + int(row)) for row in rows)
+    places = (manifest.locate(scan, block.first + int(row)) for row in rows)
     return [LeftOut(*place, *reasons) for place, *reasons in zip(places, a, b, strict=True)]
 
 

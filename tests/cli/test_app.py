@@ -45,7 +45,7 @@ BAD = [
         b"image_a,image_b,label\na,b,1\na,b,yes\n",
         "label.csv: row 2: label must be 0 or 1, got 'yes'",
     ),
-    ("uneven.csv", b"image_a,image_b\na,b\na\n", "uneven.csv: row 2: 2 columns expected, found 1"),
+    ("uneven.csv", b"image_a,image_b\na,b\na\n", "uneven.csv: row 2: expected 2 columns, found 1"),
     ("not.parquet", b"image_a,image_b\na,b\n", "not.parquet: not a readable Parquet file"),
     ("bytes.csv", b"image_a,image_b\n\xff\xfe,b\n", "bytes.csv: row 1: column 'image_a': not UTF-8"),
 ]

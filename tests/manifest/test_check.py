@@ -1,4 +1,4 @@
-"""What `check` finds in manifests of real files."""
+"""`check` on manifests of real files."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from batchverify.errors import ManifestError
-from batchverify.manifest.check import BLANK, Doubt, Doubts, check_manifest, doubtful_pairs, look_up
+from batchverify.manifest.check import BLANK, PairIssue, PairIssues, check_manifest, find_pair_issues, look_up
 from batchverify.manifest.manifest import Manifest
 from batchverify.records import Limits, Reason
 
@@ -41,13 +41,13 @@ def test_a_good_manifest(folder):
     assert (report.unique_images, report.looked_up, report.unique_share) == (4, 4, 4 / 6)
     assert report.seconds == 2.0
     lines = report.lines()
-    assert "unique images        4 for 6 references (66.7%)" in lines
+    assert "unique images        4 for 6 image paths (66.7%)" in lines
     assert "time to embed        about 2 s, an estimate at 2 images/s" in lines
     assert "labels               1 same (0), 1 different (1), 1 blank" in lines
-    assert lines[-1] == "no fault found"
+    assert lines[-1] == "no faults found"
 
 
-def test_doubtful_pairs_are_counted_and_named(folder):
+def test_issues_of_pairs_are_counted_and_named(folder):
     path = manifest(
         folder,
         "a.jpg,b.jpg,0",
@@ -65,8 +65,8 @@ def test_doubtful_pairs_are_counted_and_named(folder):
     assert report.duplicates.examples == (f"{path}: row 3: repeats row 1", f"{path}: row 8: repeats row 7")
     assert report.mirrored.count == 2
     assert report.mirrored.examples == (
-        f"{path}: row 2: turns round row 1",
-        f"{path}: row 6: turns round row 5",
+        f"{path}: row 2: mirrors row 1",
+        f"{path}: row 6: mirrors row 5",
     )
     assert report.selves.count == 1
     assert report.selves.examples == (f"{path}: row 4: one image on both sides",)
@@ -77,7 +77,7 @@ def test_doubtful_pairs_are_counted_and_named(folder):
     assert report.lines()[-1] == "the manifest has faults"
 
 
-def test_doubtful_pairs_that_are_no_fault(folder):
+def test_mirrored_and_self_pairs_are_allowed(folder):
     report = check_manifest(
         Manifest.open(manifest(folder, "a.jpg,b.jpg,1", "b.jpg,a.jpg,1", "a.jpg,a.jpg,0"))
     )
@@ -93,7 +93,7 @@ def test_rows_of_several_files_are_named_by_file(folder):
     assert report.missing.examples == (f"{second}: row 1: column 'image_b': no such file: {folder}/gone.jpg",)
 
 
-def test_refused_cells_are_no_images_and_no_pairs(folder):
+def test_refused_cells_count_as_neither_images_nor_pairs(folder):
     path = manifest(folder, ",,0", ",,1", "a.jpg,http://x/y.jpg,1", "a.jpg,b.jpg,1")
     report = check_manifest(Manifest.open(path))
     assert not report.ok
@@ -124,11 +124,11 @@ def test_missing_files_by_reason(folder):
     report = check_manifest(Manifest.open(path), limits=Limits(bytes=100))
     assert report.missing_reasons == {"not_found": 3, "unreadable": 3, "too_large": 1}
     assert report.missing.count == 7
-    said = [example.removeprefix(f"{path}: ") for example in report.missing.examples]
-    assert said[0] == f"row 1: column 'image_b': no such file: {folder}/gone.jpg"
-    assert said[1] == f"row 2: column 'image_b': {folder}/folder.jpg: a folder"
-    assert said[3] == f"row 4: column 'image_b': {folder}/large.jpg: 0.0 MB, the limit is 0.0001 MB"
-    assert said[4] == f"row 5: column 'image_b': {folder}/pipe.jpg: not a regular file"
+    texts = [example.removeprefix(f"{path}: ") for example in report.missing.examples]
+    assert texts[0] == f"row 1: column 'image_b': no such file: {folder}/gone.jpg"
+    assert texts[1] == f"row 2: column 'image_b': {folder}/folder.jpg: a folder"
+    assert texts[3] == f"row 4: column 'image_b': {folder}/large.jpg: 0.0 MB, the limit is 0.0001 MB"
+    assert texts[4] == f"row 5: column 'image_b': {folder}/pipe.jpg: not a regular file"
     assert report.labels is None
 
 
@@ -144,16 +144,16 @@ def test_a_sample_is_looked_up_unless_every_image_is_asked_for(folder):
     every = check_manifest(opened, sample=20, every=True)
     assert (every.looked_up, every.missing.count) == (301, 300)
     assert every.missing.examples[9] == f"{path}: row 10: column 'image_b': no such file: {folder}/9.jpg"
-    assert "300  (301 of 301 images looked for, 300 not_found)" in "\n".join(every.lines())
+    assert "300  (301 of 301 images looked up, 300 not_found)" in "\n".join(every.lines())
 
 
-def test_limit_and_other_columns_are_the_manifests(folder):
+def test_the_limit_of_the_manifest_holds(folder):
     path = manifest(folder, "a.jpg,b.jpg,0", "gone.jpg,b.jpg,0")
     report = check_manifest(Manifest.open(path, limit=1))
     assert (report.rows, report.ok) == (1, True)
 
 
-def test_to_json_is_plain(folder):
+def test_to_json_can_be_serialised(folder):
     report = check_manifest(Manifest.open(manifest(folder, "a.jpg,b.jpg,0", "a.jpg,gone.jpg,1")))
     plain = json.loads(json.dumps(report.to_json()))
     assert plain["ok"] is False
@@ -162,7 +162,7 @@ def test_to_json_is_plain(folder):
     assert plain["unique_share"] == 0.75
 
 
-def test_what_is_no_manifest_is_an_error(folder):
+def test_a_manifest_that_cannot_be_read_is_an_error(folder):
     with pytest.raises(ManifestError, match="row 1: label must be 0 or 1, got 'yes'"):
         check_manifest(Manifest.open(manifest(folder, "a.jpg,b.jpg,yes")))
 
@@ -194,7 +194,7 @@ def test_counts_on_a_large_table_agree_with_pandas(folder):
     assert report.mirrored.count == (frame.groupby("key").image_a.nunique() == 2).sum()
 
 
-def slow(a, b, labels, most) -> Doubts:
+def slow(a, b, labels, most) -> PairIssues:
     """The same by dictionaries, row by row."""
     ordered, unordered = {}, {}
     repeated, selves = {}, {}
@@ -222,11 +222,11 @@ def slow(a, b, labels, most) -> Doubts:
     def cases(found) -> tuple:
         return tuple(found[key] for key in sorted(found, key=lambda key: unordered[key][0])[:most])
 
-    return Doubts(
-        Doubt(sum(counts), cases(repeated)),
-        Doubt(len(mirrored), cases(mirrored)),
-        Doubt(int((a == b).sum()), cases(selves)),
-        Doubt(len(torn), cases(torn)),
+    return PairIssues(
+        PairIssue(sum(counts), cases(repeated)),
+        PairIssue(len(mirrored), cases(mirrored)),
+        PairIssue(int((a == b).sum()), cases(selves)),
+        PairIssue(len(torn), cases(torn)),
     )
 
 
@@ -236,18 +236,18 @@ def test_agrees_with_a_slow_loop(seed):
     rows, images = int(random.integers(1, 300)), int(random.integers(1, 30))
     a, b = random.integers(0, images, (2, rows)).astype(np.int32)
     labels = random.integers(-1, 2, rows).astype(np.int8)
-    assert doubtful_pairs(a, b, labels, most=3) == slow(a, b, labels, 3)
+    assert find_pair_issues(a, b, labels, most=3) == slow(a, b, labels, 3)
 
 
 def test_large_indices_do_not_collide():
     top = 2**31 - 1
     a = np.array([0, 1, top, top - 1], np.int64)
     b = np.array([top, top, 1, top], np.int64)
-    found = doubtful_pairs(a, b)
-    assert found.mirrored == Doubt(1, ((2, 1),))
+    found = find_pair_issues(a, b)
+    assert found.mirrored == PairIssue(1, ((2, 1),))
     assert (found.duplicates.count, found.selves.count, found.contradicting.count) == (0, 0, 0)
 
 
-def test_no_rows_no_doubts():
+def test_no_rows_have_no_issues():
     nothing = np.array([], np.int32)
-    assert doubtful_pairs(nothing, nothing) == Doubts()
+    assert find_pair_issues(nothing, nothing) == PairIssues()

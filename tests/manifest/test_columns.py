@@ -1,4 +1,4 @@
-"""The columns of a manifest: names, types, labels of every type, numbers that survive."""
+"""The columns of a manifest: names, types, labels of every type, lossless numbers."""
 
 import decimal
 
@@ -123,18 +123,18 @@ def test_labels_of_other_types_are_refused(kind):
     [
         ([], ("a", "b"), "no column 'a' (--column-a); the file has no columns"),
         (["a", "c"], ("a", "b"), "no column 'b' (--column-b); the file has a, c"),
-        (["a", "b"], ("a", "a"), "column 'a' is named for both sides"),
+        (["a", "b"], ("a", "a"), "column 'a' is given for both images"),
         (["a", "label"], ("a", "label"), "column 'label' (--column-b) holds the truth, not paths"),
-        (["a", "b", "c", "c", "c"], ("a", "b"), "column 'c' stands there 3 times"),
+        (["a", "b", "c", "c", "c"], ("a", "b"), "column 'c' appears 3 times"),
         (
             ["a", "b", "status"],
             ("a", "b"),
-            "column 'status' is a name of the output; rename it in the manifest",
+            "column 'status' is a name of an output column; rename it in the manifest",
         ),
         (
             ["a", "b", "true_label"],
             ("a", "b"),
-            "column 'true_label' is a name of the output; rename it in the",
+            "column 'true_label' is a name of an output column; rename",
         ),
     ],
 )

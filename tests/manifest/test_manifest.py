@@ -159,7 +159,7 @@ def test_place_names_file_and_row(tmp_path):
         write(tmp_path / f"{name}.csv", "image_a,image_b\n" + "x,y\n" * rows)
     manifest = Manifest.open(tmp_path)
     scan = manifest.scan()
-    places = [manifest.place(scan, row) for row in range(5)]
+    places = [manifest.locate(scan, row) for row in range(5)]
     a, c = str(tmp_path / "a.csv"), str(tmp_path / "c.csv")
     assert places == [(a, 1), (a, 2), (c, 1), (c, 2), (c, 3)]
 

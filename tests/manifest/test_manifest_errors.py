@@ -1,4 +1,4 @@
-"""What is said about manifests that are none: (file, message) pairs, and files that change meanwhile."""
+"""Messages about bad manifests, as (file, message) pairs, and about files that change during a run."""
 
 from pathlib import Path
 
@@ -15,22 +15,22 @@ PAIR = "image_a,image_b\nx,y\n"
 ONE_FILE = [
     ("image_a,other\nx,y\n", "no column 'image_b' (--column-b); the file has image_a, other"),
     ("image_a;image_b\nx;y\n", "no column 'image_a' (--column-a); the file has image_a;image_b"),
-    ("image_a,image_b,image_b\nx,y,z\n", "column 'image_b' stands there 2 times"),
+    ("image_a,image_b,image_b\nx,y,z\n", "column 'image_b' appears 2 times"),
     (
         "image_a,image_b,probability\nx,y,1\n",
-        "column 'probability' is a name of the output; rename it in the manifest",
+        "column 'probability' is a name of an output column; rename it in the manifest",
     ),
     ("image_a,image_b\n", "the manifest has no rows"),
     ("image_a,image_b,label\nx,y,0\nx,y,yes\n", "row 2: label must be 0 or 1, got 'yes'"),
     ("image_a,image_b,label\nx,y,0\nx,y,2\n", "row 2: label must be 0 or 1, got '2'"),
     ("image_a,image_b,label\nx,y, 1\n", "row 1: label must be 0 or 1, got ' 1'"),
-    ("image_a,image_b\nx,y\nx\n", "row 2: 2 columns expected, found 1: 'x'"),
-    ("", "the file has no rows; a header with image_a and image_b, and rows below it, are needed"),
+    ("image_a,image_b\nx,y\nx\n", "row 2: expected 2 columns, found 1: 'x'"),
+    ("", "the file has no rows; it needs a header with image_a and image_b, and rows below it"),
 ]
 
 
-def said(source: object) -> str:
-    """The one line that opening and reading a manifest ends with."""
+def message_of(source: object) -> str:
+    """The one-line message with which opening and reading a manifest fails."""
     with pytest.raises(ManifestError) as caught:
         Manifest.open(source).scan()
     assert "\n" not in str(caught.value)
@@ -41,15 +41,15 @@ def said(source: object) -> str:
 def test_one_file(tmp_path, text, message):
     path = tmp_path / "pairs.csv"
     path.write_text(text, encoding="utf-8")
-    assert said(path) == f"{path}: {message}"
+    assert message_of(path) == f"{path}: {message}"
 
 
 SECOND_FILE = [
     ("b.csv", "image_a,other\nx,y\n", "no column 'image_b' (--column-b); the file has image_a, other"),
     ("b.csv", "image_a,image_b,n\nx,y,1\n", "columns differ from those of {first}: 'n' is new"),
-    ("b.csv", "image_a,image_b\nx,y,1\n", "row 1: 2 columns expected, found 3: 'x,y,1'"),
+    ("b.csv", "image_a,image_b\nx,y,1\n", "row 1: expected 2 columns, found 3: 'x,y,1'"),
     ("b.tsv", "image_a,image_b\nx,y\n", "no column 'image_a' (--column-a); the file has image_a,image_b"),
-    ("b.csv", "", "the file has no rows; a header with image_a and image_b, and rows below it, are needed"),
+    ("b.csv", "", "the file has no rows; it needs a header with image_a and image_b, and rows below it"),
 ]
 
 
@@ -58,13 +58,13 @@ def test_the_second_file(tmp_path, name, text, message):
     first = tmp_path / "a.csv"
     first.write_text(PAIR, encoding="utf-8")
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert said(tmp_path) == f"{tmp_path / name}: {message.format(first=first)}"
+    assert message_of(tmp_path) == f"{tmp_path / name}: {message.format(first=first)}"
 
 
 def test_files_without_rows(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.csv").write_text("image_a,image_b\n", encoding="utf-8")
-    assert said(tmp_path) == f"{tmp_path}/a.csv and 2 more: the manifest has no rows"
+    assert message_of(tmp_path) == f"{tmp_path}/a.csv and 2 more: the manifest has no rows"
 
 
 def test_rows_are_counted_in_the_second_block_of_the_second_file(tmp_path, monkeypatch):
@@ -72,7 +72,7 @@ def test_rows_are_counted_in_the_second_block_of_the_second_file(tmp_path, monke
     good = "image_a,image_b,label\n" + "x,y,0\n" * 100
     (tmp_path / "a.csv").write_text(good, encoding="utf-8")
     (tmp_path / "b.csv").write_text(good + "x,y,maybe\n", encoding="utf-8")
-    assert said(tmp_path) == f"{tmp_path}/b.csv: row 101: label must be 0 or 1, got 'maybe'"
+    assert message_of(tmp_path) == f"{tmp_path}/b.csv: row 101: label must be 0 or 1, got 'maybe'"
 
 
 PARQUET = [
@@ -96,14 +96,14 @@ def test_parquet(tmp_path, columns, message):
     pq.write_table(
         pa.table({name: pa.array(cells, types.get(name)) for name, cells in columns.items()}), path
     )
-    assert said(path) == f"{path}: {message}"
+    assert message_of(path) == f"{path}: {message}"
 
 
 def test_parquet_that_is_not_utf8_is_named_by_row_in_a_later_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH_ROWS", 10)
     cells = pa.array([b"x"] * 25 + [b"\xff"]).view(pa.string())
     pq.write_table(pa.table({"image_a": ["x"] * 26, "image_b": cells}), tmp_path / "a.parquet")
-    assert said(tmp_path) == f"{tmp_path}/a.parquet: row 26: column 'image_b': not UTF-8"
+    assert message_of(tmp_path) == f"{tmp_path}/a.parquet: row 26: column 'image_b': not UTF-8"
 
 
 def test_parquet_files_of_other_types(tmp_path):
@@ -111,26 +111,26 @@ def test_parquet_files_of_other_types(tmp_path):
     pq.write_table(pa.table({**both, "n": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({**both, "n": ["1"]}), tmp_path / "b.parquet")
     a, b = tmp_path / "a.parquet", tmp_path / "b.parquet"
-    assert said(tmp_path) == f"{b}: column 'n' holds string, in {a} it holds int64"
+    assert message_of(tmp_path) == f"{b}: column 'n' holds string, in {a} it holds int64"
 
 
 def test_text_and_parquet_do_not_mix(tmp_path):
     (tmp_path / "a.csv").write_text(PAIR, encoding="utf-8")
     pq.write_table(pa.table({"image_a": ["x"], "image_b": ["y"]}), tmp_path / "b.parquet")
-    assert said(tmp_path) == (
-        f"{tmp_path}/b.parquet: {tmp_path}/a.csv is of another format; give files of one format only"
+    assert message_of(tmp_path) == (
+        f"{tmp_path}/b.parquet: {tmp_path}/a.csv has another format; give files of one format only"
     )
 
 
 def test_tables_in_memory():
-    assert said(pd.DataFrame({"image_a": ["x"]})) == (
+    assert message_of(pd.DataFrame({"image_a": ["x"]})) == (
         "the table: no column 'image_b' (--column-b); the file has image_a"
     )
-    assert said(pd.DataFrame([["x", "y"]], columns=["image_a", "image_a"])).startswith(
+    assert message_of(pd.DataFrame([["x", "y"]], columns=["image_a", "image_a"])).startswith(
         "the table: Duplicate column"
     )
-    assert said(pd.DataFrame({"image_a": ["x", 3], "image_b": ["y", "z"]})).startswith("the table: ")
-    assert said(pa.table({"image_a": ["x"], "image_b": ["y"], "label": ["no"]})) == (
+    assert message_of(pd.DataFrame({"image_a": ["x", 3], "image_b": ["y", "z"]})).startswith("the table: ")
+    assert message_of(pa.table({"image_a": ["x"], "image_b": ["y"], "label": ["no"]})) == (
         "the table: row 1: label must be 0 or 1, got 'no'"
     )
     with pytest.raises(UsageError, match="a manifest is a path, a DataFrame or an Arrow table, not list"):

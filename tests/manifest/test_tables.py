@@ -65,14 +65,14 @@ def test_reads(tmp_path, name):
 
 
 BROKEN = [
-    ("a.csv", b"", "the file has no rows; a header with image_a and image_b, and rows below it, are needed"),
+    ("a.csv", b"", "the file has no rows; it needs a header with image_a and image_b, and rows below it"),
     ("a.csv", b"\n\n", "the file has no rows"),
     ("a.csv", b"\xef\xbb\xbf", "the file has no rows"),
     ("a.csv", b"image_a,image_b", "the file has no rows"),
-    ("a.csv", HEADER + b"x,y\n\n\nx,y,z\n", "row 2: 2 columns expected, found 3: 'x,y,z'"),
-    ("a.csv", HEADER + ROWS + b"q\n", "row 101: 2 columns expected, found 1: 'q'"),
+    ("a.csv", HEADER + b"x,y\n\n\nx,y,z\n", "row 2: expected 2 columns, found 3: 'x,y,z'"),
+    ("a.csv", HEADER + ROWS + b"q\n", "row 101: expected 2 columns, found 1: 'q'"),
     ("a.csv", HEADER + b"x,y\nx,\xff\n", "row 2: column 'image_b': not UTF-8"),
-    ("a.csv", b"image_\xff,image_b\nx,y\n", "the names of the columns are not UTF-8"),
+    ("a.csv", b"image_\xff,image_b\nx,y\n", "the column names are not UTF-8"),
     (
         "a.csv",
         HEADER + b'x,"y\n' + ROWS,
@@ -103,7 +103,7 @@ def test_broken_files_are_named_in_one_line(tmp_path, name, data, message):
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (b"q\n", "row 101: 2 columns expected, found 1: 'q'"),
+        (b"q\n", "row 101: expected 2 columns, found 1: 'q'"),
         (b"q,\xff\n", "row 101: column 'image_b': not UTF-8"),
         (b'q,"' + b"x" * 500 + b'"\n', "row 101: longer than"),
     ],
