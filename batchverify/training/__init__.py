@@ -1,4 +1,4 @@
-"""`train`: a head from labelled pairs: fitted, calibrated, with thresholds, and searched for on Ray.
+"""`train`: a head from labelled pairs: its fit, calibration and thresholds, and the search on Ray.
 
 In: labelled manifests. Out: a head. Below: `scoring`, `evaluation` (its figures), `heads`.
 """

@@ -1,8 +1,8 @@
-"""Fits a head: what `--algorithm` names, folds, calibration, thresholds."""
+"""Fits a head: estimator specs, folds, calibration and thresholds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ from batchverify.heads.features import Features
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Scorer
 from batchverify.options import ALGORITHMS, DEFAULT_ALGORITHM, TrainOptions
-from batchverify.training.calibration import METHODS, f1_threshold, rate_thresholds, sigmoid
+from batchverify.training.calibration import METHODS, f1_threshold, platt_scaling, rate_thresholds, sigmoid
 from batchverify.training.linear import fit_linear, log_loss, squared_hinge
 from batchverify.training.network import Epoch, NetworkFit, NetworkSettings, fit_network
 from batchverify.training.pairs import LabelledPairs
@@ -25,23 +25,21 @@ from batchverify.version import __version__
 
 FEWEST_PAIRS = 20
 FOLDS = 5
-# Fewer pairs in a fold's fit say nothing about the head.
+# The fewest pairs that the fit of a fold needs.
 FEWEST_FITTED = 10
-# With so many dev pairs their scores alone carry calibration and thresholds.
+# From this many dev pairs on, calibration and thresholds need no folds.
 ENOUGH_DEV_PAIRS = 5000
+# Pairs that a finished head scores at a time.
+BLOCK = 1 << 14
 DEFAULT_FEATURES = {"distance": "chi2sum", "logistic": "chi2", "weighted-chi2": "chi2", "network": "absdiff"}
 PAPER_FEATURES = ("chi2", "chi2raw")
 
 Report = Callable[[str, Epoch], None]
 
 
-def silent(name: str, epoch: Epoch) -> None:
-    """A report of epochs that tells nobody."""
-
-
 @dataclass(frozen=True)
-class Fit:
-    """What one spec came to: its scorers (several for snapshots) count as one score, their mean."""
+class FittedScorers:
+    """The fit of one spec. Its score is the mean of its scorers', of which snapshots give several."""
 
     scorers: tuple[Scorer, ...]
     network: NetworkFit | None = None
@@ -49,10 +47,10 @@ class Fit:
     @torch.inference_mode()
     def scores(self, pairs: LabelledPairs) -> np.ndarray:
         """(N,) float64."""
-        # Filled in place: small results kept between large blocks would leave the heap full of holes.
+        # Filled in place: small results between large blocks would fragment the heap.
         scores, done = np.zeros(len(pairs)), 0
         for a, b, _ in pairs.blocks():
-            logits = torch.stack([each.logits(a, b) for each in self.scorers]).mean(0)
+            logits = torch.stack([scorer.logits(a, b) for scorer in self.scorers]).mean(0)
             scores[done : done + len(a)] = logits.numpy()
             done += len(a)
         return scores
@@ -60,16 +58,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class EstimatorSpec:
-    """One scorer to be fitted: an algorithm of `options.ALGORITHMS` on features."""
+    """What to fit: an algorithm of `options.ALGORITHMS` and its features."""
 
     algorithm: str
     features: Features
 
     @classmethod
     def parse(cls, text: str, features: str | None = None) -> EstimatorSpec:
-        """`NAME` or `NAME:FEATURES`; `features` stands in where none are named, else the algorithm's own.
+        """Parse `NAME` or `NAME:FEATURES`; without features `features` are taken, or else the algorithm's default.
 
-        Raises `UsageError` for an unknown name and for features that the algorithm does not take.
+        Raises `UsageError` for unknown names and for features that the algorithm does not take.
         """
         name, _, own = text.partition(":")
         if name not in ALGORITHMS:
@@ -77,8 +75,7 @@ class EstimatorSpec:
         spec = cls(name, Features.parse(own or features or DEFAULT_FEATURES[name]))
         if name == "distance" and not spec.features.scalar:
             raise UsageError(
-                "--algorithm distance takes one number a pair (cosine, euclidean or chi2sum), "
-                f"got '{spec.features}'"
+                f"--algorithm distance takes one of cosine, euclidean and chi2sum, got '{spec.features}'"
             )
         if name == "weighted-chi2" and str(spec.features) not in PAPER_FEATURES:
             raise UsageError(
@@ -94,20 +91,20 @@ class EstimatorSpec:
         train: LabelledPairs,
         dev: LabelledPairs,
         options: TrainOptions,
-        report: Report = silent,
+        report: Report = lambda *_: None,
         *,
         checked_lr: float | None = None,
-    ) -> Fit:
+    ) -> FittedScorers:
         """Fit to `train`; dev stops networks.
 
-        checked_lr: the rate for a network of some of the pairs, when all of them have passed its checks.
+        checked_lr: the learning rate of a network for which the checks have been made; None to make them.
         """
         if self.algorithm != "network":
             loss = squared_hinge if self.algorithm == "weighted-chi2" else log_loss
             scorer = fit_linear(
                 train, self.features, algorithm=self.algorithm, shrinkage=options.shrinkage, loss=loss
             )
-            return Fit((scorer,))
+            return FittedScorers((scorer,))
         settings = network_settings(options)
         if checked_lr is not None:
             settings = replace(settings, max_lr=checked_lr)
@@ -119,31 +116,30 @@ class EstimatorSpec:
             lambda epoch: report(str(self), epoch),
             checked=checked_lr is not None,
         )
-        return Fit(network.scorers, network)
+        return FittedScorers(network.scorers, network)
 
 
 def estimator_specs(options: TrainOptions) -> list[EstimatorSpec]:
-    """The scorers that the options ask for. Raises `UsageError` where one is asked for twice."""
-    found = [
-        EstimatorSpec.parse(text, options.features) for text in options.algorithms or (DEFAULT_ALGORITHM,)
-    ]
-    for place, spec in enumerate(found):
-        if spec in found[:place]:
-            raise UsageError(f"--algorithm {spec} stands there twice: both scorers would be the same")
-    return found
+    """The specs that the options name. Raises `UsageError` if one appears twice."""
+    texts = options.algorithms or (DEFAULT_ALGORITHM,)
+    specs = [EstimatorSpec.parse(text, options.features) for text in texts]
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise UsageError(f"--algorithm {spec} appears twice: both scorers would be the same")
+    return specs
 
 
 def network_settings(options: TrainOptions) -> NetworkSettings:
-    """What the options say about networks."""
+    """The options that concern networks."""
     return NetworkSettings(**{name: getattr(options, name) for name in NetworkSettings.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A head and what its fit told.
+class FittedHead:
+    """A head and how it was fitted.
 
-    labels, probabilities: (N,) of the pairs behind calibration and thresholds, by fits that have not seen
-    them: the training pairs out of fold, then dev. networks: by spec.
+    labels, probabilities: (N,) of the held-out pairs behind calibration and thresholds: the training pairs out of
+    fold, then dev. networks: by spec.
     """
 
     head: Head
@@ -157,45 +153,46 @@ def fit_head(
     dev: LabelledPairs,
     embedding: EmbeddingFingerprint,
     options: TrainOptions,
-    about: dict[str, Any] | None = None,
-    report: Report = silent,
-) -> Fitted:
-    """Fit on `train`; dev stops networks; calibration and thresholds come from held-out pairs.
+    about: Mapping[str, Any] | None = None,
+    report: Report = lambda *_: None,
+) -> FittedHead:
+    """Fit to `train`; dev stops networks; calibration and thresholds come from held-out pairs.
 
-    Those are dev's and, unless `options.folds` says otherwise, the training pairs scored out of fold: no
-    weights were fitted to them, though dev decides when networks stop and what `tune` takes. The
-    same pairs, options and seed give the same bytes on the same machine. Raises `UsageError` for pairs that
-    nothing can be learned from, `TrainingError` where a network cannot learn.
+    Held out are the dev pairs and, depending on `options.folds`, the training pairs, scored out of fold. No weights
+    are fitted to them, although dev decides when networks stop and what `tune` picks. The same pairs, options and
+    seed give the same bytes on the same machine. about: more metadata. Raises `UsageError` for pairs that cannot be
+    learned from, `TrainingError` if a network cannot learn.
     """
     train.check(FEWEST_PAIRS)
     dev.check()
-    wanted = estimator_specs(options)
+    specs = estimator_specs(options)
     folds = _folds(options, train, dev)
     fits, scores = [], []
     with _one_thread():
-        for spec in wanted:
+        for spec in specs:
             fit = spec.fit(train, dev, options, report)
             fits.append(fit)
-            scores.append(
-                np.concatenate([_out_of_fold(spec, fit, train, dev, options, folds), fit.scores(dev)])
-            )
+            out_of_fold = _out_of_fold(spec, fit, train, dev, options, folds)
+            scores.append(np.concatenate([out_of_fold, fit.scores(dev)]))
         labels = np.concatenate([train.labels[: train.originals], dev.labels]) if folds else dev.labels
-        scorers, logits = _aligned(fits, scores, labels)
+        scorers, logits = _combined(fits, scores, labels)
         slope, offset = METHODS[options.calibration](logits, labels)
         head = Head(scorers, (slope, offset), {"embedding": dict(embedding.document)})
-        tables = _tables(head, dev, logits, labels)
-    networks = {
-        str(spec): fit.network for spec, fit in zip(wanted, fits, strict=True) if fit.network is not None
-    }
+        measured = _measured(head, dev, logits, labels)
+    more = dict(about or {})
     training = {
+        **more.pop("training", {}),
         "pairs": train.originals or len(train),
         "folds": folds,
-        "options": _fit_options(options, wanted),
+        "options": _fit_options(options, specs),
     }
-    extra = about or {}
-    whole = {**extra, "version": __version__, "embedding": dict(embedding.document), **tables}
-    whole["training"] = {**extra.get("training", {}), **training}
-    return Fitted(replace(head, about=whole), labels, sigmoid(slope * logits + offset), networks)
+    head = replace(
+        head, about={**more, "version": __version__, **head.about, **measured, "training": training}
+    )
+    networks = {
+        str(spec): fit.network for spec, fit in zip(specs, fits, strict=True) if fit.network is not None
+    }
+    return FittedHead(head, labels, sigmoid(slope * logits + offset), networks)
 
 
 def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:
@@ -204,42 +201,42 @@ def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:
 
 
 def probabilities(head: Head, pairs: LabelledPairs) -> np.ndarray:
-    """(N,) float32: P(different) of labelled pairs, a block of embeddings at a time."""
-    size, found = 1 << 14, np.zeros(len(pairs), np.float32)
-    for start in range(0, len(pairs), size):
-        rows = slice(start, start + size)
-        found[rows] = head(pairs.vectors[pairs.a[rows]], pairs.vectors[pairs.b[rows]])[0]
-    return found
+    """P(different) of labelled pairs: (N,) float32."""
+    result = np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), BLOCK):
+        rows = slice(start, start + BLOCK)
+        result[rows] = head(pairs.vectors[pairs.a[rows]], pairs.vectors[pairs.b[rows]])[0]
+    return result
 
 
 def _out_of_fold(
     spec: EstimatorSpec,
-    whole: Fit,
+    whole: FittedScorers,
     train: LabelledPairs,
     dev: LabelledPairs,
     options: TrainOptions,
     folds: int,
 ) -> np.ndarray:
-    """(N,) scores of the training pairs, each by a fit that has not seen its first image's person."""
+    """(N,) scores of the training pairs, each by a fit without the person of its first image; empty without folds."""
     scores = np.zeros(len(train.labels[: train.originals]) if folds else 0)
-    checked = whole.network.max_lr if whole.network is not None else None
+    checked_lr = whole.network.max_lr if whole.network is not None else None
     for inside, outside in splits(train, folds, options.seed):
-        fit = spec.fit(train.subset(inside), dev, options, checked_lr=checked)
+        fit = spec.fit(train.subset(inside), dev, options, checked_lr=checked_lr)
         scores[outside] = fit.scores(train.subset(outside))
     return scores
 
 
 def splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inside, outside): indices of the pairs that a fold is fitted to, and of those it scores.
+    """(inside, outside) of each fold: indices of the pairs to fit to, and of the pairs to score.
 
-    A fold's fit sees the labels in their proportion in the whole set: leaving out people takes more
-    different pairs than same ones.
+    Leaving out people removes more different pairs than same pairs. Pairs of the surplus label are dropped, so that
+    the proportion of the labels stays that of the whole set.
     """
     if not folds:
         return
     rng = np.random.default_rng(seed)
-    groups, membership = np.unique(train.groups(), return_inverse=True)
-    fold = rng.permutation(np.arange(len(groups)) % folds)[membership]
+    groups, group_of_image = np.unique(train.groups(), return_inverse=True)
+    fold = rng.permutation(np.arange(len(groups)) % folds)[group_of_image]
     first, second = fold[train.a], fold[train.b]
     share = (train.labels == 1).mean()
     for number in range(folds):
@@ -247,19 +244,17 @@ def splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.nda
         different = train.labels[inside] == 1
         counts = np.array([(~different).sum() / (1 - share), different.sum() / share])
         total = counts.min()
-        keep = np.concatenate(
-            [
-                rng.permutation(inside[~different])[: round(total * (1 - share))],
-                rng.permutation(inside[different])[: round(total * share)],
-            ]
-        )
-        yield np.sort(keep), np.flatnonzero(first[: train.originals] == number)
+        same_rows = rng.permutation(inside[~different])[: round(total * (1 - share))]
+        different_rows = rng.permutation(inside[different])[: round(total * share)]
+        outside = np.flatnonzero(first[: train.originals] == number)
+        yield np.sort(np.concatenate([same_rows, different_rows])), outside
 
 
 def _folds(options: TrainOptions, train: LabelledPairs, dev: LabelledPairs) -> int:
-    """How many folds, 0 for none: by default none where dev is large or a fold would leave too little to fit.
+    """The number of folds, 0 for none.
 
-    That is so where one image or person stands in nearly all pairs. `UsageError` where folds were asked for.
+    By default none if dev is large, or if a fold leaves too few pairs to fit because one person or image is in nearly
+    all of them. Raises `UsageError` if that happens with a given number of folds.
     """
     if options.folds == 0 or (options.folds is None and len(dev) >= ENOUGH_DEV_PAIRS):
         return 0
@@ -270,35 +265,35 @@ def _folds(options: TrainOptions, train: LabelledPairs, dev: LabelledPairs) -> i
     if options.folds is None:
         return 0
     raise UsageError(
-        f"--folds {folds}: without the people of one fold too few {train.name} pairs of both labels are left "
-        "to fit; give another number, or 0 for thresholds from dev alone"
+        f"--folds {folds}: without the people of one fold too few {train.name} pairs of both labels are left; "
+        "give another number, or 0 to use dev alone"
     )
 
 
-def _aligned(
-    fits: Sequence[Fit], scores: Sequence[np.ndarray], labels: np.ndarray
+def _combined(
+    fits: Sequence[FittedScorers], scores: Sequence[np.ndarray], labels: np.ndarray
 ) -> tuple[tuple[Scorer, ...], np.ndarray]:
-    """Scorers on one scale, each spec first calibrated by itself, and the (N,) mean of their held-out scores.
+    """All scorers, each spec calibrated by itself so that they share a scale, and their mean held-out scores (N,).
 
-    The head takes the plain mean of its scorers: a spec weighs by its number of them.
+    As in the head, which takes the plain mean, a spec weighs as much as its number of scorers.
     """
     if len(fits) == 1:
         return fits[0].scorers, scores[0]
-    scales = [METHODS["platt"](each, labels) for each in scores]
-    scorers = [
-        part.rescaled(*scale) for each, scale in zip(fits, scales, strict=True) for part in each.scorers
-    ]
-    logits = [slope * each + offset for each, (slope, offset) in zip(scores, scales, strict=True)]
-    return tuple(scorers), np.average(logits, axis=0, weights=[len(each.scorers) for each in fits])
+    scorers, logits = [], []
+    for fit, spec_scores in zip(fits, scores, strict=True):
+        slope, offset = platt_scaling(spec_scores, labels)
+        scorers += [scorer.rescaled(slope, offset) for scorer in fit.scorers]
+        logits.append(slope * spec_scores + offset)
+    return tuple(scorers), np.average(logits, axis=0, weights=[len(fit.scorers) for fit in fits])
 
 
-def _tables(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Thresholds, calibration before and after, dev metrics: what the artifact's metadata tells."""
+def _measured(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Calibration, thresholds and metrics for the artifact's metadata."""
     slope, offset = head.calibration
     before, after = sigmoid(logits), sigmoid(slope * logits + offset)
     threshold = f1_threshold(after)
     rate, equal = Curve.of(labels, after).equal_error()
-    apart = probabilities(head, dev.impostor_pairs())
+    impostors = probabilities(head, dev.impostor_pairs())
     return {
         "calibration": {
             "held_out_pairs": len(labels),
@@ -309,8 +304,8 @@ def _tables(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarr
             "best_f1": threshold,
             "held_out_pairs": len(labels),
             "equal_error": {"threshold": equal, "rate": rate},
-            "different_pairs": len(apart),
-            "far": [each.to_json() for each in rate_thresholds(apart)],
+            "different_pairs": len(impostors),
+            "far": [rate_threshold.to_json() for rate_threshold in rate_thresholds(impostors)],
         },
         "held_out": asdict(measure(labels, after, threshold)),
         "dev": asdict(measure(dev.labels, probabilities(head, dev), threshold)),
@@ -321,19 +316,19 @@ def _brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.square(probabilities - labels).mean())
 
 
-def _fit_options(options: TrainOptions, wanted: Sequence[EstimatorSpec]) -> dict[str, Any]:
-    """The options that decide a fit, as the metadata tells them."""
+def _fit_options(options: TrainOptions, specs: Sequence[EstimatorSpec]) -> dict[str, Any]:
+    """The options that affect the fit, for the metadata."""
     names = ["seed", "calibration", "augment"]
-    if any(each.algorithm == "network" for each in wanted):
+    if any(spec.algorithm == "network" for spec in specs):
         names += [name for name in NetworkSettings.__dataclass_fields__ if name != "seed"]
-    if any(each.algorithm != "network" for each in wanted):
+    if any(spec.algorithm != "network" for spec in specs):
         names += ["shrinkage"]
-    return {"recipes": [str(each) for each in wanted], **{name: getattr(options, name) for name in names}}
+    return {"recipes": [str(spec) for spec in specs], **{name: getattr(options, name) for name in names}}
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the machine's number of CPUs: the same pairs give the same bytes."""
+    """One torch thread and the caller's random state kept, so that the same pairs give the same bytes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

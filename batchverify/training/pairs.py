@@ -1,4 +1,4 @@
-"""Labelled pairs for training: gathered, checked, drawn, and kept apart from the development set."""
+"""Labelled pairs: collected from manifests, checked, drawn, and searched for leaks between sets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.manifest import TRUE_LABEL, Block, Manifest, Scan
 
-# Images whose pairs make the table of false accept rates: 224,115 pairs at most support the lowest rate twice
-# over.
+# Images whose pairs give the thresholds at false accept rates. Their 224,115 pairs are twice as many as the lowest
+# rate needs.
 MOST_IMPOSTORS = 670
 BLOCK = 4096
+# Rows, people or images that a message lists.
 SHOWN = 5
 DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row whose pair has no two embeddings: file, row from 1, and the reason of each side or None."""
+    """A row that could not be embedded: file, row from 1, and the reason for each image or None."""
 
     file: str
     row: int
@@ -33,19 +34,19 @@ class LeftOut:
     error_b: str | None
 
     def __str__(self) -> str:
-        sides = {"image_a": self.error_a, "image_b": self.error_b}
-        why = ", ".join(f"{side} {reason}" for side, reason in sides.items() if reason)
-        return f"{self.file}: row {self.row}: {why}"
+        errors = {"image_a": self.error_a, "image_b": self.error_b}
+        reasons = ", ".join(f"{column} {reason}" for column, reason in errors.items() if reason)
+        return f"{self.file}: row {self.row}: {reasons}"
 
 
 @dataclass(frozen=True)
 class LabelledPairs:
     """N labelled pairs among M images.
 
-    vectors: (M, 512) float16 unit rows. a, b: (N,) int32 indices of images. labels: (N,) int8, 0 or 1.
-    name: for messages. image_paths: path by image. persons: person by image, where the manifest says so.
-    left_out: the rows that could not be embedded. originals: how many pairs, from the first, are not of
-    augmented views; None for all. views: how many views of all images follow the images in `vectors`.
+    vectors: (M, 512) float16 unit rows. a, b: (N,) int32 indices of images. labels: (N,) int8, 0 or 1. name: for
+    messages. image_paths: by image. persons: by image, if the manifest names them. left_out: rows that could not be
+    embedded. originals: number of leading pairs without augmented views; None for all. views: number of augmented
+    views of all images that follow the images in `vectors`.
     """
 
     vectors: np.ndarray
@@ -64,65 +65,56 @@ class LabelledPairs:
 
     @classmethod
     def collect(cls, manifest: Manifest, scan: Scan, embeddings: EmbeddingTable, name: str) -> LabelledPairs:
-        """Gather a manifest's pairs; blank persons are nobody.
-
-        Raises `ManifestError` for a manifest without labels or with a blank one.
-        """
+        """Collect a manifest's pairs. Raises `ManifestError` if there are no labels or one is blank."""
         parts: list[tuple[np.ndarray, ...]] = []
         left_out: list[LeftOut] = []
         persons: dict[int, str] = {}
         for block in manifest.blocks(scan):
             labels = _labels(manifest, scan, block)
-            kept = embeddings.usable(block.a, block.b)
-            left_out += _left_out(manifest, scan, embeddings, block, kept)
-            indices = (block.a[kept].astype(np.int32), block.b[kept].astype(np.int32))
-            parts.append((*indices, labels[kept]))
+            usable = embeddings.usable(block.a, block.b)
+            left_out += _left_out(manifest, scan, embeddings, block, usable)
+            parts.append((block.a[usable].astype(np.int32), block.b[usable].astype(np.int32), labels[usable]))
             persons.update(_persons(block))
-        a, b, all_labels = (np.concatenate(each) for each in zip(*parts, strict=True))
-        image_paths = tuple(str(each) for each in scan.images)
+        a, b, all_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        image_paths = tuple(map(str, scan.images))
         return cls(embeddings.vectors, a, b, all_labels, name, image_paths, persons, tuple(left_out))
 
     def check(self, fewest: int = 1) -> None:
-        """`UsageError` for pairs that nothing can be learned from.
-
-        That is without both labels, fewer than `fewest`, or with vectors that are not finite.
-        """
+        """Raise `UsageError` if a label is missing, vectors are not finite or there are fewer than `fewest` pairs."""
         same, different = int((self.labels == 0).sum()), int((self.labels == 1).sum())
         if min(same, different) < 1 or same + different != len(self):
             raise UsageError(
                 f"the {self.name} pairs need label 0 and label 1: "
-                f"of {len(self):,} pairs {same:,} are same and {different:,} different"
+                f"of {len(self):,} pairs, {same:,} are same and {different:,} different"
             )
         if len(self) < fewest:
-            raise UsageError(f"the {self.name} pairs are {len(self)}: fewer than {fewest} teach nothing")
-        broken = np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))
-        if len(broken):
-            first = f" (first: {self.image_paths[broken[0]]})" if self.image_paths else ""
+            raise UsageError(f"only {len(self)} {self.name} pairs; at least {fewest} are needed")
+        bad = np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))
+        if len(bad):
+            first = f" (first: {self.image_paths[bad[0]]})" if self.image_paths else ""
             raise UsageError(
-                f"the {self.name} pairs hold {len(broken):,} embeddings that are not finite{first}: "
-                "`cache verify` finds them"
+                f"the {self.name} pairs have {len(bad):,} embeddings that are not finite{first}: find them with "
+                "`batchverify cache verify`"
             )
 
-    def subset(self, chosen: np.ndarray) -> LabelledPairs:
-        """Some of the pairs, by a mask or by indices, among the same images."""
-        return replace(self, a=self.a[chosen], b=self.b[chosen], labels=self.labels[chosen], originals=None)
+    def subset(self, rows: np.ndarray) -> LabelledPairs:
+        """Some of the pairs, by mask or index, of the same images."""
+        return replace(self, a=self.a[rows], b=self.b[rows], labels=self.labels[rows], originals=None)
 
     def with_views(self, views: Sequence[np.ndarray], seed: int) -> LabelledPairs:
-        """The pairs, and each again for every view: of its images drawn from all views, the plain one too.
+        """The pairs, then each again per augmented view, with both images drawn from all views and the plain images.
 
-        views: (M, 512) float16 each, of the same images; where one has no vector (zero), the plain one serves.
+        views: vectors of the same images, (M, 512) float16 each. The plain image's replaces a zero row (no face).
         """
-        tables = [
-            self.vectors,
-            *(np.where(each.any(axis=1, keepdims=True), each, self.vectors) for each in views),
-        ]
+        tables = [self.vectors]
+        tables += [np.where(view.any(axis=1, keepdims=True), view, self.vectors) for view in views]
         rng, count = np.random.default_rng(seed), len(self.vectors)
-        draws = rng.integers(0, len(tables), (2, len(views), len(self))).astype(np.int32) * count
+        offsets = rng.integers(0, len(tables), (2, len(views), len(self))).astype(np.int32) * count
         return replace(
             self,
             vectors=np.concatenate(tables),
-            a=np.concatenate([self.a, (self.a + draws[0]).ravel()]),
-            b=np.concatenate([self.b, (self.b + draws[1]).ravel()]),
+            a=np.concatenate([self.a, (self.a + offsets[0]).ravel()]),
+            b=np.concatenate([self.b, (self.b + offsets[1]).ravel()]),
             labels=np.tile(self.labels, 1 + len(views)),
             image_paths=self.image_paths * len(tables),
             persons={
@@ -135,46 +127,44 @@ class LabelledPairs:
         )
 
     def draw(self, most: int, seed: int) -> LabelledPairs:
-        """At most so many pairs of each label, drawn with a seed."""
+        """A random draw of at most `most` pairs of each label."""
         rng = np.random.default_rng(seed)
-        kept = [rng.permutation(np.flatnonzero(self.labels == label))[:most] for label in (0, 1)]
-        return self.subset(np.sort(np.concatenate(kept)))
+        rows = [rng.permutation(np.flatnonzero(self.labels == label))[:most] for label in (0, 1)]
+        return self.subset(np.sort(np.concatenate(rows)))
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """(a, b, labels) in order, a few at a time: (B, 512) float32 twice, (B,) float32."""
+        """Blocks of (a, b, labels) in order: (B, 512) float32 twice, (B,) float32."""
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 
     def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(a, b, labels) of some pairs, by their indices."""
-        sides = (torch.from_numpy(self.vectors[side[rows]]).float() for side in (self.a, self.b))
-        a, b = sides
+        """(a, b, labels) of some pairs, by index."""
+        a, b = (torch.from_numpy(self.vectors[side[rows]]).float() for side in (self.a, self.b))
         return a, b, torch.from_numpy(self.labels[rows]).float()
 
     def groups(self) -> np.ndarray:
-        """(M,) int64: equal for images of one person; an image of nobody known is a group of its own."""
-        names: dict[str, int] = {}
-        # The views of an image are one picture.
+        """(M,) int64: equal for images of one person. An image without a person and its views are one group."""
+        numbers: dict[str, int] = {}
         images = len(self.vectors) // (1 + self.views)
         groups = np.arange(len(self.vectors), dtype=np.int64) % images + len(self.persons)
         for image, person in self.persons.items():
-            groups[image] = names.setdefault(person, len(names))
+            groups[image] = numbers.setdefault(person, len(numbers))
         return groups
 
     def impostor_pairs(self) -> LabelledPairs:
-        """`all_pairs` of two people, or the labelled different pairs where these are more."""
+        """The different pairs among `all_pairs`, or those among the labelled pairs if these are more."""
         pairs = self.all_pairs()
-        named, labelled = pairs.subset(pairs.labels == 1), self.subset(self.labels == 1)
-        return named if len(named) >= len(labelled) else labelled
+        possible, labelled = pairs.subset(pairs.labels == 1), self.subset(self.labels == 1)
+        return possible if len(possible) >= len(labelled) else labelled
 
     def all_pairs(self) -> LabelledPairs:
-        """Every pair of images of known people; without person columns, the labelled pairs alone.
+        """All pairs of the images of named people, or the labelled pairs if nobody is named.
 
-        Of more than `MOST_IMPOSTORS` images a fixed draw is taken: pairs grow with the square of the images.
+        From more than `MOST_IMPOSTORS` images a fixed draw is taken.
         """
         if not self.persons:
             return self
-        # An image that failed has no vector: its row is zero.
+        # The row of an image that failed is zero.
         images = np.array(sorted(index for index in self.persons if self.vectors[index].any()), np.int32)
         if len(images) > MOST_IMPOSTORS:
             images = np.sort(np.random.default_rng(0).choice(images, MOST_IMPOSTORS, replace=False))
@@ -185,7 +175,7 @@ class LabelledPairs:
 
 
 def count_labels(manifest: Manifest, scan: Scan) -> tuple[int, int]:
-    """(same, different) rows. Raises `ManifestError` for a manifest without labels or with a blank one."""
+    """The numbers of (same, different) rows. Raises `ManifestError` if there are no labels or one is blank."""
     counts = np.zeros(2, np.int64)
     for block in manifest.blocks(scan):
         counts += np.bincount(_labels(manifest, scan, block), minlength=2)
@@ -194,12 +184,12 @@ def count_labels(manifest: Manifest, scan: Scan) -> tuple[int, int]:
 
 
 def people_of(manifest: Manifest, scan: Scan) -> set[str]:
-    """The names of all people in a manifest; empty where it names none."""
+    """The names of all people in a manifest."""
     return {person for block in manifest.blocks(scan) for _, person in _persons(block)}
 
 
 def _persons(block: Block) -> Iterator[tuple[int, str]]:
-    """(image, person) of a block's images with a name."""
+    """(image, person) of all images in a block whose person is named."""
     for column, images in (("person_a", block.a), ("person_b", block.b)):
         if column in block.carried.schema.names:
             people = zip(images.tolist(), block.carried.column(column).to_pylist(), strict=True)
@@ -207,14 +197,14 @@ def _persons(block: Block) -> Iterator[tuple[int, str]]:
 
 
 def _name(person: Any) -> str:
-    """A person's name; whole numbers are one person with and without a fraction, as pandas writes them."""
+    """A person's name as text; 1 and 1.0, as pandas may write the same column, are one person."""
     return str(int(person)) if isinstance(person, float) and person.is_integer() else str(person)
 
 
 def _labels(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
-    """(N,) int8: the labels of a block; `ManifestError` where there are none or one is blank."""
+    """The labels (N,) int8 of a block. Raises `ManifestError` if there are none or one is blank."""
     if not manifest.has_label:
-        raise ManifestError(f"{manifest.names[0]}: the manifest has no column 'label': nothing to learn from")
+        raise ManifestError(f"{manifest.names[0]}: the manifest has no column 'label'; training needs one")
     cells = block.carried.column(block.carried.schema.get_field_index(TRUE_LABEL))
     if cells.null_count:
         row = int(np.flatnonzero(cells.is_null().to_numpy(zero_copy_only=False))[0])
@@ -225,9 +215,9 @@ def _labels(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
 
 
 def _left_out(
-    manifest: Manifest, scan: Scan, embeddings: EmbeddingTable, block: Block, kept: np.ndarray
+    manifest: Manifest, scan: Scan, embeddings: EmbeddingTable, block: Block, usable: np.ndarray
 ) -> list[LeftOut]:
-    rows = np.flatnonzero(~kept)
+    rows = np.flatnonzero(~usable)
     a, b = (embeddings.reasons(side[rows]).to_pylist() for side in (block.a, block.b))
     places = (manifest.locate(scan, block.first + int(row)) for row in rows)
     return [LeftOut(*place, *reasons) for place, *reasons in zip(places, a, b, strict=True)]
@@ -235,7 +225,7 @@ def _left_out(
 
 @dataclass(frozen=True)
 class Leak:
-    """What two sets share. people: names, sorted. images: the same picture's path in the one and in the other."""
+    """What two sets share. people: names, sorted. images: paths of the same image in the first and second set."""
 
     first: str
     second: str
@@ -243,24 +233,21 @@ class Leak:
     images: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        found = []
+        shared = []
         if self.people:
-            found.append(_some("person", "people", self.people))
+            shared.append(_count_and_list("person", "people", self.people))
         if self.images:
-            found.append(_some("identical image", "identical images", [a for a, _ in self.images]))
-        return f"{self.first} and {self.second} share {' and '.join(found)}"
+            shared.append(_count_and_list("identical image", "identical images", [a for a, _ in self.images]))
+        return f"{self.first} and {self.second} share {' and '.join(shared)}"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for the training record."""
+        """For the training record."""
         return dict(vars(self))
 
 
 def find_leaks(sets: Sequence[LabelledPairs]) -> list[Leak]:
-    """What each two of the sets share, where they share anything.
-
-    Pictures are the same when their embeddings are, bit for bit: equal files under two names, too.
-    """
-    digests = [_pictures(each) for each in sets]
+    """The leaks between any two sets. Images are the same if their embeddings have the same bits."""
+    digests = [_image_digests(pairs) for pairs in sets]
     leaks = []
     for (one, first), (other, second) in combinations(list(zip(sets, digests, strict=True)), 2):
         people = tuple(sorted(set(_people(one)) & set(_people(other))))
@@ -271,49 +258,50 @@ def find_leaks(sets: Sequence[LabelledPairs]) -> list[Leak]:
 
 
 def shared_people(people: Mapping[str, set[str]]) -> list[Leak]:
-    """What each two sets share by the names of their people alone, by set: no image need be read for it."""
-    both = [(one, other, people[one] & people[other]) for one, other in combinations(people, 2)]
-    return [Leak(one, other, tuple(sorted(names)), ()) for one, other, names in both if names]
+    """The leaks between any two sets by the names of their people, before images are embedded."""
+    shared = [(one, other, people[one] & people[other]) for one, other in combinations(people, 2)]
+    return [Leak(one, other, tuple(sorted(names)), ()) for one, other, names in shared if names]
 
 
 def check_apart(train: LabelledPairs, dev: LabelledPairs) -> None:
-    """`UsageError` for a dev set whose pairs are all among the training pairs."""
+    """Raise `UsageError` if all dev pairs are training pairs."""
     if np.isin(_pair_keys(dev), _pair_keys(train)).all():
         raise UsageError(
-            "every dev pair is among the training pairs: nothing would show what the head is worth on others"
+            "every dev pair is among the training pairs: dev must show how the head does on others"
         )
 
 
-def _used(pairs: LabelledPairs) -> np.ndarray:
-    return np.unique(np.concatenate([pairs.a, pairs.b]))
+def _used_images(pairs: LabelledPairs) -> list[int]:
+    images: list[int] = np.unique(np.concatenate([pairs.a, pairs.b])).tolist()
+    return images
 
 
 def _people(pairs: LabelledPairs) -> list[str]:
-    return [pairs.persons[image] for image in _used(pairs).tolist() if image in pairs.persons]
+    return [pairs.persons[image] for image in _used_images(pairs) if image in pairs.persons]
 
 
 def _digest(vector: np.ndarray) -> bytes:
     return hashlib.blake2b(vector.tobytes(), digest_size=DIGEST_BYTES).digest()
 
 
-def _pictures(pairs: LabelledPairs) -> dict[bytes, str]:
-    """The path of each picture that a pair uses, by what its embedding hashes to."""
-    names = pairs.image_paths
+def _image_digests(pairs: LabelledPairs) -> dict[bytes, str]:
+    """The paths of all images that occur in a pair, by the digest of their embedding."""
+    paths = pairs.image_paths
     return {
-        _digest(pairs.vectors[image]): names[image] if names else f"image {image}"
-        for image in _used(pairs).tolist()
+        _digest(pairs.vectors[image]): paths[image] if paths else f"image {image}"
+        for image in _used_images(pairs)
     }
 
 
 def _pair_keys(pairs: LabelledPairs) -> np.ndarray:
-    """(N,) uint64 hashes of both pictures of a pair, in whatever order it names them."""
+    """(N,) uint64 hashes of both images of each pair, whatever their order."""
     hashes = np.zeros(len(pairs.vectors), np.uint64)
-    for image in _used(pairs).tolist():
+    for image in _used_images(pairs):
         hashes[image] = int.from_bytes(_digest(pairs.vectors[image])[:8], "little")
     a, b = hashes[pairs.a], hashes[pairs.b]
     return np.minimum(a, b) * np.uint64(0x9E3779B97F4A7C15) + np.maximum(a, b)  # wraps around
 
 
-def _some(one: str, several: str, names: Sequence[str]) -> str:
+def _count_and_list(singular: str, plural: str, names: Sequence[str]) -> str:
     more = ", …" if len(names) > SHOWN else ""
-    return f"{len(names):,} {one if len(names) == 1 else several} ({', '.join(names[:SHOWN])}{more})"
+    return f"{len(names):,} {singular if len(names) == 1 else plural} ({', '.join(names[:SHOWN])}{more})"

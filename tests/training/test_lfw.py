@@ -1,4 +1,4 @@
-"""What `train` promises on real faces: LFW View 1, default settings, five seeds."""
+"""The accuracy and speed of `train` on real faces: LFW View 1, default settings, five seeds."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def test_default_settings_on_view_1(shared, tmp_path_factory, tmp_path):
         "quiet": True,
     }
     summary = batchverify.train(names["train"], names["dev"], tmp_path / "head.safetensors", **options)
-    # MTCNN finds no face in one picture of the 2,048 training pairs.
+    # MTCNN finds no face in one image of the 2,048 training pairs.
     assert summary.pairs == {"training": 2047, "dev": 152, "test": 1000}
     assert (summary.left_out, summary.leaks, first.embedded) == (1, 0, 1549)
     auc, f1, ece = (
@@ -38,5 +38,5 @@ def test_default_settings_on_view_1(shared, tmp_path_factory, tmp_path):
     again = batchverify.train(names["train"], names["dev"], tmp_path / "again.safetensors", **options)
     assert (again.embedded, again.digest) == (0, summary.digest)
     print(f"first training {started} s, second {again.seconds} s")
-    # Five fits with their folds, and 5,000 images looked up.
+    # Five fits with folds, and 5,000 images looked up in the cache.
     assert again.seconds <= 60

@@ -1,4 +1,4 @@
-"""Labelled pairs: gathered from manifests, checked, drawn, seen in views, and their impostor pairs."""
+"""Labelled pairs: collected, checked, drawn and augmented; their impostor pairs, and leaks between sets."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ from batchverify.training.pairs import (
     shared_people,
 )
 
-# r1 is of nobody known.
+# r1 shows nobody known.
 MANIFEST = """image_a,image_b,label,person_a,person_b
 p1.jpg,p2.jpg,0,P,P
 p1.jpg,q1.jpg,1,P,Q
@@ -33,7 +33,7 @@ p3.jpg,q2.jpg,1,P,Q
 
 
 def collect(source, failed: dict[str, Reason] | None = None, name: str = "training") -> LabelledPairs:
-    """The pairs of a manifest; an image's vector holds its own index, but for those that failed."""
+    """The pairs of a manifest; the vector of each image that did not fail holds its index."""
     manifest = Manifest.open(source)
     scan = manifest.scan()
     embeddings = EmbeddingTable(len(scan.images))
@@ -48,7 +48,7 @@ def collect(source, failed: dict[str, Reason] | None = None, name: str = "traini
 
 @pytest.fixture
 def written(tmp_path):
-    """Write a manifest and give its path."""
+    """A function that writes a manifest and returns its path."""
 
     def write(text: str, name: str = "pairs.csv"):
         (tmp_path / name).write_text(text)
@@ -86,7 +86,7 @@ def test_pairs_left_out_are_named_with_file_row_and_reason(written, tmp_path):
 def test_a_manifest_whose_pairs_are_all_left_out(written):
     pairs = collect(written("image_a,image_b,label\na.jpg,b.jpg,0\n"), {"a.jpg": Reason.FORBIDDEN})
     assert (len(pairs), len(pairs.left_out)) == (0, 1)
-    with pytest.raises(UsageError, match="of 0 pairs 0 are same and 0 different"):
+    with pytest.raises(UsageError, match="of 0 pairs, 0 are same and 0 different"):
         pairs.check()
 
 
@@ -137,13 +137,13 @@ def test_a_person_may_be_the_number_zero():
     [
         (
             {"labels": np.zeros(40, np.int8)},
-            "training pairs need label 0 and label 1: of 40 pairs 40 are same",
+            "training pairs need label 0 and label 1: of 40 pairs, 40 are same",
         ),
-        ({"labels": np.ones(40, np.int8)}, "of 40 pairs 0 are same and 40 different"),
-        ({"labels": np.arange(40, dtype=np.int8) % 3}, "of 40 pairs 14 are same and 13 different"),
+        ({"labels": np.ones(40, np.int8)}, "of 40 pairs, 0 are same and 40 different"),
+        ({"labels": np.arange(40, dtype=np.int8) % 3}, "of 40 pairs, 14 are same and 13 different"),
     ],
 )
-def test_labels_that_teach_nothing(change, message):
+def test_a_missing_label_is_refused(change, message):
     pairs = draw_people(8, 1, pairs=40)
     pairs.check(40)
     with pytest.raises(UsageError, match=message):
@@ -151,7 +151,7 @@ def test_labels_that_teach_nothing(change, message):
 
 
 def test_too_few_pairs():
-    with pytest.raises(UsageError, match="the dev pairs are 40: fewer than 41 teach nothing"):
+    with pytest.raises(UsageError, match="only 40 dev pairs; at least 41 are needed"):
         draw_people(8, 1, pairs=40, name="dev").check(41)
 
 
@@ -160,7 +160,7 @@ def test_too_few_pairs():
 def test_embeddings_that_are_not_finite(values):
     pairs = draw_people(8, 1, pairs=40)
     pairs.vectors[7, : len(values)] = values
-    with pytest.raises(UsageError, match=r"hold 1 embeddings that are not finite \(first: training/7.jpg\)"):
+    with pytest.raises(UsageError, match=r"have 1 embeddings that are not finite \(first: training/7.jpg\)"):
         pairs.check()
 
 
@@ -178,7 +178,7 @@ def test_blocks_come_in_order_and_hold_each_pair_once():
     assert list(pairs.subset(np.zeros(100, bool)).blocks()) == []
 
 
-def test_draw_takes_at_most_so_many_of_each_label():
+def test_draw_limits_the_pairs_of_each_label():
     pairs = draw_people(20, 1, pairs=100).subset(np.arange(100))
     few = replace(pairs, labels=(np.arange(100) < 10).astype(np.int8)).draw(30, 0)
     assert np.bincount(few.labels).tolist() == [30, 10]
@@ -186,22 +186,24 @@ def test_draw_takes_at_most_so_many_of_each_label():
     assert pairs.draw(30, 0).a.tolist() != pairs.draw(30, 1).a.tolist()
 
 
-def test_strangers_are_all_pairs_of_two_known_people_with_a_vector(written):
+def test_impostor_pairs_are_all_pairs_of_two_known_people_with_vectors(written):
     pairs = collect(written(MANIFEST), {"q2.jpg": Reason.NO_FACE})
     impostor_pairs = pairs.impostor_pairs()
-    # P's three images against Q's one; r1 is of nobody known, q2 has no vector.
-    found = [set(each) for each in zip(names(pairs, impostor_pairs.a), names(pairs, impostor_pairs.b), strict=True)]
+    # P's three images against Q's one; r1 shows nobody known, q2 has no vector.
+    found = [
+        set(each) for each in zip(names(pairs, impostor_pairs.a), names(pairs, impostor_pairs.b), strict=True)
+    ]
     assert sorted(map(sorted, found)) == [["p1.jpg", "q1.jpg"], ["p2.jpg", "q1.jpg"], ["p3.jpg", "q1.jpg"]]
     assert impostor_pairs.labels.tolist() == [1, 1, 1]
 
 
-def test_without_persons_the_labelled_different_pairs_are_the_strangers(written):
+def test_without_persons_the_labelled_different_pairs_are_the_impostor_pairs(written):
     pairs = collect(written("image_a,image_b,label\na.jpg,b.jpg,0\na.jpg,c.jpg,1\nb.jpg,c.jpg,0\n"))
     impostor_pairs = pairs.impostor_pairs()
     assert (names(pairs, impostor_pairs.a), names(pairs, impostor_pairs.b)) == (["a.jpg"], ["c.jpg"])
 
 
-def test_strangers_of_many_images_are_a_fixed_draw():
+def test_impostor_pairs_of_many_images_are_a_fixed_draw():
     many = draw_people(2 * MOST_IMPOSTORS, 1, pairs=20, images=1, dimension=2, known=False)
     many = replace(many, persons={image: str(image) for image in range(len(many.vectors))})
     impostor_pairs = many.impostor_pairs()
@@ -210,34 +212,40 @@ def test_strangers_of_many_images_are_a_fixed_draw():
     assert np.array_equal(many.impostor_pairs().b, impostor_pairs.b)
 
 
-def test_groups_are_people_and_else_images():
+def test_groups_are_people_or_single_images():
     pairs = replace(draw_people(2, 1, images=3, dimension=4), persons={0: "P", 2: "P", 3: "Q"})
     groups = pairs.groups()
     assert groups[0] == groups[2] != groups[3]
     assert len(np.unique(groups)) == 5
 
 
-def test_views_repeat_every_pair_with_images_of_any_view():
+def test_views_repeat_every_pair_with_images_from_any_view():
     pairs = draw_people(6, 1, pairs=60, images=4, dimension=4)
-    views = [pairs.vectors + np.float16(each) for each in (10, 20)]
-    views[1][5] = 0  # no face there in this view
-    seen = pairs.with_views(views, seed=3)
+    views = [pairs.vectors + np.float16(offset) for offset in (10, 20)]
+    views[1][5] = 0  # no face in this view
+    augmented = pairs.with_views(views, seed=3)
     plain = len(pairs)
-    assert (len(seen), seen.originals, len(seen.vectors)) == (3 * plain, plain, 3 * len(pairs.vectors))
-    assert np.array_equal(seen.a[:plain], pairs.a) and np.array_equal(seen.labels, np.tile(pairs.labels, 3))
-    assert np.array_equal(seen.a % 24, np.tile(pairs.a, 3)) and np.array_equal(
-        seen.b % 24, np.tile(pairs.b, 3)
+    assert (len(augmented), augmented.originals, len(augmented.vectors)) == (
+        3 * plain,
+        plain,
+        3 * len(pairs.vectors),
     )
-    assert set((seen.a[plain:] // 24).tolist()) == {0, 1, 2}
-    assert np.array_equal(seen.vectors[24 + 5], views[0][5])
-    assert np.array_equal(seen.vectors[48 + 5], pairs.vectors[5])
-    assert np.array_equal(seen.groups().reshape(3, 24), np.tile(pairs.groups(), (3, 1)))
+    assert np.array_equal(augmented.a[:plain], pairs.a) and np.array_equal(
+        augmented.labels, np.tile(pairs.labels, 3)
+    )
+    assert np.array_equal(augmented.a % 24, np.tile(pairs.a, 3)) and np.array_equal(
+        augmented.b % 24, np.tile(pairs.b, 3)
+    )
+    assert set((augmented.a[plain:] // 24).tolist()) == {0, 1, 2}
+    assert np.array_equal(augmented.vectors[24 + 5], views[0][5])
+    assert np.array_equal(augmented.vectors[48 + 5], pairs.vectors[5])
+    assert np.array_equal(augmented.groups().reshape(3, 24), np.tile(pairs.groups(), (3, 1)))
     unknown = replace(pairs, persons={}).with_views(views, seed=3).groups().reshape(3, 24)
     assert np.array_equal(unknown, np.tile(unknown[0], (3, 1))) and len(np.unique(unknown)) == 24
-    assert not np.array_equal(pairs.with_views(views, seed=4).a, seen.a)
+    assert not np.array_equal(pairs.with_views(views, seed=4).a, augmented.a)
 
 
-def test_people_by_number_are_the_same_with_and_without_blanks_beside_them():
+def test_people_by_number_are_the_same_with_and_without_blanks():
     """A blank turns a pandas column of whole numbers into floats: 1 and 1.0 are one person."""
     table = pa.table(
         {
@@ -250,11 +258,10 @@ def test_people_by_number_are_the_same_with_and_without_blanks_beside_them():
     )
     pairs = collect(table)
     assert sorted(pairs.persons.values()) == ["1", "1", "2", "3", "3"]
-    found = pairs.all_pairs()
-    assert (found.labels == 0).sum() == 2
+    assert (pairs.all_pairs().labels == 0).sum() == 2
 
 
-def test_labelled_strangers_serve_where_few_people_are_named(written):
+def test_labelled_different_pairs_serve_if_few_people_are_named(written):
     rows = "".join(f"x{n}.jpg,y{n}.jpg,1,,\n" for n in range(5))
     text = f"image_a,image_b,label,person_a,person_b\np1.jpg,q1.jpg,1,P,Q\np1.jpg,p2.jpg,0,P,P\n{rows}"
     pairs = collect(written(text))
@@ -263,10 +270,10 @@ def test_labelled_strangers_serve_where_few_people_are_named(written):
 
 
 def share(train, dev, images: dict[int, int]):
-    """dev with some of its pictures replaced by training pictures: place in dev to place in train."""
+    """dev with some of its images replaced by training images; images: from index in dev to index in train."""
     vectors = dev.vectors.copy()
-    for to, source in images.items():
-        vectors[to] = train.vectors[source]
+    for target, source in images.items():
+        vectors[target] = train.vectors[source]
     return replace(dev, vectors=vectors)
 
 
@@ -293,26 +300,26 @@ def test_shared_people_are_counted_and_listed_by_name(train, dev):
     assert str(leak) == "training and dev share 2 people (training 1, training 3)"
 
 
-def test_people_are_compared_by_name_alone_before_there_are_pictures():
+def test_people_are_compared_by_name_before_images_are_embedded():
     leaks = shared_people({"training": {"P", "Q", "R"}, "dev": {"R", "P"}, "test": {"S"}})
     assert [str(each) for each in leaks] == ["training and dev share 2 people (P, R)"]
     assert shared_people({"training": set(), "dev": set()}) == []
 
 
-def test_the_same_picture_under_two_names(train, dev):
+def test_the_same_image_under_two_names(train, dev):
     (leak,) = find_leaks([train, share(train, dev, {4: 7})])
     assert (leak.people, leak.images) == ((), (("training/7.jpg", "dev/4.jpg"),))
     assert str(leak) == "training and dev share 1 identical image (training/7.jpg)"
 
 
-def test_people_and_pictures_that_no_pair_uses_are_no_leak(train, dev):
+def test_people_and_images_that_no_pair_uses_are_no_leak(train, dev):
     used = (dev.a != 0) & (dev.b != 0)
     shared = replace(share(train, dev, {0: 7}), persons={**dev.persons, 0: "training 1"})
     assert len(find_leaks([train, shared])) == 1
     assert find_leaks([train, shared.subset(used)]) == []
 
 
-def test_each_two_sets_are_compared_and_many_names_are_cut(train, dev):
+def test_all_sets_are_compared_and_long_lists_are_cut(train, dev):
     test = replace(share(train, replace(dev, name="test"), {0: 1}), persons=dict(train.persons))
     leaks = find_leaks([train, dev, test])
     assert [(each.first, each.second) for each in leaks] == [("training", "test"), ("dev", "test")]
@@ -324,12 +331,12 @@ def test_each_two_sets_are_compared_and_many_names_are_cut(train, dev):
     assert len(json.loads(json.dumps(leaks[1].to_json()))["images"]) == 23
 
 
-def test_without_references_pictures_are_named_by_number(train, dev):
+def test_without_image_paths_images_are_named_by_number(train, dev):
     (leak,) = find_leaks([replace(train, image_paths=()), share(train, dev, {4: 7})])
     assert leak.images == (("image 7", "dev/4.jpg"),)
 
 
-def exchanged(pairs):
+def swapped(pairs):
     return replace(pairs, a=pairs.b, b=pairs.a)
 
 
@@ -338,23 +345,23 @@ def shuffled(pairs):
 
 
 def renumbered(pairs):
-    """The same pairs of the same pictures, from a manifest that names them in another order."""
-    new = np.random.default_rng(1).permutation(len(pairs.vectors))
-    place = np.argsort(new).astype(np.int32)
-    return replace(pairs, vectors=pairs.vectors[new], a=place[pairs.a], b=place[pairs.b], persons={})
+    """The same pairs of the same images, from a manifest that names them in another order."""
+    order = np.random.default_rng(1).permutation(len(pairs.vectors))
+    index = np.argsort(order).astype(np.int32)
+    return replace(pairs, vectors=pairs.vectors[order], a=index[pairs.a], b=index[pairs.b], persons={})
 
 
-@pytest.mark.parametrize("change", [lambda pairs: pairs, exchanged, shuffled, renumbered])
+@pytest.mark.parametrize("change", [lambda pairs: pairs, swapped, shuffled, renumbered])
 def test_dev_equal_to_train_is_refused_whatever_its_order(train, change):
     with pytest.raises(UsageError, match="every dev pair is among the training pairs"):
         check_apart(train, replace(change(train), name="dev"))
 
 
-def test_dev_among_the_training_pairs_is_refused_and_one_new_pair_passes(train):
+def test_dev_within_the_training_pairs_is_refused_and_one_new_pair_is_enough(train):
     with pytest.raises(UsageError, match="every dev pair"):
         check_apart(train, train.subset(np.arange(30)))
     check_apart(train.subset(np.arange(1, len(train))), train)
 
 
-def test_pairs_of_the_same_pictures_that_are_joined_otherwise_are_others(train):
+def test_other_pairs_of_the_same_images_are_accepted(train):
     check_apart(train, replace(train, a=np.roll(train.a, 1)))

@@ -28,7 +28,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(cache, tmp_path_factory):
-    """A bench whose head the default settings trained, and how that went."""
+    """A bench with a head trained with the default settings, and the result of that."""
     bench = Bench(tmp_path_factory.mktemp("first"), cache)
     return bench, bench.train("--json")
 
@@ -47,20 +47,20 @@ def plain_fingerprint(**settings) -> EmbeddingFingerprint:
     return EmbeddingFingerprint.of(load_backbone().fingerprint, EmbeddingSettings(**settings))
 
 
-def test_a_training_writes_head_and_record_and_tells_them_as_one_document(first):
+def test_a_training_writes_head_and_record_and_prints_one_document(first):
     bench, result = first
     assert result.exit_code == 0, result.output
-    told, record = json.loads(result.stdout), record_of(bench)
-    assert told["pairs"] == {"training": 105, "dev": 36}
-    assert (told["embedded"], told["left_out"], told["leaks"]) == (24, 0, 0)
-    assert (told["recipes"], told["parameters"]) == (["distance:chi2sum"], 4)
-    assert (told["head"], told["record"]) == (str(bench.head), str(bench.head)[:-12] + ".training.json")
+    summary, record = json.loads(result.stdout), record_of(bench)
+    assert summary["pairs"] == {"training": 105, "dev": 36}
+    assert (summary["embedded"], summary["left_out"], summary["leaks"]) == (24, 0, 0)
+    assert (summary["recipes"], summary["parameters"]) == (["distance:chi2sum"], 4)
+    assert (summary["head"], summary["record"]) == (str(bench.head), str(bench.head)[:-12] + ".training.json")
     head = Head.load(bench.head)
-    assert head.digest == told["digest"]
+    assert head.digest == summary["digest"]
     assert head.embedding.id == plain_fingerprint().id
-    assert record["head"]["thresholds"] == head.about["thresholds"] == told["about"]["thresholds"]
+    assert record["head"]["thresholds"] == head.about["thresholds"] == summary["about"]["thresholds"]
     assert record["embedding"]["training"]["embedded"] + record["embedding"]["dev"]["embedded"] == 24
-    assert told["metrics"][0]["dev"]["auc"] >= 0.99 and told["metrics"][0]["seed"] == 0
+    assert summary["metrics"][0]["dev"]["auc"] >= 0.99 and summary["metrics"][0]["seed"] == 0
 
 
 def test_the_head_scores(first, tmp_path):
@@ -86,7 +86,7 @@ def test_the_head_is_refused_for_another_crop_with_what_differs(first, tmp_path)
     assert not (tmp_path / "x.parquet").exists()
 
 
-def test_a_rate_that_the_dev_pairs_cannot_support(first, tmp_path):
+def test_a_rate_that_the_dev_pairs_do_not_support(first, tmp_path):
     bench, _ = first
     arguments = ["score", str(bench.folder / "dev.csv"), "-o", str(tmp_path / "x.parquet")]
     result = bench.run(*arguments, "--head", str(bench.head), "--at-far", "0.1")
@@ -95,8 +95,7 @@ def test_a_rate_that_the_dev_pairs_cannot_support(first, tmp_path):
 
 
 def test_training_again_embeds_nothing_and_gives_the_same_bytes(first, bench):
-    told = json.loads(bench.train("--json").stdout)
-    assert told["embedded"] == 0
+    assert json.loads(bench.train("--json").stdout)["embedded"] == 0
     assert bench.head.read_bytes() == first[0].head.read_bytes()
 
 
@@ -110,7 +109,7 @@ def test_one_seed_one_head(bench, options):
     assert heads[0] == heads[1] != heads[2]
 
 
-def test_for_people_everything_is_on_stderr(bench):
+def test_without_json_everything_is_on_stderr(bench):
     test = bench.write("test.csv", pairs_of("ada", "hari"))
     result = bench.train(*QUICK, "--test", str(test))
     assert (result.exit_code, result.stdout) == (0, "")
@@ -128,7 +127,7 @@ def test_quiet_is_silent(bench):
     assert bench.head.exists()
 
 
-def test_repeats_show_mean_and_spread_and_keep_the_first(bench):
+def test_repeats_show_mean_and_standard_deviation_and_keep_the_first_head(bench):
     result = bench.train(*QUICK, "--repeats", "3", "--seed", "7")
     assert result.exit_code == 0, result.output
     assert "seed 9:" in result.stderr and "AUC 1.00000 ± 0.0" in result.stderr
@@ -138,10 +137,10 @@ def test_repeats_show_mean_and_spread_and_keep_the_first(bench):
     assert Head.load(bench.head).about["training"]["options"]["seed"] == 7
 
 
-def test_the_test_set_is_measured_and_takes_no_part(first, bench):
+def test_the_test_set_is_only_measured(first, bench):
     test = bench.write("test.csv", pairs_of("ada", "hari"))
-    told = json.loads(bench.train("--test", str(test), "--json").stdout)
-    measured = told["metrics"][0]["test"]
+    summary = json.loads(bench.train("--test", str(test), "--json").stdout)
+    measured = summary["metrics"][0]["test"]
     assert measured["pairs"] == 15 and {"auc", "f1", "accuracy", "brier", "ece", "best_f1"} <= set(measured)
     assert bench.head.read_bytes() == first[0].head.read_bytes()
     result = batchverify.score(test, cache=bench.cache, head=bench.head, quiet=True).to_pandas()
@@ -153,7 +152,7 @@ def test_dev_is_measured_as_a_test_set_is(bench):
     assert metrics[0]["dev"] == metrics[0]["test"]
 
 
-def test_changed_views_are_embedded_once_under_their_own_fingerprint(first, bench, tmp_path):
+def test_augmented_views_are_embedded_once_under_their_own_fingerprint(first, bench, tmp_path):
     bench.cache = tmp_path / "cache"
     shutil.copytree(first[0].cache, bench.cache)
     before = sorted(path.name for path in bench.cache.rglob("*") if path.is_file())
@@ -169,7 +168,7 @@ def test_changed_views_are_embedded_once_under_their_own_fingerprint(first, benc
     assert bench.head.read_bytes() == first[0].head.read_bytes()
 
 
-def test_a_changed_view_is_the_same_person(bench):
+def test_an_augmented_view_shows_the_same_person(bench):
     assert bench.train("--augment", "1", "-q").exit_code == 0
     paths = sorted({*pairs_of(*TRAIN)["image_a"], *pairs_of(*TRAIN)["image_b"]})
     keys = [Loader.key(Path(path).read_bytes()) for path in paths]
@@ -181,7 +180,7 @@ def test_a_changed_view_is_the_same_person(bench):
     assert same.min() > 0.6 and same.max() < 0.9999
 
 
-def test_tensorboard_reads_the_epochs_back(bench):
+def test_tensorboard_reads_the_epochs(bench):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = bench.folder / "logs" / "new"
@@ -193,12 +192,12 @@ def test_tensorboard_reads_the_epochs_back(bench):
     written = EventAccumulator(str(folder / "network-absdiff-seed1"))
     written.Reload()
     assert {"loss", "dev_loss", "dev_f1", "dev_auc", "lr"} <= set(written.Tags()["scalars"])
-    losses = [(each.step, each.value) for each in written.Scalars("dev_loss")]
+    losses = [(event.step, event.value) for event in written.Scalars("dev_loss")]
     epochs = record_of(bench)["networks"][1]["network:absdiff"]["epochs"]
-    assert losses == [(each["epoch"], pytest.approx(each["dev_loss"])) for each in epochs]
+    assert losses == [(epoch["epoch"], pytest.approx(epoch["dev_loss"])) for epoch in epochs]
 
 
-def test_tensorboard_without_a_network_says_that_there_is_nothing(bench):
+def test_tensorboard_without_a_network_is_a_warning(bench):
     result = bench.train("--tensorboard", str(bench.folder / "logs"))
     assert result.exit_code == 0
     assert "warning: --tensorboard: nothing was written" in result.stderr

@@ -1,4 +1,4 @@
-"""What `train` refuses, and how it says so; what it leaves out or warns of and goes on."""
+"""Input that `train` refuses, leaves out or warns of, and the messages."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ LANDSCAPE = str(FACES.parent / "broken" / "landscape.jpg")
 
 @pytest.fixture
 def bench(tmp_path) -> Bench:
-    """Manifests whose images are in no cache: what is refused before embedding leaves none behind."""
+    """Manifests whose images are not cached: input that is refused before embedding leaves no cache behind."""
     return Bench(tmp_path, tmp_path / "cache")
 
 
@@ -73,7 +73,7 @@ CHANGES = {
     "few pairs": (
         "train.csv",
         lambda table: table[:19],
-        "train.csv: the training pairs are 19: fewer than 20 teach nothing",
+        "train.csv: only 19 training pairs; at least 20 are needed",
     ),
 }
 
@@ -88,11 +88,11 @@ def test_manifests_that_teach_nothing_are_refused_before_anything_is_embedded(be
 
 OPTIONS = {
     "algorithm": (["--algorithm", "forest"], "--algorithm must be one of distance, logistic,"),
-    "algorithm twice": (["--algorithm", "distance", "--algorithm", "distance:chi2sum"], "stands there twice"),
+    "algorithm twice": (["--algorithm", "distance", "--algorithm", "distance:chi2sum"], "appears twice"),
     "features": (["--features", "absdif", "--algorithm", "network"], "absdif"),
     "ensemble of a search": (
         ["--tune", "3", "--algorithm", "distance", "--algorithm", "network"],
-        "--tune searches for one algorithm's settings: give one --algorithm or none",
+        "--tune searches the settings of one algorithm: give one --algorithm or none",
     ),
     "search of nothing known": (["--tune", "3", "--algorithm", "forest"], "--algorithm must be one of"),
     "widths of text": (["--widths", "64,8"], "expected numbers joined by -, got '64,8'"),
@@ -112,7 +112,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
-def test_options_that_make_no_sense_are_refused_before_anything_is_embedded(bench, options, message):
+def test_invalid_options_are_refused_before_anything_is_embedded(bench, options, message):
     assert message in bench.refused(*options)
     assert not bench.cache.exists()
 
@@ -121,10 +121,10 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_is_embedded(
     (bench.folder / "a.safetensors").mkdir()
     (bench.folder / "a file").write_text("")
     for output, message in [
-        ("head.pt", "head.pt: a head's name ends in .safetensors"),
+        ("head.pt", "head.pt: the name of a head must end in .safetensors"),
         ("none/head.safetensors", "there is no folder "),
         ("a file/head.safetensors", "there is no folder "),
-        ("a.safetensors", "a.safetensors: a folder has this name"),
+        ("a.safetensors", "a.safetensors: this is a folder"),
     ]:
         assert message in bench.refused(output=bench.folder / output)
     log = bench.refused("--tensorboard", str(bench.folder / "a file" / "logs"))
@@ -146,16 +146,16 @@ def test_dev_equal_to_train_in_another_order_is_refused(cached):
     assert "every dev pair is among the training pairs" in line and "share" not in line
 
 
-def test_equal_manifests_of_other_folders_are_other_pairs(cached):
-    """Relative paths: the same text names other pictures in another folder."""
+def test_equal_manifests_in_other_folders_name_other_pairs(cached):
+    """Relative paths: the same text names other images in another folder."""
     for folder, people in (("one", TRAIN[:3]), ("two", DEV)):
         (cached.folder / folder).mkdir()
-        for place, person in enumerate(people):
+        for index, person in enumerate(people):
             for number in (1, 2, 3):
                 shutil.copy(
-                    FACES / f"{person}_{number}.jpg", cached.folder / folder / f"{place}_{number}.jpg"
+                    FACES / f"{person}_{number}.jpg", cached.folder / folder / f"{index}_{number}.jpg"
                 )
-        names = [f"{place}_{number}.jpg" for place in range(3) for number in (1, 2, 3)]
+        names = [f"{index}_{number}.jpg" for index in range(3) for number in (1, 2, 3)]
         rows = [(a, b, int(a[0] != b[0])) for a in names for b in names if a < b]
         table = pd.DataFrame(rows, columns=["image_a", "image_b", "label"])
         table.to_csv(cached.folder / folder / "pairs.csv", index=False)
@@ -183,7 +183,7 @@ def test_strict_identities_refuses_shared_people_before_anything_is_embedded(ben
     assert not bench.cache.exists()
 
 
-def test_the_same_picture_under_another_name_and_person_is_found(cached):
+def test_the_same_image_under_another_name_and_person_is_found(cached):
     copy = shutil.copy(FACES / "ada_2.jpg", cached.folder / "someone.jpg")
     row = [copy, str(FACES / "gus_1.jpg"), 1, "someone", "gus"]
     table = pairs_of(*DEV)
@@ -195,14 +195,14 @@ def test_the_same_picture_under_another_name_and_person_is_found(cached):
     assert cached.train("-q").exit_code == 0
 
 
-def test_a_leak_between_dev_and_test_is_one_too(cached):
+def test_leaks_between_dev_and_test_are_found_too(cached):
     test = cached.write("test.csv", pairs_of("hari", "ada").drop(columns=["person_a", "person_b"]))
     line = cached.refused("--strict-identities", "-q", "--test", str(test))
     assert "training and test share 3 identical images (" in line
     assert "; dev and test share 3 identical images (" in line
 
 
-def test_strict_identities_without_people_says_what_it_cannot_see(cached):
+def test_strict_identities_without_people_is_a_warning(cached):
     change(cached, "dev.csv", lambda table: table.drop(columns=["person_a", "person_b"]))
     result = cached.train("--strict-identities")
     assert result.exit_code == 0
@@ -254,16 +254,16 @@ def test_a_wrong_image_root_ends_with_3_and_one_document(cached):
     assert "training pairs: nothing could be scored: all 105 failed (not_found 14)" in result.stderr
 
 
-def test_what_is_left_of_the_training_pairs_must_teach_something(cached):
-    """Enough rows of both labels in the manifest, too few with two embeddings."""
+def test_too_few_embedded_training_pairs_are_refused(cached):
+    """The manifest has enough rows of both labels, but too few with two embeddings."""
     both = pairs_of(*TRAIN).sort_values("label", kind="stable")[5:35].reset_index(drop=True)
     cached.write("train.csv", both.assign(image_b=both["image_b"].mask(both.index > 18, "missing.jpg")))
-    assert "the training pairs are 19: fewer than 20 teach nothing" in cached.refused("-q")
+    assert "only 19 training pairs; at least 20 are needed" in cached.refused("-q")
     cached.write("train.csv", both.assign(image_b=both["image_b"].mask(both["label"] == 0, "missing.jpg")))
-    assert "of 20 pairs 0 are same and 20 different" in cached.refused("-q")
+    assert "of 20 pairs, 0 are same and 20 different" in cached.refused("-q")
 
 
-def test_many_pairs_left_out_are_cut_in_the_message_and_whole_in_the_record(cached):
+def test_a_long_list_of_left_out_pairs_is_cut_in_the_message_but_not_in_the_record(cached):
     table = pairs_of(*TRAIN)
     cached.write("train.csv", table.assign(image_b=table["image_b"].mask(table.index > 96, "missing.jpg")))
     result = cached.train()

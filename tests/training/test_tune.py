@@ -1,4 +1,4 @@
-"""The search for a spec: its space, its draws, and trials on a real Ray of two CPUs."""
+"""The search for a spec: its space and draws, and trials on a real Ray with two CPUs."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from batchverify.options import TrainOptions
 from batchverify.training.calibration import platt_scaling, sigmoid
 from batchverify.training.fit import EstimatorSpec
 from batchverify.training.pairs import LabelledPairs
-from batchverify.training.tune import changed, drawn, run_trial, search_space, tune
+from batchverify.training.tune import draw_points, run_trial, search_space, tune, with_changes
 
 OPTIONS = TrainOptions(tune=3, num_cpus=2, seed=5, epochs=3)
 
@@ -23,14 +23,14 @@ def pairs():
 
 
 def unlearnable() -> tuple[LabelledPairs, LabelledPairs]:
-    """Every pair stands there with both labels."""
+    """Every pair appears with both labels."""
     train, dev = pairs()
     half = train.subset(np.arange(50))
-    twice = np.concatenate([half.labels, 1 - half.labels])
-    return replace(half, a=np.tile(half.a, 2), b=np.tile(half.b, 2), labels=twice), dev
+    labels = np.concatenate([half.labels, 1 - half.labels])
+    return replace(half, a=np.tile(half.a, 2), b=np.tile(half.b, 2), labels=labels), dev
 
 
-def kinds(points) -> set[str]:
+def algorithms(points) -> set[str]:
     return {each["algorithms"][0].partition(":")[0] for each in points}
 
 
@@ -38,20 +38,20 @@ def names(points) -> set[str]:
     return {each["algorithms"][0] for each in points}
 
 
-def test_the_space_without_a_wish_has_all_kinds_and_every_point_once():
+def test_the_default_space_has_three_algorithms_and_every_point_once():
     points = search_space(OPTIONS)
-    assert kinds(points) == {"distance", "logistic", "network"}
+    assert algorithms(points) == {"distance", "logistic", "network"}
     assert len({json.dumps(each) for each in points}) == len(points)
     for point in points:
-        options = changed(OPTIONS, point)
+        options = with_changes(OPTIONS, point)
         assert str(EstimatorSpec.parse(*options.algorithms)) == point["algorithms"][0]
 
 
-@pytest.mark.parametrize("kind", ["distance", "logistic", "weighted-chi2", "network"])
-def test_only_the_named_algorithm_is_searched(kind):
-    points = search_space(replace(OPTIONS, algorithms=(kind,)))
-    assert kinds(points) == {kind}
-    assert len(points) == {"distance": 3, "logistic": 24, "weighted-chi2": 4, "network": 216}[kind]
+@pytest.mark.parametrize("algorithm", ["distance", "logistic", "weighted-chi2", "network"])
+def test_only_the_named_algorithm_is_searched(algorithm):
+    points = search_space(replace(OPTIONS, algorithms=(algorithm,)))
+    assert algorithms(points) == {algorithm}
+    assert len(points) == {"distance": 3, "logistic": 24, "weighted-chi2": 4, "network": 216}[algorithm]
 
 
 def test_only_the_named_features_are_searched():
@@ -66,23 +66,23 @@ def test_only_the_named_features_are_searched():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithms": ("distance", "network")}, "--tune searches for one algorithm's settings"),
+        ({"algorithms": ("distance", "network")}, "--tune searches the settings of one algorithm"),
         ({"algorithms": ("forest",)}, "--algorithm must be one of distance, "),
-        ({"algorithms": ("distance:chi2",)}, "--algorithm distance takes one number a pair"),
+        ({"algorithms": ("distance:chi2",)}, "--algorithm distance takes one of cosine"),
         ({"features": "chi3"}, "chi3"),
     ],
 )
-def test_searches_that_make_no_sense(changes, message):
+def test_invalid_searches(changes, message):
     with pytest.raises(UsageError, match=message):
         search_space(replace(OPTIONS, **changes))
 
 
-def test_draws_are_different_points_of_the_kinds_in_turn():
+def test_draws_are_different_points_that_alternate_between_algorithms():
     points = search_space(OPTIONS)
-    few = drawn(points, 7, seed=1)
-    assert [next(iter(kinds([each]))) for each in few[:6]] == ["distance", "logistic", "network"] * 2
-    assert few == drawn(points, 7, seed=1) != drawn(points, 7, seed=2)
-    every = drawn(points, 10_000, seed=1)
+    few = draw_points(points, 7, seed=1)
+    assert [next(iter(algorithms([each]))) for each in few[:6]] == ["distance", "logistic", "network"] * 2
+    assert few == draw_points(points, 7, seed=1) != draw_points(points, 7, seed=2)
+    every = draw_points(points, 10_000, seed=1)
     assert sorted(map(json.dumps, every)) == sorted(map(json.dumps, points))
 
 
@@ -94,12 +94,12 @@ def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
     slope, offset = platt_scaling(fit.scores(every), every.labels)
     expected = log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset), balanced=True)
     assert len(every) == 48 * 47 / 2 > len(dev)
-    assert run_trial({"recipe": point}, train, dev, OPTIONS) == {"dev_loss": pytest.approx(expected)}
+    assert run_trial({"changes": point}, train, dev, OPTIONS) == {"dev_loss": pytest.approx(expected)}
 
 
-def test_a_trial_whose_network_cannot_learn_says_so():
-    told = run_trial({"recipe": {"algorithms": ("network:absdiff",)}}, *unlearnable(), OPTIONS)
-    assert told["dev_loss"] == float("inf") and told["error"].startswith("overfit check:")
+def test_a_trial_whose_network_cannot_learn_returns_the_error():
+    result = run_trial({"changes": {"algorithms": ("network:absdiff",)}}, *unlearnable(), OPTIONS)
+    assert result["dev_loss"] == float("inf") and result["error"].startswith("overfit check:")
 
 
 @pytest.mark.ray
@@ -115,12 +115,11 @@ class TestOnRay:
         assert capfd.readouterr().out == ""
         losses = [each.dev_loss for each in trials]
         assert len(losses) == 3 and losses == sorted(losses) and losses[0] < losses[-1]
-        found = {each.changes["algorithms"][0].partition(":")[0] for each in trials}
-        assert found == {"distance", "logistic", "network"}
+        assert algorithms(trial.changes for trial in trials) == {"distance", "logistic", "network"}
         assert options.algorithms == tuple(trials[0].changes["algorithms"])
         assert {name: getattr(options, name) for name in trials[0].changes} == trials[0].changes
-        # What a trial says is what its spec gives here.
-        again = run_trial({"recipe": trials[0].changes}, train, dev, OPTIONS)
+        # Running the best trial here gives the same loss.
+        again = run_trial({"changes": trials[0].changes}, train, dev, OPTIONS)
         assert again["dev_loss"] == pytest.approx(losses[0], rel=1e-3)
         assert json.loads(json.dumps(trials[0].to_json()))["dev_loss"] == losses[0]
 
@@ -131,7 +130,9 @@ class TestOnRay:
 
         start_ray(None, 2, verbose=False)
         try:
-            with pytest.raises(TrainingError, match="--tune: every trial failed; the first: overfit check"):
+            with pytest.raises(
+                TrainingError, match="--tune: every trial failed; the first error: overfit check"
+            ):
                 tune(*unlearnable(), replace(OPTIONS, algorithms=("network",), tune=1))
             assert ray.is_initialized()
         finally:

@@ -1,4 +1,4 @@
-"""What `--algorithm` names: parsing, defaults, and the fit of each kind."""
+"""Estimator specs (`--algorithm`): parsing, defaults, and the fit of each algorithm."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ def dev():
         ("distance", "euclidean", "distance:euclidean"),
         ("logistic", None, "logistic:chi2"),
         ("logistic", "chi2+product", "logistic:chi2+product"),
-        # Features of the scorer's own win over those of the whole head.
+        # A spec's own features take precedence over `--features`.
         ("logistic:sqdiff", "chi2+product", "logistic:sqdiff"),
         ("weighted-chi2", None, "weighted-chi2:chi2"),
         ("weighted-chi2:chi2raw", None, "weighted-chi2:chi2raw"),
@@ -58,26 +58,26 @@ def test_names(text, features, expected):
         ("logistic:chi3", None, "features must be one of concat, .* got 'chi3'"),
         ("logistic", "chi2+", "features must be one of .* got ''"),
         ("network:absdiff+absdiff", None, "'absdiff' appears twice"),
-        ("distance:absdiff", None, r"distance takes one number a pair \(.*\), got 'absdiff'"),
-        ("distance", "chi2", "distance takes one number a pair"),
-        ("distance:cosine+euclidean", None, r"distance takes one number a pair .* got 'cosine\+euclidean'"),
+        ("distance:absdiff", None, "distance takes one of cosine, euclidean and chi2sum, got 'absdiff'"),
+        ("distance", "chi2", "distance takes one of"),
+        ("distance:cosine+euclidean", None, r"distance takes one of .* got 'cosine\+euclidean'"),
         ("weighted-chi2:product", None, "weighted-chi2 takes chi2 or chi2raw, got 'product'"),
     ],
 )
-def test_names_that_make_no_sense(text, features, message):
+def test_invalid_names(text, features, message):
     with pytest.raises(UsageError, match=message):
         estimator_specs(TrainOptions(algorithms=(text,), features=features))
 
 
-def test_a_member_that_stands_there_twice_is_refused():
-    with pytest.raises(UsageError, match="--algorithm network:absdiff stands there twice"):
+def test_a_spec_that_appears_twice_is_refused():
+    with pytest.raises(UsageError, match="--algorithm network:absdiff appears twice"):
         estimator_specs(TrainOptions(algorithms=("network", "logistic", "network:absdiff")))
     several = estimator_specs(TrainOptions(algorithms=("network", "network:sqdiff", "distance")))
     assert [str(each) for each in several] == ["network:absdiff", "network:sqdiff", "distance:chi2sum"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_fits_and_its_scores_are_the_mean_of_its_members(train, dev, algorithm):
+def test_every_algorithm_fits_and_its_scores_are_the_mean_of_its_scorers(train, dev, algorithm):
     fit = EstimatorSpec.parse(algorithm).fit(train, dev, TrainOptions(**NETWORK))
     assert len(fit.scorers) == (2 if algorithm == "network" else 1)
     assert (fit.network is not None) == (algorithm == "network")
@@ -106,14 +106,16 @@ def test_the_weighted_chi_square_is_fitted_with_its_own_loss_and_shrinkage_is_pa
     assert np.ptp(weights("logistic", shrinkage=1.0)) > 0.01 * abs(weights("logistic", shrinkage=1.0).mean())
 
 
-def test_a_network_whose_checks_have_passed_takes_their_rate(train, dev):
+def test_a_network_that_is_checked_already_takes_the_given_rate(train, dev):
     spec, seen = EstimatorSpec.parse("network:sqdiff"), []
     options = TrainOptions(**{**NETWORK, "max_lr": None})
-    # A fold of contradicting labels would not pass the overfit check.
-    torn = replace(train.subset(np.repeat(np.arange(50), 2)), labels=(np.arange(100) % 2).astype(np.int8))
-    fit = spec.fit(torn, dev, options, lambda *each: seen.append(each), checked_lr=1e-3)
+    # Contradicting labels would not pass the overfit check.
+    contradicting = replace(
+        train.subset(np.repeat(np.arange(50), 2)), labels=(np.arange(100) % 2).astype(np.int8)
+    )
+    fit = spec.fit(contradicting, dev, options, lambda *epoch: seen.append(epoch), checked_lr=1e-3)
     assert (fit.network.range_test, fit.network.max_lr) == (None, 1e-3)
-    assert seen == [("network:sqdiff", each) for each in fit.network.epochs]
+    assert seen == [("network:sqdiff", epoch) for epoch in fit.network.epochs]
     whole = spec.fit(train, dev, options)
     assert whole.network.range_test.pick == whole.network.max_lr
 
