@@ -1,5 +1,5 @@
-"""From an image to a face: bytes decoded, faces found, crops taken.
+"""From an image to a face: read and decode it, detect faces, crop one.
 
-In: an absolute path or URI. Out: (160, 160, 3) uint8 faces, or the reason why there is none.
+In: an absolute path or URI. Out: a (160, 160, 3) uint8 face, or the reason why there is none.
 Below: `storage`, `kernels`, `runtime`.
 """

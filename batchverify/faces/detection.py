@@ -1,4 +1,4 @@
-"""Face detection: facenet-pytorch's three networks around batched resampling, and the choice of one face."""
+"""Face detection with the three networks of MTCNN, and the choice of one face."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from batchverify.faces.mtcnn import OUTPUT_SIZE, REFINE_SIZE, Judged, Networks, OpenvinoNetworks
+from batchverify.faces.images import shrink
+from batchverify.faces.mtcnn import OUTPUT_SIZE, REFINE_SIZE, Networks, OpenvinoNetworks, PatchResults
 from batchverify.faces.pyramid import CELL, CHANNELS, STRIDE, Pyramid, integral, pyramid, regions
 from batchverify.fingerprint import DETECT_SIDE
 from batchverify.kernels.loops import resample, suppress
 
 SMALLEST_FACE = 20
-# The smallest face searched for, as a share of the image's shorter side: the pyramid's first level then never
-# has a shorter side above 12 * 24 = 288 pixels, whatever the camera.
-SMALLEST_SHARE = 1 / 24
+# The smallest face as a fraction of the image's shorter side: the shorter side of the pyramid's first level is then
+# never longer than 12 * 24 = 288 pixels.
+SMALLEST_FRACTION = 1 / 24
 THRESHOLDS = (0.6, 0.7, 0.7)
-# A little below the first threshold's own.
+# A little below the difference of logits at the first threshold.
 LEAST_LOGIT = 0.4
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """How much goes through the networks at a time, padded to it: a face's box does not depend on its neighbours.
+    """The sizes to which batches are padded, so that a face's box does not depend on its neighbours.
 
-    pictures: of one size, through the first. refine, output: candidates, through the second and third.
+    images: of one size, for the first network. refine, output: candidates for the second and the third.
     """
 
-    pictures: int = 1
+    images: int = 1
     refine: int = 32
     output: int = 16
 
@@ -39,19 +40,19 @@ class BatchSizes:
         return max(vars(self).values()) == 1
 
     def halved(self) -> BatchSizes:
-        """Batch sizes that take half of the memory."""
+        """Batch sizes that need half of the memory."""
         return BatchSizes(*(max(1, size // 2) for size in vars(self).values()))
 
 
-# A GPU's time goes into calls, not into what is padded.
+# On a GPU the number of calls costs more than padding.
 GPU_BATCH_SIZES = BatchSizes(8, 512, 128)
 
 
 @dataclass(frozen=True)
 class Detections:
-    """All faces of one image.
+    """The K faces of one image.
 
-    boxes: (K, 4) float32, x0 y0 x1 y1 in pixels, may reach beyond the image. scores: (K,) float32 in 0..1.
+    boxes: (K, 4) float32, x0 y0 x1 y1 in pixels, may extend beyond the image. scores: (K,) float32 in 0..1.
     """
 
     boxes: np.ndarray
@@ -63,38 +64,35 @@ class Detections:
 
 def smallest_face(height: int, width: int) -> int:
     """The default smallest face searched for, in pixels: 20, more in images above 480 pixels."""
-    return max(SMALLEST_FACE, round(min(height, width) * SMALLEST_SHARE))
+    return max(SMALLEST_FACE, round(min(height, width) * SMALLEST_FRACTION))
 
 
-def reduced(picture: np.ndarray) -> np.ndarray:
-    """The picture that faces are searched for in: (H, W, 3), the longer side at most `DETECT_SIDE`."""
-    height, width = picture.shape[:2]
-    shrink = DETECT_SIDE / max(height, width)
-    if shrink >= 1:
-        return picture
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+def reduced(image: np.ndarray) -> np.ndarray:
+    """The (H, W, 3) copy that faces are searched for in, whose longer side is at most `DETECT_SIDE`."""
+    if max(image.shape[:2]) <= DETECT_SIDE:
+        return image
+    return np.asarray(shrink(Image.fromarray(image), DETECT_SIDE))
 
 
-def choose_face(found: Detections, height: int, width: int, rule: str = "center") -> int:
-    """The index of the face meant, among one or more.
+def choose_face(detections: Detections, height: int, width: int, rule: str = "center") -> int:
+    """The index of the best of one or more faces.
 
-    rule: `center` is box area less twice the squared distance of its centre to the image's (facenet-pytorch's
-    `center_weighted_size`; the largest face alone picks bystanders), `largest` the area alone, `probable` the
-    score.
+    rule: what is compared. `center`: box area less twice the squared distance of its centre from the image's
+    (facenet-pytorch's `center_weighted_size`, which avoids large bystanders). `largest`: area. `probable`: score.
     """
-    x0, y0, x1, y1 = found.boxes.astype(np.float64).T
+    x0, y0, x1, y1 = detections.boxes.astype(np.float64).T
     area = (x1 - x0) * (y1 - y0)
     distance = ((x0 + x1) / 2 - width / 2) ** 2 + ((y0 + y1) / 2 - height / 2) ** 2
-    return int(np.argmax({"center": area - 2 * distance, "largest": area, "probable": found.scores}[rule]))
+    values = {"center": area - 2 * distance, "largest": area, "probable": detections.scores}
+    return int(np.argmax(values[rule]))
 
 
 class FaceDetector:
     """MTCNN (Zhang et al. 2016, arXiv 1604.02878) with the networks and weights of facenet-pytorch.
 
-    Call it with a sequence of (H, W, 3) uint8 RGB images of any sizes; it returns one `Detections` each.
-    The boxes are those of `facenet_pytorch.MTCNN` at the same settings, to rounding. An image's result
-    does not depend on the other images of the call. blocks: what goes through the networks at a time.
+    Call it with a sequence of (H, W, 3) uint8 RGB images of any size; it returns one `Detections` for each.
+    The boxes equal those of `facenet_pytorch.MTCNN` with the same settings except for rounding. The result for an
+    image does not depend on the other images of the call.
     """
 
     def __init__(self, networks: Networks, blocks: BatchSizes, *, min_face: int | None = None) -> None:
@@ -109,7 +107,7 @@ class FaceDetector:
         min_face: int | None = None,
         threads: int = 1,
     ) -> FaceDetector:
-        """The detector on a resolved device and runtime; threads: CPUs for each thread that calls, in OpenVINO."""
+        """The detector for a resolved device and runtime. threads: CPUs for each calling thread, with OpenVINO."""
         blocks = BatchSizes() if device == "cpu" else GPU_BATCH_SIZES
         if runtime == "openvino":
             networks: Networks = OpenvinoNetworks(blocks.refine, blocks.output, threads)
@@ -120,114 +118,115 @@ class FaceDetector:
         return cls(networks, blocks, min_face=min_face)
 
     def __call__(self, images: Sequence[np.ndarray], blocks: BatchSizes | None = None) -> list[Detections]:
-        """Detect the faces of each image; images without a face give `Detections` of length 0."""
+        """Detect the faces of each image; an image without a face gives `Detections` of length 0."""
         if not len(images):
             return []
         blocks = blocks or self.blocks
         sums = [integral(image) for image in images]
-        boxes = self._propose(sums, blocks.pictures)
+        boxes = self._propose(sums, blocks.images)
         refined = _classify(self.networks.refine, REFINE_SIZE, blocks.refine, sums, boxes)
         boxes = [
-            _refined(found, *outputs, *image.shape[:2])
-            for image, found, outputs in zip(images, boxes, refined, strict=True)
+            _refined(candidates, *results, *image.shape[:2])
+            for image, candidates, results in zip(images, boxes, refined, strict=True)
         ]
         final = _classify(self.networks.output, OUTPUT_SIZE, blocks.output, sums, boxes)
-        return [_final(found, *outputs) for found, outputs in zip(boxes, final, strict=True)]
+        return [_final(candidates, *results) for candidates, results in zip(boxes, final, strict=True)]
 
     def _propose(self, sums: Sequence[np.ndarray], block: int) -> list[np.ndarray]:
-        """First stage: per image (K, 4) float32 square boxes of candidates over all scales of its pyramid."""
-        found = [np.zeros((0, 4), np.float32) for _ in sums]
+        """First stage: for each image (K, 4) float32 square boxes of candidates, from all scales of its pyramid."""
+        boxes = [np.zeros((0, 4), np.float32) for _ in sums]
         sizes: dict[tuple[int, int], list[int]] = {}
-        for place, table in enumerate(sums):
-            sizes.setdefault((table.shape[0] - 1, table.shape[1] - 1), []).append(place)
-        for (height, width), places in sizes.items():
+        for index, table in enumerate(sums):
+            sizes.setdefault((table.shape[0] - 1, table.shape[1] - 1), []).append(index)
+        for (height, width), indices in sizes.items():
             scales = pyramid(height, width, self.min_face or smallest_face(height, width))
             if scales is None:
                 continue
-            for start in range(0, len(places), block):
-                some = places[start : start + block]
-                canvases = [scales.canvas(sums[place]) for place in some]
-                canvases += [np.zeros_like(canvases[0])] * (block - len(some))
+            for start in range(0, len(indices), block):
+                batch = indices[start : start + block]
+                canvases = [scales.canvas(sums[index]) for index in batch]
+                canvases += [np.zeros_like(canvases[0])] * (block - len(batch))
                 together = np.concatenate(canvases) if block > 1 else canvases[0]
-                answers = self.networks.propose(together, scales)
-                for place, answer in zip(some, answers, strict=False):
-                    found[place] = _candidates(answer, scales, height, width)
-        return found
+                outputs = self.networks.propose(together, scales)
+                for index, output in zip(batch, outputs, strict=False):
+                    boxes[index] = _candidates(output, scales, height, width)
+        return boxes
 
 
 def _classify(
-    judge: Callable[[np.ndarray], Judged],
+    network: Callable[[np.ndarray], PatchResults],
     size: int,
     block: int,
     sums: Sequence[np.ndarray],
     boxes: Sequence[np.ndarray],
-) -> list[Judged]:
-    """Judge all candidates in patches of `size` pixels: per image (K, 4) shifts and (K,) face probabilities.
+) -> list[PatchResults]:
+    """Classify the candidates in patches of `size` pixels: for each image (K, 4) shifts and (K,) probabilities.
 
-    The candidates of all images fill blocks of one fixed shape; no more than a block is in memory.
+    The candidates of all images are put into blocks of one shape; only one block is in memory at a time.
     """
-    ends = np.cumsum([len(found) for found in boxes])
-    whole = [
-        regions(found, table.shape[0] - 1, table.shape[1] - 1)
-        for found, table in zip(boxes, sums, strict=True)
-    ]
-    cut = np.concatenate(whole)
+    ends = np.cumsum([len(candidates) for candidates in boxes])
+    cut = np.concatenate(
+        [
+            regions(candidates, table.shape[0] - 1, table.shape[1] - 1)
+            for candidates, table in zip(boxes, sums, strict=True)
+        ]
+    )
     shifts, scores = np.empty((len(cut), 4), np.float32), np.empty(len(cut), np.float32)
     for start in range(0, len(cut), block):
         patches = np.empty((block, size, size, CHANNELS), np.float32)
         patches[len(cut) - start :] = 0
         _fill(patches, sums, ends, cut[start : start + block], start)
-        here = slice(start, min(start + block, len(cut)))
-        shifts[here], scores[here] = (each[: here.stop - start] for each in judge(patches))
+        rows = slice(start, min(start + block, len(cut)))
+        shifts[rows], scores[rows] = (values[: rows.stop - start] for values in network(patches))
     return list(zip(np.split(shifts, ends[:-1]), np.split(scores, ends[:-1]), strict=True))
 
 
 def _fill(
     patches: np.ndarray, sums: Sequence[np.ndarray], ends: np.ndarray, cut: np.ndarray, start: int
 ) -> None:
-    """Write the candidates of a block, image by image. cut: (K, 4) their regions, the first is number `start`."""
-    places = np.zeros((len(cut), 5), np.int64)
-    places[:, 0] = np.arange(len(cut))
-    places[:, 3:] = patches.shape[1]
+    """Write the patches of a block, image by image. cut: (K, 4) their regions. start: number of the first one."""
+    targets = np.zeros((len(cut), 5), np.int64)
+    targets[:, 0] = np.arange(len(cut))
+    targets[:, 3:] = patches.shape[1]
     done = 0
     while done < len(cut):
-        owner = int(np.searchsorted(ends, start + done, side="right"))
-        last = min(int(ends[owner]) - start, len(cut))
-        resample(sums[owner], cut[done:last], places[done:last], False, patches)
-        done = last
+        image = int(np.searchsorted(ends, start + done, side="right"))
+        end = min(int(ends[image]) - start, len(cut))
+        resample(sums[image], cut[done:end], targets[done:end], False, patches)
+        done = end
 
 
-def _candidates(answers: np.ndarray, scales: Pyramid, height: int, width: int) -> np.ndarray:
-    """(K, 4) float32 square boxes of one image's candidates, from the first network's answers to its canvas."""
-    boxes, shifts, scores = _cells(answers, scales)
+def _candidates(output: np.ndarray, scales: Pyramid, height: int, width: int) -> np.ndarray:
+    """(K, 4) float32 square boxes of one image's candidates, from the first network's output for its canvas."""
+    boxes, shifts, scores = _cells(output, scales)
     kept = suppress(boxes, _best_first(scores), 0.7)
     boxes, shifts = boxes[kept], shifts[kept]
     extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     return _clipped(_square(boxes + shifts * extent), height, width)
 
 
-def _cells(answers: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cells(output: np.ndarray, scales: Pyramid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cells above the threshold, after suppression within each level: (K, 4) boxes, (K, 4) shifts, (K,) scores."""
     levels = enumerate(zip(scales.cells, scales.scales, strict=True))
-    rows = np.concatenate([_likely(answers, *level) for level in levels])
-    # Rounded to float32 as in facenet-pytorch: near 1 many probabilities are equal, and then the order counts.
+    rows = np.concatenate([_likely(output, *level) for level in levels])
+    # Rounded to float32 as in facenet-pytorch: near 1 many probabilities are equal, and then the order matters.
     scores = (1 / (1 + np.exp(rows[:, 4].astype(np.float64) - rows[:, 5]))).astype(np.float32)
     rows, scores = rows[scores >= THRESHOLDS[0]], scores[scores >= THRESHOLDS[0]]
     boxes, level = rows[:, :4], rows[:, 10]
-    # Boxes of whole numbers, moved apart by whole numbers: levels do not touch and nothing is rounded.
+    # Levels are moved apart so that their boxes do not overlap; all are whole numbers, so that nothing is rounded.
     apart = boxes + level[:, None] * (boxes.max(initial=0) + 1)
     kept = suppress(apart, _best_first(scores), 0.5)
     kept = kept[np.argsort(level[kept], kind="stable")]
     return boxes[kept], rows[kept, 6:10], scores[kept]
 
 
-def _likely(answers: np.ndarray, number: int, level: tuple[np.ndarray, np.float32]) -> np.ndarray:
+def _likely(output: np.ndarray, number: int, level: tuple[np.ndarray, np.float32]) -> np.ndarray:
     """A level's cells that may hold a face: (K, 11) float32 box, both logits, shifts, the level's number.
 
-    The boxes are in whole pixels of the picture, x0 y0 x1 y1.
+    The boxes are x0 y0 x1 y1 in whole pixels of the image.
     """
     (top, left, height, width), scale = level
-    cells = answers[top : top + height, left : left + width]
+    cells = output[top : top + height, left : left + width]
     y, x = np.nonzero(cells[..., 1] - cells[..., 0] >= LEAST_LOGIT)
     corners = np.stack([x, y, x, y], axis=1) * STRIDE + (1, 1, CELL, CELL)
     boxes = np.floor(corners.astype(np.float32) / scale)
@@ -235,12 +234,12 @@ def _likely(answers: np.ndarray, number: int, level: tuple[np.ndarray, np.float3
 
 
 def _best_first(scores: np.ndarray) -> np.ndarray:
-    """Indices by falling score; equal scores keep their order, as in torchvision's suppression."""
+    """Indices by decreasing score; equal scores keep their order, as in torchvision's suppression."""
     return np.argsort(-scores, kind="stable")
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:
-    """Grow the shorter side, the centre kept."""
+    """Make boxes square: the shorter side grows, the centre stays."""
     extent = boxes[:, 2:] - boxes[:, :2]
     side = extent.max(axis=1, keepdims=True)
     low = boxes[:, :2] + extent * np.float32(0.5) - side * np.float32(0.5)
@@ -248,7 +247,7 @@ def _square(boxes: np.ndarray) -> np.ndarray:
 
 
 def _clipped(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Without the boxes that hold no pixel of the image."""
+    """The boxes that contain at least one pixel of the image."""
     whole = np.trunc(boxes)
     low, high = np.maximum(whole[:, :2], 1), np.minimum(whole[:, 2:], (width, height))
     return boxes[(high >= low).all(axis=1)]
@@ -262,7 +261,7 @@ def _regress(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 def _refined(
     boxes: np.ndarray, shifts: np.ndarray, scores: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """Second stage's outcome for one image: (K, 4) square boxes, each with a pixel of the image at least."""
+    """Second stage, for one image: (K, 4) square boxes, each with at least one pixel of the image."""
     kept = scores > THRESHOLDS[1]
     boxes, shifts, scores = boxes[kept], shifts[kept], scores[kept]
     picked = suppress(boxes, _best_first(scores), 0.7)
@@ -270,15 +269,15 @@ def _refined(
 
 
 def _final(boxes: np.ndarray, shifts: np.ndarray, scores: np.ndarray) -> Detections:
-    """Third stage's outcome for one image, best score first."""
+    """Third stage, for one image: the faces, best score first."""
     kept = scores > THRESHOLDS[2]
-    found, probabilities = _regress(boxes[kept], shifts[kept]), scores[kept]
-    picked = suppress_contained(found, probabilities)
-    return Detections(found[picked], probabilities[picked])
+    boxes, scores = _regress(boxes[kept], shifts[kept]), scores[kept]
+    picked = suppress_contained(boxes, scores)
+    return Detections(boxes[picked], scores[picked])
 
 
 def suppress_contained(boxes: np.ndarray, scores: np.ndarray, threshold: float = 0.7) -> np.ndarray:
-    """Indices kept by suppression with intersection over the *smaller* area, best score first."""
+    """Indices that remain after suppression by intersection over the *smaller* area, best score first."""
     x0, y0, x1, y1 = boxes.T
     area = (x1 - x0 + 1) * (y1 - y0 + 1)
     order = np.argsort(scores)[::-1]

@@ -1,4 +1,4 @@
-"""One image from its place, local or in an object store, to upright uint8 RGB, within limits."""
+"""Reads one image, local or in an object store, and decodes it to upright uint8 RGB, within limits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import Location, scheme_of
 from batchverify.storage.object_store import is_denied, retry
 
-# Formats that Pillow decodes by itself; EPS and friends would start other programs. JPEG opens MPO, too:
-# a name that Pillow opens under no plug-in of its own makes it fail at every format after it.
+# Formats that Pillow decodes by itself: for EPS and others it would start programs. JPEG includes MPO, which must not
+# be listed: Pillow has no plug-in of that name to open files with and would fail at all formats after it.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-# What turns a picture upright, by its EXIF orientation; 1 is upright already.
+# What turns an image upright, by its EXIF orientation; 1 is upright already.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,30 +31,30 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SHOWN = 160
+_LONGEST_MESSAGE = 160
 
 
 def decoder_set() -> str:
-    """What `undecodable` depends on: another decoder release may read what this one cannot."""
+    """What `undecodable` depends on: another release of the decoder may read more files."""
     return f"pillow {PIL.__version__}"
 
 
 def own_process() -> None:
-    """Quieten Pillow in a process that is ours.
+    """Configure Pillow for a process that is ours alone.
 
-    Its own size guard goes, since `Limits.pixels` replaces it, and so do its warnings: they name no file,
-    and what matters of them comes back as a reason.
+    Its size guard is replaced by `Limits.pixels`. Its warnings are hidden: they name no file, and what matters is
+    reported as a reason.
     """
     Image.MAX_IMAGE_PIXELS = None
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_image(location: str, limits: Limits) -> bytes | Skipped:
-    """The bytes of one image at an absolute path or URI, or the reason why they are not to be had."""
+    """The bytes of the image at an absolute path or URI, or the reason why they cannot be read."""
     try:
         if scheme_of(location):
-            place = Location.parse(location)
-            return retry(lambda: _read_remote(place, limits))
+            remote = Location.parse(location)
+            return retry(lambda: _read_remote(remote, limits))
         return _read_local(location, limits)
     except (FileNotFoundError, NotADirectoryError):
         return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
@@ -64,7 +64,7 @@ def read_image(location: str, limits: Limits) -> bytes | Skipped:
 
 
 def _read_local(path: str, limits: Limits) -> bytes | Skipped:
-    # Without O_NONBLOCK the opening of a named pipe would wait for a writer.
+    # Without O_NONBLOCK opening a named pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
@@ -73,7 +73,7 @@ def _read_local(path: str, limits: Limits) -> bytes | Skipped:
             return Skipped(Reason.UNREADABLE, f"{path}: {kind}")
         if status.st_size > limits.bytes:
             return _file_too_large(path, status.st_size, limits)
-        # Never past the size just judged: the file may grow, and some of /proc never end.
+        # Not past the size that was checked: the file may grow, and some files in /proc never end.
         return file.read(status.st_size) or b""
 
 
@@ -85,17 +85,16 @@ def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
         return file.read()
 
 
-def _file_too_large(where: str, size: int, limits: Limits) -> Skipped:
-    return Skipped(Reason.TOO_LARGE, f"{where}: {size / 1e6:.1f} MB, the limit is {limits.bytes / 1e6:g} MB")
+def _file_too_large(name: str, size: int, limits: Limits) -> Skipped:
+    return Skipped(Reason.TOO_LARGE, f"{name}: {size / 1e6:.1f} MB, the limit is {limits.bytes / 1e6:g} MB")
 
 
 def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skipped:
-    """Decode one image to an upright RGB `DecodedImage`, or the reason why not.
+    """Decode one image to an upright RGB `DecodedImage`, or return the reason why that is impossible.
 
-    An image whose longer side exceeds `long_side` pixels is reduced to it; JPEGs are then decoded at a
-    smaller scale to begin with (`draft`), never below twice `long_side`. Alpha is laid over white, 16-bit
-    values are scaled, of several frames the first is taken. Raises `MemoryError`: that is no fault of the
-    image alone.
+    An image whose longer side exceeds `long_side` pixels is reduced to it. The decoder first reduces a large JPEG
+    (`draft`), to not less than twice `long_side`. Transparency becomes white, 16-bit values are scaled to 8 bits, and
+    only the first of several frames is used. Raises `MemoryError`, for which the image alone is not to blame.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -105,23 +104,23 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
         image.draft("RGB", _draft_size(original, long_side))
         image.load()
         orientation = _orientation(image)
-        reduced = _reduce(_rgb(image), long_side)
+        reduced = shrink(_rgb(image), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
         return DecodedImage(np.asarray(upright), max(original) / max(upright.size))
     except Image.DecompressionBombError as exc:
-        # Pillow's guard, in a process that is not ours; it says nothing about `limits`.
+        # Pillow's own guard, in a process that is not ours; it does not depend on `limits`.
         return Skipped(Reason.TOO_LARGE, _text(exc), f"Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
     except MemoryError:
         raise
-    except UnidentifiedImageError:  # its own message holds a memory address
+    except UnidentifiedImageError:  # its message contains a memory address
         what = "not an image, or damaged at its start" if data else "the file is empty"
-        return _undecodable(f"{what} (read are {', '.join(FORMATS)})")
-    except Exception as exc:  # noqa: BLE001  the seam to Pillow: damaged files raise some twenty types
+        return _undecodable(f"{what} (formats: {', '.join(FORMATS)})")
+    except Exception as exc:  # noqa: BLE001  damaged files make Pillow raise some twenty types
         return _undecodable(_text(exc))
 
 
 def too_large_dependence(limits: Limits) -> str:
-    """What `too_large` depends on: under another limit the image is tried again."""
+    """What `too_large` depends on: with another limit the image is tried again."""
     return f"{limits.pixels} pixels"
 
 
@@ -135,18 +134,18 @@ def _undecodable(message: str) -> Skipped:
 
 
 def _text(exc: Exception) -> str:
-    """One short line."""
-    return " ".join(str(exc).split())[:_SHOWN] or type(exc).__name__
+    """The message of an exception as one short line."""
+    return " ".join(str(exc).split())[:_LONGEST_MESSAGE] or type(exc).__name__
 
 
 def _draft_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """The smallest size, (width, height), that the draft decoder may go down to."""
-    share = min(2 * long_side / max(size), 1)
-    return max(1, int(size[0] * share)), max(1, int(size[1] * share))
+    """The smallest size, (width, height), that the decoder may reduce a JPEG to."""
+    factor = min(2 * long_side / max(size), 1)
+    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
 
 
 def _orientation(image: Image.Image) -> object:
-    """The EXIF orientation, 1 to 8; anything else where there is none or the EXIF block is damaged."""
+    """The EXIF orientation, 1 to 8; another value if there is none or the EXIF block is damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except (OSError, SyntaxError, LookupError, TypeError, ValueError, struct.error):
@@ -154,7 +153,7 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB."""
+    """Convert an image of any mode to RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_high_depth(image)
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -165,7 +164,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_high_depth(image: Image.Image) -> Image.Image:
-    """Greys of 16 and 32 bits: values above 255 are taken as 16-bit, floats in 0..1 as shares of white."""
+    """Convert greys of 16 and 32 bits: values above 255 count as 16-bit, floats in 0..1 as fractions of white."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32))
     peak = values.max(initial=0)
     if image.mode.startswith("I;16") or peak > 255:
@@ -175,7 +174,8 @@ def _from_high_depth(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _reduce(image: Image.Image, long_side: int) -> Image.Image:
+def shrink(image: Image.Image, long_side: int) -> Image.Image:
+    """The image reduced to a longer side of `long_side` pixels; itself if it is not larger."""
     factor = long_side / max(image.size)
     if factor >= 1:
         return image

@@ -15,33 +15,33 @@ from batchverify.faces.pyramid import CHANNELS, Pyramid
 from batchverify.runtime.compiled_network import CompiledNetwork
 
 WEIGHTS_FILE = "mtcnn.safetensors"
-# The windows of the maxima after each convolution, two apart; 0 for none.
+# The max-pooling window after each convolution, with a stride of 2; 0 for none.
 PROPOSAL_WINDOWS, REFINE_WINDOWS, OUTPUT_WINDOWS = (2, 0, 0), (3, 3, 0), (3, 3, 2, 0)
 REFINE_SIZE, OUTPUT_SIZE = 24, 48
-# Sizes of canvases that one compiled P-Net serves: compiling takes as long as some new sizes cost.
+# P-Net is compiled anew after so many canvas sizes, for each of which a compiled network keeps half a megabyte.
 SIZES_KEPT = 100
 
 Tensors = dict[str, np.ndarray]
-Judged = tuple[np.ndarray, np.ndarray]
+# Shifts of the box (B, 4) and face probabilities (B,).
+PatchResults = tuple[np.ndarray, np.ndarray]
 
 
 class Networks(Protocol):
-    """The networks on some device, for any number of threads."""
+    """MTCNN's networks on some device, for any number of threads."""
 
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
-        """What P-Net says of every cell of (B, h, w, 3) float32 canvases: (B, h', w', 6) float32.
+        """P-Net: (B, h, w, 3) float32 canvases to (B, h', w', 6) float32 cells.
 
         Columns 0 and 1 are the logits of no face and of a face, 2 to 5 the shifts of the box.
         """
 
-    def refine(self, patches: np.ndarray) -> Judged:
+    def refine(self, patches: np.ndarray) -> PatchResults:
         """R-Net: (B, 24, 24, 3) float32 patches to shifts (B, 4) and face probabilities (B,)."""
 
-    def output(self, patches: np.ndarray) -> Judged:
-        """O-Net: (B, 48, 48, 3) float32 patches to the same; its landmarks are left out."""
+    def output(self, patches: np.ndarray) -> PatchResults:
+        """O-Net: (B, 48, 48, 3) float32 patches to the same; landmarks are not computed."""
 
 
-@cache
 def weights_path() -> Path:
     """The packaged weights of all three networks."""
     return Path(str(files("batchverify.faces") / "weights" / WEIGHTS_FILE))
@@ -55,18 +55,18 @@ def mtcnn_weights(network: str) -> Tensors:
 
 @cache
 def _stored() -> Tensors:
-    """All tensors of the file, read once: every thread builds its networks from them."""
+    """All tensors of the file, read once for all threads."""
     from safetensors.numpy import load_file
 
     return load_file(weights_path())
 
 
 class OpenvinoNetworks:
-    """The networks on this machine's CPU in float32: with bfloat16 boxes would move by pixels.
+    """The networks on this machine's CPU, in float32 because bfloat16 would move boxes by pixels.
 
-    refine_block, output_block: the batches of the second and third network, which have this one shape.
-    threads: CPUs for each thread that calls. Every thread has compiled networks of its own: with streams of common
-    ones two threads found a quarter fewer faces (measured).
+    refine_block, output_block: the only batch sizes of the second and third network. threads: CPUs for each calling
+    thread. Every thread compiles its own networks: with streams of shared ones two threads were a quarter slower
+    (measured).
     """
 
     def __init__(self, refine_block: int, output_block: int, threads: int = 1) -> None:
@@ -77,12 +77,12 @@ class OpenvinoNetworks:
         """See `Networks`."""
         return self._own().proposal_for(canvases.shape)(canvases, scales.mask())[0]
 
-    def refine(self, patches: np.ndarray) -> Judged:
+    def refine(self, patches: np.ndarray) -> PatchResults:
         """See `Networks`."""
         shifts, scores = self._own().refine(patches)
         return shifts, scores[:, 1]
 
-    def output(self, patches: np.ndarray) -> Judged:
+    def output(self, patches: np.ndarray) -> PatchResults:
         """See `Networks`."""
         shifts, scores = self._own().output(patches)
         return shifts, scores[:, 1]
@@ -99,14 +99,14 @@ class _Compiled:
 
     def __init__(self, refine_block: int, output_block: int, threads: int) -> None:
         self._threads = threads
-        refine = _patch_model("rnet", REFINE_WINDOWS, 4, (refine_block, REFINE_SIZE))
-        output = _patch_model("onet", OUTPUT_WINDOWS, 5, (output_block, OUTPUT_SIZE))
+        refine = _patch_model("rnet", REFINE_WINDOWS, (refine_block, REFINE_SIZE))
+        output = _patch_model("onet", OUTPUT_WINDOWS, (output_block, OUTPUT_SIZE))
         self.refine, self.output = (CompiledNetwork(model, threads=threads) for model in (refine, output))
         self._sizes: set[tuple[int, ...]] = set()
         self._proposal: CompiledNetwork | None = None
 
     def proposal_for(self, size: tuple[int, ...]) -> CompiledNetwork:
-        """P-Net; compiled anew now and then, since it keeps half a megabyte for every size that it has seen."""
+        """P-Net for canvases of a size."""
         if self._proposal is None or (len(self._sizes) == SIZES_KEPT and size not in self._sizes):
             self._proposal = CompiledNetwork(_proposal_model(), threads=self._threads)
             self._sizes.clear()
@@ -115,7 +115,7 @@ class _Compiled:
 
 
 class _Builder:
-    """Layers of one network as OpenVINO nodes."""
+    """Makes the layers of one network as OpenVINO nodes."""
 
     def __init__(self, network: str) -> None:
         from openvino import opset13
@@ -124,14 +124,14 @@ class _Builder:
         self._tensors = mtcnn_weights(network)
 
     def input(self, *shape: int) -> tuple[Any, Any]:
-        """(parameter, values): images as they lie in memory, and with their channels first."""
+        """(parameter, values): images as they are in memory, and the same with channels first."""
         from openvino import PartialShape
 
         images = self.ops.parameter(PartialShape([*shape, CHANNELS]), np.float32)
         return images, self.ops.transpose(images, self.ops.constant(np.array([0, 3, 1, 2])))
 
     def convolution(self, values: Any, *names: str) -> Any:
-        """Convolutions without padding, their outputs side by side."""
+        """Convolutions without padding, with concatenated outputs."""
         weight = np.concatenate([self._tensors[f"{name}.weight"] for name in names])
         bias = np.concatenate([self._tensors[f"{name}.bias"] for name in names])
         product = self.ops.convolution(values, self.ops.constant(weight), [1, 1], [0, 0], [0, 0], [1, 1])
@@ -141,7 +141,7 @@ class _Builder:
         return self.ops.prelu(values, self.ops.constant(self._tensors[f"{name}.weight"]))
 
     def pool(self, values: Any, window: int) -> Any:
-        """Maxima of windows two apart; the last ones may reach beyond the edge."""
+        """Max pooling with a stride of 2; the last windows may extend beyond the edge."""
         if not window:
             return values
         size = [window, window]
@@ -154,11 +154,11 @@ class _Builder:
     def model(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> Any:
         from openvino import Model
 
-        return Model([self.ops.result(each) for each in outputs], list(inputs))
+        return Model([self.ops.result(output) for output in outputs], list(inputs))
 
 
 def _proposal_model() -> Any:
-    """P-Net for canvases of any number and size, with the mask of their levels."""
+    """P-Net for any number of canvases of any size, with the mask of their levels."""
     from openvino import PartialShape
 
     builder = _Builder("pnet")
@@ -172,17 +172,18 @@ def _proposal_model() -> Any:
     return builder.model([builder.ops.transpose(cells, np.array([0, 2, 3, 1]))], [images, mask])
 
 
-def _patch_model(network: str, windows: Sequence[int], dense: int, shape: tuple[int, int]) -> Any:
-    """R-Net or O-Net for (number, size): shifts (B, 4) and probabilities of no face and of a face (B, 2)."""
+def _patch_model(network: str, windows: Sequence[int], shape: tuple[int, int]) -> Any:
+    """R-Net or O-Net for (number, size) patches: shifts (B, 4), probabilities of no face and of a face (B, 2)."""
     number, size = shape
     builder = _Builder(network)
     images, values = builder.input(number, size, size)
     for layer, window in enumerate(windows, 1):
         values = builder.prelu(builder.convolution(values, f"conv{layer}"), f"prelu{layer}")
         values = builder.pool(values, window)
-    # Columns before rows, as facenet-pytorch's dense weights want them.
+    # Columns before rows, in the order of facenet-pytorch's dense weights.
     values = builder.ops.transpose(values, np.array([0, 3, 2, 1]))
     values = builder.ops.reshape(values, np.array([number, -1]), False)
+    dense = len(windows) + 1
     hidden = builder.prelu(builder.dense(values, f"dense{dense}"), f"prelu{dense}")
     faces = builder.ops.softmax(builder.dense(hidden, f"dense{dense + 1}_1"), 1)
     return builder.model([builder.dense(hidden, f"dense{dense + 1}_2"), faces], [images])

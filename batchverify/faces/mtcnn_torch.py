@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch.nn.functional import conv2d, linear, max_pool2d, prelu
 
-from batchverify.faces.mtcnn import OUTPUT_WINDOWS, PROPOSAL_WINDOWS, REFINE_WINDOWS, Judged, mtcnn_weights
+from batchverify.faces.mtcnn import (
+    OUTPUT_WINDOWS,
+    PROPOSAL_WINDOWS,
+    REFINE_WINDOWS,
+    PatchResults,
+    mtcnn_weights,
+)
 from batchverify.faces.pyramid import Pyramid
 from batchverify.runtime.devices import full_float32
 
@@ -23,7 +29,7 @@ class TorchNetworks:
         self._pnet, self._rnet, self._onet = (self._weights(name) for name in ("pnet", "rnet", "onet"))
         if device != "cpu":
             full_float32()
-            # Threads work on streams of their own; what is not there yet must not be used by them.
+            # Threads use their own streams, which do not wait for the copies of the weights.
             torch.cuda.synchronize(device)
 
     def _weights(self, network: str) -> Tensors:
@@ -44,18 +50,18 @@ class TorchNetworks:
         return torch.cat(cells, dim=1).permute(0, 2, 3, 1).cpu().numpy()
 
     @torch.inference_mode()
-    def refine(self, patches: np.ndarray) -> Judged:
+    def refine(self, patches: np.ndarray) -> PatchResults:
         """See `mtcnn.Networks`."""
-        return self._judged(self._rnet, patches, REFINE_WINDOWS, 4)
+        return self._classified(self._rnet, patches, REFINE_WINDOWS)
 
     @torch.inference_mode()
-    def output(self, patches: np.ndarray) -> Judged:
+    def output(self, patches: np.ndarray) -> PatchResults:
         """See `mtcnn.Networks`."""
-        return self._judged(self._onet, patches, OUTPUT_WINDOWS, 5)
+        return self._classified(self._onet, patches, OUTPUT_WINDOWS)
 
-    def _judged(self, tensors: Tensors, patches: np.ndarray, windows: Sequence[int], dense: int) -> Judged:
-        values = _convolved(tensors, self._images(patches), windows)
-        # Columns before rows, as facenet-pytorch's dense weights want them.
+    def _classified(self, tensors: Tensors, patches: np.ndarray, windows: Sequence[int]) -> PatchResults:
+        values, dense = _convolved(tensors, self._images(patches), windows), len(windows) + 1
+        # Columns before rows, in the order of facenet-pytorch's dense weights.
         hidden = _dense(values.permute(0, 3, 2, 1).flatten(1), tensors, f"dense{dense}")
         hidden = prelu(hidden, tensors[f"prelu{dense}.weight"])
         faces = torch.softmax(_dense(hidden, tensors, f"dense{dense + 1}_1"), dim=1)[:, 1]
@@ -68,7 +74,7 @@ class TorchNetworks:
 def _convolved(
     tensors: Tensors, values: torch.Tensor, windows: Sequence[int], mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Convolutions with PReLU, then maxima where there is a window; mask: added before the first maxima."""
+    """Convolutions with PReLU and max pooling. mask: added before the first pooling."""
     for number, window in enumerate(windows, 1):
         values = prelu(_convolution(values, tensors, f"conv{number}"), tensors[f"prelu{number}.weight"])
         if mask is not None and number == 1:

@@ -1,4 +1,4 @@
-"""Pictures at several scales for the first detection network, and regions of them at one size."""
+"""An image at several scales for the first detection network, and its summed-area table."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ FACTOR = 0.709
 CELL = 12
 STRIDE = 2
 CHANNELS = 3
-# Below anything that the first convolution gives.
+# Far below all outputs of the first convolution.
 _NEVER = -1e6
-# A fourth sum, always zero: pixels of 16 bytes are looked up faster than those of 12.
+# The fourth sum is always zero: pixels of 16 bytes are read faster than pixels of 12.
 SUMS = 4
 
 
 @dataclass(frozen=True)
 class Level:
-    """One scale of a pyramid: its size and its place (even) on the canvas, in pixels."""
+    """One scale of a pyramid: its size and its position (even numbers) on the canvas, in pixels."""
 
     scale: float
     height: int
@@ -32,50 +32,51 @@ class Level:
 
     @property
     def map_size(self) -> tuple[int, int]:
-        """Rows and columns of the network's answer: two convolutions after a halving that rounds up."""
+        """Rows and columns of the network's output: a halving that rounds up, then two convolutions."""
         return -(-(self.height - 2) // 2) - 4, -(-(self.width - 2) // 2) - 4
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """All scales of one picture size on one canvas, so that the network runs once a picture.
+    """All scales of one image size on one canvas, so that the network runs only once per image.
 
-    levels: from the largest. height, width: of the canvas. regions, places: of the levels, as `resample`
-    takes them. cells: (L, 4) int64 top, left, height, width of the levels in the network's answer: the cells that
-    have seen pixels of their level alone. scales: (L,) float32.
+    levels: the largest first. height, width: of the canvas. regions, targets: of the levels, for `resample`.
+    cells: (L, 4) int64 top, left, height, width of each level in the network's output, without the cells that see
+    pixels of other levels. scales: (L,) float32.
     """
 
     levels: tuple[Level, ...]
     height: int
     width: int
     regions: np.ndarray
-    places: np.ndarray
+    targets: np.ndarray
     cells: np.ndarray
     scales: np.ndarray
 
     def canvas(self, sums: np.ndarray) -> np.ndarray:
-        """The scaled pictures, (1, height, width, 3) float32 normalised, from an `integral` table.
+        """The canvas, (1, height, width, 3) float32 normalised, from an `integral` table.
 
-        Each is that of `interpolate(mode="area")`.
+        The image is scaled as by torch's `interpolate(mode="area")`.
         """
         canvas = np.zeros((1, self.height, self.width, CHANNELS), np.float32)
-        resample(sums, self.regions, self.places, True, canvas)
+        resample(sums, self.regions, self.targets, True, canvas)
         return canvas
 
     def mask(self) -> np.ndarray:
-        """What to add to the first convolution's answer, (1, 1, height - 2, width - 2) float32.
+        """What is added to the output of the first convolution, (1, 1, height - 2, width - 2) float32.
 
-        0 where it has seen pixels of one level alone; elsewhere so little that no maximum is taken from there.
+        0 where the output depends on one level only, elsewhere so low that it is never the maximum of a window.
         """
         mask = np.full((1, 1, self.height - 2, self.width - 2), _NEVER, np.float32)
-        for each in self.levels:
-            mask[..., each.top : each.top + each.height - 2, each.left : each.left + each.width - 2] = 0
+        for level in self.levels:
+            bottom, right = level.top + level.height - 2, level.left + level.width - 2
+            mask[..., level.top : bottom, level.left : right] = 0
         return mask
 
 
 @lru_cache(maxsize=256)
 def pyramid(height: int, width: int, smallest: int) -> Pyramid | None:
-    """The pyramid of pictures of one size, for faces of `smallest` pixels and more; None below one cell."""
+    """The pyramid of images of one size, for faces of at least `smallest` pixels; None for smaller images."""
     scales = []
     scale = CELL / smallest
     while min(height, width) * scale >= CELL:
@@ -83,7 +84,7 @@ def pyramid(height: int, width: int, smallest: int) -> Pyramid | None:
         scale *= FACTOR
     if not scales:
         return None
-    sizes = [(int(height * each + 1), int(width * each + 1)) for each in scales]
+    sizes = [(int(height * scale + 1), int(width * scale + 1)) for scale in scales]
     levels, canvas_height = _placed(scales, sizes)
     canvas_width = max(level.left + level.width for level in levels)
     return Pyramid(
@@ -98,23 +99,24 @@ def pyramid(height: int, width: int, smallest: int) -> Pyramid | None:
 
 
 def _placed(scales: Sequence[float], sizes: Sequence[tuple[int, int]]) -> tuple[list[Level], int]:
-    """Levels, the largest first, at even places on shelves as wide as the largest; the canvas's height.
+    """Place the levels, the largest first, on shelves as wide as the largest; also returns the canvas's height.
 
-    A shelf is as high as its first level. Its columns are as wide as their first; levels stand on one another.
+    A shelf is as high as its first level. It is divided into columns, each as wide as its first level, in which
+    levels lie below one another.
     """
     levels: list[Level] = []
-    columns: list[list[int]] = []  # top, left, width; bottom of the shelf
+    columns: list[list[int]] = []  # next top, left, width; bottom of the shelf
     widest, bottom = _even(sizes[0][1]), 0
     for scale, (height, width) in zip(scales, sizes, strict=True):
         high, wide = _even(height), _even(width)
-        column = next((each for each in columns if wide <= each[2] and each[0] + high <= each[3]), None)
+        column = next((col for col in columns if wide <= col[2] and col[0] + high <= col[3]), None)
         if column is None:
             column = [bottom, 0, widest, bottom + high]
             bottom += high
             columns.append(column)
         levels.append(Level(scale, height, width, column[0], column[1]))
         if wide < column[2]:
-            # What is left beside it is a column of its own.
+            # The rest beside it becomes a new column.
             columns.append([column[0], column[1] + wide, column[2] - wide, column[3]])
             column[2] = wide
         column[0] += high
@@ -131,15 +133,15 @@ def integral(image: np.ndarray) -> np.ndarray:
     Its first row and column are zero, and so is the fourth channel.
     """
     sums = np.empty((image.shape[0] + 1, image.shape[1] + 1, SUMS), np.int32)
-    # Compiled once: numba takes arrays that may not be written for another type.
+    # Writable: for read-only arrays, which are another type, numba would compile the loop again.
     integrate(np.require(image, requirements=["C", "W"]), sums)
     return sums
 
 
 def regions(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(K, 4) float32 boxes, MTCNN's one-based corners, to (K, 4) int64 left, top, right, bottom, half open.
+    """(K, 4) float32 boxes with MTCNN's one-based corners to (K, 4) int64 left, top, right, bottom, half open.
 
-    As in facenet-pytorch they are truncated and clipped to the image.
+    They are truncated and clipped to the image as in facenet-pytorch.
     """
     whole = np.trunc(boxes).astype(np.int64)
     whole[:, :2] = np.maximum(whole[:, :2], 1) - 1

@@ -1,4 +1,4 @@
-"""Loops over pixels, boxes and pairs: compiled by numba, each with a plain twin in numpy.
+"""Loops over pixels, boxes and pairs, each compiled by numba and in plain numpy.
 
-In: arrays. Out: arrays, the same bits from both. `loops.py` is the door that chooses. No room lies below.
+In: arrays. Out: arrays, with the same bits from both. `loops.py` chooses between them. No room lies below.
 """

@@ -1,4 +1,4 @@
-"""Chi-square distance and dot product of pairs of rows, straight from the matrix that holds them."""
+"""Chi-square distance and dot product of pairs of rows of a matrix, which are not copied."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ def distances(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Chi-square distance and dot product of rows `a` of `first` and `b` of `second`: (N,) float32 each.
 
-    first, second: (M, F) and (K, F) float16 or float32; a, b: (N,) whole numbers. The distance is the sum over
-    (x - y)² / (|x| + |y|). The same bits on every machine, for both number types and for (b, a).
-    Raises `ValueError` for other shapes, `IndexError` for rows that are not there: the loop itself would read
-    whatever lies beyond.
+    first, second: (M, F) and (K, F) float16 or float32. a, b: (N,) integers. The distance is the sum of
+    (x - y)² / (|x| + |y|). The bits are the same on every machine, for both dtypes and for (b, a).
+    Raises `ValueError` for other shapes and `IndexError` for rows that do not exist, which the loop does not check.
     """
     a, b = (np.ascontiguousarray(rows).astype(np.int64, casting="same_kind", copy=False) for rows in (a, b))
     if len(a) != len(b) or first.shape[1] != second.shape[1]:

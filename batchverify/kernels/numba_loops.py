@@ -1,4 +1,4 @@
-"""The loops in numba: what `loops` calls where numba works. Each has a twin of its name in `plain_loops`."""
+"""The loops compiled by numba, which `loops` calls if numba works. `plain_loops` has the same in numpy."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from numba import njit
 
 Array = np.ndarray
 
-# Division by zero follows numpy, and no sum is reordered: the results are the same bits on every machine.
+# Division by zero is as in numpy, and sums are not reordered: the results have the same bits on every machine.
 _SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-# As in `plain_loops`. Not imported from there: numba would not notice when they change.
+# As in `plain_loops`. They are not imported, because numba's cache would not notice a change.
 _LANES = 32
 _EPSILON = np.float32(1e-6)
-# How many pairs ahead rows are read: they lie anywhere in memory, and the CPU cannot foresee where.
+# How many pairs ahead rows are touched: they are anywhere in memory, and the CPU cannot predict where.
 _AHEAD = 2
 _CACHE_LINE = 64
-# Bits of float16 moved to the places that float32 has for them: all but the offset of the exponent, which a
-# multiplication by 2**112 adds. Infinities and NaN have the largest exponent in both.
+# float16 to float32: bits are moved to their positions in float32, and a multiplication by 2**112 corrects the offset
+# of the exponent. Infinities and NaN have the largest exponent in both.
 _MOVED = np.int32(-0x70002000)
 _LARGEST_HALF = np.int32(0x7C00)
 _LARGEST_FLOAT = np.int32(0x7F800000)
 _OFFSET = np.float32(2.0**112)
 
-_part = njit(**_SETTINGS)  # what other loops call becomes part of their machine code
+_part = njit(**_SETTINGS)  # a function that becomes part of the loops that call it
 
 
-def _kept(loop: Any) -> Any:
-    """Compile when first called; the machine code is kept beside this module or in the user's cache folder."""
+def _cached(loop: Any) -> Any:
+    """Compile at the first call; machine code is stored beside this module or in the user's cache folder."""
     try:
         return njit(cache=True, **_SETTINGS)(loop)
     except (RuntimeError, OSError):
-        # Neither folder can be written to: every process compiles the loop.
+        # Neither folder is writable: every process compiles the loop.
         return njit(**_SETTINGS)(loop)
 
 
 def compiled_anew(loop: Any) -> Any:
-    """The same loop without a cache. If what was kept could not be loaded, the next process finds nothing kept."""
+    """The same loop without a cache. A cache that could not be loaded is replaced for the next process."""
     with contextlib.suppress(Exception):
         if not loop.signatures:
             loop.recompile()
     return njit(**_SETTINGS)(loop.py_func)
 
 
-@_kept
+@_cached
 def integrate(image: Array, sums: Array) -> None:
     """See `loops.integrate`."""
     height, width, _ = image.shape
@@ -65,27 +65,27 @@ def integrate(image: Array, sums: Array) -> None:
 
 @_part
 def _divide(start: int, extent: int, low: Array, high: Array) -> None:
-    """Edges of adaptive average pooling of `extent` pixels from `start` on, without a division a cell."""
+    """The cells of adaptive average pooling of `extent` pixels from `start` on, without a division per cell."""
     cells = len(low)
     step, rest = extent // cells, extent % cells
-    at, over = start, 0
+    edge, remainder = start, 0
     for cell in range(cells):
-        low[cell] = at
-        at += step
-        over += rest
-        if over >= cells:
-            at += 1
-            over -= cells
-        high[cell] = at + (over > 0)
+        low[cell] = edge
+        edge += step
+        remainder += rest
+        if remainder >= cells:
+            edge += 1
+            remainder -= cells
+        high[cell] = edge + (remainder > 0)
 
 
-@_kept
-def resample(sums: Array, regions: Array, places: Array, reciprocal: bool, patches: Array) -> None:
+@_cached
+def resample(sums: Array, regions: Array, targets: Array, reciprocal: bool, patches: Array) -> None:
     """See `loops.resample`."""
     edges = np.empty((4, max(patches.shape[1], patches.shape[2])), np.int64)
     for k in range(len(regions)):
         left, top, right, bottom = regions[k]
-        n, first, start, rows, columns = places[k]
+        n, first, start, rows, columns = targets[k]
         low, high, upper, lower = edges[0, :columns], edges[1, :columns], edges[2, :rows], edges[3, :rows]
         _divide(left, right - left, low, high)
         _divide(top, bottom - top, upper, lower)
@@ -101,24 +101,24 @@ def resample(sums: Array, regions: Array, places: Array, reciprocal: bool, patch
                     patches[n, first + y, start + x, c] = (mean - np.float32(127.5)) * np.float32(0.0078125)
 
 
-@_kept
+@_cached
 def suppress(boxes: Array, order: Array, threshold: float) -> Array:
     """See `loops.suppress`."""
     kept, count = np.empty(len(order), np.int64), 0
     for index in order:
         x0, y0, x1, y1 = boxes[index]
         area = (x1 - x0) * (y1 - y0)
-        alone = True
+        remains = True
         for other in kept[:count]:
             across = min(x1, boxes[other, 2]) - max(x0, boxes[other, 0])
             down = min(y1, boxes[other, 3]) - max(y0, boxes[other, 1])
             if across > 0 and down > 0:
                 shared = across * down
-                beside = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
-                if shared / (area + beside - shared) > threshold:
-                    alone = False
+                other_area = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
+                if shared / (area + other_area - shared) > threshold:
+                    remains = False
                     break
-        if alone:
+        if remains:
             kept[count] = index
             count += 1
     return kept[:count]
@@ -126,12 +126,12 @@ def suppress(boxes: Array, order: Array, threshold: float) -> Array:
 
 @_part
 def _moved(bits: Any) -> Any:
-    """The bits of a float32, 2**-112 times the float16 of these bits; infinities and NaN stay what they are."""
-    endless = _LARGEST_FLOAT if (bits & _LARGEST_HALF) == _LARGEST_HALF else np.int32(0)
-    return ((bits << np.int32(13)) & _MOVED) | endless
+    """The bits of a float32 that is 2**-112 times the float16 of the given bits; infinities and NaN are kept."""
+    exponent = _LARGEST_FLOAT if (bits & _LARGEST_HALF) == _LARGEST_HALF else np.int32(0)
+    return ((bits << np.int32(13)) & _MOVED) | exponent
 
 
-@_kept
+@_cached
 def distances(first: Array, second: Array, a: Array, b: Array, chi: Array, dots: Array) -> None:
     """See `loops.distances`."""
     distance, product = np.empty(_LANES, np.float32), np.empty(_LANES, np.float32)
@@ -142,14 +142,14 @@ def distances(first: Array, second: Array, a: Array, b: Array, chi: Array, dots:
     scale = _OFFSET if halves else np.float32(1)
     touched = np.empty((2, width // line + 1), first.dtype)
     for pair in range(len(a)):
-        soon_a, soon_b = first[a[min(pair + _AHEAD, last)]], second[b[min(pair + _AHEAD, last)]]
-        for at in range(width // line):
-            touched[0, at], touched[1, at] = soon_a[at * line], soon_b[at * line]
+        next_a, next_b = first[a[min(pair + _AHEAD, last)]], second[b[min(pair + _AHEAD, last)]]
+        for number in range(width // line):
+            touched[0, number], touched[1, number] = next_a[number * line], next_b[number * line]
         row_a, row_b = first[a[pair]], second[b[pair]]
         distance[:] = 0
         product[:] = 0
         for block in range(width // _LANES):
-            # Slices: so the compiler sees that nothing lies outside and takes many numbers at once.
+            # Slices show the compiler that indices are in range, so that it uses vector instructions.
             xs = row_a[block * _LANES : (block + 1) * _LANES]
             ys = row_b[block * _LANES : (block + 1) * _LANES]
             for lane in range(_LANES):

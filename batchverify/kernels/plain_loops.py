@@ -1,17 +1,17 @@
-"""The loops in numpy: what `loops` calls where numba is absent, fails or is switched off.
+"""The loops in numpy, which `loops` calls if numba is absent, fails or is switched off.
 
-Each gives the bits of its namesake in `numba_loops`, 10 to 100 times as slowly.
+Each returns the same bits as its namesake in `numba_loops`, but takes 10 to 100 times as long.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Sums of a pair that run side by side, in one order on every machine.
+# Partial sums of a pair, so that the order of additions is the same on every machine.
 LANES = 32
-# Keeps the distance of zeros finite.
+# Keeps the distance finite where both values are zero.
 EPSILON = 1e-6
-# Pairs whose rows are in memory at a time: some megabytes.
+# Pairs whose float32 rows are in memory at a time, some megabytes.
 _PAIRS = 256
 
 
@@ -25,18 +25,18 @@ def integrate(image: np.ndarray, sums: np.ndarray) -> None:
 
 
 def _edges(start: int, stop: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """First pixels of the cells of adaptive average pooling, and the pixels after their last ones."""
+    """The first pixel of each cell of adaptive average pooling, and the pixel after its last one."""
     bounds = np.arange(cells + 1) * (stop - start)
     return start + bounds[:-1] // cells, start - (-bounds[1:] // cells)
 
 
 def resample(
-    sums: np.ndarray, regions: np.ndarray, places: np.ndarray, reciprocal: bool, patches: np.ndarray
+    sums: np.ndarray, regions: np.ndarray, targets: np.ndarray, reciprocal: bool, patches: np.ndarray
 ) -> None:
     """See `loops.resample`."""
-    for region, place in zip(regions.tolist(), places.tolist(), strict=True):
+    for region, target in zip(regions.tolist(), targets.tolist(), strict=True):
         left, top, right, bottom = region
-        n, first, start, rows, columns = place
+        n, first, start, rows, columns = target
         low, high = _edges(left, right, columns)
         upper, lower = _edges(top, bottom, rows)
         above, below = sums[upper, :, :3], sums[lower, :, :3]
@@ -57,9 +57,9 @@ def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarr
         kept.append(best)
         across = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
         down = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
-        meet = (across > 0) & (down > 0)
-        shared = np.where(meet, across * down, np.float32(0))
-        union = np.where(meet, area[rest] + area[best] - shared, np.float32(1))
+        overlaps = (across > 0) & (down > 0)
+        shared = np.where(overlaps, across * down, np.float32(0))
+        union = np.where(overlaps, area[rest] + area[best] - shared, np.float32(1))
         order = rest[~((shared / union).astype(np.float64) > threshold)]
     return np.array(kept, np.int64)
 
@@ -68,21 +68,21 @@ def distances(
     first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
 ) -> None:
     """See `loops.distances`."""
-    kind = np.float16 if first.itemsize == 2 else np.float32
+    dtype = np.float16 if first.itemsize == 2 else np.float32
     for start in range(0, len(a), _PAIRS):
-        here = slice(start, start + _PAIRS)
+        block = slice(start, start + _PAIRS)
         x, y = (
-            matrix[rows[here]].view(kind).astype(np.float32).reshape(-1, matrix.shape[1] // LANES, LANES)
+            matrix[rows[block]].view(dtype).astype(np.float32).reshape(-1, matrix.shape[1] // LANES, LANES)
             for matrix, rows in ((first, a), (second, b))
         )
         with np.errstate(invalid="ignore", over="ignore"):
             difference = x - y
-            chi[here] = _summed(difference * difference / (abs(x) + abs(y) + np.float32(EPSILON)))
-            dots[here] = _summed(x * y)
+            chi[block] = _summed(difference * difference / (abs(x) + abs(y) + np.float32(EPSILON)))
+            dots[block] = _summed(x * y)
 
 
 def _summed(terms: np.ndarray) -> np.ndarray:
-    """(N, blocks, lanes) float32 to (N,), block by block and then lane by lane: numpy's own sum has another order."""
+    """(N, blocks, lanes) float32 to (N,): block by block, then lane by lane. numpy's `sum` has another order."""
     lanes = np.zeros((len(terms), LANES), np.float32)
     for block in range(terms.shape[1]):
         lanes += terms[:, block]

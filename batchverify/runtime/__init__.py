@@ -1,4 +1,4 @@
-"""What computes here: devices, number types, and networks compiled by OpenVINO.
+"""What computes on this machine: devices, runtimes, and networks compiled by OpenVINO.
 
-In: what the user asked for, models. Out: a device, a runtime, a compiled network. No room lies below.
+In: the user's options, models. Out: a device, a runtime, a compiled network. No room lies below.
 """

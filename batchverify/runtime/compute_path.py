@@ -1,4 +1,4 @@
-"""What computed vectors: device, dtype, runtime and batch size, as run records and caches state it."""
+"""What computed vectors: device, dtype, runtime and batch size, as stored in run records and caches."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Between the paths of a run whose machines are of several kinds.
+# Between the paths of a run on different kinds of machines.
 _SEPARATOR = " + "
 _TEXT = re.compile(r"(?P<device>\S+) (?P<dtype>\w+) (?P<runtime>\w+), batches of (?P<batch_size>\d+)")
 _REASONS = {
-    "int8_float32": "8-bit integers in the layers whose ranges the weights state, float32 in the others",
-    "int8_bfloat16": "8-bit integers in the layers whose ranges the weights state, bfloat16 in the others",
-    "bfloat16": "multiplied in hardware here, with float32's range",
-    "float16": "this GPU multiplies no bfloat16",
-    "float32": "asked for, or nothing shorter is multiplied here",
+    "int8_float32": "8-bit integers in the layers for which the weights state ranges, float32 in the others",
+    "int8_bfloat16": "8-bit integers in the layers for which the weights state ranges, bfloat16 in the others",
+    "bfloat16": "this hardware multiplies it, and it has the range of float32",
+    "float16": "this GPU does not multiply bfloat16",
+    "float32": "requested, or this hardware multiplies no shorter type",
 }
 
 
@@ -22,7 +22,7 @@ _REASONS = {
 class ComputePath:
     """What computed vectors. device: `cpu`, `cuda` or `cuda:N`.
 
-    Of a text that another version wrote `device` holds all, and the rest is empty.
+    For a text of another version, `device` holds all of it, and the other fields are empty.
     """
 
     device: str
@@ -37,7 +37,7 @@ class ComputePath:
 
     @classmethod
     def parse(cls, text: str) -> ComputePath:
-        """The path that a run record or a job's state holds as `str` wrote it."""
+        """The inverse of `str`."""
         match = _TEXT.fullmatch(text)
         if match is None:
             return cls(text)
@@ -49,13 +49,13 @@ class ComputePath:
         return self.device.partition(":")[0]
 
     def same_vectors(self, other: ComputePath) -> bool:
-        """Whether both give one vector. Which GPU it is does not matter; one short of memory halves its batch."""
-        mine, theirs = ((each.device_kind, each.dtype, each.runtime) for each in (self, other))
+        """Whether both compute the same vectors, whatever the number of the GPU and the batch size."""
+        mine, theirs = ((path.device_kind, path.dtype, path.runtime) for path in (self, other))
         return mine == theirs
 
     @property
     def reason(self) -> str:
-        """Why this path is taken, for people; nothing for a text of another version."""
+        """Why this path was chosen, for people; empty for a text of another version."""
         if not self.runtime:
             return ""
         runtime = "OpenVINO" if self.runtime == "openvino" else self.runtime
@@ -64,10 +64,10 @@ class ComputePath:
 
 
 def paths_to_text(paths: Iterable[ComputePath]) -> str:
-    """Several paths, each once, in the order of their texts; empty for none."""
+    """Several paths as one text, sorted and without duplicates; empty for none."""
     return _SEPARATOR.join(sorted({str(path) for path in paths}))
 
 
 def paths_from_text(text: str) -> list[ComputePath]:
-    """The paths that `paths_to_text` wrote."""
-    return [ComputePath.parse(each) for each in text.split(_SEPARATOR) if each]
+    """The inverse of `paths_to_text`."""
+    return [ComputePath.parse(part) for part in text.split(_SEPARATOR) if part]

@@ -1,4 +1,4 @@
-"""Devices: which one is meant, how many CPUs there are, and what runs the networks on them."""
+"""The device and the runtime of the networks, and the number of CPUs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from batchverify.errors import UsageError
 from batchverify.options import RUNTIMES
 
-# What `auto` means in this environment.
+# Sets what `--runtime auto` means.
 RUNTIME_VARIABLE = "BATCHVERIFY_RUNTIME"
-# What the drivers of GPUs that torch can use leave there: NVIDIA's, also on Jetson and under WSL, and AMD's.
+# Device files of GPUs that torch can use: NVIDIA's, also on Jetson and in WSL, and AMD's.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 
 
 def resolve_device(device: str) -> str:
-    """`auto`, `cpu` or `cuda` (`cuda:1`) to a device that is here; torch is imported only where there may be a GPU.
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`. torch is imported only if there may be a GPU.
 
-    Raises `UsageError` for another word and for a GPU that is absent.
+    Raises `UsageError` for an unknown or absent device.
     """
     if device == "auto":
         return "cuda" if _has_gpu() else "cpu"
@@ -44,10 +44,10 @@ def _has_gpu() -> bool:
 
 
 def resolve_runtime(runtime: str, device: str) -> str:
-    """What runs the networks on a resolved device: `openvino` on CPUs where it can be loaded, else `torch`.
+    """The runtime on a resolved device. `auto` is `openvino` on a CPU if it can be loaded, else `torch`.
 
-    `$BATCHVERIFY_RUNTIME` says what `auto` means on a CPU.
-    Raises `UsageError` for another word, and for OpenVINO where it cannot be had.
+    `$BATCHVERIFY_RUNTIME` sets what `auto` means on a CPU.
+    Raises `UsageError` for an unknown runtime, and for OpenVINO if it cannot be used.
     """
     if device == "cpu":
         runtime = requested_runtime(runtime)
@@ -68,12 +68,12 @@ def resolve_runtime(runtime: str, device: str) -> str:
 
 
 def requested_runtime(runtime: str) -> str:
-    """The runtime that is asked for, by option or by `$BATCHVERIFY_RUNTIME` where the option is `auto`."""
+    """The requested runtime: the option or, if that is `auto`, `$BATCHVERIFY_RUNTIME`."""
     return os.environ.get(RUNTIME_VARIABLE) or runtime if runtime == "auto" else runtime
 
 
 def available_cpus() -> int:
-    """CPUs this process may use: affinity and the container's quota, not the machine's number."""
+    """How many CPUs this process may use, by its affinity and the container's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -92,7 +92,7 @@ def cpu_has_bf16() -> bool:
 
 
 def full_float32() -> None:
-    """Let GPUs multiply float32 as such, in this process: with TF32, torch's default, boxes move by pixels."""
+    """Switch TF32 off for GPUs in this process: with TF32, torch's default, boxes move by pixels."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = False

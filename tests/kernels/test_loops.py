@@ -244,7 +244,7 @@ def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(door, caplog):
         assert loops.suppress(np.ones((1, 4), np.float32), order, 0.5).tolist() == [0]
     (record,) = caplog.records
     assert (
-        "the compiled loop suppress failed (RuntimeError: no code): numpy takes its place" in record.message
+        "the compiled loop suppress failed (RuntimeError: no code): numpy is used instead" in record.message
     )
     assert loops._chosen["suppress"] is plain_loops.suppress
 

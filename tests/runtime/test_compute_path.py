@@ -41,9 +41,9 @@ def test_the_number_of_a_gpu_and_the_batch_do_not_change_vectors():
 
 def test_reasons():
     assert ComputePath("cuda", "bfloat16", "torch", 512).reason == (
-        "multiplied in hardware here, with float32's range; torch, recorded as a CUDA graph"
+        "this hardware multiplies it, and it has the range of float32; torch, recorded as a CUDA graph"
     )
     assert ComputePath("cpu", "int8_bfloat16", "openvino", 32).reason == (
-        "8-bit integers in the layers whose ranges the weights state, bfloat16 in the others; OpenVINO"
+        "8-bit integers in the layers for which the weights state ranges, bfloat16 in the others; OpenVINO"
     )
     assert ComputePath("toy").reason == ""
