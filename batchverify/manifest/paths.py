@@ -1,4 +1,4 @@
-"""Manifest cells as absolute paths and URIs: the rules of what is read, cell by cell and by the batch."""
+"""Manifest cells as absolute paths and URIs: which are read, decided cell by cell or for whole batches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from batchverify.storage.location import Location, scheme_of
 from batchverify.storage.object_store import SCHEMES
 
 _DATA_URI = re.compile(r"data:[^/]*(/[^/]*)?[;,]", re.IGNORECASE)
-# Cells come back in messages; a data: URI may hold megabytes.
+# Characters of a cell in a message: a data: URI may hold megabytes.
 _SHOWN = 120
-# What may stand before a path that no rule looks at.
-_LEAD = re.compile(
+# Prefixes of cells whose rest may be a plain path, to which no rule applies.
+_PREFIX = re.compile(
     r"(?:\.\.?/)+|/|(?:s3|gs|gcs)://[a-zA-Z0-9][a-zA-Z0-9._-]*/|abfss?://[a-zA-Z0-9][a-zA-Z0-9-]*@[a-zA-Z0-9.-]+/|"
 )
-# Cells of a batch that show which leads it has. Each lead costs a look at all cells.
+# Cells of a batch that are searched for prefixes. Each prefix costs a pass over all cells.
 _SAMPLE = 16
 _REFUSED = b"\0"
 _WORD = np.zeros(256, np.bool_)
@@ -33,17 +33,17 @@ _WORD[list(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] =
 class ImageRoot:
     """Where the relative paths of a manifest start.
 
-    A root that the user named (`fenced`) is a fence: no path outside it is read (symbolic links inside it
-    are followed: whoever owns the folder made them). The manifest's own folder is none:
-    `../pictures/a.jpg` and absolute paths are fine in a local manifest. A manifest in an object store
-    never reads this machine's files. URIs of the root's scheme inherit its options (endpoint, region).
+    A root that the user gave is a fence (`fenced`): no path outside it is read. Symbolic links inside it are
+    followed, because the owner of the folder made them. The manifest's own folder is not a fence: `../images/a.jpg`
+    and absolute paths are allowed in a local manifest. A manifest in an object store never reads local files. URIs
+    with the root's scheme inherit its options (endpoint, region).
     """
 
     root: Location
     fenced: bool = False
 
     def resolve(self, cell: str | None) -> str | Skipped:
-        """A manifest cell as an absolute path or URI, or the reason why it is refused."""
+        """The absolute path or URI of a manifest cell, or the reason why the cell is refused."""
         if cell is None or not cell.strip():
             return Skipped(Reason.NOT_FOUND, "the cell is empty")
         scheme = "data" if _DATA_URI.match(cell) else scheme_of(cell)
@@ -73,7 +73,7 @@ class ImageRoot:
 
     def _inside(self, location: Location) -> bool:
         fence = self.root.path.rstrip("/") + "/"
-        # Other options may mean another server: equal bucket names would not be the same bucket.
+        # Other options may mean another server, where a bucket of the same name is another bucket.
         same_store = (location.scheme, location.query) == (self.root.scheme, self.root.query)
         return same_store and location.path.startswith(fence)
 
@@ -83,34 +83,34 @@ def _short(text: str) -> str:
 
 
 def resolve_many(root: ImageRoot, cells: pa.Array) -> pa.Array:
-    """The references of (N,) string cells, as bytes of `to_bytes`: (N,) large_binary without nulls."""
+    """`ImageRoot.resolve` for (N,) string cells: (N,) large_binary without nulls, as `to_bytes` encodes."""
     values = cells.cast(pa.large_binary())
     texts, left = pa.nulls(len(cells), pa.large_binary()), np.ones(len(cells), np.bool_)
-    for lead in _leads(cells):
-        frame = _frame(root, lead)
+    for prefix in _prefixes(cells):
+        frame = _frame(root, prefix)
         if frame is not None:
-            joined = _framed(frame, lead, values)
-            good = left & _plain(values, lead) & _inside(root, frame[1], joined)
-            if good.all():
+            joined = _join(frame, prefix, values)
+            resolved = left & _is_plain(values, prefix) & _is_inside(root, frame[1], joined)
+            if resolved.all():
                 return joined
-            texts, left = pc.if_else(pa.array(good), joined, texts), left & ~good
-    # What is odd, and leads that are rare.
+            texts, left = pc.if_else(pa.array(resolved), joined, texts), left & ~resolved
+    # Unusual cells and rare prefixes, one by one.
     others = cells.filter(pa.array(left)).dictionary_encode(null_encoding="encode")
-    resolved = pa.array(
-        [to_bytes(root.resolve(cell)) for cell in others.dictionary.to_pylist()], pa.large_binary()
+    encoded = [to_bytes(root.resolve(cell)) for cell in others.dictionary.to_pylist()]
+    return pc.replace_with_mask(
+        texts, pa.array(left), pa.array(encoded, pa.large_binary()).take(others.indices)
     )
-    return pc.replace_with_mask(texts, pa.array(left), resolved.take(others.indices))
 
 
-def to_bytes(reference: str | Skipped) -> bytes:
-    """A reference as bytes; refusals start with NUL, which no reference holds."""
-    if isinstance(reference, Skipped):
-        return _REFUSED + f"{reference.reason.value}\0{reference.message}".encode("utf-8", "surrogatepass")
-    return reference.encode("utf-8", "surrogatepass")
+def to_bytes(image: str | Skipped) -> bytes:
+    """A resolved cell as bytes. Refusals start with NUL, which no path holds."""
+    if isinstance(image, Skipped):
+        return _REFUSED + f"{image.reason.value}\0{image.message}".encode("utf-8", "surrogatepass")
+    return image.encode("utf-8", "surrogatepass")
 
 
 def from_bytes(text: bytes) -> str | Skipped:
-    """The reference that `to_bytes` made these of."""
+    """The resolved cell that `to_bytes` encoded."""
     decoded = text.decode("utf-8", "surrogatepass")
     if not text.startswith(_REFUSED):
         return decoded
@@ -118,9 +118,9 @@ def from_bytes(text: bytes) -> str | Skipped:
     return Skipped(Reason(reason), message)
 
 
-def _frame(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
-    """What stands before and after the rest of a cell that starts with `lead`; None where it is refused."""
-    probe = ImageRoot(root.root).resolve(f"{lead}x")
+def _frame(root: ImageRoot, prefix: str) -> tuple[bytes, bytes] | None:
+    """What comes before and after the rest of cells that start with `prefix`; None if they are refused."""
+    probe = ImageRoot(root.root).resolve(f"{prefix}x")
     if isinstance(probe, Skipped):
         return None
     query = root.root.query if probe.endswith(f"x{root.root.query}") else ""
@@ -128,49 +128,51 @@ def _frame(root: ImageRoot, lead: str = "") -> tuple[bytes, bytes] | None:
     return (to_bytes(head[:-1]), query.encode()) if head.endswith("x") else None
 
 
-def _leads(cells: pa.Array) -> list[str]:
-    """What some of the cells start with, each once."""
+def _prefixes(cells: pa.Array) -> list[str]:
+    """The prefixes of a sample of the cells."""
     sample = cells.take(pa.array(np.arange(0, len(cells), len(cells) // _SAMPLE + 1))).drop_null()
-    return sorted({match.group() for match in map(_LEAD.match, sample.to_pylist()) if match})
+    return sorted({match.group() for match in map(_PREFIX.match, sample.to_pylist()) if match})
 
 
-def _plain(values: pa.Array, lead: str) -> np.ndarray:
-    """Which of (N,) large_binary cells are `lead` and a path that no rule looks at: (N,) bool.
+def _is_plain(values: pa.Array, prefix: str) -> np.ndarray:
+    """Which of (N,) large_binary cells are `prefix` and a path to which no rule applies: (N,) bool.
 
-    Such a path ends with a letter or digit; none of its parts is empty, `.` or `..`, or holds a colon, a
-    question mark or NUL. A few that start with dots are left out, too.
+    Such a path ends with a letter or digit. None of its parts is empty, `.` or `..`, or holds a colon, a question
+    mark or NUL. Some other paths whose parts start with dots count as not plain.
     """
     borders, data = borders_and_bytes(values)
-    starts, ends = borders[:-1] + len(lead), borders[1:]
+    starts, ends = borders[:-1] + len(prefix), borders[1:]
     plain = (starts < ends) & values.is_valid().to_numpy(zero_copy_only=False)
     if not plain.any():
         return plain
-    if lead:
-        plain &= pc.starts_with(values, lead).fill_null(False).to_numpy(zero_copy_only=False)
+    if prefix:
+        plain &= pc.starts_with(values, prefix).fill_null(False).to_numpy(zero_copy_only=False)
     head = data[np.minimum(starts, len(data) - 1)]
     plain &= _WORD[data[ends - 1]] & (head != ord("/")) & (head != ord("."))
     data, last = data[borders[0] : borders[-1]], borders[-1] - borders[0] - 1
     slashes = np.flatnonzero(data == ord("/"))
     second, third = (data[np.minimum(slashes + step, last)] for step in (1, 2))
     bad = [slashes[(second == ord("/")) | (second == ord(".")) & ((third == ord("/")) | (third == ord(".")))]]
-    # Few manifests hold these at all: searched for first, which is faster by far.
+    # Few manifests hold these bytes, and looking for them in `bytes` first is much faster.
     text = data.tobytes()
-    bad += [np.flatnonzero(data == each) for each in b":?\0" if each in text]
-    places = np.sort(np.concatenate(bad)) + borders[0]
-    rows = np.searchsorted(borders, places, "right") - 1
-    plain[rows[places >= starts[rows]]] = False
+    bad += [np.flatnonzero(data == byte) for byte in b":?\0" if byte in text]
+    positions = np.sort(np.concatenate(bad)) + borders[0]
+    rows = np.searchsorted(borders, positions, "right") - 1
+    plain[rows[positions >= starts[rows]]] = False
     return plain
 
 
-def _framed(frame: tuple[bytes, bytes], lead: str, values: pa.Array) -> pa.Array:
-    """(N,) large_binary cells that start with `lead`, as references; the others come out as anything."""
-    texts = pc.binary_replace_slice(values, 0, len(lead), frame[0])
-    after, nothing = (pa.scalar(each, pa.large_binary()) for each in (frame[1], b""))
-    return pc.binary_join_element_wise(texts, after, nothing) if frame[1] else texts
+def _join(frame: tuple[bytes, bytes], prefix: str, values: pa.Array) -> pa.Array:
+    """(N,) large_binary cells that start with `prefix`, resolved; the results for other cells mean nothing."""
+    before, after = frame
+    texts = pc.binary_replace_slice(values, 0, len(prefix), before)
+    if not after:
+        return texts
+    return pc.binary_join_element_wise(texts, *(pa.scalar(text, pa.large_binary()) for text in (after, b"")))
 
 
-def _inside(root: ImageRoot, query: bytes, texts: pa.Array) -> np.ndarray:
-    """Which references no fence keeps out: (N,) bool."""
+def _is_inside(root: ImageRoot, query: bytes, texts: pa.Array) -> np.ndarray:
+    """Which resolved paths are not outside a fence: (N,) bool."""
     if not root.fenced:
         return np.ones(len(texts), np.bool_)
     if query.decode() != root.root.query:
@@ -181,9 +183,9 @@ def _inside(root: ImageRoot, query: bytes, texts: pa.Array) -> np.ndarray:
 
 
 def borders_and_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Where large_binary texts begin and end, (N + 1,) int64, in (M,) uint8: the same memory, none copied."""
+    """The borders of N large_binary texts, (N + 1,) int64, and the (M,) uint8 bytes between them, not copied."""
     _, borders, data = texts.buffers()
     if not len(texts) or data is None:
         return np.zeros(len(texts) + 1, np.int64), np.zeros(0, np.uint8)
-    places = np.frombuffer(borders, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return places, np.frombuffer(data, np.uint8)
+    offsets = np.frombuffer(borders, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return offsets, np.frombuffer(data, np.uint8)

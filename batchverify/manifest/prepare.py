@@ -1,8 +1,8 @@
-"""LFW's own files, or a tree with one folder per person, to manifests that `score` and `train` read.
+"""`prepare`: manifests from LFW's own files or from a tree with one folder per person.
 
-Every manifest has the columns `COLUMNS`, with label 0 for the same person and 1 for different people, and
-paths relative to its own folder. All draws use `random.Random(seed).random()` alone, the one method whose
-sequence Python keeps from version to version, so a seed gives the same manifests everywhere.
+Every manifest has the columns `COLUMNS`, with label 0 for the same person and 1 for different people, and paths
+relative to its own folder. All draws use only `random.Random(seed).random()`, whose sequence is the same in every
+version of Python, so a seed gives the same manifests everywhere.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ COLUMNS = ("image_a", "image_b", "label", "person_a", "person_b")
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 DEFAULT_PAIRS: Mapping[str, int] = MappingProxyType({"train": 1024, "dev": 76, "test": 500})
 
-# 76 of the 1,100 pairs of each class, which leaves 1,024 to train on. LFW's list has 321 groups of one same
-# pair and 216 of one different pair, so filling up with groups reaches 76 exactly, whatever the seed.
+# 76 of the 1,100 pairs of each class, which leaves 1,024 to train on. LFW's list has 321 groups of one same pair
+# and 216 of one different pair, so adding groups reaches exactly 76 with every seed.
 _DEV_SHARE = DEFAULT_PAIRS["dev"] / 1100
 _COUNTS = re.compile(r"(?:([1-9]\d{0,8})\s+)?([1-9]\d{0,8})", re.ASCII)
 _ROW = re.compile(r"([^\t/\0]+)\t([1-9]\d{0,8})(?:\t([^\t/\0]+))?\t([1-9]\d{0,8})", re.ASCII)
@@ -38,8 +38,8 @@ _People = dict[str, list[Path]]
 class Prepared:
     """What was written, by split ("train", "dev", "test", "pairs").
 
-    `missing` holds the images that are not there (or not readable), each once and sorted, as they would stand
-    in the manifest; `dropped` counts the rows left out of each split because of them.
+    missing: images that are absent or unreadable, sorted, with the paths that the manifest would have. dropped: the
+    number of rows left out of each split because of them.
     """
 
     manifests: dict[str, Path]
@@ -53,7 +53,7 @@ class Prepared:
 
 
 class _Pair(NamedTuple):
-    """One row, in the order of `COLUMNS`; the image paths are absolute until it is written."""
+    """One row, in the order of `COLUMNS`. The image paths are absolute until the row is written."""
 
     image_a: Path
     image_b: Path
@@ -66,14 +66,14 @@ class _Pair(NamedTuple):
 def prepare_lfw(root: Path, output: Path, *, seed: int = 0) -> Prepared:
     """Write train.csv, dev.csv and test.csv of LFW's View 1, and pairs.csv of View 2 if ROOT has pairs.txt.
 
-    Images lie under ROOT/lfw*/<Name>/<Name>_<NNNN>.jpg; of several such folders the first by name with
-    "deepfunneled" in it is taken, else the first by name. dev.csv is split off pairsDevTrain.txt by groups of
-    people whom pairs link, so it shares no person with train.csv: 76 of 1,100 pairs of each class, the same
-    share of a list of another size, as near as its groups allow from below, more only where a class would be
-    empty; which images exist does not matter. Rows keep their list's order. pairs.csv has a further column
-    `fold`, 1 to 10; View 2 repeats people of View 1.
+    Images are ROOT/lfw*/<Name>/<Name>_<NNNN>.jpg. Of several such folders the first by name with "deepfunneled"
+    in it is taken, otherwise the first by name. dev.csv is split off pairsDevTrain.txt by groups of people linked
+    by pairs, so it shares no person with train.csv. It gets 76 of 1,100 pairs of each class. From a list of
+    another size it gets the same share or, if the groups do not allow that, a little less; more only if a class
+    would otherwise be empty. The split does not depend on which images exist. Rows keep the order of their list.
+    pairs.csv has one more column, `fold`, 1 to 10. View 2 repeats people of View 1.
 
-    Raises UsageError for a list or image folder that is not there, ManifestError for a malformed list.
+    Raises `UsageError` for a missing list or image folder, `ManifestError` for a malformed list.
     """
     root = root.resolve()
     images = _lfw_images(root)
@@ -89,18 +89,18 @@ def prepare_lfw(root: Path, output: Path, *, seed: int = 0) -> Prepared:
 def prepare_folders(
     root: Path, output: Path, *, seed: int = 0, pairs: Mapping[str, int] | None = None
 ) -> Prepared:
-    """Write train.csv, dev.csv and test.csv from ROOT/<person>/<image>; no person is in two of them.
+    """Write train.csv, dev.csv and test.csv from ROOT/<person>/<image>. No person is in two of them.
 
-    `pairs` gives the pairs of each class by split (`DEFAULT_PAIRS`); a split of 0 pairs, or not named, is not
-    written. Images are the files with a suffix of `IMAGE_SUFFIXES` directly in a person's folder; hidden
-    names, other files and folders without images are passed over. Every split gets two people, one of them
-    with two images or more; the rest are dealt by the square root of the pairs, or dev would stay with two.
+    pairs: the number of pairs of each class by split (`DEFAULT_PAIRS`); a split that has 0 or is not named is not
+    written. Images are the files with a suffix of `IMAGE_SUFFIXES` directly in a person's folder. Hidden names,
+    other files and folders without images are ignored. Every split gets at least two people, one of them with two
+    or more images. The rest are dealt by the square root of the number of pairs, or dev would have only two.
 
-    Pairs are drawn without repetition, mirrored or not, and spread evenly: no person (no two people) gives
-    another pair before all those who can have given as many. A split that cannot give the pairs asked for
-    takes as many as its scarcer class has, of both classes. Same pairs stand first; each class is sorted.
+    Pairs are drawn without repetition, mirrored pairs included, and spread evenly: no person (no two people) gives
+    another pair before all others who can have given as many. A split with too few possible pairs gets as many of
+    both classes as its scarcer class has. Same pairs come first; each class is sorted.
 
-    Raises UsageError for `pairs` that make no sense and for a tree with too few people or images.
+    Raises `UsageError` for invalid `pairs` and for a tree with too few people or images.
     """
     wanted = {split: n for split, n in (DEFAULT_PAIRS if pairs is None else pairs).items() if n}
     if not wanted or not wanted.keys() <= DEFAULT_PAIRS.keys() or min(wanted.values()) < 0:
@@ -112,16 +112,16 @@ def prepare_folders(
 
 
 def _lfw_images(root: Path) -> Path:
-    """The folder with LFW's images; `prepare_lfw` says which of several."""
+    """The folder with LFW's images, chosen as `prepare_lfw` describes."""
     candidates = [folder for folder in _entries(root)[0] if folder.name.startswith("lfw")]
-    found = [folder for folder in candidates if any(_entries(person)[1] for person in _entries(folder)[0])]
-    if not found:
+    folders = [folder for folder in candidates if any(_entries(person)[1] for person in _entries(folder)[0])]
+    if not folders:
         raise UsageError(f"{root}: no folder with LFW's images, lfw*/<Name>/<Name>_0001.jpg")
-    return min(found, key=lambda folder: ("deepfunneled" not in folder.name, folder.name))
+    return min(folders, key=lambda folder: ("deepfunneled" not in folder.name, folder.name))
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(folders, images) directly in a folder, hidden names excepted, sorted by name."""
+    """(folders, images) directly in a folder, without hidden names, sorted by name."""
     folders, images = [], []
     try:
         for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
@@ -135,13 +135,13 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _read_list(path: Path, images: Path, what: str, *, folded: bool = False) -> list[_Pair]:
-    """Read a list of LFW: a line with the counts, then in each fold same pairs before different ones."""
+    """Read a list of LFW: a line with counts, then same pairs before different pairs in each fold."""
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except UnicodeDecodeError as exc:
         raise ManifestError(f"{path}: byte {exc.start}: not UTF-8 text") from exc
     except OSError as exc:
-        raise UsageError(f"{path}: {exc.strerror}; it is LFW's {what}: put it there") from exc
+        raise UsageError(f"{path}: {exc.strerror}; LFW's {what} is needed here") from exc
     counts = _COUNTS.fullmatch(lines[0].strip())
     if counts is None or bool(counts[1]) != folded:
         layout = "the numbers of folds and of pairs" if folded else "the number of pairs"
@@ -158,38 +158,38 @@ def _read_list(path: Path, images: Path, what: str, *, folded: bool = False) -> 
 
 
 def _read_pair(place: str, line: str, images: Path, *, different: bool) -> _Pair:
-    """One row of a list; `place` (file and line) opens the error's message."""
-    found = _ROW.fullmatch(line.strip(" "))
-    if found is None or bool(found[3]) != different or found[1] == found[3]:
+    """One row of a list. place: file and line, for error messages."""
+    match = _ROW.fullmatch(line.strip(" "))
+    if match is None or bool(match[3]) != different or match[1] == match[3]:
         layout = "name, number, another name, number" if different else "name, number, number"
         raise ManifestError(f"{place}: expected {layout} with tabs between them, got {line!r}")
-    a, b = found[1], found[3] or found[1]
-    image_a, image_b = images / a / f"{a}_{found[2]:0>4}.jpg", images / b / f"{b}_{found[4]:0>4}.jpg"
+    a, b = match[1], match[3] or match[1]
+    image_a, image_b = images / a / f"{a}_{match[2]:0>4}.jpg", images / b / f"{b}_{match[4]:0>4}.jpg"
     return _Pair(image_a, image_b, int(different), a, b)
 
 
 def _split_dev(path: Path, rows: list[_Pair], seed: int) -> tuple[list[_Pair], list[_Pair]]:
-    """(train, dev), both in the list's order and without a common person."""
+    """(train, dev), both in the order of the list and without common people."""
     groups = _linked(rows)
     groups = [groups[n] for n in _numbers(len(groups), random.Random(seed))]
     wanted = max(1, round(len(rows) // 2 * _DEV_SHARE))
     while wanted < len(rows) // 2:
         dev: set[int] = set()
-        room = [wanted, wanted]
+        room = (wanted, wanted)
         for group in groups:
             different = sum(rows[n].label for n in group)
-            left = [room[0] - len(group) + different, room[1] - different]
+            left = (room[0] - len(group) + different, room[1] - different)
             if min(left) >= 0:
                 room = left
                 dev.update(group)
         if max(room) < wanted:
             return [row for n, row in enumerate(rows) if n not in dev], [rows[n] for n in sorted(dev)]
         wanted += max(1, wanted // 4)
-    raise ManifestError(f"{path}: no dev list can be split off: pairs link all its people with one another")
+    raise ManifestError(f"{path}: no dev list can be split off, because pairs link all people in the list")
 
 
 def _linked(rows: list[_Pair]) -> list[list[int]]:
-    """Row numbers by connected component of the graph whose nodes are people and whose edges are pairs."""
+    """Row numbers by connected component of the graph with people as nodes and pairs as edges."""
     parents: dict[str, str] = {}
     for row in rows:
         parents[_representative(parents, row.person_a)] = _representative(parents, row.person_b)
@@ -209,15 +209,18 @@ def _deal(root: Path, people: _People, wanted: dict[str, int], rng: random.Rando
     """Each split's share of the people, as `prepare_folders` describes it."""
     able = sum(len(images) > 1 for images in people.values())
     if len(people) < 2 * len(wanted) or able < len(wanted):
-        found = f"{len(people)} folders with images, {able} of them with two or more"
-        needed = f"{2 * len(wanted)} and {len(wanted)} are needed, a folder per person"
-        raise UsageError(f"{root}: {found}; for {', '.join(wanted)} {needed}")
+        raise UsageError(
+            f"{root}: {len(people)} folders with images, {able} of them with two or more; {', '.join(wanted)} need "
+            f"{2 * len(wanted)} and {len(wanted)}, with one folder per person"
+        )
     names = list(people)
     shuffled = [names[n] for n in _numbers(len(names), rng)]
     given: dict[str, list[str]] = {split: [] for split in wanted}
-    # People with two images come first, so that every split has one before any has a second.
+    # People with two or more images come first, so that every split has one of them before any has two.
     for person in sorted(shuffled, key=lambda person: len(people[person]) < 2):
-        neediest = min(given, key=lambda s: (len(given[s]) > 1, len(given[s]) / sqrt(wanted[s])))
+        neediest = min(
+            given, key=lambda split: (len(given[split]) > 1, len(given[split]) / sqrt(wanted[split]))
+        )
         given[neediest].append(person)
     return {split: {name: people[name] for name in sorted(given[split])} for split in given}
 
@@ -239,7 +242,7 @@ def _draw(people: dict[str, list[Path]], wanted: int, rng: random.Random) -> lis
 
 
 def _in_turns(groups: Iterable[tuple[int, int, int]], rng: random.Random) -> Iterator[tuple[int, int, int]]:
-    """(a, b, member): of every group (a, b, size) all members, each once; the groups take turns."""
+    """(a, b, member) for all members of every group (a, b, size), each once; the groups take turns."""
     turns: Iterable = ((a, b, _numbers(size, rng)) for a, b, size in groups)
     while turns:
         again = []
@@ -251,7 +254,7 @@ def _in_turns(groups: Iterable[tuple[int, int, int]], rng: random.Random) -> Ite
 
 
 def _numbers(total: int, rng: random.Random) -> Iterator[int]:
-    """The numbers below `total` in random order; what it costs grows with those taken, not with `total`."""
+    """The numbers below `total` in random order. The cost grows with the numbers taken, not with `total`."""
     moved: dict[int, int] = {}
     for last in range(total - 1, -1, -1):
         drawn = int(rng.random() * (last + 1))
@@ -260,23 +263,24 @@ def _numbers(total: int, rng: random.Random) -> Iterator[int]:
 
 
 def _couple(rank: int) -> tuple[int, int]:
-    """The couple (i, j), i < j, at a place in the sequence (0, 1), (0, 2), (1, 2), (0, 3), …"""
+    """The couple (i, j), i < j, at position `rank` in the sequence (0, 1), (0, 2), (1, 2), (0, 3), …"""
     j = (1 + isqrt(1 + 8 * rank)) // 2
     return rank - j * (j - 1) // 2, j
 
 
 def _publish(splits: Mapping[str, list[_Pair]], output: Path) -> Prepared:
-    """Write each split without the rows that need a missing image."""
+    """Write each split without the rows whose images are missing."""
     named = {image for rows in splits.values() for row in rows for image in row[:2]}
     missing = {image for image in named if not os.access(image, os.R_OK)}
     if missing == named:
-        raise UsageError(f"{min(named)}: not found, nor is any other of the {len(named)} images needed")
+        raise UsageError(f"{min(named)}: not found, and neither is any other of the {len(named)} images")
     manifests, counts, dropped = {}, {}, {}
     for split, rows in splits.items():
         kept = [row for row in rows if missing.isdisjoint(row[:2])]
         manifests[split] = _write(output / f"{split}.csv", kept, folded=rows[0].fold is not None)
         counts[split], dropped[split] = len(kept), len(rows) - len(kept)
-    return Prepared(manifests, counts, tuple(sorted(os.path.relpath(m, output) for m in missing)), dropped)
+    paths = sorted(os.path.relpath(image, output) for image in missing)
+    return Prepared(manifests, counts, tuple(paths), dropped)
 
 
 def _write(path: Path, rows: list[_Pair], *, folded: bool) -> Path:
@@ -297,7 +301,9 @@ def _write(path: Path, rows: list[_Pair], *, folded: bool) -> Path:
     except OSError as exc:
         raise UsageError(f"{path}: cannot be written: {exc.strerror}") from exc
     except UnicodeEncodeError as exc:
-        raise UsageError(f"{path}: cannot hold {exc.object!r}: rename these files to valid UTF-8") from exc
+        raise UsageError(
+            f"{path}: cannot hold {exc.object!r}, which is not valid UTF-8; rename these files"
+        ) from exc
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -1,4 +1,4 @@
-"""The unique images of a manifest, as numbered texts: about 30 bytes an image beside its path."""
+"""The unique images of a manifest, numbered. Memory: about 30 bytes an image besides its path."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pyarrow.compute as pc
 from batchverify.manifest.paths import ImageRoot, borders_and_bytes, from_bytes, resolve_many
 from batchverify.records import Skipped
 
-# Cells at a time: what is made of them stays in the CPU's cache. Twice as many took a third longer.
+# Cells resolved at a time, so that their data stay in the CPU's cache. Twice as many took a third longer.
 _AT_ONCE = 32_768
-# Fuller tables make long searches, emptier ones cost memory.
+# Largest load of the hash table: fuller tables make searches longer, emptier ones cost memory.
 _FULL = 0.6
 _SMALLEST = 1024
-# Numbers put into a new table at a time: bounds the memory of doing so.
+# Numbers inserted into a new table at a time, which bounds the memory for it.
 _PUT_AT_ONCE = 1 << 20
 
 
 class UniqueImages(Sequence["str | Skipped"]):
     """Every distinct image of a manifest, in order of first appearance (batch by batch, side a first).
 
-    An absolute path or URI each, or the reason why it is refused. Cells that name the same file (`a.jpg`,
-    `./a.jpg`) are one image. texts: for what is found, none yet.
+    Each is an absolute path or URI, or the reason why it is refused. Cells that name the same file (`a.jpg`,
+    `./a.jpg`) are one image. texts: an empty set to use.
     """
 
     def __init__(self, texts: TextNumbers | None = None) -> None:
@@ -48,13 +48,13 @@ class UniqueImages(Sequence["str | Skipped"]):
 
     def __getitem__(self, index: int | slice) -> str | Skipped | list[str | Skipped]:
         if isinstance(index, slice):
-            return [self[at] for at in range(len(self))[index]]
+            return [self[number] for number in range(len(self))[index]]
         return from_bytes(self._texts[range(len(self))[index]])
 
     def indices(self, root: ImageRoot, cells: pa.Array, *, add: bool = True) -> np.ndarray:
-        """The index of the image of each of (N,) string cells: (N,) int64.
+        """The index of each image of (N,) string cells: (N,) int64.
 
-        New images are added, or -1 where `add` is off.
+        New images are added; without `add` their index is -1.
         """
         parts = [
             self._texts.numbers(resolve_many(root, cells.slice(start, _AT_ONCE)), add=add)
@@ -64,10 +64,10 @@ class UniqueImages(Sequence["str | Skipped"]):
 
 
 class TextNumbers:
-    """A set of texts, found by their hashes and told apart as texts.
+    """A set of numbered texts, found by hash and compared as texts.
 
-    hash_of: the (N,) int64 hashes of (N,) large_binary texts; by default Python's, which have a secret, so that
-    nobody can make a manifest whose texts have one hash.
+    hash_of: the (N,) int64 hashes of (N,) large_binary texts. By default Python's, which depend on a secret, so that
+    nobody can make a manifest whose texts share one hash.
     """
 
     def __init__(self, hash_of: Callable[[pa.Array], np.ndarray] | None = None) -> None:
@@ -75,9 +75,9 @@ class TextNumbers:
         self._text = bytearray()
         self._borders = array("q", [0])
         self._hashes = array("q")
-        # Numbers by hash, -1 where there is none: each at its hash's last bits or at the next place that was free.
+        # Open addressing: a number is in the slot of its hash's last bits or in the next free one; -1 is free.
         self._table = np.full(_SMALLEST, -1, np.int32)
-        # Texts whose hash an earlier text has. They are not in the table.
+        # Texts with the hash of an earlier text, which are not in the table.
         self._twins: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -92,9 +92,9 @@ class TextNumbers:
     __hash__ = None  # type: ignore[assignment]
 
     def numbers(self, texts: pa.Array, *, add: bool) -> np.ndarray:
-        """The number of each of (N,) large_binary texts without nulls: (N,) int64.
+        """The numbers of (N,) large_binary texts without nulls: (N,) int64.
 
-        New ones are added, or -1 where `add` is off.
+        New texts are added; without `add` their number is -1.
         """
         numbers = self._find(texts)
         new = np.flatnonzero(numbers < 0)
@@ -105,29 +105,29 @@ class TextNumbers:
         return numbers
 
     def _find(self, texts: pa.Array) -> np.ndarray:
-        """(N,) int64, -1 for texts that are not known."""
+        """The numbers of (N,) texts, -1 for unknown ones: (N,) int64."""
         numbers = self._of_hashes(self._hash_of(texts))
         buffers = [None, pa.py_buffer(self._borders), pa.py_buffer(self._text)]
         known = pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
         same = pc.equal(known.take(pa.array(numbers, mask=numbers < 0)), texts).fill_null(True)
-        for at in np.flatnonzero(~same.to_numpy(zero_copy_only=False)).tolist():
-            numbers[at] = self._twins.get(texts[at].as_py(), -1)
+        for position in np.flatnonzero(~same.to_numpy(zero_copy_only=False)).tolist():
+            numbers[position] = self._twins.get(texts[position].as_py(), -1)
         return numbers
 
     def _of_hashes(self, hashes: np.ndarray) -> np.ndarray:
-        """The number of the first text that has each of (N,) int64 hashes, -1 for none: (N,) int64."""
+        """The number of the first text with each of (N,) int64 hashes, -1 for none: (N,) int64."""
         known, mask = np.frombuffer(self._hashes, np.int64), len(self._table) - 1
-        at = hashes & mask
-        numbers = self._table[at].astype(np.int64)
-        going = np.flatnonzero(numbers >= 0)
-        while len(going := going[known[numbers[going]] != hashes[going]]):
-            at[going] = (at[going] + 1) & mask
-            numbers[going] = self._table[at[going]]
-            going = going[numbers[going] >= 0]
+        slots = hashes & mask
+        numbers = self._table[slots].astype(np.int64)
+        searching = np.flatnonzero(numbers >= 0)
+        while len(searching := searching[known[numbers[searching]] != hashes[searching]]):
+            slots[searching] = (slots[searching] + 1) & mask
+            numbers[searching] = self._table[slots[searching]]
+            searching = searching[numbers[searching] >= 0]
         return numbers
 
     def _append(self, texts: pa.Array) -> None:
-        """Add texts that are new and all different."""
+        """Add texts that are all new and distinct."""
         first, start, hashes = len(self), self._borders[-1], self._hash_of(texts)
         borders, data = borders_and_bytes(texts)
         self._text += data[borders[0] : borders[-1]].data
@@ -139,22 +139,22 @@ class TextNumbers:
             for begin in range(0, first, _PUT_AT_ONCE):
                 self._put(begin, min(begin + _PUT_AT_ONCE, first))
         self._put(first, len(self))
-        for at in np.flatnonzero(self._of_hashes(hashes) != np.arange(first, len(self))).tolist():
-            self._twins[texts[at].as_py()] = first + at
+        for position in np.flatnonzero(self._of_hashes(hashes) != np.arange(first, len(self))).tolist():
+            self._twins[texts[position].as_py()] = first + position
 
     def _put(self, first: int, end: int) -> None:
-        """Put numbers into the table, but for those whose hash an earlier one has."""
+        """Insert numbers into the table, except those with the hash of an earlier one."""
         known, mask = np.frombuffer(self._hashes, np.int64), len(self._table) - 1
         numbers = np.arange(first, end)
-        at = known[numbers] & mask
+        slots = known[numbers] & mask
         while len(numbers):
-            free = self._table[at] < 0
-            # Written backwards: of several that want one place the first gets it.
-            self._table[at[free][::-1]] = numbers[free][::-1]
-            other = known[self._table[at]] != known[numbers]
-            at, numbers = (at[other] + 1) & mask, numbers[other]
+            free = self._table[slots] < 0
+            # Written in reverse order, so that the first of several numbers with one slot gets it.
+            self._table[slots[free][::-1]] = numbers[free][::-1]
+            other = known[self._table[slots]] != known[numbers]
+            slots, numbers = (slots[other] + 1) & mask, numbers[other]
 
 
 def _hashes(texts: pa.Array) -> np.ndarray:
-    """Python's hashes of (N,) large_binary texts: (N,) int64, by a secret of this process."""
+    """Python's hashes of (N,) large_binary texts, which depend on a secret of this process: (N,) int64."""
     return np.fromiter(map(hash, texts.to_pylist()), np.int64, len(texts))

@@ -1,4 +1,4 @@
-"""Manifests of every kind, read twice: their unique images, their rows, the columns that come back."""
+"""Manifests of every kind, read twice: their unique images, their rows, the columns in the output."""
 
 import csv
 import datetime
@@ -29,15 +29,16 @@ def write(path: Path, text: str) -> Path:
 
 
 def rows_of(manifest: Manifest) -> tuple[list, pa.Table]:
-    """The pairs of references and the carried columns, after two equal readings."""
+    """The pairs of images and the carried columns, after two equal readings."""
     scan = manifest.scan()
     readings = []
     for _ in range(2):
         blocks = list(manifest.blocks(scan))
         assert [block.first for block in blocks] == [0, *np.cumsum([len(block.a) for block in blocks])[:-1]]
-        references = scan.images
         pairs = [
-            (references[a], references[b]) for block in blocks for a, b in zip(block.a, block.b, strict=True)
+            (scan.images[a], scan.images[b])
+            for block in blocks
+            for a, b in zip(block.a, block.b, strict=True)
         ]
         readings.append((pairs, pa.Table.from_batches([block.carried for block in blocks])))
     assert readings[0] == readings[1]
@@ -154,14 +155,14 @@ def test_several_files_are_read_in_order_with_their_own_roots(tmp_path):
     assert manifest.scan().file_rows == (2, 1, 0)
 
 
-def test_place_names_file_and_row(tmp_path):
+def test_locate_names_file_and_row(tmp_path):
     for name, rows in (("a", 2), ("b", 0), ("c", 3)):
         write(tmp_path / f"{name}.csv", "image_a,image_b\n" + "x,y\n" * rows)
     manifest = Manifest.open(tmp_path)
     scan = manifest.scan()
-    places = [manifest.locate(scan, row) for row in range(5)]
+    located = [manifest.locate(scan, row) for row in range(5)]
     a, c = str(tmp_path / "a.csv"), str(tmp_path / "c.csv")
-    assert places == [(a, 1), (a, 2), (c, 1), (c, 2), (c, 3)]
+    assert located == [(a, 1), (a, 2), (c, 1), (c, 2), (c, 3)]
 
 
 def test_parquet_files_share_their_types(tmp_path):

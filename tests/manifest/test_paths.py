@@ -1,4 +1,4 @@
-"""Which cells are read, from where, and what the file system can throw at a reader."""
+"""Which cells are read and from where, and what readers find in a file system."""
 
 import os
 import random
@@ -141,7 +141,7 @@ def test_long_cells_make_short_messages():
 @pytest.mark.parametrize(
     "cell", ["a.jpg", "x/../a.jpg", "/data/set/a.jpg", "../set/a.jpg", "file:///data/set/a.jpg"]
 )
-def test_what_lies_inside_a_fence(cell):
+def test_paths_inside_a_fence(cell):
     assert FENCED.resolve(cell) == "/data/set/a.jpg"
 
 
@@ -159,7 +159,7 @@ def test_what_lies_inside_a_fence(cell):
         ".",
     ],
 )
-def test_what_a_fence_keeps_out(cell):
+def test_paths_outside_a_fence(cell):
     skipped = refused(FENCED, cell)
     assert skipped.reason is Reason.FORBIDDEN
     assert "/data/set" in skipped.message
@@ -183,7 +183,7 @@ def test_cells_of_a_manifest_in_an_object_store(root, cell):
     assert root.resolve(cell) == "s3://bucket/set/a.jpg" + OPTIONS
 
 
-def test_keys_with_marks_survive_the_way_to_the_reader():
+def test_keys_with_special_characters_reach_the_reader():
     cell = "photo.php?id=7&size=2#x %20.jpg"
     resolved = REMOTE.resolve(cell)
     assert isinstance(resolved, str)
@@ -244,7 +244,7 @@ def test_missing_files_are_not_found(tmp_path):
         assert reason(tmp_path / path) is Reason.NOT_FOUND
 
 
-def test_what_is_no_file_is_unreadable(tmp_path):
+def test_other_than_regular_files_are_unreadable(tmp_path):
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "s"))
@@ -289,22 +289,22 @@ def cells(count: int) -> list[str | None]:
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: ascii(f"{root.root} {root.fenced}"))
-def test_cells_by_the_batch_are_what_they_are_one_by_one(root):
+def test_batches_of_cells_resolve_as_single_cells_do(root):
     wanted = cells(3000)
-    found = [from_bytes(text) for text in resolve_many(root, pa.array(wanted, pa.string())).to_pylist()]
-    for cell, reference in zip(wanted, found, strict=True):
-        assert reference == root.resolve(cell), repr(cell)
+    resolved = [from_bytes(text) for text in resolve_many(root, pa.array(wanted, pa.string())).to_pylist()]
+    for cell, image in zip(wanted, resolved, strict=True):
+        assert image == root.resolve(cell), repr(cell)
 
 
-def test_references_are_what_went_in():
+def test_resolved_cells_survive_the_encoding():
     for root in ROOTS:
         for cell in cells(50):
-            reference = root.resolve(cell)
-            assert from_bytes(to_bytes(reference)) == reference
+            image = root.resolve(cell)
+            assert from_bytes(to_bytes(image)) == image
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: ascii(f"{root.root} {root.fenced}"))
-def test_images_are_numbered_by_what_their_cells_resolve_to(root):
+def test_images_are_numbered_by_their_resolved_cells(root):
     wanted, images, slow = cells(3000), UniqueImages(), []
     for cell in wanted:
         slow += [root.resolve(cell)] * (root.resolve(cell) not in slow)
@@ -317,7 +317,7 @@ def test_images_are_numbered_by_what_their_cells_resolve_to(root):
     assert list(images) == slow
 
 
-def test_images_that_are_not_known_are_none_without_add():
+def test_unknown_images_have_no_number_without_add():
     images, root = UniqueImages(), ImageRoot(Location.parse("/data"))
     some = pa.array(["a.jpg", None, "../x.jpg", "b/c.jpg"])
     assert images.indices(root, some, add=False).tolist() == [-1] * 4
@@ -345,7 +345,7 @@ def test_one_file_under_two_roots_is_one_image():
     assert images.indices(inner, pa.array(["b.jpg", "a.jpg", "m/a.jpg"])).tolist() == [1, 0, 3]
 
 
-# In a process of its own: others' freed memory would count.
+# In its own process, where no freed memory of other tests counts.
 TWO_MILLION = """
 import pyarrow as pa
 from batchverify.manifest.paths import ImageRoot
@@ -367,5 +367,5 @@ print((resident() - before - len(str(images[0])) * count) / count)
 
 def test_two_million_images_take_little_memory():
     done = subprocess.run([sys.executable, "-c", TWO_MILLION], capture_output=True, text=True, check=True)
-    # Some 30 are kept; the rest is what the batches and growing tables leave behind.
+    # About 30 bytes are kept; batches and growing tables leave the rest behind.
     assert float(done.stdout) < 90

@@ -1,4 +1,4 @@
-"""Manifests from the real LFW lists and from small trees written here."""
+"""Manifests from the real LFW lists and from small trees made here."""
 
 import csv
 import hashlib
@@ -36,7 +36,7 @@ def touch(path: Path) -> None:
 
 
 def grow(root: Path, sizes: dict[str, int], suffix: str = ".jpg") -> Path:
-    """A tree with so many images per person."""
+    """A tree with the given number of images per person."""
     for person, count in sizes.items():
         for number in range(count):
             touch(root / person / f"{number}{suffix}")
@@ -205,7 +205,9 @@ def test_no_image_at_all_is_an_error(tmp_path):
     root = lfw(tmp_path)
     for image in root.glob("lfw*/*/*.jpg"):
         image.rename(image.with_name(f"other_{image.name}"))
-    with pytest.raises(UsageError, match=r"P0_0001\.jpg: not found, nor is any other of the 20 images"):
+    with pytest.raises(
+        UsageError, match=r"P0_0001\.jpg: not found, and neither is any other of the 20 images"
+    ):
         prepare_lfw(root, tmp_path / "out")
 
 
@@ -234,9 +236,7 @@ def test_a_list_that_is_not_there_is_named(tmp_path, name, what):
     (lfw(tmp_path) / name).unlink()
     with pytest.raises(UsageError) as error:
         prepare_lfw(tmp_path, tmp_path / "out")
-    assert (
-        str(error.value) == f"{tmp_path / name}: No such file or directory; it is LFW's {what}: put it there"
-    )
+    assert str(error.value) == f"{tmp_path / name}: No such file or directory; LFW's {what} is needed here"
 
 
 def test_no_image_folder_and_no_root_are_named(tmp_path):
@@ -422,7 +422,7 @@ def test_folders_list_links_that_lead_nowhere(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({}, "0 folders with images, 0 of them with two or more; for train, dev, test 6 and 3 are needed"),
+        ({}, "0 folders with images, 0 of them with two or more; train, dev, test need 6 and 3"),
         ({"a": 9}, "1 folders with images, 1 of them with two or more"),
         (dict.fromkeys("abcdef", 1), "6 folders with images, 0 of them with two or more"),
         (dict.fromkeys("abcde", 2), "5 folders with images, 5 of them"),
@@ -449,7 +449,7 @@ def test_an_output_that_is_a_file_is_named_and_a_name_that_is_no_utf8_leaves_not
     with pytest.raises(UsageError, match=r"file/train\.csv: cannot be written"):
         prepare_folders(root, tmp_path / "file")
     broken = grow(tmp_path / "broken", {os.fsdecode(b"Jos\xe9"): 2, "b": 2})
-    with pytest.raises(UsageError, match=r"test\.csv: cannot hold .*rename these files to valid UTF-8"):
+    with pytest.raises(UsageError, match=r"test\.csv: cannot hold .*not valid UTF-8; rename these files"):
         prepare_folders(broken, tmp_path / "out", pairs={"test": 500})
     assert not list((tmp_path / "out").iterdir())
 

@@ -1,4 +1,4 @@
-"""Manifest files of every kind: what is found, what is read, and what is said about those that are none."""
+"""Manifest files of every kind: which are found, how they are read, and messages about bad ones."""
 
 import bz2
 import gzip
@@ -95,9 +95,9 @@ def test_broken_files_are_named_in_one_line(tmp_path, name, data, message):
     path = put(tmp_path / name, data)
     with pytest.raises(ManifestError) as caught:
         read(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: {message}")
-    assert "\n" not in said
+    text = str(caught.value)
+    assert text.startswith(f"{path}: {message}")
+    assert "\n" not in text
 
 
 @pytest.mark.parametrize(

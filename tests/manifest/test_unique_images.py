@@ -1,4 +1,4 @@
-"""Texts by number: what a Python dict says, whatever their hashes are."""
+"""Numbers of texts equal those of a Python dict, whatever the hashes are."""
 
 import random
 import zlib
@@ -18,7 +18,7 @@ def large(texts: list[bytes]) -> pa.Array:
 
 
 def by_length(texts: pa.Array) -> np.ndarray:
-    """Hashes of which many are equal."""
+    """Hashes, many of which are equal."""
     return np.array([len(text) for text in texts.to_pylist()], np.int64)
 
 
@@ -26,16 +26,16 @@ def all_one(texts: pa.Array) -> np.ndarray:
     return np.full(len(texts), -1, np.int64)
 
 
-def few_places(texts: pa.Array) -> np.ndarray:
-    """Hashes that differ, of which many want one place."""
+def few_slots(texts: pa.Array) -> np.ndarray:
+    """Different hashes, many of which have the same slot."""
     return np.array([zlib.crc32(text) << 16 for text in texts.to_pylist()], np.int64)
 
 
-HASHES = [None, by_length, all_one, few_places]
+HASHES = [None, by_length, all_one, few_slots]
 
 
 def drawn(generator: random.Random, count: int) -> list[bytes]:
-    """Texts short and long, with zeros and bytes that are no UTF-8; many come again."""
+    """Short and long texts, with zeros and invalid UTF-8; many repeat."""
     texts = [
         b"",
         b"\0",
