@@ -29,8 +29,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    kept = mallopt(_TRIM_THRESHOLD, _KEEP)
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and kept)
+    trim_set = mallopt(_TRIM_THRESHOLD, _KEEP)
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and trim_set)
 
 
 def collect_rarely() -> None:

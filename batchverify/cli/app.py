@@ -159,11 +159,8 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-main.add_command(train)
-main.add_command(evaluate)
-main.add_command(prepare)
-main.add_command(cache)
-main.add_command(submit)
+for command in (train, evaluate, prepare, cache, submit):
+    main.add_command(command)
 
 
 @main.command("backbones")

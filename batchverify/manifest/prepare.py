@@ -157,12 +157,12 @@ def _read_list(path: Path, images: Path, what: str, *, folded: bool = False) -> 
     return pairs
 
 
-def _read_pair(place: str, line: str, images: Path, *, different: bool) -> _Pair:
-    """One row of a list. place: file and line, for error messages."""
+def _read_pair(where: str, line: str, images: Path, *, different: bool) -> _Pair:
+    """One row of a list. where: file and line, for error messages."""
     match = _ROW.fullmatch(line.strip(" "))
     if match is None or bool(match[3]) != different or match[1] == match[3]:
         layout = "name, number, another name, number" if different else "name, number, number"
-        raise ManifestError(f"{place}: expected {layout} with tabs between them, got {line!r}")
+        raise ManifestError(f"{where}: expected {layout} with tabs between them, got {line!r}")
     a, b = match[1], match[3] or match[1]
     image_a, image_b = images / a / f"{a}_{match[2]:0>4}.jpg", images / b / f"{b}_{match[4]:0>4}.jpg"
     return _Pair(image_a, image_b, int(different), a, b)

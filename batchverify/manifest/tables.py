@@ -132,8 +132,8 @@ class TableFile:
         """The rows in order, in batches of bounded size. schema: what `schema` returned."""
         with self._seam(schema.names), self._open() as source:
             reader = pq.ParquetFile(source) if self.is_parquet else self._reader(source, schema)
-            found = reader.schema_arrow if self.is_parquet else reader.schema
-            if not found.equals(schema):
+            current = reader.schema_arrow if self.is_parquet else reader.schema
+            if not current.equals(schema):
                 raise ManifestError(f"{self.location}: the file changed while it was read: other columns")
             if not self.is_parquet:
                 yield from self._text(reader)

@@ -81,9 +81,9 @@ class Output:
             return record if self._is_whole(record) else None
         if state is not None and state["job"] == document:
             return None
-        for what, there in (("finished output", record), ("unfinished job", state)):
-            if there is not None:
-                why = differences(there["job"], document) if "job" in there else "of an older version"
+        for what, other in (("finished output", record), ("unfinished job", state)):
+            if other is not None:
+                why = differences(other["job"], document) if "job" in other else "of an older version"
                 raise UsageError(
                     f"{self.target}: holds the {what} of another job ({why}); give another output, or start anew "
                     "with --overwrite"

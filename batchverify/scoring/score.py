@@ -86,7 +86,7 @@ def _spare_source(source: Any, output: Output) -> None:
         )
 
 
-def _score_in_memory(job: Job, head: Any, threshold: float, document: Mapping[str, Any]) -> ScoreSummary:
+def _score_in_memory(job: Job, head: Head, threshold: float, document: Mapping[str, Any]) -> ScoreSummary:
     rows = MemoryRows(output_schema(job.scan.carried))
     summary = score_rows(job, head, threshold, rows)
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
