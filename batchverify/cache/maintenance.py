@@ -65,7 +65,8 @@ def verify_cache(root: str | Location, *, quarantine: bool = False) -> CacheRepo
     problems: list[Problem] = []
     quarantined: list[str] = []
     for folder in folders:
-        problems += _document_problems(folder)
+        if folder.problem:
+            problems.append(Problem(str(folder.location.join("fingerprint.json")), folder.problem))
         for segment, exc in _bad_segments(folder):
             problems.append(Problem(str(segment.location), _one_line(exc)))
             if quarantine and not _system_error(exc):
@@ -176,30 +177,18 @@ class _Segment:
 
 @dataclass
 class _Folder:
-    """The listed folder of one fingerprint: its segments, and the paths of everything else."""
+    """The folder of one fingerprint: its document or the problem with it, its segments, and paths of other files."""
 
     location: Location
-    data: list[_Segment]
-    fail: list[_Segment]
-    foreign: list[str]
+    document: Mapping[str, Any] | None
+    problem: str
+    data: list[_Segment] = field(default_factory=list)
+    fail: list[_Segment] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
 
     @property
     def id(self) -> str:
         return self.location.name
-
-    def document(self) -> Mapping[str, Any]:
-        """The content of `fingerprint.json`; raises one of `DAMAGE` if it does not match the folder's name."""
-        document = json.loads(self.location.join("fingerprint.json").read_bytes())
-        if not isinstance(document, dict) or EmbeddingFingerprint(document).id != self.id:
-            raise ValueError("does not match the name of its folder")
-        return document
-
-    def dimension(self) -> int:
-        """The length of the vectors; the default if the document does not state it."""
-        try:
-            return int(str(self.document().get("dimension", DIMENSION)))
-        except DAMAGE:
-            return DIMENSION
 
 
 def _folders(root: Location) -> tuple[list[_Folder], list[str]]:
@@ -216,7 +205,7 @@ def _folders(root: Location) -> tuple[list[_Folder], list[str]]:
 
 
 def _folder(location: Location) -> _Folder:
-    folder = _Folder(location, [], [], [])
+    folder = _Folder(location, *_document(location))
     for path, info in _list(location):
         known = ("data", "fail", "tmp", QUARANTINE) if _is_folder(info) else ("fingerprint.json",)
         if path.name not in known:
@@ -229,6 +218,19 @@ def _folder(location: Location) -> _Folder:
             else:
                 segments.append(_Segment(path, info.size, parsed))
     return folder
+
+
+def _document(location: Location) -> tuple[Mapping[str, Any] | None, str]:
+    """The content of a folder's `fingerprint.json`, and what is wrong with it."""
+    try:
+        document = json.loads(location.join("fingerprint.json").read_bytes())
+        if not isinstance(document, dict) or EmbeddingFingerprint(document).id != location.name:
+            raise ValueError("does not match the name of its folder")
+    except FileNotFoundError:
+        return None, "is missing; the next run with these settings writes it again"
+    except DAMAGE as exc:
+        return None, _one_line(exc)
+    return document, ""
 
 
 def _list(location: Location) -> list[tuple[Location, fs.FileInfo]]:
@@ -262,7 +264,7 @@ def _info(folder: _Folder) -> FingerprintInfo:
     written = [segment.name.written for segment in segments]
     return FingerprintInfo(
         folder.id,
-        _document_or_none(folder),
+        folder.document,
         vectors=sum(map(len, keys)),
         keys=len(embedded),
         failures=dict(sorted(reasons.items())),
@@ -277,7 +279,8 @@ def _info(folder: _Folder) -> FingerprintInfo:
 
 def _tables(folder: _Folder, *, keys_only: bool = False) -> Iterator[tuple[_Segment, pa.Table | Exception]]:
     """Every segment with its table or the reason why it cannot be trusted; keys_only: of `data/` segments."""
-    vectors, failures = vector_schema(folder.dimension()), failure_schema()
+    dimension = int((folder.document or {}).get("dimension", DIMENSION))
+    vectors, failures = vector_schema(dimension), failure_schema()
     plan = [(segment, vectors, ["key"] if keys_only else None) for segment in folder.data]
     plan += [(segment, failures, None) for segment in folder.fail]
     for segment, schema, columns in plan:
@@ -288,24 +291,6 @@ def _tables(folder: _Folder, *, keys_only: bool = False) -> Iterator[tuple[_Segm
             continue
         except DAMAGE as exc:
             yield segment, exc
-
-
-def _document_or_none(folder: _Folder) -> Mapping[str, Any] | None:
-    try:
-        return folder.document()
-    except DAMAGE:
-        return None
-
-
-def _document_problems(folder: _Folder) -> list[Problem]:
-    path = str(folder.location.join("fingerprint.json"))
-    try:
-        folder.document()
-    except FileNotFoundError:
-        return [Problem(path, "is missing; the next run with these settings writes it again")]
-    except DAMAGE as exc:
-        return [Problem(path, _one_line(exc))]
-    return []
 
 
 def _bad_segments(folder: _Folder) -> Iterator[tuple[_Segment, Exception]]:

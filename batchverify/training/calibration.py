@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -14,24 +13,22 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 RIDGE = 1e-9
 
 
-@dataclass(frozen=True)
-class RateThreshold:
-    """A threshold below which at most a share `far` of `pairs` different pairs score (false accepts)."""
+class RateThreshold(TypedDict):
+    """In a head's metadata: a threshold below which at most a share `far` of `pairs` different pairs score."""
 
     far: float
     threshold: float
     pairs: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The entry in a head's metadata."""
-        return asdict(self)
-
 
 def rate_thresholds(different: np.ndarray) -> list[RateThreshold]:
     """Thresholds for all rates that the (N,) probabilities of different pairs support."""
     scores = np.sort(different)
-    supported = [rate for rate in RATES if rate * len(scores) >= EXPECTED_FALSE_ACCEPTS]
-    return [RateThreshold(rate, float(scores[int(rate * len(scores))]), len(scores)) for rate in supported]
+    count = len(scores)
+    supported = [rate for rate in RATES if rate * count >= EXPECTED_FALSE_ACCEPTS]
+    return [
+        {"far": rate, "threshold": float(scores[int(rate * count)]), "pairs": count} for rate in supported
+    ]
 
 
 def platt_scaling(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -29,8 +29,6 @@ FOLDS = 5
 FEWEST_FITTED = 10
 # From this many dev pairs on, calibration and thresholds need no folds.
 ENOUGH_DEV_PAIRS = 5000
-# Pairs that a finished head scores at a time.
-BLOCK = 1 << 14
 DEFAULT_FEATURES = {"distance": "chi2sum", "logistic": "chi2", "weighted-chi2": "chi2", "network": "absdiff"}
 PAPER_FEATURES = ("chi2", "chi2raw")
 
@@ -202,11 +200,7 @@ def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:
 
 def probabilities(head: Head, pairs: LabelledPairs) -> np.ndarray:
     """P(different) of labelled pairs: (N,) float32."""
-    result = np.zeros(len(pairs), np.float32)
-    for start in range(0, len(pairs), BLOCK):
-        rows = slice(start, start + BLOCK)
-        result[rows] = head(pairs.vectors[pairs.a[rows]], pairs.vectors[pairs.b[rows]])[0]
-    return result
+    return head.score_pairs(pairs.vectors, pairs.a, pairs.b)[0]
 
 
 def _out_of_fold(
@@ -305,7 +299,7 @@ def _measured(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.nda
             "held_out_pairs": len(labels),
             "equal_error": {"threshold": equal, "rate": rate},
             "different_pairs": len(impostors),
-            "far": [rate_threshold.to_json() for rate_threshold in rate_thresholds(impostors)],
+            "far": rate_thresholds(impostors),
         },
         "held_out": asdict(measure(labels, after, threshold)),
         "dev": asdict(measure(dev.labels, probabilities(head, dev), threshold)),

@@ -240,10 +240,6 @@ class Leak:
             shared.append(_count_and_list("identical image", "identical images", [a for a, _ in self.images]))
         return f"{self.first} and {self.second} share {' and '.join(shared)}"
 
-    def to_json(self) -> dict[str, Any]:
-        """For the training record."""
-        return dict(vars(self))
-
 
 def find_leaks(sets: Sequence[LabelledPairs]) -> list[Leak]:
     """The leaks between any two sets. Images are the same if their embeddings have the same bits."""

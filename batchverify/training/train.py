@@ -285,7 +285,7 @@ def _record(
             {name: asdict(replace(network, scorers=())) for name, network in fitted.networks.items()}
             for fitted, _ in fits
         ],
-        "leaks": [leak.to_json() for leak in leaks],
+        "leaks": [asdict(leak) for leak in leaks],
         "left_out": [{"set": each.pairs.name, **asdict(row)} for each in sets for row in each.pairs.left_out],
         "embedding": {each.pairs.name: each.summary.to_json() for each in sets},
     }

@@ -157,7 +157,7 @@ def test_a_rate_takes_the_highest_threshold_that_keeps_to_it(seed, levels):
 def test_supported_rates_and_their_thresholds_are_those_of_training():
     truth, scores = draw(0, 100_000, pairs=5_000)
     rows = rate_table(MeasuredPairs(truth, scores, 0.5), {"tar@1e-1": (0.1, 0.2)})
-    trained = {each.far: each.threshold for each in rate_thresholds(scores[truth == 1])}
+    trained = {entry["far"]: entry["threshold"] for entry in rate_thresholds(scores[truth == 1])}
     assert {row["far"] for row in rows if row["supported"]} == set(trained) == {0.1, 0.01}
     for row in rows:
         if row["supported"]:

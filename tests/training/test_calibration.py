@@ -26,16 +26,16 @@ def test_no_more_pairs_are_falsely_accepted_than_the_rate_allows(count, levels):
     scores = (np.ceil(rng.random(count) * levels) / levels).astype(np.float32)
     thresholds = rate_thresholds(scores)
     # A rate needs 10 expected false accepts.
-    assert [each.far for each in thresholds] == [
+    assert [each["far"] for each in thresholds] == [
         r for r in (0.1, 0.01, 0.001, 0.0001) if round(count * r, 9) >= 10
     ]
     for each in thresholds:
-        accepted = sum(score < each.threshold for score in scores.tolist())
-        assert accepted <= each.far * count + 1e-9
-        assert each.pairs == count
+        accepted = sum(score < each["threshold"] for score in scores.tolist())
+        assert accepted <= each["far"] * count + 1e-9
+        assert each["pairs"] == count
         # The next higher score would accept too many: the threshold is as large as possible.
-        higher = scores[scores > each.threshold]
-        assert not len(higher) or (scores < higher.min()).sum() > each.far * count
+        higher = scores[scores > each["threshold"]]
+        assert not len(higher) or (scores < higher.min()).sum() > each["far"] * count
 
 
 def test_without_different_pairs_nothing_is_stored():
@@ -47,9 +47,9 @@ def test_the_order_of_the_pairs_does_not_matter():
     assert rate_thresholds(scores) == rate_thresholds(scores[::-1])
 
 
-def test_json():
+def test_the_entry_of_a_rate():
     scores = np.arange(100, dtype=np.float32) / 128
-    assert rate_thresholds(scores)[0].to_json() == {"far": 0.1, "threshold": 10 / 128, "pairs": 100}
+    assert rate_thresholds(scores)[0] == {"far": 0.1, "threshold": 10 / 128, "pairs": 100}
 
 
 def draw(count: int, seed: int, slope: float = 3.0, offset: float = -1.0) -> tuple[np.ndarray, np.ndarray]:

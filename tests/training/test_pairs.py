@@ -1,7 +1,7 @@
 """Labelled pairs: collected, checked, drawn and augmented; their impostor pairs, and leaks between sets."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -328,7 +328,7 @@ def test_all_sets_are_compared_and_long_lists_are_cut(train, dev):
     assert str(leaks[0]) == (
         f"training and test share 6 people ({listed}, …) and 1 identical image (training/1.jpg)"
     )
-    assert len(json.loads(json.dumps(leaks[1].to_json()))["images"]) == 23
+    assert len(json.loads(json.dumps(asdict(leaks[1])))["images"]) == 23
 
 
 def test_without_image_paths_images_are_named_by_number(train, dev):
