@@ -212,24 +212,18 @@ def _metadata(path: Path) -> dict[str, Any]:
 def _weights_path(
     name: str, weights: Path | None, progress: Callable[[int, int | None], None] | None
 ) -> Path:
-    if name == PACKAGED:
-        if weights is not None:
-            raise UsageError(
-                f"--weights goes with --backbone {' or '.join(PUBLISHED)}; "
-                f"'{PACKAGED}' is part of the package (for your own file use --backbone PATH)"
-            )
-        return packaged_weights()
     if name in PUBLISHED:
         return locate_weights(PUBLISHED[name], weights, progress=progress)
-    if Path(name).suffix in {".pt", ".pth", ".safetensors"}:
-        if weights is not None:
-            raise UsageError(
-                f"--weights goes with --backbone {' or '.join(PUBLISHED)}, not with a file: {name}"
-            )
-        return Path(name)
-    raise UsageError(
-        f"unknown backbone '{name}': {', '.join([PACKAGED, *PUBLISHED])} or a .pt/.safetensors path"
-    )
+    if name != PACKAGED and Path(name).suffix not in {".pt", ".pth", ".safetensors"}:
+        raise UsageError(
+            f"unknown backbone '{name}': {', '.join([PACKAGED, *PUBLISHED])} or a .pt/.safetensors path"
+        )
+    if weights is not None:
+        raise UsageError(
+            f"--weights goes with --backbone {' or '.join(PUBLISHED)}, not with '{name}' (for your own file use "
+            "--backbone PATH)"
+        )
+    return packaged_weights() if name == PACKAGED else Path(name)
 
 
 def _read_safetensors(path: Path) -> Tensors:

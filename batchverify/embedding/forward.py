@@ -142,11 +142,6 @@ class GpuBatchRunner(BatchRunner):
             self._stream.synchronize()
             self._record()
 
-    @property
-    def recorded(self) -> bool:
-        """Whether the pass is recorded as a graph."""
-        return self._graph is not None
-
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """See `BatchRunner`."""
         # Earlier faces remain in the rest of the batch, which does not matter: no vector depends on its neighbours.

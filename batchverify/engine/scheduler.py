@@ -48,9 +48,9 @@ class _EmbedRequest:
 class ImageRun:
     """Embeds the images of a run that the cache does not have; equal bytes are embedded once.
 
-    When a worker dies, or hangs and is killed, its images become suspects. Suspects are tried again after all
-    other images, one chunk at a time. A chunk that loses its worker again is halved, until the image that is to
-    blame is alone. After its second strike that image is `crashed`.
+    When a worker dies, or hangs and is killed, its images become suspects, in two halves. Suspects are tried again
+    after all other images, one half at a time. A half that loses its worker is halved again, until the image that is
+    to blame is alone. After its second strike that image is `crashed`.
     On Ctrl-C the chunks that are being embedded are finished and committed.
 
     into: a table with results of some images. wanted: (K,) indices of the images to embed, by default all.
@@ -68,6 +68,7 @@ class ImageRun:
 
     def __post_init__(self) -> None:
         self.embeddings = EmbeddingTable(len(self.image_paths)) if self.into is None else self.into
+        self._indices = range(len(self.image_paths)) if self.wanted is None else self.wanted
         self._next = 0
         self._content = ContentIndex(len(self.image_paths))
         self._waiting: dict[bytes, list[int]] = {}
@@ -82,7 +83,7 @@ class ImageRun:
     def run(self) -> EmbeddingTable:
         """Embed all images; returns when every image has a vector or a reason and all are committed."""
         started = time.monotonic()
-        self.progress.total = self._count = len(self.image_paths) if self.wanted is None else len(self.wanted)
+        self.progress.total = len(self._indices)
         try:
             self._cut()
             while self._busy() or self._suspects:
@@ -104,14 +105,11 @@ class ImageRun:
 
     def _cut(self) -> None:
         """Cut the next chunks, only as many as are loaded soon."""
-        while self._next < self._count and len(self._to_load) < self.engine.workers.loaders:
+        while self._next < len(self._indices) and len(self._to_load) < self.engine.workers.loaders:
             start = self._next
-            self._next += chunk_size(self._count - start, self.engine.workers)
-            indices = (
-                range(start, self._next) if self.wanted is None else self.wanted[start : self._next].tolist()
-            )
+            self._next += chunk_size(len(self._indices) - start, self.engine.workers)
             chunk = []
-            for index in indices:
+            for index in map(int, self._indices[start : self._next]):
                 image_path = self.image_paths[index]
                 if isinstance(image_path, Skipped):
                     self._fail(index, image_path)
@@ -173,7 +171,7 @@ class ImageRun:
         if len(loaded.keys) < len(chunk):
             self._to_load.appendleft(chunk[len(loaded.keys) :])
         request = _EmbedRequest(task, [], [], [])
-        position_of = {each: position for position, each in enumerate(loaded.missing)}
+        position_of = {number: position for position, number in enumerate(loaded.missing)}
         for number, (index, key) in enumerate(zip(chunk, loaded.keys, strict=False)):
             if number in loaded.cached:
                 self._take_cached(index, loaded.cached[number])

@@ -21,6 +21,7 @@ from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.process import peak_memory
 from batchverify.progress import Stopwatch
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
+from batchverify.runtime.compute_path import ComputePath
 from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:
@@ -71,12 +72,13 @@ class LoadedChunk:
 
 @dataclass(frozen=True)
 class EmbeddedChunk:
-    """One entry for each image, in order.
+    """One entry for each image, in order, and what computed the vectors.
 
     seconds: by stage (start: building the embedder, detect, embed). peak_memory: of the worker so far, in MB.
     """
 
     entries: list[Entry]
+    compute_path: ComputePath
     seconds: dict[str, float]
     peak_memory: float = 0.0
 
@@ -239,7 +241,7 @@ def embed_images(
         )
         for row, (key, skipped) in enumerate(zip(keys, embedded.skipped, strict=True))
     ]
-    return EmbeddedChunk(entries, watch.seconds, peak_memory())
+    return EmbeddedChunk(entries, embedder.compute_path, watch.seconds, peak_memory())
 
 
 def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:

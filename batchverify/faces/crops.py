@@ -101,7 +101,9 @@ def augmented(pixels: np.ndarray, key: bytes, view: int) -> np.ndarray:
         image = enhance(image).enhance(rng.uniform(1 - JITTER, 1 + JITTER))
     quality, compressed = int(rng.integers(*JPEG_QUALITY)), rng.random() < 0.5
     if compressed:
-        image = _compressed(image, quality)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        image = Image.open(buffer).convert("RGB")
     augmented_pixels = np.array(image)
     share, salted = rng.uniform(0, SALT_SHARE), rng.random() < 0.3
     if salted:
@@ -127,9 +129,3 @@ def _moved(pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(bordered).transform(
         (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
     )
-
-
-def _compressed(image: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")

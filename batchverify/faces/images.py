@@ -100,8 +100,12 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         original = image.size
         if original[0] * original[1] > limits.pixels:
-            return _too_large(original, limits)
-        image.draft("RGB", _draft_size(original, long_side))
+            limit = f"the limit is {limits.pixels / 1e6:g} megapixels"
+            message = f"{original[0]} x {original[1]} pixels, {limit}"
+            return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
+        # The smallest size that the decoder may reduce a JPEG to.
+        factor = min(2 * long_side / max(original), 1)
+        image.draft("RGB", (max(1, int(original[0] * factor)), max(1, int(original[1] * factor))))
         image.load()
         orientation = _orientation(image)
         reduced = shrink(_rgb(image), long_side)
@@ -124,11 +128,6 @@ def too_large_dependence(limits: Limits) -> str:
     return f"{limits.pixels} pixels"
 
 
-def _too_large(size: tuple[int, int], limits: Limits) -> Skipped:
-    message = f"{size[0]} x {size[1]} pixels, the limit is {limits.pixels / 1e6:g} megapixels"
-    return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
-
-
 def _undecodable(message: str) -> Skipped:
     return Skipped(Reason.UNDECODABLE, message, decoder_set())
 
@@ -136,12 +135,6 @@ def _undecodable(message: str) -> Skipped:
 def _text(exc: Exception) -> str:
     """The message of an exception as one short line."""
     return " ".join(str(exc).split())[:_LONGEST_MESSAGE] or type(exc).__name__
-
-
-def _draft_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """The smallest size, (width, height), that the decoder may reduce a JPEG to."""
-    factor = min(2 * long_side / max(size), 1)
-    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
 
 
 def _orientation(image: Image.Image) -> object:

@@ -49,8 +49,8 @@ def resolve_runtime(runtime: str, device: str) -> str:
     `$BATCHVERIFY_RUNTIME` sets what `auto` means on a CPU.
     Raises `UsageError` for an unknown runtime, and for OpenVINO if it cannot be used.
     """
-    if device == "cpu":
-        runtime = requested_runtime(runtime)
+    if device == "cpu" and runtime == "auto":
+        runtime = os.environ.get(RUNTIME_VARIABLE) or "auto"
     if runtime not in RUNTIMES:
         raise UsageError(
             f"--runtime or ${RUNTIME_VARIABLE} must be one of {', '.join(RUNTIMES)}, got '{runtime}'"
@@ -65,11 +65,6 @@ def resolve_runtime(runtime: str, device: str) -> str:
     if why and runtime == "openvino":
         raise UsageError(f"--runtime openvino: OpenVINO cannot be used here: {why}")
     return "torch" if why else "openvino"
-
-
-def requested_runtime(runtime: str) -> str:
-    """The requested runtime: the option or, if that is `auto`, `$BATCHVERIFY_RUNTIME`."""
-    return os.environ.get(RUNTIME_VARIABLE) or runtime if runtime == "auto" else runtime
 
 
 def available_cpus() -> int:

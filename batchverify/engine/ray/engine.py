@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,14 +52,6 @@ def load_chunk(
     return Loader(plan.load, index)(image_paths)
 
 
-@dataclass(frozen=True)
-class _EmbedAnswer:
-    """What `PairWorker.embed` returns."""
-
-    chunk: EmbeddedChunk
-    compute_path: ComputePath
-
-
 class PairWorker:
     """The body of an actor. It builds the embedder for the first images and keeps it."""
 
@@ -75,13 +66,12 @@ class PairWorker:
 
     def embed(
         self, images: list[LoadedImage], positions: Sequence[int], keys: Sequence[bytes]
-    ) -> _EmbedAnswer:
+    ) -> EmbeddedChunk:
         """Embed the images at `positions`."""
         if self._embedder is None:
             self._embedder = self.plan.embedder(1, self._threads)
         chosen = [images[position] for position in positions]
-        chunk = embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
-        return _EmbedAnswer(chunk, self._embedder.compute_path)
+        return embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
 
     def score(self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
         """Score pairs of indices into `vectors`."""
@@ -213,9 +203,8 @@ class RayEngine:
             if isinstance(exc.cause, errors.ObjectLostError):
                 raise self._lost(task, exc.cause, node=True) from exc
             raise exc.cause if isinstance(exc.cause, BatchverifyError) else exc from None
-        if isinstance(value, _EmbedAnswer):
+        if isinstance(value, EmbeddedChunk):
             self._compute_paths.add(value.compute_path)
-            return value.chunk
         return value
 
     def withdraw(self, task: Task) -> bool:
