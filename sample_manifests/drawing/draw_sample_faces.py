@@ -108,7 +108,7 @@ BACKDROPS = (
 
 
 def view(person: Person, number: int) -> View:
-    """The first picture looks ahead, the second turns one way and smiles, the third turns the other way."""
+    """In the first image the person looks ahead, in the second to one side and smiles, in the third to the other."""
     r = np.random.RandomState(100 * person.seed + number)
     turn = (0, 1, -1)[number - 1] * (-1) ** person.seed
     return View(
@@ -130,7 +130,7 @@ def view(person: Person, number: int) -> View:
 
 
 def faces(folder: Path) -> None:
-    """Writes the 24 pictures."""
+    """Write the 24 face images."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, person in PEOPLE.items():
         for number in VIEWS:
@@ -138,7 +138,7 @@ def faces(folder: Path) -> None:
 
 
 def pairs() -> list[Row]:
-    """All 24 pairs of one person, and one pair for every two people, in a shuffled order."""
+    """All 24 pairs of the same person and one pair of each two people, shuffled."""
     r = np.random.RandomState(3)
     rows: list[Row] = []
     for name in PEOPLE:
@@ -150,25 +150,25 @@ def pairs() -> list[Row]:
 
 
 def face(name: str, number: int) -> str:
-    """A picture's path as manifests write it."""
+    """The path of an image in the manifests."""
     return f"faces/{name}_{number}.jpg"
 
 
 def write_csv(path: Path, header: list[str], rows: list[Row]) -> None:
-    """One manifest; `None` becomes an empty cell."""
+    """Write a manifest; `None` becomes an empty cell."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def write_parquet(path: Path, rows: list[Row]) -> None:
-    """The same manifest as Parquet, with an int8 label."""
+    """Write a manifest as Parquet, with an int8 label."""
     kinds = [pa.string(), pa.string(), pa.int8(), pa.string(), pa.string()]
     columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
     pq.write_table(pa.table(columns, names=HEADER), path)
 
 
-# What goes wrong. `crashed`, the seventh reason, is missing: it is given to an image that kills or hangs its
-# worker twice, and no file that could be kept here does that.
+# Bad images by reason. `crashed`, the seventh reason, is missing: it is for images that kill or hang their worker
+# twice, and no file that could be kept here does that.
 BROKEN = {
     "not_found": [("broken/missing.jpg", "no such file"), ("", "empty cell")],
     "forbidden": [("https://example.com/face.jpg", "a scheme that is not read")],
@@ -184,7 +184,7 @@ BROKEN = {
 
 
 def broken_rows() -> list[Row]:
-    """Every bad image once on either side, a good row after each reason, and one row bad on both sides."""
+    """Every bad image once on each side, a good row after each reason, and one row that is bad on both sides."""
     good, rows = pairs(), []
     for k, (reason, images) in enumerate(BROKEN.items()):
         for image, why in images:
@@ -197,7 +197,7 @@ def broken_rows() -> list[Row]:
 
 
 def broken_files(folder: Path, whole: Path) -> None:
-    """The files behind `BROKEN`; `whole` is the JPEG that is cut in half."""
+    """Write the files of `BROKEN`. whole: the JPEG that is cut in half."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.jpg").write_text("This is a line of text with the name of a picture.\n")
     (folder / "empty.jpg").write_bytes(b"")
@@ -207,7 +207,7 @@ def broken_files(folder: Path, whole: Path) -> None:
 
 
 def landscape(size: int) -> Image.Image:
-    """Hills behind a lake, and nobody there."""
+    """Hills behind a lake, without a face."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     picture = np.stack([120 + 144 * y, 165 + 80 * y, 215 + 16 * y], -1)
     for k, (top, colour) in enumerate(((0.42, (120, 140, 165)), (0.5, (86, 118, 104)), (0.58, (60, 92, 56)))):
@@ -220,7 +220,7 @@ def landscape(size: int) -> Image.Image:
 
 
 def main() -> None:
-    """Writes the whole folder."""
+    """Write the whole folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).resolve().parent.parent)
     out = parser.parse_args().out

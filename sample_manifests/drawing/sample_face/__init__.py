@@ -1,4 +1,4 @@
-"""Draws one synthetic face: a head as a height map, painted, lit and photographed with numpy."""
+"""Draw one synthetic face: a head as a height map that is painted, lit and photographed with numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Person", "View", "draw"]
 
 
 def draw(person: Person, view: View) -> Image.Image:
-    """One square picture of `view.size` pixels, RGB; equal arguments give equal pixels."""
+    """A square RGB image of `view.size` pixels; equal arguments give equal pixels."""
     scene = stage(person, view)
     backdrop(scene)
     back_hair(scene)

@@ -1,4 +1,4 @@
-"""The ground that a face is drawn on: person, view, noise, the relief of the head, and light."""
+"""What a face is drawn with: person, view, noise, the relief of the head, and light."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OVERSAMPLE = 2
 
 @dataclass(frozen=True)
 class Person:
-    """What two pictures of a person share. Lengths are in half head widths, heights from the eyes down."""
+    """What all images of a person share. Lengths are in half head widths, heights from the eyes down."""
 
     seed: int
     skin: RGB
@@ -72,7 +72,7 @@ class Person:
 
 @dataclass(frozen=True)
 class View:
-    """What changes from picture to picture; angles in radians, `zoom` in half head widths per picture."""
+    """What differs between images of a person; angles in radians, `zoom` in half head widths per image."""
 
     seed: int
     size: int = 232
@@ -105,11 +105,11 @@ class Scene:
     picture: Field = field(init=False)
 
     def paint(self, colour: Field, alpha: Field) -> None:
-        """Lays `colour` over the picture where `alpha` (0 to 1) says so."""
+        """Lay `colour` over the picture, with opacity `alpha` (0 to 1)."""
         self.picture += (colour - self.picture) * np.clip(alpha, 0, 1)[..., None]
 
     def darken(self, amount: Field, tint: tuple[float, float, float] = (1, 1, 1)) -> None:
-        """Takes light away: `amount` 0 to 1, per colour weighted by `tint`."""
+        """Darken by `amount` (0 to 1), weighted for each colour by `tint`."""
         self.picture *= 1 - amount[..., None] * np.array(tint, np.float32)
 
     def edge(self, distance: Field, soft: float = 1.5) -> Field:
@@ -213,7 +213,7 @@ def relief(p: Person, smile: float, u: Field, v: Field, power: float = 0.45) -> 
 
 
 def stage(p: Person, w: View) -> Scene:
-    """The picture's grid and, by fixed-point steps, the place on the turned head that each pixel shows."""
+    """The picture's grid and, by fixed-point iteration, the point of the turned head that each pixel shows."""
     n = w.size * OVERSAMPLE
     pixel = 1 / (w.zoom * n)
     rows, columns = np.mgrid[0:n, 0:n].astype(np.float32)
