@@ -34,7 +34,7 @@ PIXEL_BUDGET = 256 << 20
 LOAD_SECONDS = 45.0
 # Files that are read before any of them is decoded: this bounds the encoded bytes in memory.
 READ_BATCH = 16
-# Files of object stores are read in parallel: almost as many as pyarrow has connections, and so many ahead.
+# Threads that read from object stores, almost as many as pyarrow has connections, and files they may read ahead.
 READERS = 24
 READ_AHEAD = 2 * READ_BATCH
 
