@@ -129,9 +129,10 @@ def reason_of(cell):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path)
-        if image.width * image.height > Limits().pixels:
-            return "too_large"
-        image.load()
+        with image:
+            if image.width * image.height > Limits().pixels:
+                return "too_large"
+            image.load()
     except (UnidentifiedImageError, OSError):
         return "undecodable"
     return None
