@@ -15,6 +15,12 @@ pytestmark = pytest.mark.weights
 
 
 @pytest.fixture(scope="module")
+def browser():
+    with chromium() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
 def report(shared, tmp_path_factory):
     """(page, figures, scores)"""
     folder, _ = view_1(shared, tmp_path_factory.getbasetemp())
@@ -26,10 +32,10 @@ def report(shared, tmp_path_factory):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_opens_in_silence_shows_faces_and_follows_the_slider(report, scheme, width):
+def test_it_opens_in_silence_shows_faces_and_follows_the_slider(browser, report, scheme, width):
     path, figures, scores = report
     truth, probability = scores["true_label"].to_numpy(), scores["probability"].to_numpy()
-    with chromium() as browser, Opened(browser, path, scheme=scheme, width=width) as opened:
+    with Opened(browser, path, scheme=scheme, width=width) as opened:
         assert [url for url in opened.requested if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
         assert opened.drawn() == {"probability", "similarity", "roc", "det", "calibration"}
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width

@@ -22,8 +22,8 @@ EVIL = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as started:
-        yield started
+    with chromium() as page:
+        yield page
 
 
 @pytest.fixture(scope="module")

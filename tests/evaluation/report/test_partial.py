@@ -12,8 +12,8 @@ BARS = {"probability", "similarity"}
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as started:
-        yield started
+    with chromium() as page:
+        yield page
 
 
 def labels(kind):
