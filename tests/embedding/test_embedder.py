@@ -159,7 +159,9 @@ def test_ranges_that_make_no_sense_are_refused(ranges, message, tmp_path):
 def test_both_runtimes_agree_in_float32(backbone):
     pictures = draw(6)
     found = [
-        Embedder(backbone, crop="none", device="cpu", runtime=runtime, dtype="float32")(pictures).vectors
+        Embedder(backbone, crop="none", device="cpu", runtime=runtime, dtype="float32", batch_size=BATCH)(
+            pictures
+        ).vectors
         for runtime in ("openvino", "torch")
     ]
     assert cosines(*found).min() >= 0.9999
@@ -176,8 +178,9 @@ def test_number_types_agree(backbone, shared):
     ways = [("openvino", "int8"), ("torch", "bfloat16")]
     ways += [("openvino", "bfloat16")] if "BF16" in capabilities() else []
     for runtime, dtype in ways:
-        count = len(pictures) if runtime == "openvino" else 4
-        other = Embedder(backbone, crop="center", device="cpu", runtime=runtime, dtype=dtype)
+        # Torch's bfloat16 is slow where a CPU has none.
+        count, size = (len(pictures), None) if runtime == "openvino" else (4, 4)
+        other = Embedder(backbone, crop="center", device="cpu", runtime=runtime, dtype=dtype, batch_size=size)
         found = cosines(other(pictures[:count]).vectors, expected[:count])
         assert found.mean() >= 0.999 and found.min() >= 0.995, (runtime, dtype)
         assert other.fingerprint.id == exact.fingerprint.id
