@@ -72,7 +72,7 @@ class Workers:
     count: int
     threads: int
     loaders: int
-    chunk: int = CPU_CHUNK
+    chunk: int = field(default_factory=lambda: CPU_CHUNK)
 
     @classmethod
     def for_cpus(cls, cpus: int, gpus: int = 0) -> Workers:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from killing import Blow, KilledJob, draw_pairs
 
-IMAGES, PAIRS, PART = 350, 6000, 500
+IMAGES, PAIRS, PART = 240, 6000, 500
 
 
 @pytest.fixture(scope="module")

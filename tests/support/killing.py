@@ -32,8 +32,7 @@ output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
 from batchverify.engine import base
 from batchverify.cache import embedding_cache
 # Chunks small enough that the first segment is there long before the last chunk.
-base.Workers.__init__.__defaults__ = (32,)
-embedding_cache.EmbeddingCache.__init__.__kwdefaults__.update(commit_rows=64, commit_seconds=2.0)
+base.CPU_CHUNK, embedding_cache.COMMIT_ROWS, embedding_cache.COMMIT_SECONDS = 32, 64, 2.0
 from batchverify.cli.app import main
 main({arguments!r})
 """
