@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from object_store import impatience
 from repository import REPOSITORY
 from run_records import read_record
 
@@ -312,7 +313,10 @@ def test_an_output_that_cannot_be_reached_is_reported_at_once(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    with pytest.raises(UsageError, match=r"s3://nowhere/o\.parquet: cannot be written"):
+    with (
+        impatience(attempts=2),
+        pytest.raises(UsageError, match=r"s3://nowhere/o\.parquet: cannot be written"),
+    ):
         batchverify.score(FACES, "s3://nowhere/o.parquet", no_cache=True)
 
 

@@ -20,6 +20,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from batchverify.storage import object_store as stores
+from batchverify.storage.object_store import ATTEMPTS, REQUEST_SECONDS
+
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "hidden-hidden-hidden"}
 ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 _RANDOM = re.compile(r"uploadId=[^&]*|\d{20}-\w+-[0-9a-f]{8}|[0-9a-f]{8,}")
@@ -38,7 +41,8 @@ class Weather:
     Kinds: 500, 503, 403, reset (of the connection), cut (half of the body), slow (an answer after `slow`). The fate
     of a request follows from the seed, the request and how often it came: the same in every run.
     first: what befalls every request when it comes for the first time. poisoned: kinds by a part of the path, for
-    every request of it.
+    every request of it. crowd: the first requests are answered once so many are there at the same time, or after 5 s;
+    `at_once` is how many there were.
     """
 
     latency: float = 0.0
@@ -50,6 +54,19 @@ class Weather:
     done: Counter[str] = field(default_factory=Counter)
     came: Counter[str] = field(default_factory=Counter)
     connections: int = 0
+    crowd: int = 0
+    at_once: int = 0
+    _gathered: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def gather(self) -> None:
+        """Wait until the crowd is there, or has been there once, or does not come."""
+        if self._gathered.is_set():
+            return
+        with self._lock:
+            self.at_once += 1
+        if self.at_once >= self.crowd or not self._gathered.wait(5):
+            self._gathered.set()
 
     def fate(self, request: str) -> str:
         """The kind of fault that befalls a request; empty for none."""
@@ -95,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         fate = weather.fate(f"{self.command} {self.path} {self.headers.get('Range', '')}")
         weather.done[fate or self.command] += 1
+        weather.gather()
         time.sleep(weather.slow if fate == "slow" else weather.latency)
         if fate == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -177,6 +195,18 @@ class Store:
     def options(self, address: str = "") -> str:
         """The options of a URI that lead through the proxy."""
         return f"?endpoint_override={address or self.address}&scheme=http&region=us-east-1"
+
+
+@contextmanager
+def impatience(*, seconds: float = REQUEST_SECONDS, attempts: int = ATTEMPTS) -> Iterator[None]:
+    """Stores are given up sooner: a request after so many seconds, and after so many attempts with a short pause."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "REQUEST_SECONDS", seconds)
+        patch.setattr(stores, "ATTEMPTS", attempts)
+        patch.setattr(stores, "PAUSES", (0.1,))
+        stores._file_system.cache_clear()
+        yield
+    stores._file_system.cache_clear()
 
 
 @contextmanager
