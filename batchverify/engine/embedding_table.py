@@ -29,10 +29,11 @@ class EmbeddingTable:
     vectors: (N, 512) float16, rounded as in the cache, zero where there is none. Many of them lie in a file in
     `folder` that is mapped into memory, so that the system can page them out.
     codes: (N,) int8: 0 for a vector, k > 0 for the k-th reason, -1 for not known yet.
+    mapped_bytes: see `MAPPED_BYTES`.
     """
 
-    def __init__(self, count: int, folder: str | None = None) -> None:
-        self.vectors = _vectors(count, folder)
+    def __init__(self, count: int, folder: str | None = None, *, mapped_bytes: int = MAPPED_BYTES) -> None:
+        self.vectors = _vectors(count, folder, mapped_bytes)
         self.codes = np.full(count, _PENDING, np.int8)
 
     def put(self, index: int, vector: np.ndarray) -> None:
@@ -83,10 +84,10 @@ class EmbeddingTable:
         return {name: count for name, count in counts.items() if count}
 
 
-def _vectors(count: int, folder: str | None) -> np.ndarray:
+def _vectors(count: int, folder: str | None, mapped_bytes: int) -> np.ndarray:
     """(N, 512) float16 zeros. Raises `BatchverifyError` if they do not fit on the disk."""
     size = count * DIMENSION * 2
-    if size <= MAPPED_BYTES:
+    if size <= mapped_bytes:
         return np.zeros((count, DIMENSION), np.float16)
     try:
         with NamedTemporaryFile(prefix=".vectors.", suffix=".tmp", dir=folder) as file:

@@ -54,7 +54,7 @@ class ImageRun:
     On Ctrl-C the chunks that are being embedded are finished and committed.
 
     into: a table with results of some images. wanted: (K,) indices of the images to embed, by default all.
-    on_paths: called with the compute paths before vectors are stored.
+    on_paths: called with the compute paths before vectors are stored. patience: see `PATIENCE_SECONDS`.
     """
 
     engine: Engine
@@ -64,6 +64,7 @@ class ImageRun:
     into: EmbeddingTable | None = None
     wanted: np.ndarray | None = None
     on_paths: Callable[[set[ComputePath]], None] | None = None
+    patience: float = PATIENCE_SECONDS
     embeddings: EmbeddingTable = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,11 +137,11 @@ class ImageRun:
             self._loading[self.engine.load(image_paths)] = chunk
 
     def _wait(self) -> list[Task]:
-        done = self.engine.wait([*self._loading, *self._embedding], timeout=PATIENCE_SECONDS)
+        done = self.engine.wait([*self._loading, *self._embedding], timeout=self.patience)
         self._silences = 0 if done else self._silences + 1
         if not done:
             self.progress.say(
-                f"no progress for {PATIENCE_SECONDS:g} s: waiting for {len(self._loading)} chunks to load and "
+                f"no progress for {self.patience:g} s: waiting for {len(self._loading)} chunks to load and "
                 f"{len(self._embedding)} to be embedded, the first with {self._first_path()}"
             )
         if self._silences >= SILENCES:
@@ -288,7 +289,13 @@ def chunk_size(left: int, workers: Workers) -> int:
 
 
 def score_pairs(
-    engine: Engine, head: Any, blocks: Iterable[Block], embeddings: EmbeddingTable, progress: Progress
+    engine: Engine,
+    head: Any,
+    blocks: Iterable[Block],
+    embeddings: EmbeddingTable,
+    progress: Progress,
+    *,
+    patience: float = PATIENCE_SECONDS,
 ) -> Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]]:
     """Score blocks of pairs; yields each, in order, with (probability, similarity) of its usable pairs."""
     engine.share(head, embeddings.vectors)
@@ -296,9 +303,9 @@ def score_pairs(
     for block in blocks:
         window.append((block, _score_block(engine, embeddings, block)))
         if len(window) > engine.workers.count * (1 + QUEUED_PER_WORKER):
-            yield _scored(engine, embeddings, progress, *window.popleft())
+            yield _scored(engine, embeddings, progress, patience, *window.popleft())
     while window:
-        yield _scored(engine, embeddings, progress, *window.popleft())
+        yield _scored(engine, embeddings, progress, patience, *window.popleft())
 
 
 def _score_block(engine: Engine, embeddings: EmbeddingTable, block: Block) -> Task:
@@ -307,15 +314,15 @@ def _score_block(engine: Engine, embeddings: EmbeddingTable, block: Block) -> Ta
 
 
 def _scored(
-    engine: Engine, embeddings: EmbeddingTable, progress: Progress, block: Block, task: Task
+    engine: Engine, embeddings: EmbeddingTable, progress: Progress, patience: float, block: Block, task: Task
 ) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
     """The scores of a block. If a worker dies, another one tries: pairs of vectors are not what kills workers."""
     reason = ""
     for _ in range(PAIR_TRIES):
         try:
-            while not engine.wait([task], timeout=PATIENCE_SECONDS):
+            while not engine.wait([task], timeout=patience):
                 progress.say(
-                    f"no progress for {PATIENCE_SECONDS:g} s: waiting for the scores of {len(block.a):,} rows "
+                    f"no progress for {patience:g} s: waiting for the scores of {len(block.a):,} rows "
                     f"from row {block.first + 1:,}"
                 )
             done: PairScores = engine.result(task)

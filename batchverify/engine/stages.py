@@ -43,13 +43,14 @@ LoadedImage = DecodedImage | Face
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """The settings of loading. cache: its root, or None."""
+    """The settings of loading. cache: its root, or None. pixel_budget: see `PIXEL_BUDGET`."""
 
     settings: EmbeddingSettings
     fingerprint: EmbeddingFingerprint
     limits: Limits = field(default_factory=Limits)
     cache: str | None = None
     retry_failed: bool = False
+    pixel_budget: int = PIXEL_BUDGET
 
 
 @dataclass
@@ -112,10 +113,10 @@ class Loader:
         watch, started = Stopwatch(), time.monotonic()
         loaded = LoadedChunk(seconds=watch.seconds)
         images: list[LoadedImage] = []
-        with closing(self._read(image_paths, watch, lambda: _room(loaded, images))) as batches:
+        with closing(self._read(image_paths, watch, lambda: self._room(loaded, images))) as batches:
             for batch in batches:
                 images += self._add(loaded, batch, watch)
-                if not _room(loaded, images) or time.monotonic() - started > LOAD_SECONDS:
+                if not self._room(loaded, images) or time.monotonic() - started > LOAD_SECONDS:
                     break
         loaded.peak_memory = peak_memory()
         return loaded, images
@@ -194,13 +195,12 @@ class Loader:
         # A fixed crop is taken here, so that only the face travels to the embedder.
         return fixed_face(image.pixels, self.plan.settings.crop).scaled(image.scale)
 
-
-def _room(loaded: LoadedChunk, images: Sequence[LoadedImage]) -> int:
-    """How many more images of a chunk fit into the pixel budget if they are as large as those so far."""
-    if not images:
-        return READ_AHEAD
-    taken = sum(image.pixels.nbytes for image in images)
-    return max(0, -(-(PIXEL_BUDGET - taken) * len(loaded.keys) // taken))
+    def _room(self, loaded: LoadedChunk, images: Sequence[LoadedImage]) -> int:
+        """How many more images of a chunk fit into the pixel budget if they are as large as those so far."""
+        if not images:
+            return READ_AHEAD
+        taken = sum(image.pixels.nbytes for image in images)
+        return max(0, -(-(self.plan.pixel_budget - taken) * len(loaded.keys) // taken))
 
 
 def embed_images(

@@ -66,11 +66,13 @@ class OpenvinoNetworks:
 
     refine_block, output_block: the only batch sizes of the second and third network. threads: CPUs for each calling
     thread. Every thread compiles its own networks: with streams of shared ones two threads were a quarter slower
-    (measured).
+    (measured). sizes_kept: see `SIZES_KEPT`.
     """
 
-    def __init__(self, refine_block: int, output_block: int, threads: int = 1) -> None:
-        self._compile = partial(_Compiled, refine_block, output_block, threads)
+    def __init__(
+        self, refine_block: int, output_block: int, threads: int = 1, *, sizes_kept: int = SIZES_KEPT
+    ) -> None:
+        self._compile = partial(_Compiled, refine_block, output_block, threads, sizes_kept)
         self._of_thread = local()
 
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
@@ -97,8 +99,8 @@ class OpenvinoNetworks:
 class _Compiled:
     """The networks compiled for one thread."""
 
-    def __init__(self, refine_block: int, output_block: int, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, refine_block: int, output_block: int, threads: int, sizes_kept: int) -> None:
+        self._threads, self._sizes_kept = threads, sizes_kept
         refine = _patch_model("rnet", REFINE_WINDOWS, (refine_block, REFINE_SIZE))
         output = _patch_model("onet", OUTPUT_WINDOWS, (output_block, OUTPUT_SIZE))
         self.refine, self.output = (CompiledNetwork(model, threads=threads) for model in (refine, output))
@@ -107,7 +109,7 @@ class _Compiled:
 
     def proposal_for(self, size: tuple[int, ...]) -> CompiledNetwork:
         """P-Net for canvases of a size."""
-        if self._proposal is None or (len(self._sizes) == SIZES_KEPT and size not in self._sizes):
+        if self._proposal is None or (len(self._sizes) == self._sizes_kept and size not in self._sizes):
             self._proposal = CompiledNetwork(_proposal_model(), threads=self._threads)
             self._sizes.clear()
         self._sizes.add(size)

@@ -29,8 +29,9 @@ class UniqueImages(Sequence["str | Skipped"]):
     `./a.jpg`) are one image. texts: an empty set to use.
     """
 
-    def __init__(self, texts: TextNumbers | None = None) -> None:
+    def __init__(self, texts: TextNumbers | None = None, *, at_once: int = _AT_ONCE) -> None:
         self._texts = TextNumbers() if texts is None else texts
+        self._at_once = at_once
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -57,8 +58,8 @@ class UniqueImages(Sequence["str | Skipped"]):
         New images are added; without `add` their index is -1.
         """
         parts = [
-            self._texts.numbers(resolve_many(root, cells.slice(start, _AT_ONCE)), add=add)
-            for start in range(0, len(cells), _AT_ONCE)
+            self._texts.numbers(resolve_many(root, cells.slice(start, self._at_once)), add=add)
+            for start in range(0, len(cells), self._at_once)
         ]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
@@ -70,8 +71,11 @@ class TextNumbers:
     nobody can make a manifest whose texts share one hash.
     """
 
-    def __init__(self, hash_of: Callable[[pa.Array], np.ndarray] | None = None) -> None:
+    def __init__(
+        self, hash_of: Callable[[pa.Array], np.ndarray] | None = None, *, put_at_once: int = _PUT_AT_ONCE
+    ) -> None:
         self._hash_of = hash_of or _hashes
+        self._put_at_once = put_at_once
         self._text = bytearray()
         self._borders = array("q", [0])
         self._hashes = array("q")
@@ -136,8 +140,8 @@ class TextNumbers:
         if len(self) > len(self._table) * _FULL:
             size = 1 << int(len(self) / _FULL).bit_length()
             self._table = np.full(size, -1, np.int32 if size < 1 << 31 else np.int64)
-            for begin in range(0, first, _PUT_AT_ONCE):
-                self._put(begin, min(begin + _PUT_AT_ONCE, first))
+            for begin in range(0, first, self._put_at_once):
+                self._put(begin, min(begin + self._put_at_once, first))
         self._put(first, len(self))
         for position in np.flatnonzero(self._of_hashes(hashes) != np.arange(first, len(self))).tolist():
             self._twins[texts[position].as_py()] = first + position

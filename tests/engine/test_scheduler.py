@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,9 @@ from repository import SUPPORT
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify.cache.embedding_cache import EmbeddingCache
-from batchverify.engine import scheduler
 from batchverify.engine.base import Engine, WorkerLostError, Workers
 from batchverify.engine.embedding_table import EmbeddingTable
-from batchverify.engine.scheduler import ImageRun, score_pairs
+from batchverify.engine.scheduler import PATIENCE_SECONDS, ImageRun, score_pairs
 from batchverify.engine.stages import EmbeddedChunk, LoadedChunk, PairScores
 from batchverify.engine.threads import LocalEngine
 from batchverify.errors import BatchverifyError
@@ -33,10 +33,12 @@ def open_cache(plan: ToyPlan) -> EmbeddingCache:
     return cache
 
 
-def run(engine: Engine, plan: ToyPlan, image_paths: list) -> tuple[EmbeddingTable, Progress]:
+def run(
+    engine: Engine, plan: ToyPlan, image_paths: list, patience: float = PATIENCE_SECONDS
+) -> tuple[EmbeddingTable, Progress]:
     progress = Progress(quiet=True)
     cache = open_cache(plan) if plan.load.cache else None
-    return ImageRun(engine, image_paths, cache, progress).run(), progress
+    return ImageRun(engine, image_paths, cache, progress, patience=patience).run(), progress
 
 
 def local(plan: ToyPlan) -> LocalEngine:
@@ -122,9 +124,9 @@ def test_without_a_cache_everything_is_embedded_again(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_large_pictures_are_loaded_in_smaller_bites(tmp_path, monkeypatch):
-    monkeypatch.setattr("batchverify.engine.stages.PIXEL_BUDGET", 200_000)  # two faces of 160 x 160
+def test_large_pictures_are_loaded_in_smaller_bites(tmp_path):
     plan = toy_plan(tmp_path)
+    plan = replace(plan, load=replace(plan.load, pixel_budget=200_000))  # two faces of 160 x 160
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(50)]
     embeddings, _ = run(local(plan), plan, image_paths)
     assert (embeddings.codes == 0).all()
@@ -193,24 +195,23 @@ def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tm
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 6)
+def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path):
     plan = toy_plan(tmp_path)
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(1)]
     image_paths.append(draw(tmp_path / "pictures" / "sleep.png", SLEEP))
     engine = on_ray(plan)
-    embeddings, progress = run(engine, plan, image_paths)
+    embeddings, progress = run(engine, plan, image_paths, patience=4)
     engine.close()
     assert embeddings.reasons(np.arange(2)).to_pylist() == [None, "crashed"]
     assert (progress.embedded, progress.failed) == (1, 1)
 
 
-def test_threads_that_hang_end_the_run_with_the_image_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
+def test_threads_that_hang_end_the_run_with_the_image_named(tmp_path):
     plan = toy_plan(tmp_path)
     slow = draw(tmp_path / "slow.png", colour(1))
+    engine = Sleepy(plan, None, Workers(1, 1, 2))
     with pytest.raises(BatchverifyError, match=f"no progress at {slow}"):
-        ImageRun(Sleepy(plan, None, Workers(1, 1, 2)), [slow], None, Progress(quiet=True)).run()
+        ImageRun(engine, [slow], None, Progress(quiet=True), patience=0.1).run()
 
 
 class Forgetful(LocalEngine):
@@ -285,8 +286,7 @@ def test_pairs_that_lose_every_worker_end_the_run_with_the_reason(tmp_path):
         list(score_pairs(local(toy_plan(tmp_path)), Lost(), iter([block]), embeddings, Progress(quiet=True)))
 
 
-def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
+def test_patience_with_pairs_says_what_it_waits_for(tmp_path, capsys):
     embeddings = EmbeddingTable(2)
     for index in range(2):
         embeddings.put(index, np.ones(512, np.float16))
@@ -299,7 +299,8 @@ def test_patience_with_pairs_says_what_it_waits_for(tmp_path, monkeypatch, capsy
             time.sleep(0.5)
             return np.zeros(1, np.float32), np.ones(1, np.float32)
 
-    list(score_pairs(local(toy_plan(tmp_path)), Slow(), iter([block]), embeddings, Progress()))
+    engine = local(toy_plan(tmp_path))
+    list(score_pairs(engine, Slow(), iter([block]), embeddings, Progress(), patience=0.1))
     assert "no progress for 0.1 s: waiting for the scores of 1 rows from row 7" in capsys.readouterr().err
 
 
@@ -311,11 +312,11 @@ class Sleepy(LocalEngine):
         return super()._load(task, image_paths)
 
 
-def test_patience_says_what_it_waits_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.3)
+def test_patience_says_what_it_waits_for(tmp_path, capsys):
     plan = toy_plan(tmp_path)
     slow = draw(tmp_path / "slow.png", colour(1))
-    embeddings = ImageRun(Sleepy(plan, None, Workers(1, 1, 2)), [slow], None, Progress()).run()
+    engine = Sleepy(plan, None, Workers(1, 1, 2))
+    embeddings = ImageRun(engine, [slow], None, Progress(), patience=0.3).run()
     assert embeddings.codes.tolist() == [0]
     said = capsys.readouterr().err
     assert "waiting for 1 chunks to load" in said

@@ -5,7 +5,6 @@ import pytest
 import torch
 from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 
-from batchverify.faces import mtcnn
 from batchverify.faces.mtcnn import OpenvinoNetworks, mtcnn_weights
 from batchverify.faces.mtcnn_torch import TorchNetworks
 from batchverify.faces.pyramid import integral, pyramid
@@ -54,10 +53,9 @@ def test_the_packaged_weights_are_facenet_pytorchs(name, network):
         assert np.array_equal(found[key], tensor.numpy())
 
 
-def test_many_sizes_of_pictures_take_no_more_memory(monkeypatch):
+def test_many_sizes_of_pictures_take_no_more_memory():
     """A compiled network keeps something for every size: after some it is compiled anew, with the same answers."""
-    monkeypatch.setattr(mtcnn, "SIZES_KEPT", 3)
-    networks = OpenvinoNetworks(1, 1)
+    networks = OpenvinoNetworks(1, 1, sizes_kept=3)
     pixels = np.random.default_rng(3).integers(0, 256, (90, 80, 3), dtype=np.uint8)
     compiled, answers = [], []
     for number in (0, 1, 2, 3, 4, 0):

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchverify.manifest import unique_images
 from batchverify.manifest.paths import ImageRoot
 from batchverify.manifest.unique_images import TextNumbers, UniqueImages
 from batchverify.storage.location import Location
@@ -55,9 +54,8 @@ def drawn(generator: random.Random, count: int) -> list[bytes]:
 
 @pytest.mark.parametrize("hash_of", HASHES)
 @pytest.mark.parametrize("seed", range(3))
-def test_numbers_are_those_of_a_dict(monkeypatch, hash_of, seed):
-    monkeypatch.setattr(unique_images, "_PUT_AT_ONCE", 100)
-    generator, numbers, slow = random.Random(seed), TextNumbers(hash_of), {}
+def test_numbers_are_those_of_a_dict(hash_of, seed):
+    generator, numbers, slow = random.Random(seed), TextNumbers(hash_of, put_at_once=100), {}
     texts = drawn(generator, 3000)
     for _ in range(40):
         some = generator.choices(texts, k=generator.choice([0, 1, 10, 200]))
@@ -87,15 +85,12 @@ def test_images_are_those_of_a_dict_whatever_the_hashes(hash_of):
     assert list(images) == list(slow)
 
 
-def test_large_batches_are_taken_in_parts(monkeypatch):
+def test_large_batches_are_taken_in_parts():
     root, cells = (
         ImageRoot(Location.parse("/x")),
         pa.array([*map(str, range(50)), *map(str, range(50)), None]),
     )
-    whole = UniqueImages()
-    monkeypatch.setattr("batchverify.manifest.unique_images._AT_ONCE", 7)
-    parts = UniqueImages()
+    whole, parts = UniqueImages(), UniqueImages(at_once=7)
     assert parts.indices(root, cells).tolist() == [*range(50), *range(50), 50]
-    monkeypatch.undo()
     whole.indices(root, cells)
     assert parts == whole and parts != UniqueImages() and list(parts[48:]) == list(whole)[48:]

@@ -156,10 +156,11 @@ def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
 HANGING = """
 import sys, time
 sys.path.insert(0, {tests!r})
+from functools import partial
 from batchverify.engine import stages
-from batchverify.engine import scheduler
+from batchverify.scoring import score
 from batchverify.cli.app import main
-scheduler.PATIENCE_SECONDS = 0.3
+score.ImageRun = partial(score.ImageRun, patience=0.3)
 stages.read_image = lambda *_: time.sleep(3600)
 main({arguments!r})
 """
