@@ -1,6 +1,7 @@
 """Shared fixtures: where the real weights and faces lie."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,20 @@ def shared() -> Path:
     return folder.resolve()
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    """A cache that holds the sample faces, one a test file."""
+@pytest.fixture(scope="session")
+def embedded_samples(tmp_path_factory) -> Path:
+    """A cache that holds the sample faces: to be copied, not to be written to."""
     import batchverify
 
-    folder = str(tmp_path_factory.mktemp("cache"))
-    batchverify.embed(REPOSITORY / "sample_manifests" / "faces.csv", cache=folder, quiet=True)
+    folder = tmp_path_factory.mktemp("embedded") / "cache"
+    batchverify.embed(REPOSITORY / "sample_manifests" / "faces.csv", cache=str(folder), quiet=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cache(embedded_samples, tmp_path_factory) -> str:
+    """A cache that holds the sample faces, one a test file."""
+    return shutil.copytree(embedded_samples, str(tmp_path_factory.mktemp("cache") / "cache"))
 
 
 @pytest.fixture

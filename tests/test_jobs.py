@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import combinations
@@ -53,7 +54,8 @@ def test_the_score_job_runs(tmp_path):
     assert pq.read_metadata(tmp_path / "scores.parquet").num_rows == 52
 
 
-def test_the_train_job_runs(tmp_path):
+def test_the_train_job_runs(tmp_path, embedded_samples):
+    shutil.copytree(embedded_samples, tmp_path / "cache")
     faces = sorted(path.name for path in (SAMPLES / "faces").glob("*.jpg"))
     people = sorted({name.split("_")[0] for name in faces})
     for manifest, half in (("train.csv", people[::2]), ("dev.csv", people[1::2])):

@@ -25,11 +25,11 @@ FACES = REPOSITORY / "sample_manifests" / "faces.csv"
 
 
 @pytest.fixture(scope="module")
-def faces(tmp_path_factory):
+def faces(cache, tmp_path_factory):
     """The sample faces scored, with the embeddings in a cache: (scores, cache)."""
     folder = tmp_path_factory.mktemp("faces")
-    batchverify.score(FACES, folder / "scores.parquet", cache=str(folder / "cache"), quiet=True)
-    return folder / "scores.parquet", folder / "cache"
+    batchverify.score(FACES, folder / "scores.parquet", cache=cache, quiet=True)
+    return folder / "scores.parquet", Path(cache)
 
 
 def run(*arguments):

@@ -27,10 +27,10 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def report(cache, tmp_path_factory):
     """The report of the sample faces beside another run, with slices, and its figures."""
     folder = tmp_path_factory.mktemp("report")
-    settings: dict[str, Any] = {"cache": str(folder / "cache"), "quiet": True}
+    settings: dict[str, Any] = {"cache": cache, "quiet": True}
     batchverify.score(FACES, folder / "new.parquet", **settings)
     batchverify.score(FACES, folder / "old.parquet", threshold=0.9, **settings)
     batchverify.evaluate(folder / "new.parquet", folder / "out", folder / "old.parquet", by="person_a")
