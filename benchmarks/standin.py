@@ -36,7 +36,7 @@ ENTRIES = 8_192
 class StandIn:
     """Sleeps `seconds` an image; adds a line `process count` to `log` for each batch."""
 
-    compute_path = "stand-in"
+    compute_path = ComputePath("stand-in")
 
     def __init__(self, log: Path, seconds: float) -> None:
         self._log, self._seconds = log, seconds
@@ -89,9 +89,9 @@ class StandInJob(Job):
             **{each.name: getattr(job, each.name) for each in fields(job)}, log=str(log), seconds=seconds
         )
 
-    def plan(self, kept: Sequence[ComputePath] = ()) -> StandInPlan:
+    def plan(self, earlier: Sequence[ComputePath] = ()) -> StandInPlan:
         """See `Job`."""
-        plan = vars(super().plan(kept))
+        plan = vars(super().plan(earlier))
         return StandInPlan(**plan, log=self.log, seconds=self.seconds)
 
 
@@ -162,7 +162,7 @@ def fill_cache(manifest: Path, options: ScoreOptions) -> None:
         raise ValueError("the options name no cache")
     if len(cache.index.keys):
         return
-    cache.set_compute_path(StandIn.compute_path)
+    cache.set_compute_path(str(StandIn.compute_path))
     numbers = [int(Path(str(each)).stem) for each in job.scan.images]
     for start in range(0, len(numbers), ENTRIES):
         cache.append(_entries(numbers[start : start + ENTRIES]))
