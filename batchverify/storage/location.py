@@ -17,6 +17,8 @@ from batchverify.errors import UsageError
 from batchverify.storage.object_store import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, retry
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# How often a local folder is listed before it is reported as missing.
+LISTINGS = 5
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
 _CONTAINER = re.compile(r"([a-zA-Z0-9$][a-zA-Z0-9-]*)@([a-zA-Z0-9]+(?:\.[a-zA-Z0-9-]+)*)")
@@ -148,13 +150,20 @@ class Location:
         Raises `UsageError` for a name that is not UTF-8: neither a manifest nor a message could hold it.
         """
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        filesystem = self.filesystem
-        infos = retry(lambda: filesystem.get_file_info(selector))
+        infos = retry(lambda: self._listed(selector))
         try:
             files = sorted((info.path, info.size) for info in infos if info.type == fs.FileType.File)
         except UnicodeDecodeError as exc:
             raise UsageError(f"{self}: a name in this folder is not UTF-8: {exc.object!r}") from exc
         return [(Location(path, self.scheme, self.query), size) for path, size in files]
+
+    def _listed(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        # pyarrow opens the folder and, where that fails, looks whether it exists before it answers "no files". A
+        # folder that another process makes between the two is reported as missing, so it is listed again.
+        for _ in range(LISTINGS - 1):
+            with suppress(FileNotFoundError):
+                return self.filesystem.get_file_info(selector)
+        return self.filesystem.get_file_info(selector)
 
     def make_folder(self) -> None:
         """Make this folder, private to the user; does nothing in an object store."""

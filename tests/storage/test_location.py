@@ -3,6 +3,7 @@
 import os
 import resource
 import socket
+import threading
 import uuid
 
 import pyarrow as pa
@@ -133,6 +134,23 @@ def test_kinds_and_files_of_a_folder(tmp_path):
         "absent",
     ]
     assert folder.join("nothing").files() == []
+
+
+def test_a_folder_that_appears_while_it_is_listed_is_no_error(tmp_path):
+    folder, listed = tmp_path / "new", threading.Event()
+
+    def flip():
+        while not listed.is_set():
+            folder.mkdir()
+            folder.rmdir()
+
+    other = threading.Thread(target=flip)
+    other.start()
+    try:
+        assert all(Location.parse(folder).files() == [] for _ in range(20_000))
+    finally:
+        listed.set()
+        other.join()
 
 
 def test_names_that_are_not_utf8_are_reported(tmp_path):
