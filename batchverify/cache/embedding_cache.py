@@ -82,8 +82,8 @@ class EmbeddingCache:
         index: KeyIndex | None = None,
         run_id: str = "",
         compute_path: str = "",
-        commit_rows: int | None = None,
-        commit_seconds: float | None = None,
+        commit_rows: int = COMMIT_ROWS,
+        commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
         self.root = Location.parse(str(root))
         self.fingerprint = fingerprint
@@ -91,8 +91,7 @@ class EmbeddingCache:
         self.provenance = Provenance(fingerprint.id, run_id, compute_path)
         self.bad_segments: set[str] = set()
         self._dimension = int(fingerprint.document.get("dimension", DIMENSION))
-        self._commit_rows = COMMIT_ROWS if commit_rows is None else commit_rows
-        self._commit_seconds = COMMIT_SECONDS if commit_seconds is None else commit_seconds
+        self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
         self._pending: list[Entry] = []
         # Keys of the pending entries and of the last commit.
         self._recent: set[bytes] = set()

@@ -72,7 +72,7 @@ class Workers:
     count: int
     threads: int
     loaders: int
-    chunk: int = field(default_factory=lambda: CPU_CHUNK)
+    chunk: int = CPU_CHUNK
 
     @classmethod
     def for_cpus(cls, cpus: int, gpus: int = 0) -> Workers:
@@ -81,7 +81,7 @@ class Workers:
             count = gpus * workers_per_gpu(cpus, gpus)
             return cls(count, 1, max(1, cpus - count), GPU_CHUNK)
         count = max(1, min(cpus, MOST_WORKERS))
-        return cls(count, max(1, cpus // count), max(1, min(cpus, 2 * count)))
+        return cls(count, max(1, cpus // count), max(1, min(cpus, 2 * count)), CPU_CHUNK)
 
 
 def workers_per_gpu(cpus: int, gpus: int) -> int:

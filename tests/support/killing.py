@@ -29,10 +29,12 @@ from batchverify.scoring import parquet
 finish = parquet.FileSink.finish
 parquet.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
 output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
+from functools import partial
 from batchverify.engine import base
-from batchverify.cache import embedding_cache
+from batchverify.scoring import job
 # Chunks small enough that the first segment is there long before the last chunk.
-base.CPU_CHUNK, embedding_cache.COMMIT_ROWS, embedding_cache.COMMIT_SECONDS = 32, 64, 2.0
+base.CPU_CHUNK = 32
+job.EmbeddingCache = partial(job.EmbeddingCache, commit_rows=64, commit_seconds=2.0)
 from batchverify.cli.app import main
 main({arguments!r})
 """
