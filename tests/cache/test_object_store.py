@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 from cache_samples import FINGERPRINT, entry, failure, key, new_cache, values
-from moto.server import ThreadedMotoServer
+from s3_server import s3_client, s3_options, s3_server
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.maintenance import cache_info, verify_cache
@@ -19,24 +19,14 @@ BUCKET = "faces"
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """HOST:PORT of an S3 server in this process."""
-    patch = pytest.MonkeyPatch()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "testing")
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        patch.delenv(name, raising=False)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"{host}:{port}"
-    server.stop()
-    patch.undo()
+    with s3_server() as started:
+        yield started
 
 
 @pytest.fixture
 def store(address: str) -> Iterator[boto3.client]:
     """A client of the server with an empty bucket."""
-    client = boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1")
+    client = s3_client(address)
     client.create_bucket(Bucket=BUCKET)
     yield client
     for name in names(client):
@@ -47,7 +37,7 @@ def store(address: str) -> Iterator[boto3.client]:
 @pytest.fixture
 def root(address: str, store: boto3.client) -> str:  # noqa: ARG001 - the bucket exists while the URI is used
     """The URI of a cache in the bucket."""
-    return f"s3://{BUCKET}/team/cache?endpoint_override={address}&scheme=http&region=us-east-1"
+    return f"s3://{BUCKET}/team/cache{s3_options(address)}"
 
 
 def names(store: boto3.client) -> list[str]:

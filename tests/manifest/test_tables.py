@@ -4,22 +4,22 @@ import bz2
 import gzip
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
+from s3_server import s3_client, s3_options, s3_server
 
 from batchverify.errors import ManifestError, UsageError
-from batchverify.manifest import tables
 from batchverify.manifest.check import look_up
 from batchverify.manifest.manifest import Manifest
-from batchverify.manifest.tables import TableFile, find_files, table_of
+from batchverify.manifest.tables import BLOCK_BYTES, TableFile, find_files, table_of
 from batchverify.records import Limits, Reason
 from batchverify.storage.location import Location
 
 HEADER = b"image_a,image_b\n"
 ROWS = b"".join(b"row%d.jpg,y.jpg\n" % number for number in range(100))
+# More than a block of 300,000 rows.
+LONG = ROWS * 3000
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -103,14 +103,13 @@ def test_broken_files_are_named_in_one_line(tmp_path, name, data, message):
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (b"q\n", "row 101: expected 2 columns, found 1: 'q'"),
-        (b"q,\xff\n", "row 101: column 'image_b': not UTF-8"),
-        (b'q,"' + b"x" * 500 + b'"\n', "row 101: longer than"),
+        (b"q\n", "row 300001: expected 2 columns, found 1: 'q'"),
+        (b"q,\xff\n", "row 300001: column 'image_b': not UTF-8"),
+        (b'q,"' + b"x" * 2 * BLOCK_BYTES + b'"\n', "row 300001: longer than 4 MB"),
     ],
 )
-def test_rows_are_counted_across_blocks(tmp_path, monkeypatch, last, message):
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 200)
-    path = put(tmp_path / "a.csv", HEADER + ROWS + last)
+def test_rows_are_counted_across_blocks(tmp_path, last, message):
+    path = put(tmp_path / "a.csv", HEADER + LONG + last)
     with pytest.raises(ManifestError) as caught:
         read(path)
     assert str(caught.value).startswith(f"{path}: {message}")
@@ -122,14 +121,20 @@ def test_an_open_quote_in_a_large_file_is_named_by_its_row(tmp_path):
         read(path)
 
 
-def test_quoted_line_breaks_across_block_borders(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 100)
-    expected = [{"image_a": f"{number}\n\n{number}", "image_b": "a,b\nc"} for number in range(100)]
+@pytest.mark.parametrize("shift", range(12))
+def test_quoted_line_breaks_across_block_borders(tmp_path, shift):
+    # Each shift moves the border of the blocks to another byte of a row.
+    first = {"image_a": "s" * shift, "image_b": "t"}
+    expected = [
+        first,
+        *({"image_a": f"{number:07}\n\n{number}", "image_b": "a,b\nc"} for number in range(170_000)),
+    ]
     text = "".join(f'"{row["image_a"]}","{row["image_b"]}"\n' for row in expected)
     path = put(tmp_path / "a.csv", HEADER + text.encode())
+    assert len(text) > BLOCK_BYTES
     file = TableFile(Location.parse(path))
     batches = list(file.batches(file.schema()))
-    assert len(batches) > 10
+    assert len(batches) > 1
     assert [row for batch in batches for row in batch.to_pylist()] == expected
 
 
@@ -215,27 +220,20 @@ def test_nothing_found(tree, source, message):
 @pytest.fixture(scope="module")
 def bucket():
     """A real S3 server on this machine: `bucket(path)` is a URI."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ACCESS_KEY_ID", "x")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="faces")
-    for key in (
-        "m/a.csv",
-        "m/b.csv",
-        "m/_SUCCESS",
-        "m/sub/c.csv",
-        "m/sub/deep/d.csv",
-        "n/e.parquet",
-        "n/notes.md",
-    ):
-        client.put_object(Bucket="faces", Key=key, Body=HEADER + b"x,y\n")
-    yield lambda path: f"s3://{path}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    patch.undo()
-    server.stop()
+    with s3_server() as address:
+        client = s3_client(address)
+        client.create_bucket(Bucket="faces")
+        for key in (
+            "m/a.csv",
+            "m/b.csv",
+            "m/_SUCCESS",
+            "m/sub/c.csv",
+            "m/sub/deep/d.csv",
+            "n/e.parquet",
+            "n/notes.md",
+        ):
+            client.put_object(Bucket="faces", Key=key, Body=HEADER + b"x,y\n")
+        yield lambda path: f"s3://{path}{s3_options(address)}"
 
 
 @pytest.mark.parametrize(

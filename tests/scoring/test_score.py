@@ -4,16 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from object_store import impatience
 from repository import REPOSITORY
 from run_records import read_record
+from s3_server import s3_client, s3_server
 
 import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
@@ -183,23 +182,17 @@ def test_predict_equals_score_from_the_same_cache(scored, cache):
 @pytest.fixture(scope="module")
 def bucket():
     """A bucket of a real S3 server on this machine, with the sample manifest and its faces."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
-    client.create_bucket(Bucket="pairs")
-    client.upload_file(str(FACES), "pairs", "in/faces.csv")
-    for path in (SAMPLES / "faces").iterdir():
-        client.upload_file(str(path), "pairs", f"in/faces/{path.name}")
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as address:
+        client = s3_client(address)
+        client.create_bucket(Bucket="pairs")
+        client.upload_file(str(FACES), "pairs", "in/faces.csv")
+        for path in (SAMPLES / "faces").iterdir():
+            client.upload_file(str(path), "pairs", f"in/faces/{path.name}")
+        yield f"http://{address}"
 
 
 def test_everything_on_s3(scored, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     options: dict[str, Any] = {"cache": "s3://pairs/cache", "quiet": True}
     first = batchverify.score("s3://pairs/in/faces.csv", "s3://pairs/out/scores.parquet", **options)
@@ -313,8 +306,6 @@ def test_a_csv_may_share_its_folder_with_the_parts(cache, tmp_path):
 
 def test_an_output_that_cannot_be_reached_is_reported_at_once(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     with (
         impatience(attempts=2),
         pytest.raises(UsageError, match=r"s3://nowhere/o\.parquet: cannot be written"),

@@ -8,6 +8,7 @@ import uuid
 
 import pyarrow as pa
 import pytest
+from s3_server import s3_options, s3_server
 
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
@@ -211,21 +212,14 @@ def test_publishing_replaces(tmp_path):
 @pytest.fixture(scope="module")
 def server():
     """The address of a real S3 API on this machine."""
-    moto = pytest.importorskip("moto.server")
-    thread = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    thread.start()
-    host, port = thread.get_host_and_port()
-    yield f"{host}:{port}"
-    thread.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(server):
     """A new, empty bucket, by the URI query that names the server."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    options = f"?endpoint_override={server}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    options = f"{s3_options(server)}&allow_bucket_creation=true"
     location = Location.parse(f"s3://test-{uuid.uuid4().hex[:12]}{options}")
     location.filesystem.create_dir(location.path)
     return location

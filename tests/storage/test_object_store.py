@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner
-from object_store import KEYS, Store, object_store
+from object_store import Store, object_store
 from pyarrow import fs
 from repository import REPOSITORY
+from s3_server import KEYS
 
 from batchverify.cli.app import main
 from batchverify.engine.stages import READERS, Loader, LoadPlan

@@ -16,14 +16,12 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+from s3_server import s3_client, s3_options, s3_server
 
 from batchverify.storage import object_store as stores
 from batchverify.storage.object_store import ATTEMPTS, REQUEST_SECONDS
 
-KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "hidden-hidden-hidden"}
 ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 _RANDOM = re.compile(r"uploadId=[^&]*|\d{20}-\w+-[0-9a-f]{8}|[0-9a-f]{8,}")
 HOP = ("content-length", "connection", "transfer-encoding", "expect")
@@ -190,11 +188,11 @@ class Store:
 
     def client(self) -> Any:
         """A client that talks to the S3 API itself, whatever the weather."""
-        return boto3.client("s3", endpoint_url=f"http://{self.direct}", region_name="us-east-1")
+        return s3_client(self.direct)
 
     def options(self, address: str = "") -> str:
         """The options of a URI that lead through the proxy."""
-        return f"?endpoint_override={address or self.address}&scheme=http&region=us-east-1"
+        return s3_options(address or self.address)
 
 
 @contextmanager
@@ -211,20 +209,12 @@ def impatience(*, seconds: float = REQUEST_SECONDS, attempts: int = ATTEMPTS) ->
 
 @contextmanager
 def object_store() -> Iterator[Store]:
-    """An S3 server and its proxy, and the environment of a user who has keys and no other S3."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in KEYS.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-            patch.delenv(name, raising=False)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        proxy = _Proxy((host, port))
+    """An S3 server and its proxy; see `s3_server`."""
+    with s3_server() as address:
+        host, _, port = address.rpartition(":")
+        proxy = _Proxy((host, int(port)))
         thread = threading.Thread(target=proxy.serve_forever, daemon=True)
         thread.start()
-        yield Store(f"{host}:{port}", f"127.0.0.1:{proxy.server_address[1]}", proxy)
+        yield Store(address, f"127.0.0.1:{proxy.server_address[1]}", proxy)
         proxy.shutdown()
         proxy.server_close()
-        server.stop()

@@ -7,17 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as reference
 from lfw_cache import view_1
-from pages import Opened, chromium
+from pages import Opened
 
 import batchverify
 
 pytestmark = pytest.mark.weights
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as page:
-        yield page
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pages import Opened, chromium
+from pages import Opened
 from repository import REPOSITORY
 from score_tables import draw_columns, write_scores
 
@@ -18,12 +18,6 @@ from batchverify.evaluation.report.page import MEANINGS, embedded_json, shown_th
 
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
 EVIL = '"><script>document.title = "broken"</script><img src=x onerror=alert(1)>.jpg'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as page:
-        yield page
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,12 @@
 
 import pyarrow as pa
 import pytest
-from pages import Opened, chromium
+from pages import Opened
 from score_tables import draw_columns, write_scores
 
 import batchverify
 
 BARS = {"probability", "similarity"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as page:
-        yield page
 
 
 def labels(kind):
