@@ -95,7 +95,7 @@ class EmbeddingFingerprint:
                 **view,
                 "backbone": backbone,
                 "crop": crop,
-                "size": 160,
+                "size": FACE_SIZE,
                 "normalisation": "(x - 127.5) / 128",
                 "tta": settings.tta,
                 "numbers": "float",

@@ -29,7 +29,7 @@ from batchverify.embedding.inception import (
 )
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import FACE_SIZE
-from batchverify.runtime.devices import cpu_has_bf16, full_float32
+from batchverify.runtime.devices import cpu_has_bf16, full_float32, on_device
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,9 @@ class TorchInception:
     def __init__(self, backbone: Backbone, device: str, dtype: torch.dtype) -> None:
         check_tensors(backbone.name, backbone.tensors)
         self._layers = {
-            name: tuple(torch.from_numpy(array).to(device, dtype) for array in arrays)
+            name: tuple(on_device(array, device, dtype) for array in arrays)
             for name, arrays in fold(backbone.tensors).items()
         }
-        for name, (weight, bias) in self._layers.items():
-            if weight.ndim == 4:
-                self._layers[name] = weight.contiguous(memory_format=torch.channels_last), bias
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         for layer in LAYERS:

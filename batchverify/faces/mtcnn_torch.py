@@ -16,7 +16,7 @@ from batchverify.faces.mtcnn import (
     mtcnn_weights,
 )
 from batchverify.faces.pyramid import Pyramid
-from batchverify.runtime.devices import full_float32
+from batchverify.runtime.devices import full_float32, on_device
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,13 +33,7 @@ class TorchNetworks:
             torch.cuda.synchronize(device)
 
     def _weights(self, network: str) -> Tensors:
-        tensors: Tensors = {}
-        for name, array in mtcnn_weights(network).items():
-            tensor = torch.from_numpy(array).to(self._device)
-            tensors[name] = (
-                tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-            )
-        return tensors
+        return {name: on_device(array, self._device) for name, array in mtcnn_weights(network).items()}
 
     @torch.inference_mode()
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:

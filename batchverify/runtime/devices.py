@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchverify.errors import UsageError
 from batchverify.options import RUNTIMES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 # Sets what `--runtime auto` means.
 RUNTIME_VARIABLE = "BATCHVERIFY_RUNTIME"
@@ -84,6 +89,14 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def on_device(array: np.ndarray, device: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An array as a tensor on a device, of its own type unless `dtype` says another; 4-D ones channels last."""
+    import torch
+
+    tensor = torch.from_numpy(array).to(device, dtype)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def full_float32() -> None:
