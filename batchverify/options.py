@@ -105,12 +105,20 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class ScoreOptions(EmbedOptions):
-    """Options of `score`: those of embedding, the head with its threshold, and whether to overwrite an output."""
+    """Options of `score`: those of embedding, the head with its threshold, and how the output is written.
+
+    part_rows: rows of a part, which a kill costs at most; None for 1,000,000 in a folder and 50,000 in a file.
+    """
 
     head: str | None = None
     threshold: float | None = None
     at_far: float | None = None
     overwrite: bool = False
+    part_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, "part_rows", lambda count: count >= 1, "must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Progress:
 
     total: unique images to look up. cached, embedded, repeated (same bytes as another image), failed: what became
     of them so far. image_seconds: how long that took. watch: seconds by stage, of all workers. rows: pairs written.
-    worker_memory: peak of any worker, in MB.
+    worker_memory: peak of any worker, in MB. terminal_seconds, plain_seconds: pause between two lines, on a terminal
+    and elsewhere.
     """
 
     total: int = 0
@@ -68,6 +69,8 @@ class Progress:
     total_rows: int = 0
     quiet: bool = False
     stream: TextIO | None = None
+    terminal_seconds: float = TERMINAL_SECONDS
+    plain_seconds: float = PLAIN_SECONDS
     _first: tuple[float, int] | None = None
     _shown: float = field(default_factory=time.monotonic)
     _width: int = 0
@@ -90,7 +93,7 @@ class Progress:
         if self._first is None and self.embedded:
             # The rate counts from the first embedded chunk: start-up time says nothing about the time left.
             self._first = (now, self.embedded)
-        if self.quiet or now - self._shown < (TERMINAL_SECONDS if terminal else PLAIN_SECONDS):
+        if self.quiet or now - self._shown < (self.terminal_seconds if terminal else self.plain_seconds):
             return
         self._shown = now
         line = self._line(now)

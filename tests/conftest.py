@@ -33,17 +33,6 @@ def cache(embedded_samples, tmp_path_factory) -> str:
     return shutil.copytree(embedded_samples, str(tmp_path_factory.mktemp("cache") / "cache"))
 
 
-@pytest.fixture
-def small_parts(monkeypatch) -> None:
-    """Parts of a few rows: a job of many parts in little time."""
-    from half_done import PART
-
-    from batchverify.scoring import output
-
-    monkeypatch.setattr(output, "FILE_ROWS", PART)
-    monkeypatch.setattr(output, "FOLDER_ROWS", PART)
-
-
 @pytest.fixture(params=["one.parquet", "folder"])
 def out(request, tmp_path) -> Path:
     """An output's path: a file and a folder."""

@@ -2,10 +2,8 @@
 
 import io
 import time
+from typing import Any
 
-import pytest
-
-from batchverify import progress
 from batchverify.progress import Progress, duration, show_download
 
 
@@ -16,16 +14,15 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def eager(monkeypatch):
-    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0)
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
+def eager(**counts: Any) -> Progress:
+    """A progress that shows every line."""
+    return Progress(**counts, terminal_seconds=0, plain_seconds=0)
+
+
+def test_a_terminal_gets_one_line_that_fits_and_is_cleared(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-
-
-def test_a_terminal_gets_one_line_that_fits_and_is_cleared():
     stream = Terminal()
-    shown = Progress(total=123_456_789, cached=1_000_000, embedded=2_000_000, failed=3_000, stream=stream)
+    shown = eager(total=123_456_789, cached=1_000_000, embedded=2_000_000, failed=3_000, stream=stream)
     shown.show()
     shown.show()
     lines = stream.getvalue().split("\r")[1:]
@@ -38,15 +35,15 @@ def test_a_terminal_gets_one_line_that_fits_and_is_cleared():
 
 def test_elsewhere_lines_are_plain():
     stream = io.StringIO()
-    Progress(total=10, cached=4, failed=1, stream=stream).show()
+    eager(total=10, cached=4, failed=1, stream=stream).show()
     assert stream.getvalue() == "images 5/10  cached 4  embedded 0  failed 1  0.0 images/s\n"
 
 
 def test_the_rate_counts_from_the_first_embedded_chunk(monkeypatch):
     now = iter([1e9, 1e9 + 10])
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     stream = io.StringIO()
-    shown = Progress(total=1100, stream=stream)
+    shown = eager(total=1100, stream=stream)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     shown.embedded = 100
     shown.show()
     shown.embedded = 300
@@ -59,7 +56,6 @@ def test_the_first_plain_line_has_a_rate(monkeypatch):
     now = iter([start + 1, start + 21])
     stream = io.StringIO()
     shown = Progress(total=1100, stream=stream)
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 15.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     shown.embedded = 100
     shown.show()
@@ -71,7 +67,7 @@ def test_the_first_plain_line_has_a_rate(monkeypatch):
 
 def test_quiet_is_quiet():
     stream = Terminal()
-    shown = Progress(total=1, quiet=True, stream=stream)
+    shown = eager(total=1, quiet=True, stream=stream)
     shown.show()
     shown.say("something")
     assert stream.getvalue() == ""

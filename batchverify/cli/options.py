@@ -124,6 +124,12 @@ overwrite_option = option(
     "Start anew, even if OUT holds rows of another job. Without this option such rows are an error.",
     is_flag=True,
 )
+part_rows_option = option(
+    "--part-rows",
+    "Rows of a part, which is what a kill costs at most; in a folder a part is a file. Default: 1,000,000 in a "
+    "folder, 50,000 in a single file. A job that is resumed keeps its own.",
+    "N",
+)
 no_cache_option = option("--no-cache", "Neither read nor write a cache.", is_flag=True)
 run_options = together(
     option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),

@@ -46,16 +46,24 @@ class Output:
     """Where the rows of a job go. Raises `UsageError` if nothing may or can be written there.
 
     A finished output holds the job's document in its run record. An unfinished one has a job folder beside it.
-    Part files are in the output folder, those of a single file in the job folder.
+    Part files are in the output folder, those of a single file in the job folder. part_rows: rows of a new job's
+    parts; a resumed job keeps its own.
     """
 
-    def __init__(self, name: str | os.PathLike[str], manifest: Sequence[Location] = ()) -> None:
+    def __init__(
+        self,
+        name: str | os.PathLike[str],
+        manifest: Sequence[Location] = (),
+        *,
+        part_rows: int | None = None,
+    ) -> None:
         self.target = Location.parse(name)
         self.single = self.target.suffix == ".parquet"
         if self.target.suffix in OTHER_FORMATS:
             raise UsageError(
                 f"{name}: results are Parquet; give a name that ends in .parquet for one file, or a folder"
             )
+        self._part_rows = part_rows or (FILE_ROWS if self.single else FOLDER_ROWS)
         self.folder = JobFolder(self.target)
         _spare_manifest(self.target, manifest)
         try:
@@ -161,10 +169,6 @@ class Output:
         folder = self.folder.location if self.single else self.target
         size = int(state.get("part_rows") or self._part_rows)
         return Parts(folder, str(state.get("token", "")), size, short_lived=self.single)
-
-    @property
-    def _part_rows(self) -> int:
-        return FILE_ROWS if self.single else FOLDER_ROWS
 
     def _begin(self, document: Mapping[str, Any], overwrite: bool, retry_failed: bool) -> JobState:
         """The state of the attempt to resume, or of a new one."""

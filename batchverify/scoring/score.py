@@ -67,7 +67,8 @@ def score_job(
     if output is None:
         summary = _score_in_memory(job, head, threshold, document)
     else:
-        target = Output(output, [Location.parse(name) for name in job.manifest.names])
+        names = [Location.parse(name) for name in job.manifest.names]
+        target = Output(output, names, part_rows=options.part_rows)
         _spare_source(source, target)
         finished = _finished(job, options, target, document)
         summary = finished or _score_to(job, options, head, threshold, document, target)

@@ -49,7 +49,15 @@ def squared_hinge(
 
 
 def fit_linear(
-    pairs: LabelledPairs, features: Features, *, algorithm: str, shrinkage: float, loss: Loss = log_loss
+    pairs: LabelledPairs,
+    features: Features,
+    *,
+    algorithm: str,
+    shrinkage: float,
+    loss: Loss = log_loss,
+    least_penalty: float = LEAST_PENALTY,
+    slope_penalty: float = SLOPE_PENALTY,
+    cached_values: int = CACHED_VALUES,
 ) -> Scorer:
     """Fit score = terms · weights + bias by minimising the penalised loss, in float64.
 
@@ -58,10 +66,10 @@ def fit_linear(
     influence equals the penalty's. Memory does not grow with the pairs. Raises `UsageError` if all pairs have the
     same features.
     """
-    design = _Design.of(pairs, features)
-    penalty = torch.full((design.width,), max(2 * shrinkage, LEAST_PENALTY), dtype=torch.float64)
-    penalty[0] = LEAST_PENALTY
-    penalty[1 : 1 + len(design.sum_mean)] = SLOPE_PENALTY
+    design = _Design.of(pairs, features, cached_values)
+    penalty = torch.full((design.width,), max(2 * shrinkage, least_penalty), dtype=torch.float64)
+    penalty[0] = least_penalty
+    penalty[1 : 1 + len(design.sum_mean)] = slope_penalty
 
     def value(point: np.ndarray) -> float:
         coefficients = torch.from_numpy(point)
@@ -102,7 +110,7 @@ class _Design:
     cached: list[Rows]
 
     @classmethod
-    def of(cls, pairs: LabelledPairs, features: Features) -> _Design:
+    def of(cls, pairs: LabelledPairs, features: Features, cached_values: int) -> _Design:
         widths = features.widths(pairs.vectors.shape[1])
         terms = sum(widths)
         count, mean, spread = moments(
@@ -114,7 +122,7 @@ class _Design:
         scale = torch.cat([part.mean().expand(len(part)) for part in spread[:terms].split(widths)])
         scale = scale.clamp(min=1e-12)
         design = cls(pairs, features, widths, sum_mean, sum_scale, mean[:terms], scale, [])
-        if count * design.width <= CACHED_VALUES:
+        if count * design.width <= cached_values:
             design._cache(count)
         return design
 

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchverify.errors import UsageError
-from batchverify.manifest import tables
 from batchverify.manifest.manifest import Columns, Manifest
 from batchverify.manifest.paths import ImageRoot
 from batchverify.manifest.unique_images import UniqueImages
@@ -212,16 +211,15 @@ def test_limit_is_that_of_the_whole_manifest(tmp_path, limit):
         Manifest.open(tmp_path, limit=0)
 
 
-def test_a_large_csv_is_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 1000)
+def test_a_large_csv_is_read_in_blocks(tmp_path):
     generator = random.Random(1)
     expected = [
         {
             "image_a": f"{generator.randrange(50)}",
             "image_b": f"{generator.randrange(50)}",
-            "note": f'"{i}",\n',
+            "note": f'"{i}",\n' + 1000 * "-",
         }
-        for i in range(1000)
+        for i in range(13_000)
     ]
     with open(tmp_path / "m.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["image_a", "image_b", "note"])
@@ -230,7 +228,7 @@ def test_a_large_csv_is_read_in_blocks(tmp_path, monkeypatch):
     pairs, carried = rows_of(Manifest.open(tmp_path / "m.csv"))
     assert carried.to_pylist() == expected
     assert pairs == [tuple(f"{tmp_path}/{row[name]}" for name in ("image_a", "image_b")) for row in expected]
-    assert len(list(carried.to_batches())) > 10
+    assert len(list(carried.to_batches())) > 2
 
 
 def test_other_columns_may_hold_the_images(tmp_path):

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchverify.errors import ManifestError, UsageError
-from batchverify.manifest import tables
 from batchverify.manifest.manifest import Manifest
+from batchverify.manifest.tables import BATCH_ROWS, BLOCK_BYTES
 
 PAIR = "image_a,image_b\nx,y\n"
 ONE_FILE = [
@@ -67,12 +67,12 @@ def test_files_without_rows(tmp_path):
     assert message_of(tmp_path) == f"{tmp_path}/a.csv and 2 more: the manifest has no rows"
 
 
-def test_rows_are_counted_in_the_second_block_of_the_second_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 200)
-    good = "image_a,image_b,label\n" + "x,y,0\n" * 100
+def test_rows_are_counted_in_the_second_block_of_the_second_file(tmp_path):
+    good = "image_a,image_b,label\n" + "x,y,0\n" * 800_000
+    assert len(good) > BLOCK_BYTES
     (tmp_path / "a.csv").write_text(good, encoding="utf-8")
     (tmp_path / "b.csv").write_text(good + "x,y,maybe\n", encoding="utf-8")
-    assert message_of(tmp_path) == f"{tmp_path}/b.csv: row 101: label must be 0 or 1, got 'maybe'"
+    assert message_of(tmp_path) == f"{tmp_path}/b.csv: row 800001: label must be 0 or 1, got 'maybe'"
 
 
 PARQUET = [
@@ -99,11 +99,11 @@ def test_parquet(tmp_path, columns, message):
     assert message_of(path) == f"{path}: {message}"
 
 
-def test_parquet_that_is_not_utf8_is_named_by_row_in_a_later_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "BATCH_ROWS", 10)
-    cells = pa.array([b"x"] * 25 + [b"\xff"]).view(pa.string())
-    pq.write_table(pa.table({"image_a": ["x"] * 26, "image_b": cells}), tmp_path / "a.parquet")
-    assert message_of(tmp_path) == f"{tmp_path}/a.parquet: row 26: column 'image_b': not UTF-8"
+def test_parquet_that_is_not_utf8_is_named_by_row_in_a_later_batch(tmp_path):
+    rows = 2 * BATCH_ROWS + 6
+    cells = pa.array([b"x"] * (rows - 1) + [b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"image_a": ["x"] * rows, "image_b": cells}), tmp_path / "a.parquet")
+    assert message_of(tmp_path) == f"{tmp_path}/a.parquet: row {rows}: column 'image_b': not UTF-8"
 
 
 def test_parquet_files_of_other_types(tmp_path):

@@ -87,9 +87,10 @@ def test_images_that_cannot_be_read_are_rows_with_reasons(store: Store) -> None:
 
 
 def command(uri: str, *more: str) -> list[str]:
-    arguments = ["score", uri.format("pairs.csv"), "-o", uri.format("o.parquet"), "--crop", "none"]
-    arguments += ["--cache", uri.format("cache"), "--engine", "local", "--device", "cpu", "-q", *more]
-    return [sys.executable, "-c", SCRIPT.format(part_rows=200, pause=0.2, arguments=arguments)]
+    arguments = ["score", uri.format("pairs.csv"), "-o", uri.format("o.parquet"), "--part-rows", "200"]
+    arguments += ["--crop", "none", "--cache", uri.format("cache"), "--engine", "local", "--device", "cpu"]
+    arguments += ["-q", *more]
+    return [sys.executable, "-c", SCRIPT.format(pause=0.2, arguments=arguments)]
 
 
 def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(

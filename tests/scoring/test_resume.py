@@ -19,7 +19,6 @@ from batchverify.errors import NothingScoredError, UsageError
 from batchverify.scoring.job_folder import JobFolder
 from batchverify.storage.location import Location
 
-pytestmark = pytest.mark.usefixtures("small_parts")
 ROWS = len(pd.read_csv(FACES))
 
 

@@ -21,14 +21,12 @@ from PIL import Image
 from ray_nodes import RayNodes
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
-# Parts small enough that kills fall between them, each with a pause behind it on the fastest machine.
+# A pause after each part, so that kills fall between them on the fastest machine.
 SCRIPT = """
 import time
-from batchverify.scoring import output
 from batchverify.scoring import parquet
 finish = parquet.FileSink.finish
 parquet.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep({pause}))
-output.FILE_ROWS = output.FOLDER_ROWS = {part_rows}
 from functools import partial
 from batchverify.engine import base
 from batchverify.scoring import job
@@ -95,14 +93,15 @@ class KilledJob:
         """End what the runs left."""
 
     def command(self) -> list[str]:
-        """The command in a process with small parts."""
-        options = ["--crop", "none", "--cache", str(self.cache), *self.engine_options()]
-        arguments = ["score", str(self.manifest), "-o", str(self.out), *options, "--json", "-q"]
+        """The command in a process of its own."""
+        options = ["--crop", "none", "--cache", str(self.cache), "--part-rows", str(self.part_rows)]
+        arguments = ["score", str(self.manifest), "-o", str(self.out), *options]
+        arguments += [*self.engine_options(), "--json", "-q"]
         return [sys.executable, "-c", self.script(arguments)]
 
     def script(self, arguments: list[str]) -> str:
         """The program."""
-        return SCRIPT.format(part_rows=self.part_rows, pause=self.pause, arguments=arguments)
+        return SCRIPT.format(pause=self.pause, arguments=arguments)
 
     def start(self) -> subprocess.Popen:
         """The command, begun."""

@@ -12,7 +12,6 @@ from sklearn.svm import LinearSVC
 
 from batchverify.errors import UsageError
 from batchverify.heads.features import Features
-from batchverify.training import linear
 from batchverify.training.linear import (
     LEAST_PENALTY,
     SLOPE_PENALTY,
@@ -188,26 +187,22 @@ def test_swapped_sides_give_the_same_bytes(features):
 
 
 @pytest.mark.parametrize("features", ["chi2", "concat"])
-def test_the_order_of_the_pairs_does_not_matter_and_twice_the_pairs_halve_the_shrinkage(
-    features, monkeypatch
-):
+def test_the_order_of_the_pairs_does_not_matter_and_twice_the_pairs_halve_the_shrinkage(features):
     pairs = make_pairs()
     expected = scores_of(fit(pairs, features, 10.0), pairs)
     shuffled = pairs.subset(np.random.default_rng(0).permutation(len(pairs)))
     np.testing.assert_allclose(scores_of(fit(shuffled, features, 10.0), pairs), expected, atol=1e-5)
-    for name in ("SLOPE_PENALTY", "LEAST_PENALTY"):
-        monkeypatch.setattr(linear, name, 2 * getattr(linear, name))
+    penalties = {"slope_penalty": 2 * SLOPE_PENALTY, "least_penalty": 2 * LEAST_PENALTY}
     twice = pairs.subset(np.arange(2 * len(pairs)) % len(pairs))
-    np.testing.assert_allclose(scores_of(fit(twice, features, 20.0), pairs), expected, atol=1e-5)
+    np.testing.assert_allclose(scores_of(fit(twice, features, 20.0, **penalties), pairs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("features", ["chi2", "concat", "cosine", "chi2+cosine"])
-def test_streamed_features_give_the_same_bytes_as_cached_ones(features, monkeypatch):
+def test_streamed_features_give_the_same_bytes_as_cached_ones(features):
     # More than one block of pairs.
     pairs = make_pairs(5000)
     cached = fit(pairs, features)
-    monkeypatch.setattr(linear, "CACHED_VALUES", 0)
-    streamed = fit(pairs, features)
+    streamed = fit(pairs, features, cached_values=0)
     for expected, array in zip(cached.layers[0], streamed.layers[0], strict=True):
         assert np.array_equal(array, expected)
 
