@@ -8,17 +8,6 @@ import pytest
 from repository import REPOSITORY
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: a file is run by one process, and all files of LFW by the same one, which scores it once.
-
-    Files with tests of the real weights take longest and come first.
-    """
-    slow = {item.path for item in items if "weights" in item.keywords}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("lfw" if item.path.name == "test_lfw.py" else str(item.path)))
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real weights and faces, or a skip that says how to supply it."""
