@@ -169,18 +169,21 @@ class EmbeddingCache:
         self._recent = {entry.key for entry in self._pending} or self._recent
         vectors = [entry for entry in self._pending if entry.vector is not None]
         failures = [entry for entry in self._pending if entry.vector is None]
-        staging = self.folder.join("tmp")
         try:
             if vectors:
-                table = vector_table(vectors, self.provenance.run_id)
-                write_segment(self.folder.join("data"), table, self.provenance, staging)
+                self._write(vectors)
             self._pending = failures
             if failures:
-                table = failure_table(failures, self.provenance.run_id)
-                write_segment(self.folder.join("fail"), table, self.provenance, staging)
+                self._write(failures)
             self._pending = []
         except OSError as exc:
             raise self._unusable(exc) from exc
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        """Write a segment of entries that all have a vector, or all have none."""
+        folder, made = ("fail", failure_table) if entries[0].vector is None else ("data", vector_table)
+        table = made(entries, self.provenance.run_id)
+        write_segment(self.folder.join(folder), table, self.provenance, self.folder.join("tmp"))
 
     def _get_many(
         self, index: KeyIndex, keys: Sequence[bytes], *, skip_absent: bool = False

@@ -138,8 +138,8 @@ class Engine(Protocol):
     def withdraw(self, task: Task) -> bool:
         """Cancel a task that has not started; False if it has, or if the engine cannot tell."""
 
-    def kill(self, task: Task, image: str) -> None:
-        """End a hanging task and its worker: `result` then raises `WorkerLostError`. image: named in messages."""
+    def kill(self, task: Task, work: str) -> None:
+        """End a hanging task and its worker: `result` then raises `WorkerLostError`. work: named in messages."""
 
     def compute_paths(self) -> set[ComputePath]:
         """What computed the vectors: none if nothing was embedded, several if machines differ."""

@@ -31,7 +31,10 @@ PATIENCE_SECONDS = 300.0
 SILENCES = 2
 # An image that loses so many workers when it is alone is `crashed`.
 STRIKES = 2
+# How many workers may be lost with a block of pairs. One that is silent so often counts as hung: pairs do not hang
+# workers as images do, and a large block may take its time.
 PAIR_TRIES = 5
+PAIR_SILENCES = 12
 
 
 @dataclass(eq=False)
@@ -77,9 +80,12 @@ class ImageRun:
         self._silences = 0
         self._to_load: deque[list[int]] = deque()
         self._suspects: deque[list[int]] = deque()
+        # The suspects that run now, with nothing beside them.
+        self._alone: list[int] = []
         self._to_embed: deque[_EmbedRequest] = deque()
         self._loading: dict[Task, list[int]] = {}
         self._embedding: dict[Task, _EmbedRequest] = {}
+        self._finishing: Task | None = None
 
     def run(self) -> EmbeddingTable:
         """Embed all images; returns when every image has a vector or a reason and all are committed."""
@@ -124,7 +130,8 @@ class ImageRun:
 
     def _submit(self) -> None:
         if not self._busy():
-            self._to_load.append(self._suspects.popleft())
+            self._alone = self._suspects.popleft()
+            self._to_load.append(self._alone)
         workers = self.engine.workers
         while self._to_embed and len(self._embedding) < workers.count * (1 + QUEUED_PER_WORKER):
             request = self._to_embed.popleft()
@@ -147,7 +154,7 @@ class ImageRun:
         if self._silences >= SILENCES:
             self._silences = 0
             for task in (*self._loading, *self._embedding):
-                self.engine.kill(task, self._first_path())
+                self.engine.kill(task, f"{self._first_path()} or an image near it")
         return done
 
     def _first_path(self) -> str:
@@ -159,6 +166,7 @@ class ImageRun:
             self._finish_load(task, self._loading.pop(task))
         else:
             # Removed last: after a Ctrl-C in between, `_drain` must find it.
+            self._finishing = task
             self._finish_embed(task, self._embedding[task])
             del self._embedding[task]
 
@@ -197,9 +205,8 @@ class ImageRun:
 
     def _take_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
         self._fail(index, skipped)
-        if key is not None:
-            if self._content.get(key) < 0:
-                self._content.put(key, index)
+        if key is not None and self._content.get(key) < 0:
+            self._content.put(key, index)
             self._store([Entry(key, None, skipped=skipped)])
 
     def _share_result(self, index: int, key: bytes, owner: int) -> None:
@@ -248,6 +255,10 @@ class ImageRun:
         if len(indices) > 1:
             self._suspects.extend([indices[: len(indices) // 2], indices[len(indices) // 2 :]])
             return
+        if indices != self._alone:
+            # It ran beside others, of which one may be to blame.
+            self._suspects.append(indices)
+            return
         index = indices[0]
         self._strikes[index] = self._strikes.get(index, 0) + 1
         if self._strikes[index] < STRIKES:
@@ -273,7 +284,8 @@ class ImageRun:
             self.progress.say(
                 "stopping: images that are being embedded are finished and kept (Ctrl-C again to drop them)"
             )
-        for task in begun:
+        # First the one that Ctrl-C interrupted: the cache knows an entry again only until its commit after next.
+        for task in sorted(begun, key=lambda task: task is not self._finishing):
             self._finish_embed(task, self._embedding[task])
 
 
@@ -313,6 +325,17 @@ def _score_block(engine: Engine, embeddings: EmbeddingTable, block: Block) -> Ta
     return engine.score(block.a[usable], block.b[usable])
 
 
+def _wait_for_scores(engine: Engine, progress: Progress, patience: float, block: Block, task: Task) -> None:
+    """Wait for the scores of a block; a worker that is silent for too long is ended."""
+    rows = f"{len(block.a):,} rows from row {block.first + 1:,}"
+    silences = 0
+    while not engine.wait([task], timeout=patience):
+        progress.say(f"no progress for {patience:g} s: waiting for the scores of {rows}")
+        silences += 1
+        if silences % PAIR_SILENCES == 0:
+            engine.kill(task, f"the scores of {rows}")
+
+
 def _scored(
     engine: Engine, embeddings: EmbeddingTable, progress: Progress, patience: float, block: Block, task: Task
 ) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
@@ -320,11 +343,7 @@ def _scored(
     reason = ""
     for _ in range(PAIR_TRIES):
         try:
-            while not engine.wait([task], timeout=patience):
-                progress.say(
-                    f"no progress for {patience:g} s: waiting for the scores of {len(block.a):,} rows "
-                    f"from row {block.first + 1:,}"
-                )
+            _wait_for_scores(engine, progress, patience, block, task)
             done: PairScores = engine.result(task)
         except WorkerLostError as exc:
             reason = first_line(exc)

@@ -75,12 +75,10 @@ class LocalEngine:
         """See `Engine`."""
         return bool(task.handle.cancel())
 
-    def kill(self, task: Task, image: str) -> None:
+    def kill(self, task: Task, work: str) -> None:
         """See `Engine`; a thread cannot be ended, so the run ends."""
         self._hung = True
-        raise HungError(
-            f"no progress at {image} or an image near it; with --engine ray the run survives such images"
-        )
+        raise HungError(f"no progress at {work}; with --engine ray the run survives that")
 
     def compute_paths(self) -> set[ComputePath]:
         """See `Engine`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from repository import SUPPORT
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
@@ -246,6 +247,131 @@ def test_a_picture_that_vanishes_with_its_worker_takes_no_other_along(tmp_path):
     engine = Forgetful(plan, "embed", first=Path(image_paths[0]).unlink)
     embeddings, _ = run(engine, plan, image_paths)
     assert embeddings.reasons(np.arange(2)).to_pylist() == ["not_found", None]
+
+
+class Unlucky(LocalEngine):
+    """Loses the worker that loads `image` twice: beside others, and by chance once it is alone."""
+
+    image, losses = "", 2
+
+    def __init__(self, *plan_and_more):
+        super().__init__(*plan_and_more)
+        self.loading = {}
+
+    def load(self, image_paths):
+        task = super().load(image_paths)
+        self.loading[task] = image_paths
+        return task
+
+    def result(self, task):
+        value = super().result(task)
+        if self.losses and self.image in self.loading.get(task, ()):
+            self.losses -= 1
+            raise WorkerLostError("a worker died")
+        return value
+
+
+def test_a_picture_is_not_blamed_for_what_ran_beside_it(tmp_path):
+    """Found by the simulation: a chunk of one image was struck although others ran, so one more loss condemned it."""
+    plan = toy_plan(tmp_path)
+    engine = Unlucky(plan, None, Workers(1, 1, 2, chunk=4))
+    image_paths = [draw(tmp_path / f"{name}.png", colour(7)) for name in "ab"]
+    engine.image = image_paths[0]
+    embeddings, _ = run(engine, plan, image_paths)
+    assert engine.losses == 0
+    assert embeddings.codes.tolist() == [0, 0]
+
+
+def rows_of(plan: ToyPlan, folder: str) -> int:
+    """How many rows the cache's segments of a kind have together."""
+    files = Path(plan.load.cache or "").glob(f"v1/*/{folder}/*.parquet")
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
+def test_a_failure_of_equal_bytes_is_stored_once(tmp_path):
+    """Found by the simulation: it was stored again if a commit or two lay between them."""
+    plan = toy_plan(tmp_path)
+    image_paths = []
+    for number in range(6):
+        image_paths.append(str(tmp_path / f"{number}.png"))
+        Path(image_paths[-1]).write_text("no picture" if number % 5 == 0 else f"no picture {number}")
+    cache = EmbeddingCache(plan.load.cache or "", plan.load.fingerprint, commit_rows=1)
+    cache.create()
+    engine = LocalEngine(plan, cache.index, Workers(1, 1, 1, chunk=4))
+    ImageRun(engine, image_paths, cache, Progress(quiet=True)).run()
+    assert rows_of(plan, "fail") == 5
+
+
+class Together(LocalEngine):
+    """Waits for all tasks and hands them over in reverse order."""
+
+    def wait(self, tasks, timeout):
+        tasks = list(tasks)
+        while len(done := super().wait(tasks, timeout)) < len(tasks):
+            pass
+        return sorted(done, key=tasks.index, reverse=True)
+
+
+class InterruptedCache(EmbeddingCache):
+    """Commits each entry at once. Ctrl-C is pressed before the first time."""
+
+    interrupted = False
+
+    def commit(self):
+        if not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+        super().commit()
+
+
+def test_ctrl_c_while_the_cache_is_written_stores_nothing_twice(tmp_path):
+    """Found by the simulation: what was being stored came last, when the cache no longer knew that it had it."""
+    plan = toy_plan(tmp_path)
+    image_paths = [draw(tmp_path / f"{number}.png", colour(number)) for number in range(4)]
+    cache = InterruptedCache(plan.load.cache or "", plan.load.fingerprint, commit_rows=1)
+    cache.create()
+    engine = Together(plan, cache.index, Workers(2, 1, 4, chunk=4))
+    with pytest.raises(KeyboardInterrupt):
+        ImageRun(engine, image_paths, cache, Progress(quiet=True)).run()
+    assert cache.interrupted
+    assert rows_of(plan, "data") == plan.count() == 4
+
+
+class Frozen(LocalEngine):
+    """The first worker that scores hangs until it is killed."""
+
+    frozen, killed = True, ""
+
+    def wait(self, tasks, timeout):
+        return [] if self.frozen else super().wait(tasks, timeout)
+
+    def kill(self, task, work):
+        self.frozen, self.killed = False, work
+
+    def result(self, task):
+        if self.killed:
+            self.killed = ""
+            raise WorkerLostError("killed")
+        return super().result(task)
+
+
+def test_pairs_of_a_worker_that_hangs_are_scored_by_another_one(tmp_path):
+    """Found by the simulation: they were waited for without end."""
+    embeddings = EmbeddingTable(2)
+    for index in range(2):
+        embeddings.put(index, np.ones(512, np.float16))
+    block = Block(6, pa.record_batch({"row": [0]}), np.array([0]), np.array([1]))
+
+    class Half:
+        needs_torch = False
+
+        def score_pairs(self, vectors, a, b):
+            return np.full(1, 0.5, np.float32), np.ones(1, np.float32)
+
+    engine = Frozen(toy_plan(tmp_path), None, Workers(1, 1, 1))
+    ((_, scores),) = score_pairs(engine, Half(), [block], embeddings, Progress(quiet=True), patience=1)
+    assert scores[0].tolist() == [0.5]
+    assert not engine.frozen
 
 
 def test_pairs_are_scored_again_when_their_worker_is_lost(tmp_path):

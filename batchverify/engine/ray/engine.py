@@ -211,7 +211,7 @@ class RayEngine:
         """See `Engine`; an actor does not tell which tasks it has started."""
         return False
 
-    def kill(self, task: Task, image: str) -> None:
+    def kill(self, task: Task, work: str) -> None:
         """See `Engine`."""
         if task.handle in self._in_flight:
             self._ray.kill(self._in_flight[task.handle].handle)
