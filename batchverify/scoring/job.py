@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
 from batchverify.embedding.backbone import find_fingerprint
 from batchverify.engine.base import Engine, Workers, WorkPlan, visible_gpus
+from batchverify.engine.ray.address import Address
 from batchverify.engine.stages import Loader, LoadPlan
 from batchverify.engine.threads import LocalEngine
 from batchverify.errors import UsageError
@@ -169,7 +169,7 @@ def engine_of(
 
 def _build_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, plan: WorkPlan) -> Engine:
     options = job.options
-    address = options.address or cluster_address()
+    address = Address.find(options.address)
     kind = options.engine if options.engine != "auto" else _choose_engine(job, index, wanted, address)
     if kind == "ray":
         from batchverify.engine.ray.engine import RayEngine
@@ -179,12 +179,9 @@ def _build_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, p
     return LocalEngine(plan, index, Workers.for_cpus(cpus, visible_gpus(plan.device)))
 
 
-def cluster_address() -> str | None:
-    """The cluster in the environment: `$RAY_ADDRESS`, or the one that runs this process as a job."""
-    return os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_ID") else None)
-
-
-def _choose_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, address: str | None) -> str:
+def _choose_engine(
+    job: Job, index: KeyIndex | None, wanted: np.ndarray | None, address: Address | None
+) -> str:
     """`ray` if a cluster is named or, by a sample, many images are not in the cache; otherwise `local`."""
     if address is not None:
         return "ray"

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.engine.ray.cluster import start_ray
+from batchverify.engine.ray.address import Address
+from batchverify.engine.ray.start import start_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.heads.features import Features
@@ -55,7 +56,7 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
 
     starts_ray = not ray.is_initialized()
     if starts_ray:
-        start_ray(options.address or os.environ.get("RAY_ADDRESS"), options.num_cpus, options.verbose)
+        start_ray(Address.find(options.address), options.num_cpus, options.verbose)
     try:
         results = _run_trials(points, train, dev, options)
     finally:

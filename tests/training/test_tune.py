@@ -126,7 +126,7 @@ class TestOnRay:
     def test_a_ray_that_runs_is_used_and_left_running(self):
         import ray
 
-        from batchverify.engine.ray.cluster import start_ray
+        from batchverify.engine.ray.start import start_ray
 
         start_ray(None, 2, verbose=False)
         try:

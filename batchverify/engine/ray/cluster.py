@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +12,6 @@ from typing import Any
 
 from batchverify.engine.base import GPU_CHUNK, Workers, workers_per_gpu
 from batchverify.errors import BatchverifyError, UsageError, first_line
-from batchverify.runtime.devices import available_cpus
 
 log = logging.getLogger(__name__)
 
@@ -144,44 +140,6 @@ def on_node(node: Node, *, soft: bool) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node.id, soft=soft)
-
-
-def start_ray(address: str | None, num_cpus: int | None, verbose: bool) -> None:
-    """Join the cluster at `address`, or start a Ray here. Raises `UsageError` and `BatchverifyError`."""
-    import ray
-
-    if address and address.startswith("ray://"):
-        raise UsageError(
-            f"--address {address}: Ray Client breaks long jobs; hand the command to the cluster instead: "
-            "batchverify submit --address http://HEAD:8265 -- …"
-        )
-    if not verbose:
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-        logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {
-        "logging_level": logging.INFO if verbose else logging.ERROR,
-        "log_to_driver": verbose,
-        "configure_logging": True,
-    }
-    if address is None:
-        # On this machine workers at nice 15, Ray's default, would wait for all other processes.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        options |= {"address": "local", "num_cpus": num_cpus or available_cpus(), "include_dashboard": False}
-    else:
-        options["address"] = address
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options)
-        if on_main_thread:
-            # Ray replaces it by a handler that ends the process without our clean-up.
-            signal.signal(signal.SIGTERM, handler)
-    except (ConnectionError, RuntimeError, ValueError) as exc:
-        hint = "; for a cluster with token authentication set RAY_AUTH_MODE=token" if address else ""
-        raise BatchverifyError(
-            f"Ray could not be started or reached ({address or 'local'}): {exc}{hint}"
-        ) from exc
 
 
 @dataclass(eq=False)

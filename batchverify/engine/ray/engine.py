@@ -11,6 +11,7 @@ import numpy as np
 
 from batchverify.cache.embedding_cache import KeyIndex
 from batchverify.engine.base import NodeLostError, Task, WorkerLostError, Workers, WorkPlan, limit_threads
+from batchverify.engine.ray.address import Address
 from batchverify.engine.ray.cluster import (
     ActorPool,
     Node,
@@ -20,10 +21,10 @@ from batchverify.engine.ray.cluster import (
     first_nodes,
     node_lives,
     on_node,
-    start_ray,
     uses_gpus,
 )
 from batchverify.engine.ray.shared_paths import SharedPaths
+from batchverify.engine.ray.start import start_ray
 from batchverify.engine.stages import (
     EmbeddedChunk,
     LoadedChunk,
@@ -82,7 +83,7 @@ class PairWorker:
 class RayEngine:
     """Runs the stages on a Ray cluster, or on a local Ray that ends with the engine.
 
-    address: `auto` or `HOST:PORT` of a cluster, `None` to start a local Ray. If a worker dies, its task fails with
+    address: of a cluster, None to start a local Ray. If a worker dies, its task fails with
     `WorkerLostError`, or with `NodeLostError` if its node died too, and its actor is replaced. Nodes that join are
     used. Ray itself retries nothing; the scheduler does.
     """
@@ -94,7 +95,7 @@ class RayEngine:
         plan: WorkPlan,
         index: KeyIndex | None,
         *,
-        address: str | None = None,
+        address: Address | None = None,
         num_cpus: int | None = None,
         verbose: bool = False,
     ) -> None:

@@ -256,4 +256,5 @@ def _has_token(address: str) -> bool:
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return True
     is_local = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
-    return is_local and (Path.home() / ".ray" / "auth_token").exists()
+    # Without a home folder `~` stays.
+    return is_local and os.path.exists(os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH110, PTH111

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchverify.engine.base import GPU_CHUNK, Workers
+from batchverify.engine.ray.address import Address
 from batchverify.engine.ray.cluster import (
     START_TRIES,
     ActorPool,
@@ -15,9 +16,9 @@ from batchverify.engine.ray.cluster import (
     alive_nodes,
     cluster_workers,
     first_nodes,
-    start_ray,
     uses_gpus,
 )
+from batchverify.engine.ray.start import start_ray
 from batchverify.errors import BatchverifyError, UsageError
 
 pytestmark = pytest.mark.ray
@@ -74,11 +75,6 @@ def test_a_node_answers_while_its_port_is_open():
     assert not node(1, port=port).answers()
 
 
-def test_ray_client_is_refused_and_submit_named():
-    with pytest.raises(UsageError, match="batchverify submit --address http://HEAD:8265 -- "):
-        start_ray("ray://head:10001", None, verbose=False)
-
-
 def test_gpus_of_a_machine_alone_that_has_none_are_not_waited_for(monkeypatch):
     monkeypatch.setattr("batchverify.engine.ray.cluster.alive_nodes", lambda: [node(8)])
     with pytest.raises(
@@ -121,6 +117,10 @@ def ray():
     start_ray(None, 1, verbose=False)
     yield ray
     ray.shutdown()
+
+
+def test_a_ray_that_runs_answers(ray):
+    Address(ray.get_runtime_context().gcs_address).require_answer()
 
 
 @pytest.fixture
