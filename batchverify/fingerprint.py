@@ -29,6 +29,8 @@ DETECT_SIDE = 2048
 # Rules that choose one of several faces, with facenet-pytorch's names for them.
 FACES = {"center": "center_weighted_size", "largest": "largest", "probable": "most_probable"}
 SMALLEST_FACES = (12, 1000)
+# What the document says of the choice of a face by default.
+DEFAULT_CHOICE = {"choice": FACES["center"], "smallest": "20 or side/24"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class EmbeddingFingerprint:
             crop |= {
                 "margin": settings.margin,
                 "choice": FACES[settings.face],
-                "smallest": settings.min_face or "20 or side/24",
+                "smallest": settings.min_face or DEFAULT_CHOICE["smallest"],
                 "detect_side": DETECT_SIDE,
             }
         if settings.crop == "center":
@@ -114,6 +116,17 @@ class EmbeddingFingerprint:
     def id(self) -> str:
         """The first 32 hex digits of the canonical document's SHA-256."""
         return hashlib.sha256(self.canonical.encode()).hexdigest()[:32]
+
+    def with_default_choice(self) -> EmbeddingFingerprint:
+        """The same embeddings of the faces that are taken by default.
+
+        The choice of a face decides which face a vector shows, not what a vector of that face is.
+        """
+        crop = self.document.get("crop")
+        if not isinstance(crop, Mapping):
+            return self
+        chosen = {name: DEFAULT_CHOICE.get(name, value) for name, value in crop.items()}
+        return EmbeddingFingerprint({**self.document, "crop": chosen})
 
     def difference(self, other: EmbeddingFingerprint) -> str:
         """Which settings differ, for people: `crop.margin 44 against 14; …`; empty if none do."""

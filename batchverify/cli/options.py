@@ -80,16 +80,21 @@ backbone_options = together(
         "How the face is cut out: the face that MTCNN detects, a fixed part of the image, or the whole image.",
         type=click.Choice(CROPS),
     ),
-    option("--margin", "Margin around a detected face, in pixels of the 160-pixel crop.", "PIXELS"),
+    option(
+        "--margin",
+        "Margin around a detected face, in pixels of the 160-pixel crop. Other margins need a head of their own.",
+        "PIXELS",
+    ),
     option(
         "--face",
-        "Which of several faces to take: large and near the centre, the largest, or the most probable.",
+        "Which of several faces to take: large and near the centre, the largest, or the most probable. Heads fit, "
+        "whichever choice they were trained with.",
         type=click.Choice(tuple(FACES)),
     ),
     option(
         "--min-face",
         "Smallest face to detect, in pixels of an image reduced to 2,048. Default: 20, or a 24th of the shorter side "
-        "if that is larger.",
+        "if that is larger. Heads fit, as with --face.",
         "PIXELS",
     ),
     option(
@@ -145,14 +150,23 @@ run_options = together(
         "images, otherwise local.",
         type=click.Choice(ENGINES),
     ),
-    option("--address", "Ray cluster to run on: auto or HOST:PORT.", "ADDR"),
-    option("--num-cpus", "Number of CPUs to use. Default: all that this process may use.", "N"),
+    option("--address", "Ray cluster to run on: auto or HOST:PORT. Default: $RAY_ADDRESS.", "ADDR"),
+    option(
+        "--num-cpus",
+        "Number of CPUs to use, not on a cluster. Default: all that this process may use.",
+        "N",
+    ),
     option("--max-megapixels", "Do not decode larger images.", "X"),
     option("--max-megabytes", "Do not read larger files.", "X"),
     option("--max-failed", "Exit with code 3 if a larger share of the rows could not be scored.", "SHARE"),
 )
 threshold_options = together(
-    option("--head", "Head file. Default: the head shipped for these settings.", "PATH"),
+    option(
+        "--head",
+        "Head file. Default: the head shipped for these settings. There is one for vggface2 and vggface2-float with "
+        "each --crop, the default --margin, and --tta flip with --crop detect. Other settings need one from `train`.",
+        "PATH",
+    ),
     option(
         "--threshold",
         "Label a pair 1 (different) at or above this probability. Default: the head's threshold of best expected F1.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,8 @@ from batchverify.storage.location import Location
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 METADATA_KEY = "batchverify"
 FORMAT = 2
@@ -49,8 +52,8 @@ class Head:
     def __call__(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score pairs of (N, 512) float16 or float32 embeddings.
 
-        Returns (probability, similarity), (N,) float32 each: P(different) and the cosine. Raises `UsageError`
-        for other shapes.
+        Returns (probability, similarity), (N,) float32 each: P(different) and the cosine, from -1 to 1. Raises
+        `UsageError` for other shapes.
         """
         if a.shape != b.shape or a.ndim != 2 or a.shape[1] != self.dimension:
             raise UsageError(f"the head takes two arrays (N, {self.dimension}), got {a.shape} and {b.shape}")
@@ -77,7 +80,7 @@ class Head:
             slope, offset = self.calibration
             probability[rows] = logits.mul_(slope).add_(offset).sigmoid_()[:count].numpy()
             similarity[rows] = product(left, right).sum(dim=1)[:count].numpy()
-        return probability, similarity
+        return probability, _clipped(similarity)
 
     def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Like calling the head, for pairs given as (N,) int64 indices into (M, 512) embeddings."""
@@ -104,7 +107,7 @@ class Head:
         slope, offset = np.float32(self.calibration[0]), np.float32(self.calibration[1])
         # Where the exponential overflows, the probability is 0, which is right.
         with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-(logits * slope + offset))), cosine
+            return 1 / (1 + np.exp(-(logits * slope + offset))), _clipped(cosine)
 
     @property
     def dimension(self) -> int:
@@ -127,8 +130,19 @@ class Head:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def check(self, embedding: EmbeddingFingerprint) -> None:
-        """Raise `ArtifactError` for embeddings of another fingerprint; the message says what differs."""
-        if self.embedding.id != embedding.id:
+        """Raise `ArtifactError` for embeddings of another fingerprint; the message says what differs.
+
+        Another choice of the face is only logged: vectors of other faces are of the same kind.
+        """
+        if self.embedding.id == embedding.id:
+            return
+        if self.embedding.with_default_choice().id == embedding.with_default_choice().id:
+            log.warning(
+                "the head's calibration and thresholds were measured with another choice of the face: %s "
+                "(the head's against this run's)",
+                self.embedding.difference(embedding),
+            )
+        else:
             raise ArtifactError(
                 f"the head was trained for other embeddings: {self.embedding.difference(embedding)} "
                 "(the head's against this run's); give a matching head with --head"
@@ -211,8 +225,10 @@ class Head:
 
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
-    """The shipped head for these embeddings. Raises `ArtifactError` if there is none."""
-    path = Path(str(files("batchverify.heads") / "weights" / default_head_name(embedding)))
+    """The shipped head for these embeddings, whichever face they show. Raises `ArtifactError` if there is none."""
+    path = Path(
+        str(files("batchverify.heads") / "weights" / default_head_name(embedding.with_default_choice()))
+    )
     if not path.is_file():
         raise ArtifactError(
             "no head is shipped for these settings (backbone, crop, margin, tta): give one with --head, or "
@@ -223,9 +239,7 @@ def default_head(embedding: EmbeddingFingerprint) -> Head:
 
 def find_head(path: str | None, embedding: EmbeddingFingerprint) -> Head:
     """The head at `path`, or the shipped one if that is None. Raises `ArtifactError` if it does not fit."""
-    if path is None:
-        return default_head(embedding)
-    head = Head.load(path)
+    head = default_head(embedding) if path is None else Head.load(path)
     head.check(embedding)
     return head
 
@@ -233,6 +247,11 @@ def find_head(path: str | None, embedding: EmbeddingFingerprint) -> Head:
 def default_head_name(embedding: EmbeddingFingerprint) -> str:
     """The shipped head's file name."""
     return f"head-{embedding.id}.safetensors"
+
+
+def _clipped(cosine: np.ndarray) -> np.ndarray:
+    """(N,) cosines within -1 to 1: rows rounded to float16 are not quite of length 1. NaN stays."""
+    return np.clip(cosine, np.float32(-1), np.float32(1))
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:

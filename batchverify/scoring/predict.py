@@ -21,6 +21,8 @@ from batchverify.records import Skipped
 from batchverify.scoring.job import backbone_fingerprint, work_plan
 from batchverify.storage.location import Location
 
+# The choices of `--face`, for people.
+CHOICES = {"center": "the largest near the centre", "largest": "the largest", "probable": "the most probable"}
 # One forward pass for both images.
 PAIR_BATCH = 2
 
@@ -30,7 +32,8 @@ class Prediction:
     """The verdict on one pair; its figures are None if an image has no embedding.
 
     probability: of two different people. label: 0 same, 1 different. similarity: cosine. boxes: x0 y0 x1 y1 of
-    each face, in pixels. faces: found in each image. errors: reason and message of each image, or None.
+    each face, in pixels. faces: found in each image. errors: reason and message of each image, or None. face: which
+    of several faces was taken, as `--face`.
     """
 
     images: tuple[str, str]
@@ -41,6 +44,7 @@ class Prediction:
     boxes: tuple[Sequence[float] | None, Sequence[float] | None]
     faces: tuple[int, int]
     errors: tuple[Skipped | None, Skipped | None]
+    face: str = "center"
 
     @property
     def verdict(self) -> str:
@@ -67,7 +71,7 @@ class Prediction:
         )
         for image, count in zip(self.images, self.faces, strict=True):
             if count > 1:
-                sentence += f"\n{image}: {count} faces found; the largest near the centre was taken."
+                sentence += f"\n{image}: {count} faces found; {CHOICES[self.face]} was taken."
         return sentence
 
     def require(self) -> None:
@@ -109,6 +113,7 @@ def predict(
         (_box(first), _box(second)),
         (first.faces, second.faces),
         (first.skipped, second.skipped),
+        options.face,
     )
 
 

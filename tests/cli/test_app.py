@@ -142,6 +142,17 @@ def test_predict_prints_a_sentence_or_json():
     assert len(prediction["boxes"][0]) == 4
 
 
+@pytest.mark.parametrize("option", ["--face=largest", "--face=probable", "--min-face=40"])
+def test_the_shipped_head_fits_whichever_face_is_taken(option, caplog):
+    result = run("predict", "-i1", FACE, "-i2", str(SAMPLES / "faces" / "ada_2.jpg"), option)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Same person: ")
+    (warning,) = caplog.messages
+    assert warning.startswith(
+        "the head's calibration and thresholds were measured with another choice of the face"
+    )
+
+
 def test_predict_without_an_image_exits_3_and_says_why(tmp_path):
     result = run("predict", "-i1", FACE, "-i2", str(tmp_path / "absent.jpg"))
     assert result.exit_code == 3

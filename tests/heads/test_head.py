@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from batchverify.embedding.backbone import packaged_weights, stored_fingerprint
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.heads.head import BLOCK, METADATA_KEY, Head, default_head, default_head_name
+from batchverify.heads.head import BLOCK, METADATA_KEY, Head, default_head, default_head_name, find_head
 
 
 def test_the_score_is_the_formula():
@@ -82,6 +82,26 @@ def test_arrays_of_any_layout_are_scored_alike_and_not_modified(kind):
     assert np.array_equal(a, before[0]) and np.array_equal(b, before[1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_similarities_lie_between_minus_1_and_1_though_rounded_rows_are_longer(kind):
+    head, (a, _) = make_head(kind), pairs(BLOCK + 9)
+    rows = np.arange(len(a))
+    squares = (a.astype(np.float32) ** 2).sum(axis=1)
+    assert squares.max() > 1.00005
+    for b, side in ((a, 1), (-a, -1)):
+        for _, similarity in (head(a, b), head.score_pairs(np.concatenate([a, b]), rows, rows + len(a))):
+            np.testing.assert_allclose(similarity, np.minimum(squares, 1) * side, atol=1e-6)
+            assert abs(similarity).max() == 1
+
+
+def test_probabilities_follow_from_the_cosine_before_it_is_cut_off():
+    head, (a, _) = make_head("cosine"), pairs(40)
+    ((weight, bias),) = head.scorers[0].layers
+    squares = (a.astype(np.float64) ** 2).sum(axis=1)
+    logits = 1.1 * (squares * weight[0, 0] + bias[0]) + 0.1
+    np.testing.assert_allclose(head(a, a)[0], 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
 def test_no_pairs_and_arrays_of_other_shapes():
     head, (a, b) = make_head(), pairs(3)
     assert [len(each) for each in head(a[:0], b[:0])] == [0, 0]
@@ -95,6 +115,29 @@ def test_other_embeddings_are_refused_with_what_differs():
         make_head().check(EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings(margin=14)))
     with pytest.raises(ArtifactError, match="backbone abababababab… against cdcdcdcdcdcd…"):
         make_head().check(EmbeddingFingerprint.of("cd" * 32, EmbeddingSettings()))
+
+
+@pytest.mark.parametrize("own", [{}, {"face": "largest"}, {"min_face": 40}])
+@pytest.mark.parametrize("chosen", [{}, {"face": "probable"}, {"min_face": 20}])
+def test_another_choice_of_the_face_fits_and_is_said(own, chosen, caplog):
+    embedding = EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings(**own))
+    head = make_head(about={**ABOUT, "embedding": dict(embedding.document)})
+    head.check(EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings(**chosen)))
+    said = [text for text in caplog.messages if "measured with another choice of the face: crop." in text]
+    assert len(said) == len(caplog.messages) == (own != chosen)
+    with pytest.raises(ArtifactError, match=r"crop\.margin 44 against 14"):
+        head.check(EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings(margin=14, **chosen)))
+
+
+def test_the_shipped_head_is_found_whichever_face_is_taken(caplog):
+    backbone = stored_fingerprint(packaged_weights())
+    for tta in ("none", "flip"):
+        usual = default_head(EmbeddingFingerprint.of(backbone, EmbeddingSettings(tta=tta)))
+        for changes in ({"face": "largest"}, {"face": "probable"}, {"min_face": 40}):
+            embedding = EmbeddingFingerprint.of(backbone, EmbeddingSettings(tta=tta, **changes))
+            assert default_head(embedding).digest == usual.digest
+            assert find_head(None, embedding).digest == usual.digest
+    assert len(caplog.messages) == 6
 
 
 def test_thresholds():

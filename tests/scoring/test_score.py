@@ -16,8 +16,8 @@ from s3_server import s3_client, s3_server
 
 import batchverify
 from batchverify.errors import BatchverifyError, ManifestError, NothingScoredError, UsageError
-from batchverify.scoring.job import cluster_address
 from batchverify.scoring.parquet import FileSink
+from batchverify.scoring.predict import Prediction
 from batchverify.scoring.summary import ScoreSummary
 from batchverify.storage.location import Location
 
@@ -167,6 +167,20 @@ def test_engines_agree_on_one_cache_and_on_fresh_ones(scored, cache, tmp_path):
     assert same_scores(shared.to_arrow(), scored.to_arrow())
 
 
+@pytest.mark.parametrize(
+    ("face", "words"),
+    [
+        ("center", "the largest near the centre"),
+        ("largest", "the largest"),
+        ("probable", "the most probable"),
+    ],
+)
+def test_predict_says_which_of_several_faces_was_taken(face, words):
+    box = (0.0, 0.0, 9.0, 9.0)
+    prediction = Prediction(("a", "b"), 0.1, 0, 0.9, 0.5, (box, box), (3, 1), (None, None), face)
+    assert prediction.sentence().splitlines()[1:] == [f"a: 3 faces found; {words} was taken."]
+
+
 def test_predict_equals_score_from_the_same_cache(scored, cache):
     row = scored.to_pandas().iloc[30]
     images = [SAMPLES / row["image_a"], SAMPLES / row["image_b"]]
@@ -273,11 +287,6 @@ def test_embed_without_a_cache_is_refused():
 
 
 def test_the_environment_names_the_cluster(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv("RAY_JOB_ID", raising=False)
-    assert cluster_address() is None
-    monkeypatch.setenv("RAY_JOB_ID", "01000000")
-    assert cluster_address() == "auto"
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(UsageError, match="Ray Client breaks long jobs"):
         batchverify.score(FACES, no_cache=True, quiet=True)

@@ -33,7 +33,7 @@ def histograms(scores: Scores) -> dict[str, Any] | None:
         for kind, code in KINDS.items():
             inside = values[(scores.truth == code) & scores.scored]
             if len(inside):
-                # Rounding may put a cosine slightly above 1.
+                # Outputs of earlier versions hold cosines slightly above 1.
                 counts[kind] = np.histogram(np.clip(inside, low, 1.0), edges)[0].tolist()
         drawn[name] = {"edges": _rounded(edges), "counts": counts}
     return drawn or None
