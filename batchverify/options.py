@@ -215,10 +215,22 @@ class EvaluateOptions:
 
 
 def default_cache_root() -> str:
-    """`$BATCHVERIFY_CACHE`, else the user's cache folder."""
+    """`$BATCHVERIFY_CACHE`, else the user's cache folder. Raises `UsageError` if the user has no home folder."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return given
     from platformdirs import user_cache_dir
 
-    return os.environ.get(CACHE_VARIABLE) or user_cache_dir("batchverify")
+    try:
+        folder = user_cache_dir("batchverify")
+    except RuntimeError:
+        folder = ""
+    # Older versions of platformdirs give a path that starts with `~`.
+    if not os.path.isabs(folder):  # noqa: PTH117
+        raise UsageError(
+            f"user id {os.getuid()} has no home folder (HOME is not set), so there is no place for the cache: name "
+            f"one with --cache or ${CACHE_VARIABLE}, or use --no-cache"
+        )
+    return folder
 
 
 def _require(options: Any, name: str, is_valid: Callable[[Any], bool], rule: str) -> None:

@@ -21,6 +21,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,7 +63,7 @@ PUBLISHED = {
 
 
 def torch_hub_folder() -> Path:
-    """The folder that facenet-pytorch keeps its downloads in; it need not exist."""
+    """The folder that facenet-pytorch keeps its downloads in; it need not exist. `ArtifactError` without a home."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
     return _expand(Path(os.environ.get("TORCH_HOME") or cache), "torch's cache, TORCH_HOME") / "checkpoints"
 
@@ -81,8 +82,10 @@ def find_weights(published: Published, weights: Path | None = None) -> Path | No
         variable = os.environ.get(WEIGHTS_VARIABLE)
         if variable and (path := _file_at(Path(variable), published, WEIGHTS_VARIABLE)):
             return path
-        cached = torch_hub_folder() / published.file_name
-        return cached if cached.is_file() else None
+        with suppress(ArtifactError):  # without a home folder nothing is there
+            cached = torch_hub_folder() / published.file_name
+            return cached if cached.is_file() else None
+        return None
     except OSError as exc:  # a folder that may not be entered, a name that is too long
         raise ArtifactError(f"{published.name}: cannot look for {published.file_name}: {exc}") from exc
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 
 Array = np.ndarray
 
@@ -28,10 +30,28 @@ _OFFSET = np.float32(2.0**112)
 _part = njit(**_SETTINGS)  # a function that becomes part of the loops that call it
 
 
+def _can_store() -> bool:
+    """Whether numba has a folder for its cache. Where there is no home, it would make one called `~` right here."""
+    users = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))  # noqa: PTH111
+    if os.path.isabs(users):  # noqa: PTH117
+        return True
+    folders = [getattr(config, "CACHE_DIR", ""), str(Path(__file__).parent / "__pycache__")]
+    return any(folder and _is_writable(folder) for folder in folders)
+
+
+def _is_writable(folder: str) -> bool:
+    with contextlib.suppress(OSError):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder).is_dir() and os.access(folder, os.W_OK)
+
+
+_STORES = _can_store()
+
+
 def _cached(loop: Any) -> Any:
     """Compile at the first call; machine code is stored beside this module or in the user's cache folder."""
     try:
-        return njit(cache=True, **_SETTINGS)(loop)
+        return njit(cache=_STORES, **_SETTINGS)(loop)
     except (RuntimeError, OSError):
         # Neither folder is writable: every process compiles the loop.
         return njit(**_SETTINGS)(loop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import uuid
@@ -16,6 +17,8 @@ from pyarrow import fs
 from batchverify.errors import UsageError
 from batchverify.storage.object_store import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, retry
 
+# What fsync of a folder answers where there is nothing to sync; EIO is no such answer.
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # How often a local folder is listed before it is reported as missing.
 LISTINGS = 5
@@ -53,7 +56,7 @@ class Location:
             raise UsageError("a path is empty (an unset shell variable?)")
         scheme = scheme_of(text)
         if scheme == "":
-            return cls(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  lexical, "~" in a name kept
+            return cls(os.path.abspath(expand_home(text)))  # noqa: PTH100  lexical
         rest = text[len(scheme) + 3 :]
         if scheme == "file":
             return cls._of_file_uri(text, rest)
@@ -203,11 +206,36 @@ class Location:
             stream.write(data)
 
 
+def expand_home(text: str) -> str:
+    """A path with `~` and `~user` as their home folders; `~name` of nobody stays a name.
+
+    Raises `UsageError` for `~/…` if there is no home folder: a folder called `~` would be made here.
+    """
+    expanded = os.path.expanduser(text)  # noqa: PTH111
+    if text.partition("/")[0] == "~" and not os.path.isabs(expanded):  # noqa: PTH117
+        raise UsageError(f"{text}: user id {os.getuid()} has no home folder (HOME is not set)")
+    return expanded
+
+
 def publish(temporary: Path, target: Path) -> None:
     """Give a finished file its name, durably: `os.replace`, then fsync of the folder."""
     os.replace(temporary, target)  # noqa: PTH105
-    folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, on file systems that can. Raises OSError if the disk fails.
+
+    Some network and shared file systems have no fsync of folders, and a folder may be writable but not readable.
+    """
     try:
-        os.fsync(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in _NO_FSYNC:
+            raise
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -201,6 +201,17 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch, tmp_path):
     assert find_weights(VGGFACE2) is None
 
 
+def test_without_a_home_folder_nothing_is_there(monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_123)
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME", "BATCHVERIFY_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_weights(VGGFACE2) is None
+    with pytest.raises(
+        ArtifactError, match=r"torch's cache, TORCH_HOME ~/\.cache/torch: no such home folder"
+    ):
+        locate_weights(VGGFACE2)
+
+
 def test_a_home_folder_is_understood(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("BATCHVERIFY_WEIGHTS", "~/own.pt")

@@ -144,6 +144,10 @@ for _ in range(3):
 PLAIN = "30 batchverify.kernels.plain_loops"
 # No file may grow beyond 100 bytes: what a full disk does.
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+# A user id that no list of users has, and no HOME: as in containers that run under any user id.
+HOMELESS = (
+    "import os; os.getuid = lambda: 4_000_000_123; del os.environ['HOME'], os.environ['XDG_CACHE_HOME']\n"
+)
 # Every import of numba fails.
 ABSENT = "import sys; sys.modules['numba'] = None\n"
 
@@ -198,9 +202,13 @@ def test_without_any_folder_it_is_compiled_every_time(tmp_path):
     # A file where a folder would be made stops an administrator, too.
     for name in ("batchverify/kernels/__pycache__", "home"):
         (tmp_path / name).write_text("")
-    home = str(tmp_path / "home")
+    home, before = str(tmp_path / "home"), sorted(tmp_path.rglob("*"))
     for _ in range(2):
         assert call(home, at=tmp_path, HOME=home, XDG_CACHE_HOME=home) == ["30 1"]
+    # numba would make these folders where the command runs: `~` without a home, and what is no absolute path.
+    assert call("", HOMELESS + CALL, at=tmp_path, XDG_CACHE_HOME="") == ["30 1"]
+    assert call(home, at=tmp_path, HOME=home, XDG_CACHE_HOME="relative") == ["30 1"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_off_takes_the_twins_and_imports_no_numba(tmp_path):

@@ -1,6 +1,9 @@
 """Outputs in forbidden places, among the manifest's own files or where nothing can be written; parts and locks."""
 
+import errno
+import os
 import resource
+import stat
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +30,21 @@ def halves(folder: Path) -> Path:
     frame[:9].to_parquet(folder / "a.parquet")
     frame[9:].to_parquet(folder / "b.parquet")
     return folder
+
+
+def test_a_file_system_that_cannot_sync_folders_is_written_to(monkeypatch, cache, out):
+    sync, folders = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            folders.append(descriptor)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    summary = batchverify.score(FACES, out, cache=cache, quiet=True)
+    assert folders and summary.to_arrow().num_rows == summary.rows
+    assert not Path(f"{out}.job").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Locations: parsing of paths and URIs, atomic writes, and a real S3 API on localhost."""
 
+import errno
 import os
 import resource
 import socket
 import threading
 import uuid
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ from s3_server import s3_options, s3_server
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
 from batchverify.records import Limits, Reason
-from batchverify.storage.location import Location, publish, scheme_of
+from batchverify.storage.location import Location, publish, scheme_of, sync_folder
 
 OPTIONS = "?endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
 
@@ -72,6 +74,35 @@ def test_relative_paths_start_here(tmp_path, monkeypatch):
     assert Location.parse(tmp_path / "b") == Location(str(tmp_path / "b"))
     assert Location.parse("~/b") == Location("/home/someone/b")
     assert Location.parse(".") == Location(str(tmp_path))
+    assert Location.parse("~nobody-of-this-name/b") == Location(str(tmp_path / "~nobody-of-this-name" / "b"))
+
+
+@pytest.mark.parametrize("home", [None, "relative"])
+def test_without_a_home_folder_no_folder_here_takes_its_place(monkeypatch, home):
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_123)
+    monkeypatch.setenv("HOME", home or "")
+    if home is None:
+        monkeypatch.delenv("HOME")
+    for text in ("~", "~/b"):
+        with pytest.raises(UsageError, match=f"^{text}: user id 4000000123 has no home folder"):
+            Location.parse(text)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_error_but_a_broken_disk_is(monkeypatch, tmp_path):
+    # Linux has folders of that kind: nothing in /proc is on a disk.
+    folder = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(folder)
+    os.close(folder)
+    sync_folder(Path("/proc"))
+    sync_folder(tmp_path)
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
