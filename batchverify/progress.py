@@ -1,11 +1,11 @@
-"""Progress of a run: the progress line and the seconds of its stages."""
+"""Progress of a run: the progress line, messages on stderr, and the seconds of its stages."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from shutil import get_terminal_size
 from typing import Protocol, TextIO
@@ -87,8 +87,7 @@ class Progress:
 
     def show(self) -> None:
         """Draw the line if enough time has passed since it was last drawn."""
-        stream = self.stream or sys.stderr
-        terminal = stream.isatty()
+        terminal = is_terminal(self.stream)
         now = time.monotonic()
         if self._first is None and self.embedded:
             # The rate counts from the first embedded chunk: start-up time says nothing about the time left.
@@ -99,25 +98,22 @@ class Progress:
         line = self._line(now)
         if terminal:
             line = line[: get_terminal_size().columns - 1]
-            stream.write("\r" + line.ljust(self._width))
+            tell("\r" + line.ljust(self._width), self.stream)
             self._width = len(line)
         else:
-            stream.write(line + "\n")
-        stream.flush()
+            tell(line + "\n", self.stream)
 
     def clear(self) -> None:
         """Erase the line from the terminal."""
         if self._width:
-            stream = self.stream or sys.stderr
-            stream.write("\r" + " " * self._width + "\r")
-            stream.flush()
+            tell("\r" + " " * self._width + "\r", self.stream)
             self._width = 0
 
     def say(self, text: str) -> None:
         """Print a message on its own line, above the progress line."""
         if not self.quiet:
             self.clear()
-            (self.stream or sys.stderr).write(text + "\n")
+            tell(text + "\n", self.stream)
 
     def _line(self, now: float) -> str:
         if self.rows:
@@ -133,14 +129,33 @@ class Progress:
         return line
 
 
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Write to a stream, by default stderr. Where nobody can read it, it is dropped: no run ends for that.
+
+    Daemons and services have no stderr, terminals hang up, the readers of pipes end, and log disks fill.
+    """
+    stream = stream or sys.stderr
+    if stream is not None:
+        with suppress(OSError, ValueError):
+            stream.write(text)
+            stream.flush()
+
+
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Whether a stream, by default stderr, is a terminal. Objects in the place of stderr may lack the method."""
+    try:
+        return (stream or sys.stderr).isatty()
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
 def show_download(done: int, total: int | None) -> None:
     """Show the progress of a download on stderr: continuously on a terminal, otherwise once at the end."""
     finished = done == total
-    if not (sys.stderr.isatty() or finished):
+    if not (is_terminal() or finished):
         return
     share = f"{done / total:4.0%} of {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
-    sys.stderr.write(f"\rdownloading weights: {share}" + ("\n" if finished else ""))
-    sys.stderr.flush()
+    tell(f"\rdownloading weights: {share}" + ("\n" if finished else ""))
 
 
 def duration(seconds: float) -> str:

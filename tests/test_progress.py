@@ -1,10 +1,13 @@
 """The progress line: one line on a terminal, plain lines elsewhere, and the time left."""
 
 import io
+import sys
 import time
 from typing import Any
 
-from batchverify.progress import Progress, duration, show_download
+import pytest
+
+from batchverify.progress import Progress, duration, is_terminal, show_download, tell
 
 
 class Terminal(io.StringIO):
@@ -86,3 +89,43 @@ def test_a_download_is_reported_once_without_a_terminal(capsys):
     for done in (0, 50_000_000, 100_000_000):
         show_download(done, 100_000_000)
     assert capsys.readouterr().err == "\rdownloading weights: 100% of 100 MB\n"
+
+
+class Unread(io.StringIO):
+    """What is left of a pipe whose reader has ended, or of a terminal that has hung up."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+class Bare:
+    """What programs put in the place of stderr: no more than a method to write."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [None, Unread(), closed(), Bare()])
+def test_a_run_goes_on_where_nobody_can_read_what_it_says(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    shown = eager(total=10, cached=4)
+    shown.show()
+    shown.say("a message")
+    shown.clear()
+    show_download(5, 5)
+    tell("text")
+    assert not is_terminal()
+    if isinstance(stream, Bare):
+        assert stream.text.startswith("images 4/10") and stream.text.endswith("text")

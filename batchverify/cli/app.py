@@ -25,12 +25,13 @@ from batchverify.cli.options import (
     threshold_options,
     together,
 )
-from batchverify.cli.output import INTERRUPTED, reporting, set_up
+from batchverify.cli.output import INTERRUPTED, drop_unread, open_streams, reporting, set_up
 from batchverify.cli.prepare import prepare
 from batchverify.cli.submit import submit
 from batchverify.cli.train import train
 from batchverify.errors import BatchverifyError, HungError
 from batchverify.options import EmbedOptions, ScoreOptions
+from batchverify.progress import tell
 from batchverify.version import __version__
 
 # Key of the context's `meta`: how to resume the command after Ctrl-C.
@@ -44,18 +45,26 @@ class Group(click.Group):
         """In the order of definition."""
         return list(self.commands)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line, whatever became of the standard streams."""
+        open_streams()
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            drop_unread()
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; the only place that catches `BatchverifyError`."""
         try:
             return super().invoke(ctx)
         except BatchverifyError as exc:
-            click.echo(f"batchverify: {exc}", err=True)
+            tell(f"batchverify: {exc}\n")
             if isinstance(exc, HungError):
                 os._exit(exc.exit_code)
             ctx.exit(exc.exit_code)
         except KeyboardInterrupt:
             hint = ctx.meta.get(RESUME_HINT, "run the same command to finish the rest")
-            click.echo(f"batchverify: interrupted; finished work is kept, {hint}", err=True)
+            tell(f"batchverify: interrupted; finished work is kept, {hint}\n")
             ctx.exit(INTERRUPTED)
 
 

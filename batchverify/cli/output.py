@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 import click
 
 from batchverify.errors import NothingScoredError
+from batchverify.progress import tell
 
 # The exit code after Ctrl-C.
 INTERRUPTED = 130
+
+
+def open_streams() -> None:
+    """Open stdin, stdout and stderr on /dev/null where they are closed, as daemons and cron lines leave them.
+
+    Otherwise the next file, perhaps an output, is opened under their number, and what a library prints goes into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free. Ray's processes inherit it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf8"))  # noqa: SIM115  until the end
+
+
+def drop_unread() -> None:
+    """Point stderr to /dev/null if nobody reads it any more: Python would end with exit code 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def set_up(verbose: bool) -> None:
@@ -56,4 +83,4 @@ def reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
 def _show_table(lines: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        click.echo(f"{name.ljust(width)}  {value}", err=True)
+        tell(f"{name.ljust(width)}  {value}\n")

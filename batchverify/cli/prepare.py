@@ -10,6 +10,7 @@ import click
 
 from batchverify.cli.options import json_option, seed_option, together
 from batchverify.manifest.prepare import DEFAULT_PAIRS, Prepared, prepare_folders, prepare_lfw
+from batchverify.progress import tell
 
 _output_option = click.option(
     "-o",
@@ -35,7 +36,7 @@ def lfw(root: Path, output: Path, seed: int, as_json: bool) -> None:
     ROOT is the folder of the data set. Writes train.csv, dev.csv and test.csv of View 1, and pairs.csv of
     View 2.
     """
-    _report(prepare_lfw(root, output, seed=seed), as_json)
+    _report(prepare_lfw(_home(root), _home(output), seed=seed), as_json)
 
 
 @prepare.command()
@@ -57,7 +58,15 @@ def folders(root: Path, output: Path, seed: int, pairs: Sequence[str], as_json: 
 
     Writes train.csv, dev.csv and test.csv from the images in ROOT/PERSON. No person is in two of them.
     """
-    _report(prepare_folders(root, output, seed=seed, pairs=_split_counts(pairs)), as_json)
+    prepared = prepare_folders(_home(root), _home(output), seed=seed, pairs=_split_counts(pairs))
+    _report(prepared, as_json)
+
+
+def _home(path: Path) -> Path:
+    """The path with `~` as the home folder: shells leave it alone in `--output=~/manifests`."""
+    from batchverify.storage.location import expand_home
+
+    return Path(expand_home(str(path)))
 
 
 def _report(prepared: Prepared, as_json: bool) -> None:
@@ -69,7 +78,7 @@ def _report(prepared: Prepared, as_json: bool) -> None:
         left_out = f", {dropped:,} left out because an image is missing" if dropped else ""
         click.echo(f"{path}: {prepared.rows[name]:,} pairs{left_out}")
     for image in prepared.missing:
-        click.echo(f"missing: {image}", err=True)
+        tell(f"missing: {image}\n")
 
 
 def _split_counts(pairs: Sequence[str]) -> dict[str, int] | None:

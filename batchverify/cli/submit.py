@@ -11,6 +11,7 @@ import click
 from batchverify.cli.options import together
 from batchverify.cli.output import INTERRUPTED
 from batchverify.errors import UsageError
+from batchverify.progress import tell
 
 if TYPE_CHECKING:
     from batchverify.engine.ray.submit import JobServer, JobState
@@ -30,7 +31,10 @@ class _Printer:
     def __call__(self, text: str) -> None:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            click.echo(line, err=not (self._as_json and line.startswith("{")))
+            if self._as_json and line.startswith("{"):
+                click.echo(line)
+            else:
+                tell(line + "\n")
 
     def end(self) -> None:
         """Print a last line that has no line break."""
@@ -100,17 +104,16 @@ def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> N
     submission.runtime_env()
     server = JobServer(options["address"])
     job = server.submit(submission)
-    click.echo(f"job {job} submitted to {server.address}", err=True)
+    tell(f"job {job} submitted to {server.address}\n")
     if not options["wait"]:
         click.echo(job)
         return
     code = _follow(server, job, as_json=bool(arguments.get("as_json")))
     existing = [path for path in local if Path(path).exists()]
     if code in (2, 3) and existing:
-        click.echo(
+        tell(
             f"batchverify: paths are read on the cluster; {', '.join(existing)} exists on this machine: can the "
-            "nodes see it too?",
-            err=True,
+            "nodes see it too?\n"
         )
     ctx.exit(code)
 
@@ -151,11 +154,11 @@ def _follow(server: JobServer, job: str, *, as_json: bool) -> int:
         state = server.follow(job, printer)
     except KeyboardInterrupt:
         own = f"{Path(sys.argv[0]).name} submit --address {server.address}"
-        click.echo(f"job {job} is still running; use {own} --follow {job} or --stop {job}", err=True)
+        tell(f"job {job} is still running; use {own} --follow {job} or --stop {job}\n")
         return INTERRUPTED
     printer.end()
     if state.exit_code:
-        click.echo(_sentence(state), err=True)
+        tell(f"{_sentence(state)}\n")
     return state.exit_code or 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +15,11 @@ import numpy as np
 
 from batchverify.errors import NothingScoredError, UsageError
 from batchverify.options import TrainOptions
-from batchverify.progress import duration
+from batchverify.progress import duration, tell
 from batchverify.scoring.job import Job
 from batchverify.scoring.score import check_failed, embed_job
 from batchverify.scoring.summary import EmbedSummary
-from batchverify.storage.location import Location
+from batchverify.storage.location import Location, expand_home
 from batchverify.training.fit import FEWEST_PAIRS, FittedHead, estimator_specs, fit_head, measure_head
 from batchverify.training.network import Epoch
 from batchverify.training.pairs import (
@@ -189,8 +188,7 @@ class TrainingLog:
     def write(self, text: str) -> None:
         """Write a line to stderr unless quiet."""
         if not self._quiet:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            tell(text + "\n")
 
     def epoch(self, name: str, epoch: Epoch) -> None:
         """Log an epoch of the network called `name`."""
@@ -396,6 +394,7 @@ def _tensorboard(folder: str) -> Callable[[str], Any]:
     except ImportError as exc:
         raise UsageError("--tensorboard needs TensorBoard: pip install tensorboard") from exc
     if "://" not in folder:
+        folder = expand_home(folder)
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as exc:
