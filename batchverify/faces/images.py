@@ -32,6 +32,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _LONGEST_MESSAGE = 160
+# How often a file that changes while it is read is read.
+READS = 3
 
 
 def decoder_set() -> str:
@@ -64,6 +66,15 @@ def read_image(location: str, limits: Limits) -> bytes | Skipped:
 
 
 def _read_local(path: str, limits: Limits) -> bytes | Skipped:
+    for _ in range(READS):
+        data = _read_once(path, limits)
+        if data is not None:
+            return data
+    return _changed(path)
+
+
+def _read_once(path: str, limits: Limits) -> bytes | Skipped | None:
+    """None if the file changed meanwhile: half of an old and half of a new image may decode to a third one."""
     # Without O_NONBLOCK opening a named pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
@@ -74,7 +85,10 @@ def _read_local(path: str, limits: Limits) -> bytes | Skipped:
         if status.st_size > limits.bytes:
             return _file_too_large(path, status.st_size, limits)
         # Not past the size that was checked: the file may grow, and some files in /proc never end.
-        return file.read(status.st_size) or b""
+        data = file.read(status.st_size) or b""
+        after = os.fstat(file.fileno())
+        same = (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        return data if same and len(data) == status.st_size else None
 
 
 def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
@@ -82,7 +96,12 @@ def _read_remote(location: Location, limits: Limits) -> bytes | Skipped:
         size = file.size()
         if size > limits.bytes:
             return _file_too_large(str(location), size, limits)
-        return file.read()
+        data: bytes = file.read()
+        return data if len(data) == size else _changed(str(location))
+
+
+def _changed(name: str) -> Skipped:
+    return Skipped(Reason.UNREADABLE, f"{name}: it changed while it was read")
 
 
 def _file_too_large(name: str, size: int, limits: Limits) -> Skipped:

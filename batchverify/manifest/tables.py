@@ -86,10 +86,17 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def would_find(source: str, file: Location) -> bool:
-    """Whether a folder or glob `source` would name `file` as a manifest if the file existed."""
+    """Whether a folder or glob `source` would name `file` as a manifest if the file existed.
+
+    Raises `ManifestError` if the file system cannot be asked.
+    """
     location = Location.parse(source)
     same_store = (location.scheme, location.query) == (file.scheme, file.query)
-    if location.kind() == "file" or not same_store or not _is_manifest(file):
+    try:
+        is_file = location.kind() == "file"
+    except OSError as exc:
+        raise ManifestError(f"{source}: cannot be read: {first_line(exc)}") from exc
+    if is_file or not same_store or not _is_manifest(file):
         return False
     return file.parent == location or _fits(file.path.split("/"), location.path.split("/"))
 

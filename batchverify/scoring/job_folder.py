@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from batchverify.errors import UsageError
+from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import flattened
 from batchverify.storage.location import Location
 
@@ -53,7 +53,10 @@ class JobFolder:
         self.location = Location(f"{output.path}.job", output.scheme, output.query)
 
     def state(self) -> JobState | None:
-        """The content of `job.json`; None if there is none. Raises `UsageError` for a foreign or damaged one."""
+        """The content of `job.json`; None if there is none.
+
+        Raises `UsageError` for a foreign or damaged one, `BatchverifyError` for one that cannot be read.
+        """
         path = self.location.join(STATE)
         try:
             state = json.loads(path.read_bytes())
@@ -61,6 +64,8 @@ class JobFolder:
                 return cast(JobState, state)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as exc:
+            raise BatchverifyError(f"{path}: cannot be read: {exc}") from exc
         except (ValueError, AttributeError):
             pass
         raise UsageError(
@@ -85,7 +90,7 @@ class JobFolder:
         finally:
             try:
                 # An error here would hide that of the run. The next run removes what is left.
-                with suppress(OSError, UsageError):
+                with suppress(OSError, BatchverifyError):
                     if self.state() is None:
                         self.remove()
             finally:
@@ -113,6 +118,12 @@ class JobFolder:
             # In an object store an empty marker remains.
             with suppress(OSError):
                 self.location.filesystem.delete_dir(self.location.path)
+
+    def remove_empty(self) -> None:
+        """Remove the folder if nothing is in it, not even a lock."""
+        if self.location.is_local:
+            with suppress(OSError):
+                Path(self.location.path).rmdir()
 
     def _lock(self) -> int:
         folder = Path(self.location.path)

@@ -24,6 +24,7 @@ from batchverify.scoring.parquet import (
     FileSink,
     parse_record,
     part_files,
+    reading,
     record_text,
     run_record,
     writing,
@@ -80,8 +81,13 @@ class Output:
     def finished(self, document: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
         """The run record if this job has finished the output; None if there is work to do.
 
-        Raises `UsageError` for files of others and, without `overwrite`, for another job's rows.
+        Raises `UsageError` for files of others and, without `overwrite`, for another job's rows. `BatchverifyError`
+        if a file cannot be read.
         """
+        with reading(self.target):
+            return self._finished(document, overwrite)
+
+    def _finished(self, document: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
         record, state = self._record(), self.folder.state()
         if overwrite:
             return None
@@ -147,19 +153,25 @@ class Output:
     def clear_success(self) -> None:
         """Remove `_SUCCESS`, before a part of a finished folder is replaced."""
         success = self.target.join(SUCCESS)
-        if not self.single and success.kind() == "file":
-            success.filesystem.delete_file(success.path)
+        with writing(success):
+            if not self.single and success.kind() == "file":
+                success.filesystem.delete_file(success.path)
 
     def forget_leftovers(self, document: Mapping[str, Any]) -> None:
-        """Remove the job folder of a run that was killed between publishing and cleaning up."""
-        state = self.folder.state()
-        if state is not None and state["job"] == document:
-            # If another run holds the lock, the folder is in use.
-            with suppress(UsageError), self.folder.claimed():
-                self.folder.remove()
+        """Remove the job folder of a run that ended between publishing and cleaning up."""
+        # If another run holds the lock, the folder is in use. If it cannot be removed, the output is whole anyway.
+        with suppress(BatchverifyError, OSError):
+            state = self.folder.state()
+            if state is None:
+                self.folder.remove_empty()
+            elif state["job"] == document:
+                with self.folder.claimed():
+                    self.folder.remove()
 
     def _forget(self) -> None:
-        self.folder.remove()
+        # An error here would hide that of the run.
+        with suppress(OSError):
+            self.folder.remove()
         if self.target.is_local and not self.single:
             with suppress(OSError):
                 Path(self.target.path).rmdir()
@@ -201,8 +213,11 @@ class Output:
                 record = PartRecord.of(table, parts.token, number)
                 if record.scored == record.rows:
                     sink = parts.sink(number, table.schema.remove_metadata())
-                    sink.write(table)
-                    sink.finish(record.to_json())
+                    try:
+                        sink.write(table)
+                        sink.finish(record.to_json())
+                    finally:
+                        sink.abandon()
 
     def _join(self, parts: Parts, record: Mapping[str, Any], rows: int) -> None:
         sink: FileSink | None = None
@@ -423,14 +438,14 @@ class PartWriter:
 def footer_and_rows(file: Location) -> tuple[Mapping[str, Any], int]:
     """The record in a Parquet file's footer, of the run or the part, and the file's number of rows.
 
-    An empty record and 0 for a file that is no readable Parquet. `BatchverifyError` if an object store does not
-    answer.
+    An empty record and 0 for a file that is no Parquet or damaged. `BatchverifyError` if the operating system cannot
+    read it or an object store does not answer.
     """
     try:
         with file.filesystem.open_input_file(file.path) as source:
             footer = pq.ParquetFile(source).metadata
     except (OSError, pa.ArrowException, ValueError) as exc:
-        if is_transient(exc) or is_denied(exc):
+        if getattr(exc, "errno", None) is not None or is_transient(exc) or is_denied(exc):
             # What cannot be read now may be a finished part.
             raise BatchverifyError(f"{file}: cannot be read: {exc}") from exc
         return {}, 0

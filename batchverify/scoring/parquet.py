@@ -85,7 +85,7 @@ class FileSink:
 
     staging: folder of the same file system for the temporary file, the target's by default. short_lived: the
     file will be read once and deleted. It takes less than half of the time and is half as large again. Raises
-    `UsageError` at once if nothing can be written, `BatchverifyError` if that fails later.
+    `BatchverifyError`, at once if nothing can be written.
     """
 
     def __init__(
@@ -105,10 +105,15 @@ class FileSink:
             if self._upload is not None:
                 # A store that refuses writes is found out now and not after the work.
                 self._upload.write_bytes(b"")
-            self._writer = pq.ParquetWriter(self._temporary, schema, **_packing(schema, short_lived))
+            self._writer = pq.ParquetWriter(
+                str(self._temporary),
+                schema,
+                filesystem=Location(str(self._temporary)).filesystem,
+                **_packing(schema, short_lived),
+            )
         except OSError as exc:
             self.abandon()
-            raise UsageError(f"{target}: cannot be written: {exc}") from exc
+            raise BatchverifyError(f"{target}: could not be written: {exc}") from exc
 
     def write(self, table: pa.Table) -> None:
         """Write the next rows as one row group."""
@@ -180,6 +185,15 @@ def _packing(schema: pa.Schema, short_lived: bool) -> dict[str, Any]:
     # Numbers seldom repeat: dictionaries for them took a third of the time and made files a quarter larger.
     texts = [field.name for field in schema if is_text(field.type) or pa.types.is_dictionary(field.type)]
     return {"compression": "zstd", "use_dictionary": texts}
+
+
+@contextmanager
+def reading(source: Location) -> Iterator[None]:
+    """Raise errors of reading as `BatchverifyError`."""
+    try:
+        yield
+    except OSError as exc:
+        raise BatchverifyError(f"{source}: cannot be read: {exc}") from exc
 
 
 @contextmanager

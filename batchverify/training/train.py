@@ -17,6 +17,7 @@ from batchverify.errors import NothingScoredError, UsageError
 from batchverify.options import TrainOptions
 from batchverify.progress import duration, tell
 from batchverify.scoring.job import Job
+from batchverify.scoring.parquet import writing
 from batchverify.scoring.score import check_failed, embed_job
 from batchverify.scoring.summary import EmbedSummary
 from batchverify.storage.location import Location, expand_home
@@ -62,9 +63,10 @@ def train(
     record |= {"views": [run.to_json() for run in view_runs], "tune": trials, "seconds": seconds}
     fitted, _ = fits[0]
     head = fitted.head
-    target.write_bytes(head.to_bytes())
     record_path = target.parent.join(f"{PurePosixPath(target.path).stem}.training.json")
-    record_path.write_bytes(json.dumps(record, indent=1).encode())
+    for location, data in ((target, head.to_bytes()), (record_path, json.dumps(record, indent=1).encode())):
+        with writing(location):
+            location.write_bytes(data)
     return TrainSummary(
         recipes=[f"{scorer.algorithm}:{scorer.features}" for scorer in head.scorers],
         parameters=head.parameters,
@@ -294,13 +296,20 @@ def _target(output: str | Path) -> Location:
     target = Location.parse(os.fspath(output))
     if target.suffix != SUFFIX:
         raise UsageError(f"--output {output}: the name of a head must end in {SUFFIX}")
+    try:
+        _check_place(target, output)
+    except OSError as exc:
+        raise UsageError(f"--output {output}: cannot be written: {exc}") from exc
+    return target
+
+
+def _check_place(target: Location, output: str | Path) -> None:
     if target.is_local and not Path(target.parent.path).is_dir():
         raise UsageError(f"--output {output}: there is no folder {target.parent}")
     if target.is_local and not os.access(target.parent.path, os.W_OK):
         raise UsageError(f"--output {output}: the folder {target.parent} cannot be written to")
     if target.kind() == "folder":
         raise UsageError(f"--output {output}: this is a folder")
-    return target
 
 
 def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:

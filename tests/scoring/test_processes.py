@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from failing_benches import rows_of
 from PIL import Image
 from repository import SUPPORT
 
@@ -151,6 +152,25 @@ def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
     assert json.loads(after.stdout)["embedded"] == 0
     assert pq.read_table(outputs[0]).equals(two)
     assert verify_cache(str(tmp_path / "cache")).ok
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "folder"])
+def test_two_runs_at_once_on_one_output(manifest, tmp_path, name):
+    output = tmp_path / "out" / name
+    arguments = [*command(manifest, output, tmp_path / "cache", "local"), "--limit", "96", "-q"]
+    runs = [
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [run.communicate(timeout=120)[1] for run in runs]
+    # Who comes last is refused, or finds the output finished.
+    for run, error in zip(runs, said, strict=True):
+        assert run.returncode == 0 or (run.returncode == 2 and "another run is writing this output" in error)
+    assert 0 in [run.returncode for run in runs], said
+    assert [path.name for path in output.parent.iterdir()] == [name]
+    alone = [*command(manifest, tmp_path / name, tmp_path / "cache", "local"), "--limit", "96"]
+    subprocess.run(alone, capture_output=True, timeout=60, check=True)
+    assert rows_of(output).equals(rows_of(tmp_path / name))
 
 
 HANGING = """
