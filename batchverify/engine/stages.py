@@ -37,6 +37,10 @@ READ_BATCH = 16
 # Threads that read from object stores, almost as many as pyarrow has connections, and files they may read ahead.
 READERS = 24
 READ_AHEAD = 2 * READ_BATCH
+# What TIFFs begin with. They have keys of their own since samples of other depths and meanings were decoded to other
+# images: a cache may still hold the vectors of those.
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_READER = b"tiff reader 2:"
 
 LoadedImage = DecodedImage | Face
 
@@ -173,8 +177,8 @@ class Loader:
 
     @staticmethod
     def key(data: bytes) -> bytes:
-        """The cache key of an image: SHA-256 of its encoded bytes."""
-        return hashlib.sha256(data).digest()
+        """The cache key of an image: SHA-256 of its encoded bytes; of a TIFF with `TIFF_READER` before them."""
+        return hashlib.sha256((TIFF_READER if data.startswith(TIFF_STARTS) else b"") + data).digest()
 
     def _look_up(self, keys: list[bytes]) -> dict[bytes | None, Entry]:
         if self._cache is None:

@@ -14,6 +14,8 @@ import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from batchverify.errors import UsageError
+from batchverify.faces.depth import check_tiff, eight_bits, is_deep
+from batchverify.faces.png import SIGNATURE, without_metadata
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import Location, scheme_of
 from batchverify.storage.object_store import is_denied, retry
@@ -37,8 +39,8 @@ READS = 3
 
 
 def decoder_set() -> str:
-    """What `undecodable` depends on: another release of the decoder may read more files."""
-    return f"pillow {PIL.__version__}"
+    """What `undecodable` depends on: another release of the decoder, or of this module, may read more files."""
+    return f"pillow {PIL.__version__}, 2"
 
 
 def own_process() -> None:
@@ -113,8 +115,16 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
 
     An image whose longer side exceeds `long_side` pixels is reduced to it. The decoder first reduces a large JPEG
     (`draft`), to not less than twice `long_side`. Transparency becomes white, 16-bit values are scaled to 8 bits, and
-    only the first of several frames is used. Raises `MemoryError`, for which the image alone is not to blame.
+    only the first of several frames is used. Samples that would not come out as they are meant make an image
+    `undecodable`. Raises `MemoryError`, for which the image alone is not to blame.
     """
+    decoded = _decode(data, limits, long_side)
+    if isinstance(decoded, Skipped) and decoded.reason is Reason.UNDECODABLE and data.startswith(SIGNATURE):
+        return _decode(without_metadata(data), limits, long_side)
+    return decoded
+
+
+def _decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skipped:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         original = image.size
@@ -124,6 +134,8 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
             return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
         # The smallest size that the decoder may reduce a JPEG to.
         factor = min(2 * long_side / max(original), 1)
+        if image.format == "TIFF":
+            check_tiff(image.tag_v2)  # type: ignore[attr-defined]
         image.draft("RGB", (max(1, int(original[0] * factor)), max(1, int(original[1] * factor))))
         image.load()
         orientation = _orientation(image)
@@ -166,24 +178,13 @@ def _orientation(image: Image.Image) -> object:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _from_high_depth(image)
+    if is_deep(image):
+        return eight_bits(image).convert("RGB")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_high_depth(image: Image.Image) -> Image.Image:
-    """Convert greys of 16 and 32 bits: values above 255 count as 16-bit, floats in 0..1 as fractions of white."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    peak = values.max(initial=0)
-    if image.mode.startswith("I;16") or peak > 255:
-        values /= np.float32(257)
-    elif image.mode == "F" and peak <= 1:
-        values *= np.float32(255)
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def shrink(image: Image.Image, long_side: int) -> Image.Image:
