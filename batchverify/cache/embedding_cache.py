@@ -251,7 +251,13 @@ class EmbeddingCache:
             # The store failed: that says nothing about the segment.
             raise self._unusable(exc) from exc
         self.bad_segments.add(str(location))
-        log.warning("%s: damaged cache segment skipped, its images are embedded again: %s", location, exc)
+        is_damaged = getattr(exc, "errno", None) is None
+        log.warning(
+            "%s: %s cache segment skipped, its images are embedded again: %s",
+            location,
+            "damaged" if is_damaged else "unreadable",
+            exc,
+        )
 
     def _unusable(self, exc: OSError) -> ArtifactError:
         return ArtifactError(

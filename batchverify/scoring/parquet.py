@@ -101,6 +101,7 @@ class FileSink:
         self._temporary = Path(folder.path if target.is_local else gettempdir()) / name
         self._upload = None if target.is_local else folder.join(name)
         self._writer: pq.ParquetWriter | None = None
+        self._short_lived = short_lived
         try:
             if self._upload is not None:
                 # A store that refuses writes is found out now and not after the work.
@@ -139,6 +140,8 @@ class FileSink:
             upload = self._upload
             retry(lambda: self._send(upload))
         except OSError as exc:
+            if self._short_lived:
+                raise
             # The work is kept if the upload fails, for instance because a store refuses to move more than 5 GB.
             kept = self._temporary.rename(
                 self._temporary.with_name(f"{uuid.uuid4().hex[:8]}-{self._target.name}")

@@ -166,6 +166,8 @@ def test_outputs_that_may_not_be_read_or_written_are_not_taken_for_others(
     open_folder: Path, name: str
 ) -> None:
     bench = ScoreBench(open_folder, name)
+    # What is imported now need not be readable for others.
+    finish(bench, bench.place())
     place = bench.place()
     writable(place / "cache")
     place.joinpath("out").mkdir(mode=0o755)
@@ -185,6 +187,7 @@ def test_outputs_that_may_not_be_read_or_written_are_not_taken_for_others(
 
 def test_images_that_may_not_be_read_are_rows(open_folder: Path) -> None:
     bench = ScoreBench(open_folder, "one.parquet")
+    finish(bench, bench.place())
     place = bench.place()
     writable(place)
     image = open_folder / "in" / "0_0.png"

@@ -415,7 +415,8 @@ def _fail_one_call(
         problems += [] if same else ["another outcome with exit code 0"]
     # Who cannot remove a file cannot help leaving it.
     cannot = name in ("unlink", "remove", "rmdir", "delete") or fault == "outage"
-    left = [] if cannot else [each for each in bench.leftovers(place) if each.endswith(".tmp")]
+    found = [] if cannot else bench.leftovers(place)
+    left = [each for each in found if each.endswith(".tmp") or result.exit_code == 0]
     problems += [f"left {left}"] if left else []
     if leaked := _open_files(str(place)):
         problems.append(f"still open: {leaked}")
