@@ -14,7 +14,14 @@ Errors of other libraries are converted to these in one place per library, with 
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+# User and password of a URI, and the values of its options.
+_USER = re.compile(r"(?<=://)[^/?#]*@")
+_VALUES = re.compile(r"([?&#][^=&?#\s/]{1,64}=)[^&\s]+")
+# Schemes whose URIs may name a user or a key; those of Azure have an "@" of their own.
+_OPEN = re.compile(r"\b(?:abfss?|az)://", re.IGNORECASE)
 
 
 class BatchverifyError(Exception):
@@ -57,6 +64,13 @@ class NothingScoredError(BatchverifyError):
     def __init__(self, message: str, summary: Any = None) -> None:
         super().__init__(message)
         self.summary = summary
+
+
+def redacted(uri: str) -> str:
+    """A URI as a message may show it: without user name and password, and without the values of its options."""
+    if "://" not in uri:
+        return uri
+    return _VALUES.sub(r"\1…", uri if _OPEN.match(uri) else _USER.sub("…@", uri))
 
 
 def first_line(exc: BaseException) -> str:

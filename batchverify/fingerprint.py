@@ -22,6 +22,7 @@ TTA = ("none", "flip")
 # The fixed crop: left, top, right, bottom, as fractions of the image. It fits LFW's deep-funnelled images.
 CENTER = (0.24, 0.192, 0.76, 0.82)
 DEFAULT_MARGIN = 44
+MOST_MARGIN = 120
 # Larger images are reduced to this many pixels on their longer side before the crop is taken.
 WORKING_SIDE = {"detect": 4096, "center": 1024, "none": 640}
 # Faces are detected in a copy whose longer side has at most this many pixels, and cut from the larger image.
@@ -59,9 +60,9 @@ class EmbeddingSettings:
         if self.min_face is not None and not least <= self.min_face <= most:
             raise UsageError(f"min_face must lie between {least} and {most} pixels, got {self.min_face}")
         # 44.0 would give another document than 44, and so another cache.
-        if not isinstance(self.margin, int) or not 0 <= self.margin <= 120:
+        if not isinstance(self.margin, int) or not 0 <= self.margin <= MOST_MARGIN:
             raise UsageError(
-                f"margin must be a whole number between 0 and 120 of 160 pixels, got {self.margin!r}"
+                f"margin must be a whole number between 0 and {MOST_MARGIN} of 160 pixels, got {self.margin!r}"
             )
 
     @property

@@ -37,6 +37,7 @@ class EmbedOptions:
     column_a: str = "image_a"
     column_b: str = "image_b"
     image_root: str | None = None
+    follow_symlinks: bool = False
     backbone: str = "vggface2"
     weights: str | None = None
     crop: str = "detect"
@@ -196,6 +197,7 @@ class EvaluateOptions:
     seed: int = 0
     examples: int = 12
     image_root: str | None = None
+    follow_symlinks: bool = False
     cache: str | None = None
     no_images: bool = False
     export_worst: tuple[int, str] | None = None

@@ -17,6 +17,7 @@ from batchverify.cache.segment import (
     DIMENSION,
     Entry,
     Provenance,
+    check_entries,
     failure_schema,
     failure_table,
     read_rows,
@@ -27,6 +28,7 @@ from batchverify.cache.segment import (
     vector_table,
     write_segment,
 )
+from batchverify.documents import MOST_METADATA
 from batchverify.errors import ArtifactError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.records import CACHED_REASONS, Skipped
@@ -209,7 +211,9 @@ class EmbeddingCache:
         if str(location) in self.bad_segments:
             return []
         try:
-            return read_rows(location, self.fingerprint.id, self._dimension, rows)
+            entries = read_rows(location, self.fingerprint.id, self._dimension, rows)
+            check_entries(entries)
+            return entries
         except FileNotFoundError:
             if skip_absent:
                 return []
@@ -268,7 +272,7 @@ class EmbeddingCache:
         document = self.folder.join("fingerprint.json")
         if document.kind() == "absent":
             document.write_bytes(self.fingerprint.canonical.encode(), staging=self.folder.join("tmp"))
-        elif document.read_bytes().decode(errors="replace") != self.fingerprint.canonical:
+        elif document.read_bytes(MOST_METADATA).decode(errors="replace") != self.fingerprint.canonical:
             raise ArtifactError(f"{document}: does not match the name of its folder; move the folder away")
 
     def _remove_stale_files(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ from batchverify.cache.segment import (
     DAMAGE,
     DIMENSION,
     SegmentName,
+    bad_norm,
     failure_schema,
     read_segment,
     short_keys,
@@ -29,13 +29,12 @@ from batchverify.cache.segment import (
     vector_column,
     vector_schema,
 )
+from batchverify.documents import MOST_METADATA, read_document
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.storage.location import Location, publish
 
 QUARANTINE = "quarantine"
-# float16 changes a norm by less than 0.001.
-NORM_TOLERANCE = 0.01
 _ID = re.compile(r"^[0-9a-f]{32}$")
 
 
@@ -223,7 +222,7 @@ def _folder(location: Location) -> _Folder:
 def _document(location: Location) -> tuple[Mapping[str, Any] | None, str]:
     """The content of a folder's `fingerprint.json`, and what is wrong with it."""
     try:
-        document = json.loads(location.join("fingerprint.json").read_bytes())
+        document = read_document(location.join("fingerprint.json").read_bytes(MOST_METADATA))
         if not isinstance(document, dict) or EmbeddingFingerprint(document).id != location.name:
             raise ValueError("does not match the name of its folder")
     except FileNotFoundError:
@@ -303,12 +302,8 @@ def _bad_segments(folder: _Folder) -> Iterator[tuple[_Segment, Exception]]:
 def _bad_norm(table: pa.Table) -> ValueError | None:
     if "embedding" not in table.column_names or not table.num_rows:
         return None
-    norms = np.linalg.norm(vector_column(table).astype(np.float32), axis=1)
-    # Negated so that a NaN counts as bad.
-    bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
-    if not len(bad):
-        return None
-    return ValueError(f"row {bad[0]}: the vector's norm is {norms[bad[0]]:.4g}, not 1 ({len(bad)} such rows)")
+    problem = bad_norm(vector_column(table))
+    return ValueError(problem) if problem else None
 
 
 def _system_error(exc: Exception) -> str:

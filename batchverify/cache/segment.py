@@ -17,12 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchverify.documents import read_document
 from batchverify.records import CACHED_REASONS, Reason, Skipped
 from batchverify.storage.location import Location
 
 METADATA_KEY = b"batchverify"
 DIMENSION = 512
 ROW_GROUP = 256
+# The most rows that a row group of a segment may have, sixteen times as many as ours: it is read as a whole.
+MOST_GROUP = 4096
+# float16 changes a norm by less than 0.001.
+NORM_TOLERANCE = 0.01
+# Characters of a failure's message that are kept.
+MOST_MESSAGE = 1000
 # What reading a damaged file raises. FileNotFoundError, an OSError, is no damage: callers catch it first.
 DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)
 # Row groups that a process keeps decoded, 0.3 MB each: keys in an order other than that of writing cost one
@@ -152,7 +159,7 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
     with location.filesystem.open_input_file(location.path) as source:
         footer = pq.read_metadata(source)
     file_schema = footer.schema.to_arrow_schema()
-    metadata = json.loads((file_schema.metadata or {}).get(METADATA_KEY, b"null"))
+    metadata = read_document((file_schema.metadata or {}).get(METADATA_KEY, b"null"))
     if not isinstance(metadata, dict):
         raise ValueError("not a segment of this cache: its footer states no fingerprint")
     if metadata.get("fingerprint") != fingerprint:
@@ -161,6 +168,9 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
     counts = {footer.num_rows, sum(_group_sizes(footer))}
     if name is None or counts != {name.rows}:
         raise ValueError(f"has {min(counts)} rows, which its name does not state")
+    # Metadata of columns would tell more, but pyarrow ends the process where they are damaged.
+    if max(_group_sizes(footer), default=0) > MOST_GROUP:
+        raise ValueError(f"has a row group of more than {MOST_GROUP:,} rows")
     for field in schema:
         index = file_schema.get_field_index(field.name)
         if index < 0:
@@ -255,6 +265,23 @@ class _Rows:
         )
 
 
+def check_entries(entries: Sequence[Entry]) -> None:
+    """Raise `ValueError` for entries with vectors or boxes that no embedder made."""
+    vectors = [entry.vector for entry in entries if entry.vector is not None]
+    problem = bad_norm(np.stack(vectors)) if vectors else None
+    if problem or not np.isfinite([entry.box for entry in entries]).all():
+        raise ValueError(problem or "a box holds values that are not finite")
+
+
+def bad_norm(vectors: np.ndarray) -> str | None:
+    """What is wrong with (N, D) vectors that should have length 1; NaN and infinities are wrong too."""
+    norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
+    if not len(bad):
+        return None
+    return f"row {bad[0]}: the vector's norm is {norms[bad[0]]:.4g}, not 1 ({len(bad)} such rows)"
+
+
 def table_failures(table: pa.Table) -> dict[bytes, Skipped]:
     """The rows of a `fail/` table by key; of equal keys the last row counts.
 
@@ -263,7 +290,11 @@ def table_failures(table: pa.Table) -> dict[bytes, Skipped]:
     names = ("key", "reason", "message", "depends")
     rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
     known = {reason.value for reason in CACHED_REASONS}
-    return {key: Skipped(Reason(reason), *rest) for key, reason, *rest in rows if reason in known}
+    return {
+        key: Skipped(Reason(reason), message[:MOST_MESSAGE], depends[:MOST_MESSAGE])
+        for key, reason, message, depends in rows
+        if reason in known
+    }
 
 
 def key_bytes(table: pa.Table) -> bytes:

@@ -25,7 +25,15 @@ from batchverify.cli.options import (
     threshold_options,
     together,
 )
-from batchverify.cli.output import INTERRUPTED, drop_unread, open_streams, reporting, set_up
+from batchverify.cli.output import (
+    INTERRUPTED,
+    drop_unread,
+    open_streams,
+    reporting,
+    set_up,
+    show,
+    show_result,
+)
 from batchverify.cli.prepare import prepare
 from batchverify.cli.submit import submit
 from batchverify.cli.train import train
@@ -58,7 +66,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except BatchverifyError as exc:
-            tell(f"batchverify: {exc}\n")
+            show(f"batchverify: {exc}", err=True)
             if isinstance(exc, HungError):
                 os._exit(exc.exit_code)
             ctx.exit(exc.exit_code)
@@ -141,7 +149,7 @@ def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
     from batchverify.scoring.predict import predict as run
 
     prediction = run(image_a, image_b, ScoreOptions(**options))
-    click.echo(json.dumps(prediction.to_json()) if as_json else prediction.sentence())
+    show_result(prediction, prediction.sentence(), as_json)
     prediction.require()
 
 
@@ -161,11 +169,10 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
     from batchverify.manifest.manifest import Columns, Manifest
 
     columns = Columns(options["column_a"], options["column_b"])
-    opened = Manifest.open(
-        manifest, columns=columns, image_root=options["image_root"], limit=options["limit"]
-    )
+    chosen = {name: options[name] for name in ("image_root", "follow_symlinks", "limit")}
+    opened = Manifest.open(manifest, columns=columns, **chosen)
     report = check_manifest(opened, every=every)
-    click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
+    show_result(report, "\n".join(report.lines()), as_json)
     if not report.ok:
         raise click.exceptions.Exit(1)
 

@@ -7,6 +7,7 @@ import json
 import click
 
 from batchverify.cli.options import cache_option, json_option, together
+from batchverify.cli.output import show, show_result
 from batchverify.options import default_cache_root
 
 
@@ -28,7 +29,7 @@ def info(cache: str | None, as_json: bool) -> None:
         return
     click.echo(f"{root}: {len(entries)} fingerprints")
     for entry in entries:
-        click.echo("\n".join(entry.lines()))
+        show("\n".join(entry.lines()))
 
 
 @cache.command()
@@ -44,6 +45,6 @@ def verify(cache: str | None, quarantine: bool, as_json: bool) -> None:
     from batchverify.cache.maintenance import verify_cache
 
     report = verify_cache(cache or default_cache_root(), quarantine=quarantine)
-    click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
+    show_result(report, "\n".join(report.lines()), as_json)
     if not report.ok:
         raise click.exceptions.Exit(1)

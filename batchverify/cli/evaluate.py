@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli.options import json_option, option, seed_option, together
+from batchverify.cli.options import follow_symlinks_option, json_option, option, seed_option, together
 from batchverify.cli.output import reporting, set_up
 from batchverify.options import EvaluateOptions
 
@@ -34,6 +34,7 @@ _options = together(
         metavar="DIR",
         help="Folder or URI that relative image paths start from. Default: from the run record.",
     ),
+    follow_symlinks_option,
     click.option(
         "--cache",
         metavar="URI",

@@ -57,6 +57,11 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+follow_symlinks_option = option(
+    "--follow-symlinks",
+    "Also read images that symbolic links inside --image-root lead to outside of it.",
+    is_flag=True,
+)
 manifest_options = together(
     option(
         "--image-root",
@@ -64,6 +69,7 @@ manifest_options = together(
         "manifest's folder.",
         "DIR",
     ),
+    follow_symlinks_option,
     option("--column-a", "Column with the first image of a pair.", "NAME"),
     option("--column-b", "Column with the second image of a pair.", "NAME"),
     option("--limit", "Read only the first N rows.", "N"),

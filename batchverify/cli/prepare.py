@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from batchverify.cli.options import json_option, seed_option, together
+from batchverify.cli.output import show
 from batchverify.manifest.prepare import DEFAULT_PAIRS, Prepared, prepare_folders, prepare_lfw
-from batchverify.progress import tell
 
 _output_option = click.option(
     "-o",
@@ -76,9 +76,9 @@ def _report(prepared: Prepared, as_json: bool) -> None:
     for name, path in prepared.manifests.items():
         dropped = prepared.dropped.get(name, 0)
         left_out = f", {dropped:,} left out because an image is missing" if dropped else ""
-        click.echo(f"{path}: {prepared.rows[name]:,} pairs{left_out}")
+        show(f"{path}: {prepared.rows[name]:,} pairs{left_out}")
     for image in prepared.missing:
-        tell(f"missing: {image}\n")
+        show(f"missing: {image}", err=True)
 
 
 def _split_counts(pairs: Sequence[str]) -> dict[str, int] | None:

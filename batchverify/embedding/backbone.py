@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.documents import read_document
 from batchverify.embedding.download import PUBLISHED, find_weights, locate_weights
 from batchverify.embedding.inception import ARCHITECTURE
 from batchverify.errors import ArtifactError, UsageError
@@ -21,6 +22,9 @@ PACKAGED_FILE = "vggface2-int8.safetensors"
 METADATA_KEY = "batchverify"
 RANGES_KEY = "activation_ranges"
 SCALE_SUFFIX = ".scale"
+
+# Values of all tensors of a weights file: 1 GiB as float32, nine times as many as the network has.
+MOST_VALUES = 1 << 28
 
 Tensors = dict[str, np.ndarray]
 
@@ -192,7 +196,7 @@ def stored_ranges(path: Path) -> dict[str, float]:
         return {}
     try:
         ranges = {str(name): float(value) for name, value in _metadata(path).get(RANGES_KEY, {}).items()}
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError) as exc:
         raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
     for name, value in ranges.items():
         if not 0 < value < np.inf:
@@ -205,7 +209,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        metadata: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+        metadata: dict[str, Any] = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
     return metadata
 
 
@@ -231,6 +235,7 @@ def _read_safetensors(path: Path) -> Tensors:
     from safetensors.numpy import load_file
 
     try:
+        _require_fits(path, path.stat().st_size // 4)
         return load_file(path)
     except (SafetensorError, OSError) as exc:
         raise ArtifactError(f"{path}: not a safetensors file: {exc}") from exc
@@ -247,11 +252,34 @@ def _read_state_dict(path: Path) -> Tensors:
     # What torch raises for files of other kinds and for truncated or overwritten ones.
     damaged = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError)
     try:
+        _require_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        # A tensor may show a few numbers of its file many times over.
+        _require_fits(path, sum(tensor.numel() for tensor in state.values()))
+        if any(tensor.is_complex() for tensor in state.values()):
+            raise ArtifactError(f"{path}: holds complex numbers; use float32")
         return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
+    except ArtifactError:
+        raise
     except OSError as exc:
         raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
     except (*damaged, AttributeError, AssertionError, struct.error) as exc:
         raise ArtifactError(
             f"{path}: damaged, or not a torch state dict (only tensors by name; pickled code is not run)"
         ) from exc
+
+
+def _require_stored(path: Path) -> None:
+    """Raise `ArtifactError` for a compressed zip file: torch writes none, and it could fill the memory."""
+    import zipfile
+
+    # torch says what is wrong with a damaged one.
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ArtifactError(f"{path}: a compressed file, which torch does not write; save it again")
+
+
+def _require_fits(path: Path, values: int) -> None:
+    """Raise `ArtifactError` for more values than a backbone has."""
+    if values > MOST_VALUES:
+        raise ArtifactError(f"{path}: {values:,} values, the limit is {MOST_VALUES:,}")

@@ -10,8 +10,9 @@ The search goes in this order:
 4. facenet-pytorch's release, which is downloaded into that cache. `$BATCHVERIFY_WEIGHTS_URL` names a mirror to use
    instead: an http, https or file address of a folder that holds the files under their published names.
 
-facenet-pytorch publishes no checksums. A download must have the announced size and one of torch's file formats. The
-fingerprint that `batchverify backbones` prints tells whether the tensors are the known ones.
+A download must have the announced size, one of torch's file formats and the SHA-256 in `PUBLISHED`, from a mirror
+too. A file that is already on this machine is taken as it is: it may be saved anew, and the fingerprint that
+`batchverify backbones` prints tells whether its tensors are the known ones.
 An environment variable that is set but empty counts as not set.
 """
 
@@ -45,10 +46,11 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Published:
-    """A published weights file."""
+    """A published weights file. sha256: of the file, in hex; empty if it is not known."""
 
     name: str
     url: str
+    sha256: str = ""
 
     @property
     def file_name(self) -> str:
@@ -56,9 +58,18 @@ class Published:
         return self.url.rpartition("/")[2]
 
 
+# The publisher states no digests. These are those that other projects have pinned for the same addresses.
 PUBLISHED = {
-    "vggface2-float": Published("vggface2-float", f"{RELEASE}/20180402-114759-vggface2.pt"),
-    "casia-webface": Published("casia-webface", f"{RELEASE}/20180408-102900-casia-webface.pt"),
+    "vggface2-float": Published(
+        "vggface2-float",
+        f"{RELEASE}/20180402-114759-vggface2.pt",
+        "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
+    ),
+    "casia-webface": Published(
+        "casia-webface",
+        f"{RELEASE}/20180408-102900-casia-webface.pt",
+        "7a67afdbbc995fce5e10128675e318799a70698c2f433ba75dd7eb9a2f096e7d",
+    ),
 }
 
 
@@ -114,7 +125,7 @@ def fetch_weights(
     target = folder / published.file_name
     try:
         if not target.is_file():
-            _store(_address(published), target, progress, timeout)
+            _store(_address(published), published.sha256, target, progress, timeout)
     except _AttemptError as exc:
         raise DownloadError(_advice(published, folder, f"download failed: {exc}")) from exc
     except OSError as exc:
@@ -162,7 +173,7 @@ def _advice(published: Published, folder: Path, reason: str) -> str:
     )
 
 
-def _store(url: str, target: Path, progress: Progress | None, timeout: float) -> None:
+def _store(url: str, sha256: str, target: Path, progress: Progress | None, timeout: float) -> None:
     """Download to a file beside `target`, check it, and move it into place; leave nothing else behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
@@ -172,6 +183,7 @@ def _store(url: str, target: Path, progress: Progress | None, timeout: float) ->
             file.flush()
             os.fsync(file.fileno())
         _check_format(part)
+        _check_digest(part, sha256)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -271,6 +283,20 @@ class _Download:
                 self.progress(done, self.total)
         if self.total is not None and done < self.total:
             raise _AttemptError(f"the body ended after {done} of {self.total} bytes")
+
+
+def _check_digest(part: Path, expected: str) -> None:
+    """Require the published bytes, whoever sent them."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with part.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if expected and digest.hexdigest() != expected:
+        raise _AttemptError(
+            f"another file than the published one: SHA-256 {digest.hexdigest()}, not {expected}"
+        )
 
 
 def _check_format(part: Path) -> None:

@@ -22,6 +22,7 @@ from batchverify.process import peak_memory
 from batchverify.progress import Stopwatch
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.runtime.compute_path import ComputePath
+from batchverify.storage.fence import Fence
 from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:
@@ -47,13 +48,18 @@ LoadedImage = DecodedImage | Face
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """The settings of loading. cache: its root, or None. pixel_budget: see `PIXEL_BUDGET`."""
+    """The settings of loading.
+
+    cache: its root, or None. fence: the folder that local images must lie in, or None. pixel_budget: see
+    `PIXEL_BUDGET`.
+    """
 
     settings: EmbeddingSettings
     fingerprint: EmbeddingFingerprint
     limits: Limits = field(default_factory=Limits)
     cache: str | None = None
     retry_failed: bool = False
+    fence: str | None = None
     pixel_budget: int = PIXEL_BUDGET
 
 
@@ -103,6 +109,7 @@ class Loader:
 
     def __init__(self, plan: LoadPlan, index: KeyIndex | None) -> None:
         self.plan = plan
+        self._fence = Fence(plan.fence) if plan.fence is not None else None
         self._cache = (
             EmbeddingCache(plan.cache, plan.fingerprint, index=index) if plan.cache is not None else None
         )
@@ -136,7 +143,7 @@ class Loader:
             for start in range(0, len(image_paths), READ_BATCH):
                 with watch.stage("read"):
                     paths = image_paths[start : start + READ_BATCH]
-                    batch = [read_image(path, self.plan.limits) for path in paths]
+                    batch = [read_image(path, self.plan.limits, self._fence) for path in paths]
                 yield batch
             return
         pool = ThreadPoolExecutor(READERS, "read")
@@ -144,7 +151,7 @@ class Loader:
         try:
             while waiting or ahead:
                 while waiting and len(ahead) < max(READ_BATCH, min(READ_AHEAD, room())):
-                    ahead.append(pool.submit(read_image, waiting.popleft(), self.plan.limits))
+                    ahead.append(pool.submit(read_image, waiting.popleft(), self.plan.limits, self._fence))
                 with watch.stage("read"):
                     batch = [ahead.popleft().result() for _ in range(min(READ_BATCH, len(ahead)))]
                 yield batch

@@ -201,7 +201,9 @@ def _page(judged: Judged, options: EvaluateOptions) -> str:
 
 
 def _source(scores: Scores, options: EvaluateOptions) -> ImageSource:
-    return ImageSource.of(scores.file.record, options.image_root, options.cache)
+    return ImageSource.of(
+        scores.file.record, options.image_root, options.cache, follow_symlinks=options.follow_symlinks
+    )
 
 
 def _plots(judged: Judged) -> dict[str, Any]:

@@ -231,8 +231,9 @@ class ScoreFile:
     @property
     def sides(self) -> tuple[str, str]:
         """The names of the two columns of image paths."""
-        options = self.record.get("options", {})
-        return options.get("column_a", "image_a"), options.get("column_b", "image_b")
+        options = self.record.get("options") or {}
+        a, b = (options.get(f"column_{side}", f"image_{side}") for side in "ab")
+        return str(a), str(b)
 
     def column(self, name: str, *, dictionary: bool = False) -> pa.ChunkedArray:
         """A whole column. dictionary: texts dictionary-encoded, for columns of few values."""

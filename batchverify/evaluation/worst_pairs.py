@@ -16,6 +16,7 @@ from batchverify.errors import BatchverifyError, ManifestError, UsageError
 from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.evaluation.scores import PERSONS, UNKNOWN, Scores
 from batchverify.manifest.columns import LABEL, PREDICTED_LABEL
+from batchverify.manifest.spreadsheet import safe_name, safe_path
 from batchverify.storage.location import Location
 
 # Examples of each reason for failure.
@@ -130,12 +131,13 @@ def write_review(scores: Scores, most: int, target: Location, source: ImageSourc
     """Write at most `most` pairs, wrong verdicts first, then close calls, and return their number.
 
     The file is a manifest: `label` is the truth, blank if unknown; `predicted_label` and `probability` are the
-    run's. Paths are made absolute unless the file lies in the folder where relative paths start.
+    run's. Paths are made absolute unless the file lies in the folder where relative paths start. A CSV file holds no
+    formulas.
     """
     table = review_table(scores, worst(scores, most), target, source)
     buffer = io.BytesIO()
     if target.suffix == ".csv":
-        pacsv.write_csv(table, buffer)
+        pacsv.write_csv(_without_formulas(table), buffer)
     else:
         pq.write_table(table, buffer)
     try:
@@ -159,6 +161,16 @@ def review_table(scores: Scores, rows: np.ndarray, target: Location, source: Ima
     columns[PREDICTED_LABEL] = pa.array(scores.calls[rows].astype(np.int8))
     columns["probability"] = pa.array(scores.probability[rows])
     return pa.table(columns | {name: pa.array([row[name] for row in read]) for name in people})
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """The table with no text that a spreadsheet would calculate; its paths name the same files."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            safe = safe_path if field.name in ("image_a", "image_b") else safe_name
+            texts = [safe(text) if text is not None else None for text in table.column(index).to_pylist()]
+            table = table.set_column(index, field, pa.array(texts, field.type))
+    return table
 
 
 def _path(cell: str | None, source: ImageSource, stays: bool) -> str | None:

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import PIL
@@ -17,6 +18,7 @@ from batchverify.errors import UsageError
 from batchverify.faces.depth import check_tiff, eight_bits, is_deep
 from batchverify.faces.png import SIGNATURE, without_metadata
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
+from batchverify.storage.fence import Fence
 from batchverify.storage.location import Location, scheme_of
 from batchverify.storage.object_store import is_denied, retry
 
@@ -53,13 +55,23 @@ def own_process() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def read_image(location: str, limits: Limits) -> bytes | Skipped:
-    """The bytes of the image at an absolute path or URI, or the reason why they cannot be read."""
+def read_image(location: str, limits: Limits, fence: Fence | None = None) -> bytes | Skipped:
+    """The bytes of the image at an absolute path or URI, or the reason why they cannot be read.
+
+    fence: the folder that a local image must lie in, wherever symbolic links lead.
+    """
+    if scheme_of(location):
+        return _or_reason(lambda: retry(lambda: _read_remote(Location.parse(location), limits)), location)
+    result = _or_reason(lambda: _read_local(location, limits, fence), location)
+    # Whether a file outside exists, is a folder or may be read is not told either.
+    if fence is not None and isinstance(result, Skipped) and fence.is_left_by(location):
+        return Skipped(Reason.FORBIDDEN, fence.refusal(location))
+    return result
+
+
+def _or_reason(read: Callable[[], bytes | Skipped], location: str) -> bytes | Skipped:
     try:
-        if scheme_of(location):
-            remote = Location.parse(location)
-            return retry(lambda: _read_remote(remote, limits))
-        return _read_local(location, limits)
+        return read()
     except (FileNotFoundError, NotADirectoryError):
         return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
     except (OSError, ValueError, pa.ArrowException, UsageError) as exc:  # ValueError: NUL, lone surrogates
@@ -67,20 +79,22 @@ def read_image(location: str, limits: Limits) -> bytes | Skipped:
         return Skipped(reason, f"{location}: {getattr(exc, 'strerror', None) or exc}")
 
 
-def _read_local(path: str, limits: Limits) -> bytes | Skipped:
+def _read_local(path: str, limits: Limits, fence: Fence | None) -> bytes | Skipped:
     for _ in range(READS):
-        data = _read_once(path, limits)
+        data = _read_once(path, limits, fence)
         if data is not None:
             return data
     return _changed(path)
 
 
-def _read_once(path: str, limits: Limits) -> bytes | Skipped | None:
+def _read_once(path: str, limits: Limits, fence: Fence | None) -> bytes | Skipped | None:
     """None if the file changed meanwhile: half of an old and half of a new image may decode to a third one."""
     # Without O_NONBLOCK opening a named pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+        if fence is not None and not fence.holds(descriptor, path):
+            return Skipped(Reason.FORBIDDEN, fence.refusal(path))
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             return Skipped(Reason.UNREADABLE, f"{path}: {kind}")

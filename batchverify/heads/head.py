@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchverify.documents import MOST_METADATA, read_document
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.features import product
@@ -28,6 +29,11 @@ log = logging.getLogger(__name__)
 
 METADATA_KEY = "batchverify"
 FORMAT = 2
+# Bytes of a head. Those that `train` makes by default have up to 3 MB.
+MOST_BYTES = 1 << 30
+MOST_DIMENSION = 65_536
+# Characters of a file's own text in a message.
+SHOWN = 200
 # What parsing JSON of any shape and numbers of any size can raise.
 MALFORMED = (LookupError, ValueError, TypeError, OverflowError, RecursionError)
 # Pairs per block. Blocks are padded to this size so that a pair's score does not depend on its neighbours.
@@ -194,7 +200,7 @@ class Head:
         if not isinstance(location, Location):
             location = Location.parse(location)
         try:
-            data = location.read_bytes()
+            data = location.read_bytes(MOST_BYTES)
         except OSError as exc:
             raise ArtifactError(f"{location}: the head cannot be read: {exc}") from exc
         return cls.from_bytes(data, str(location))
@@ -206,11 +212,12 @@ class Head:
         from safetensors.numpy import load
 
         try:
+            about = read_document(_metadata(data))
             tensors = load(data)
-            about = json.loads(_metadata(data))
             if about["format"] != FORMAT:
                 raise ArtifactError(
-                    f"{name}: the head has format {about['format']} (batchverify {about['version']}), but this "
+                    f"{name}: the head has format {_short(about['format'])} "
+                    f"(batchverify {_short(about['version'])}), but this "
                     f"version reads format {FORMAT}: train it again"
                 )
             scorers = from_tensors(tensors, about["members"])
@@ -219,7 +226,7 @@ class Head:
         except (SafetensorError, UsageError, *MALFORMED) as exc:
             if isinstance(exc, ArtifactError):
                 raise
-            reason = f"it has no {exc}" if isinstance(exc, KeyError) else exc
+            reason = _short(f"it has no {exc}" if isinstance(exc, KeyError) else exc)
             raise ArtifactError(f"{name}: not a head of batchverify: {reason}") from exc
         return cls(scorers, calibration, about)
 
@@ -254,6 +261,12 @@ def _clipped(cosine: np.ndarray) -> np.ndarray:
     return np.clip(cosine, np.float32(-1), np.float32(1))
 
 
+def _short(value: Any) -> str:
+    """A value of a file as a message may show it."""
+    text = str(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
 def _tensor(rows: np.ndarray) -> torch.Tensor:
     """The array as a tensor; copied only if it is strided or read-only, since torch warns of such memory."""
     import torch
@@ -262,17 +275,23 @@ def _tensor(rows: np.ndarray) -> torch.Tensor:
 
 
 def _metadata(data: bytes) -> str:
-    """The JSON in a safetensors header: 8 bytes of length, then the header."""
+    """The JSON in a safetensors header: 8 bytes of length, then the header. Raises one of `MALFORMED`."""
     length = int.from_bytes(data[:8], "little")
-    return str(json.loads(data[8 : 8 + length])["__metadata__"][METADATA_KEY])
+    if length > len(data) - 8:
+        raise ValueError("not a safetensors file")
+    # The header holds the metadata as a string, with a backslash before every quotation mark.
+    return str(read_document(data[8 : 8 + length], 2 * MOST_METADATA)["__metadata__"][METADATA_KEY])
 
 
 def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: Mapping[str, Any]) -> None:
     """Check everything that a run needs, so that a bad head fails when it is read."""
     if not scorers:
         raise ValueError("it has no scorers")
+    dimension = about["embedding"]["dimension"]
+    if not isinstance(dimension, int) or not 0 < dimension <= MOST_DIMENSION:
+        raise ValueError(f"its embeddings have {dimension!r} values")
     for scorer in scorers:
-        scorer.check(int(about["embedding"]["dimension"]))
+        scorer.check(dimension)
     stored = about["thresholds"]
     shares = [float(entry[key]) for entry in stored["far"] for key in ("far", "threshold")]
     shares.append(float(stored["best_f1"]))

@@ -130,11 +130,18 @@ def from_tensors(
     for index, about in enumerate(abouts):
         names = [f"{index}.{depth}" for depth in range(len(about["widths"]) - 1)]
         layers = tuple(
-            (np.array(tensors[f"{name}.weight"], np.float32), np.array(tensors[f"{name}.bias"], np.float32))
-            for name in names
+            (_float32(tensors, f"{name}.weight"), _float32(tensors, f"{name}.bias")) for name in names
         )
         scorers.append(Scorer(str(about["algorithm"]), str(about["features"]), layers))
     unknown = tensors.keys() - to_tensors(scorers).keys()
     if unknown:
         raise ValueError(f"tensor '{min(unknown)}' belongs to none of its scorers")
     return tuple(scorers)
+
+
+def _float32(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    array = tensors[name]
+    if array.dtype != np.float32:
+        raise ValueError(f"tensor '{name}' holds {array.dtype}, not float32")
+    # A copy, which does not keep the whole file in memory.
+    return np.array(array)

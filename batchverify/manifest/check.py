@@ -17,6 +17,7 @@ from batchverify.manifest.columns import LABEL, TRUE_LABEL
 from batchverify.manifest.manifest import Manifest, Scan
 from batchverify.progress import duration
 from batchverify.records import Limits, Reason, Skipped
+from batchverify.storage.fence import Fence
 from batchverify.storage.location import Location
 
 # About the rate of two CPU cores; a GPU embeds a hundred times as many.
@@ -156,7 +157,8 @@ def check_manifest(
     unique = len(images)
     if not every and unique > sample:
         images = np.sort(np.random.default_rng(seed).choice(images, sample, replace=False))
-    failures = look_up([str(scan.images[int(index)]) for index in images], limits or Limits())
+    paths = [str(scan.images[int(index)]) for index in images]
+    failures = look_up(paths, limits or Limits(), manifest.fence)
     missing = {int(images[position]): skipped for position, skipped in failures.items()}
     findings = _Findings(manifest, scan, pairs)
     usable = np.flatnonzero(~(refused[pairs.a] | refused[pairs.b]))
@@ -246,11 +248,13 @@ class _Findings:
         return f"{file}: row {number}: column '{column}': {message}"
 
 
-def look_up(image_paths: Sequence[str], limits: Limits) -> dict[int, Skipped]:
-    """The images without a readable file, by position: absent, not a regular file, or too large.
+def look_up(image_paths: Sequence[str], limits: Limits, fence: str | None = None) -> dict[int, Skipped]:
+    """The images without a readable file, by position: absent, outside of a fence, not a regular file, or too large.
 
-    image_paths: absolute paths and URIs. Only file systems are asked; no file is opened.
+    image_paths: absolute paths and URIs. fence: the folder that local images must lie in. Only file systems are
+    asked; no file is opened.
     """
+    guard = Fence(fence) if fence is not None else None
     stores: dict[tuple[str, str, str], list[tuple[int, Location]]] = {}
     for position, location in enumerate(map(Location.parse, image_paths)):
         bucket = "" if location.is_local else location.path.split("/", 1)[0]
@@ -261,7 +265,7 @@ def look_up(image_paths: Sequence[str], limits: Limits) -> dict[int, Skipped]:
         for start in range(0, len(images), _LOOK_UP)
     ]
     with ThreadPoolExecutor(_THREADS) as pool:
-        answers = pool.map(lambda chunk: _look_up([location for _, location in chunk], limits), chunks)
+        answers = pool.map(lambda chunk: _look_up([location for _, location in chunk], limits, guard), chunks)
         failures = {
             position: skipped
             for chunk, results in zip(chunks, answers, strict=True)
@@ -271,18 +275,20 @@ def look_up(image_paths: Sequence[str], limits: Limits) -> dict[int, Skipped]:
     return dict(sorted(failures.items()))
 
 
-def _look_up(locations: list[Location], limits: Limits) -> list[Skipped | None]:
+def _look_up(locations: list[Location], limits: Limits, fence: Fence | None) -> list[Skipped | None]:
     """Files of one file system. If the call fails, each file is asked for by itself."""
     try:
         infos = locations[0].filesystem.get_file_info([location.path for location in locations])
     except (OSError, pa.ArrowException, UsageError) as exc:
         if len(locations) > 1:
-            return [answer for location in locations for answer in _look_up([location], limits)]
+            return [answer for location in locations for answer in _look_up([location], limits, fence)]
         return [Skipped(Reason.UNREADABLE, f"{locations[0]}: {getattr(exc, 'strerror', None) or exc}")]
-    return [_judge(location, info, limits) for location, info in zip(locations, infos, strict=True)]
+    return [_judge(location, info, limits, fence) for location, info in zip(locations, infos, strict=True)]
 
 
-def _judge(location: Location, info: fs.FileInfo, limits: Limits) -> Skipped | None:
+def _judge(location: Location, info: fs.FileInfo, limits: Limits, fence: Fence | None) -> Skipped | None:
+    if fence is not None and location.is_local and fence.is_left_by(location.path):
+        return Skipped(Reason.FORBIDDEN, fence.refusal(location.path))
     if info.type == fs.FileType.NotFound:
         return Skipped(Reason.NOT_FOUND, f"no such file: {location}")
     if info.type != fs.FileType.File:

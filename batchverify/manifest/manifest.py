@@ -74,8 +74,9 @@ class Scan:
 class Manifest:
     """A manifest: one or several files, which are streamed, or a table in memory.
 
-    Call `scan` first and then `blocks`, as often as needed: it yields the same rows. limit: read only that many
-    rows. Raises `ManifestError` with file, row, column and value for a manifest that cannot be read.
+    Call `scan` first and then `blocks`, as often as needed: it yields the same rows. follow_symlinks: symbolic links
+    may lead out of `image_root`. limit: read only that many rows. Raises `ManifestError` with file, row, column and
+    value for a manifest that cannot be read.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Manifest:
         *,
         columns: Columns | None = None,
         image_root: str | None = None,
+        follow_symlinks: bool = False,
         limit: int | None = None,
     ) -> None:
         if limit is not None and limit < 1:
@@ -91,7 +93,8 @@ class Manifest:
         self.columns = columns or Columns()
         self._files = files
         self._limit = limit
-        self._image_root = Location.parse(image_root) if image_root is not None else None
+        root = Location.parse(image_root) if image_root is not None else None
+        self._image_root = ImageRoot(root, fenced=True, follow_symlinks=follow_symlinks) if root else None
         self._schemas = [file.schema() if isinstance(file, TableFile) else file.schema for file in files]
         self._check_columns()
         self._types = {name: self._common_type(name) for name in self._schemas[0].names}
@@ -103,6 +106,7 @@ class Manifest:
         *,
         columns: Columns | None = None,
         image_root: str | os.PathLike[str] | None = None,
+        follow_symlinks: bool = False,
         limit: int | None = None,
     ) -> Manifest:
         """Open a path, glob, folder, URI, DataFrame, pyarrow Table or another table with an Arrow stream."""
@@ -112,7 +116,7 @@ class Manifest:
             files = [TableFile(location) for location in find_files(os.fspath(source))]
         else:
             files = [table_of(source)]
-        return cls(files, columns=columns, image_root=root, limit=limit)
+        return cls(files, columns=columns, image_root=root, follow_symlinks=follow_symlinks, limit=limit)
 
     @cached_property
     def names(self) -> list[str]:
@@ -140,8 +144,13 @@ class Manifest:
     def roots(self) -> str | list[str]:
         """Where relative image paths start: the given root, or the folders of the files."""
         if self._image_root is not None:
-            return str(self._image_root)
+            return str(self._image_root.root)
         return sorted({str(self._root(file).root) for file in self._files})
+
+    @property
+    def fence(self) -> str | None:
+        """The folder that no local image may lie outside of; None without an image root."""
+        return self._image_root.fence if self._image_root is not None else None
 
     @cached_property
     def scanned(self) -> Scan:
@@ -214,7 +223,7 @@ class Manifest:
 
     def _root(self, file: TableFile | pa.Table) -> ImageRoot:
         if self._image_root is not None:
-            return ImageRoot(self._image_root, fenced=True)
+            return self._image_root
         return ImageRoot(file.location.parent if isinstance(file, TableFile) else Location.parse("."))
 
     def _paths(self, number: int, row: int, batch: pa.RecordBatch, name: str) -> pa.Array:

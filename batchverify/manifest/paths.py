@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.errors import UsageError
+from batchverify.errors import UsageError, redacted
 from batchverify.records import Reason, Skipped
 from batchverify.storage.location import Location, scheme_of
-from batchverify.storage.object_store import SCHEMES
+from batchverify.storage.object_store import AZURE_SCHEMES, SCHEMES, is_own_account
 
 _DATA_URI = re.compile(r"data:[^/]*(/[^/]*)?[;,]", re.IGNORECASE)
 # Characters of a cell in a message: a data: URI may hold megabytes.
@@ -33,14 +33,22 @@ _WORD[list(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] =
 class ImageRoot:
     """Where the relative paths of a manifest start.
 
-    A root that the user gave is a fence (`fenced`): no path outside it is read. Symbolic links inside it are
-    followed, because the owner of the folder made them. The manifest's own folder is not a fence: `../images/a.jpg`
-    and absolute paths are allowed in a local manifest. A manifest in an object store never reads local files. URIs
-    with the root's scheme inherit its options (endpoint, region).
+    A root that the user gave is a fence (`fenced`): no path outside it is read. Readers hold local files to it as
+    well (`fence`), because only they see where symbolic links lead. The manifest's own folder is not a fence:
+    `../images/a.jpg` and absolute paths are allowed in a local manifest. A manifest in an object store never reads
+    local files. URIs with the root's scheme inherit its options (endpoint, region); a cell never brings its own.
+
+    follow_symlinks: symbolic links may lead out of the fence.
     """
 
     root: Location
     fenced: bool = False
+    follow_symlinks: bool = False
+
+    @property
+    def fence(self) -> str | None:
+        """The folder that no file may lie outside of, wherever symbolic links lead; None if there is none."""
+        return self.root.path if self.fenced and self.root.is_local and not self.follow_symlinks else None
 
     def resolve(self, cell: str | None) -> str | Skipped:
         """The absolute path or URI of a manifest cell, or the reason why the cell is refused."""
@@ -48,7 +56,7 @@ class ImageRoot:
             return Skipped(Reason.NOT_FOUND, "the cell is empty")
         scheme = "data" if _DATA_URI.match(cell) else scheme_of(cell)
         if scheme and scheme not in ("file", *SCHEMES):
-            return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {_short(cell)}")
+            return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {_short(redacted(cell))}")
         try:
             location = self._absolute(cell, scheme)
         except UsageError as exc:
@@ -65,10 +73,17 @@ class ImageRoot:
     def _absolute(self, cell: str, scheme: str) -> Location:
         if scheme:
             location = Location.parse(cell)
+            own_account = location.scheme in AZURE_SCHEMES and is_own_account(location.query)
+            if location.query not in ("", self.root.query) and not own_account:
+                raise _carries_options(location)
             inherits = location.scheme == self.root.scheme and not location.query
             return replace(location, query=self.root.query) if inherits else location
         if not self.root.is_local:
-            return Location(cell) if cell.startswith("/") else self.root.join(cell).normal()
+            location = Location(cell) if cell.startswith("/") else self.root.join(cell).normal()
+            # Readers parse it again, and must not find options in its key.
+            if not location.is_local and Location.parse(str(location)) != location:
+                raise _carries_options(Location.parse(str(location)))
+            return location
         return Location(os.path.normpath(os.path.join(self.root.path, cell)))  # noqa: PTH118  lexical on purpose
 
     def _inside(self, location: Location) -> bool:
@@ -76,6 +91,14 @@ class ImageRoot:
         # Other options may mean another server, where a bucket of the same name is another bucket.
         same_store = (location.scheme, location.query) == (self.root.scheme, self.root.query)
         return same_store and location.path.startswith(fence)
+
+
+def _carries_options(location: Location) -> UsageError:
+    """The error for a cell with options: they choose the server that requests and credentials go to."""
+    return UsageError(
+        "a cell may name no server, account or other option, these come from --image-root or the environment: "
+        f"{replace(location, query='')}"
+    )
 
 
 def _short(text: str) -> str:

@@ -1,8 +1,9 @@
 """`prepare`: manifests from LFW's own files or from a tree with one folder per person.
 
 Every manifest has the columns `COLUMNS`, with label 0 for the same person and 1 for different people, and paths
-relative to its own folder. All draws use only `random.Random(seed).random()`, whose sequence is the same in every
-version of Python, so a seed gives the same manifests everywhere.
+relative to its own folder. No cell is a formula of a spreadsheet (`spreadsheet.py`). All draws use only
+`random.Random(seed).random()`, whose sequence is the same in every version of Python, so a seed gives the same
+manifests everywhere.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from batchverify.errors import ManifestError, UsageError
+from batchverify.manifest.spreadsheet import safe_name, safe_path
 
 COLUMNS = ("image_a", "image_b", "label", "person_a", "person_b")
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -270,6 +272,7 @@ def _couple(rank: int) -> tuple[int, int]:
 
 def _publish(splits: Mapping[str, list[_Pair]], output: Path) -> Prepared:
     """Write each split without the rows whose images are missing."""
+    _require_distinct({person for rows in splits.values() for row in rows for person in row[3:5]})
     named = {image for rows in splits.values() for row in rows for image in row[:2]}
     missing = {image for image in named if not os.access(image, os.R_OK)}
     if missing == named:
@@ -283,6 +286,17 @@ def _publish(splits: Mapping[str, list[_Pair]], output: Path) -> Prepared:
     return Prepared(manifests, counts, tuple(paths), dropped)
 
 
+def _require_distinct(people: set[str]) -> None:
+    """Raise `UsageError` for two names that a manifest would hold as one."""
+    written: dict[str, str] = {}
+    for person in sorted(people):
+        other = written.setdefault(safe_name(person), person)
+        if other != person:
+            raise UsageError(
+                f"{other} and {person} are both written as {safe_name(person)}: rename one of them"
+            )
+
+
 def _write(path: Path, rows: list[_Pair], *, folded: bool) -> Path:
     """Write a manifest whole or not at all."""
     columns = (*COLUMNS, "fold") if folded else COLUMNS
@@ -293,8 +307,9 @@ def _write(path: Path, rows: list[_Pair], *, folded: bool) -> Path:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
             for row in rows:
-                images = [os.path.relpath(image, path.parent) for image in row[:2]]
-                writer.writerow([*images, *row[2 : len(columns)]])
+                images = [safe_path(os.path.relpath(image, path.parent)) for image in row[:2]]
+                people = [safe_name(person) for person in row[3:5]]
+                writer.writerow([*images, row.label, *people, *row[5 : len(columns)]])
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -28,11 +28,12 @@ from batchverify.progress import Progress, show_download
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus
+from batchverify.storage.fence import Fence
 from batchverify.storage.location import Location
 from batchverify.version import __version__
 
 # Incremented when the same document and vectors would give other rows.
-ROWS_FORMAT = 3
+ROWS_FORMAT = 4
 # Up to this many images to embed (some minutes of work) threads are faster: on two cores a local Ray takes 8 s to
 # start and stop and costs a fifth of the rate. Beyond, it matters more that no image can end the run.
 RAY_WORTH_IMAGES = 10_000
@@ -58,7 +59,13 @@ class Job:
         """Open the manifest and find the backbone. Raises `UsageError` for bad input; `scan` reads the rows."""
         started = time.monotonic()
         columns = Columns(options.column_a, options.column_b)
-        opened = Manifest.open(manifest, columns=columns, image_root=options.image_root, limit=options.limit)
+        opened = Manifest.open(
+            manifest,
+            columns=columns,
+            image_root=options.image_root,
+            follow_symlinks=options.follow_symlinks,
+            limit=options.limit,
+        )
         # Hashed now: the files may be gone when the run record is written.
         hashed = opened.fingerprint
         backbone = backbone_fingerprint(options)
@@ -96,6 +103,7 @@ class Job:
         be used again: its vectors are refused when paths are compared.
         """
         plan = work_plan(self.options, self.settings, self.fingerprint)
+        plan = replace(plan, load=replace(plan.load, fence=self.manifest.fence))
         if len(earlier) != 1 or earlier[0].runtime not in RUNTIMES:
             return plan
         path, options = earlier[0], self.options
@@ -118,7 +126,10 @@ class Job:
         head: its digest. The types of the carried columns follow from the manifest's bytes.
         """
         options = self.options
+        # Only where it is given, so that a document without it stays what it was.
+        follows = {"follow_symlinks": True} if options.follow_symlinks else {}
         return {
+            **follows,
             "format": ROWS_FORMAT,
             "manifest": self.manifest_fingerprint,
             "column_a": options.column_a,
@@ -201,7 +212,8 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
     if index is None:
         return 1.0
     with ThreadPoolExecutor(16) as pool:
-        contents = list(pool.map(lambda path: read_image(path, plan.limits), sample))
+        fence = Fence(plan.fence) if plan.fence is not None else None
+        contents = list(pool.map(lambda path: read_image(path, plan.limits, fence), sample))
     keys = [Loader.key(content) for content in contents if not isinstance(content, Skipped)]
     return float((index.find(keys) < 0).sum()) / max(len(sample), 1)
 

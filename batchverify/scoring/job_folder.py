@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from batchverify.documents import MOST_RECORD, read_document
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import flattened
 from batchverify.storage.location import Location
@@ -59,14 +60,14 @@ class JobFolder:
         """
         path = self.location.join(STATE)
         try:
-            state = json.loads(path.read_bytes())
-            if {"job", "token"} <= state.keys() and isinstance(state["job"], dict):
+            state = read_document(path.read_bytes(MOST_RECORD), MOST_RECORD)
+            if _is_state(state):
                 return cast(JobState, state)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
             raise BatchverifyError(f"{path}: cannot be read: {exc}") from exc
-        except (ValueError, AttributeError):
+        except ValueError:
             pass
         raise UsageError(
             f"{path}: not written by batchverify, or damaged; give another output with -o, or delete it"
@@ -164,6 +165,15 @@ class JobFolder:
             log.warning(
                 "%s: cannot be locked (%s); do not run two jobs with this output at once", self.location, exc
             )
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a JSON value has the types of a `JobState`."""
+    if not isinstance(value, dict):
+        return False
+    rows = value.get("part_rows", 1)
+    texts = isinstance(value.get("token"), str) and isinstance(value.get("compute_path", ""), str)
+    return texts and isinstance(value.get("job"), dict) and isinstance(rows, int) and rows >= 1
 
 
 def _is_named(descriptor: int, path: Path) -> bool:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchverify.documents import MOST_RECORD, read_document
 from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.errors import BatchverifyError, ManifestError, UsageError
 from batchverify.manifest.columns import SCORE_SCHEMA, is_text
@@ -27,6 +28,13 @@ from batchverify.storage.object_store import retry
 RECORD_KEY = "batchverify"
 # Written last into a folder of parts, when all parts are complete.
 SUCCESS = "_SUCCESS"
+# Types of the entries of a run record that are read back; each may be absent or null.
+RECORD_TYPES: dict[str, type] = {
+    **dict.fromkeys(("job", "options", "embedding", "failures"), dict),
+    **dict.fromkeys(("version", "run_id", "token", "compute_path", "image_root", "cache"), str),
+    **dict.fromkeys(("rows", "unique_images", "scored", "failed", "failed_rows", "part_rows"), int),
+    "manifest": list,
+}
 PART = re.compile(r"^part-(\d{5,})\.parquet$")
 
 
@@ -69,10 +77,15 @@ def run_record(footer: pq.FileMetaData) -> dict[str, Any]:
 def parse_record(text: bytes) -> dict[str, Any]:
     """The run record in the text of a footer or of `_SUCCESS`; empty if the text holds none."""
     try:
-        record = json.loads(text)
+        record = read_document(text, MOST_RECORD)
     except ValueError:
         return {}
-    return record if isinstance(record, dict) else {}
+    return record if isinstance(record, dict) and _is_typed(record) else {}
+
+
+def _is_typed(record: Mapping[str, Any]) -> bool:
+    """Whether the entries that are read back have the types that `Job.record` and the parts give them."""
+    return all(isinstance(record.get(name), (kind, type(None))) for name, kind in RECORD_TYPES.items())
 
 
 def record_text(record: Mapping[str, Any]) -> str:

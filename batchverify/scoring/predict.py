@@ -13,7 +13,7 @@ from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.engine.base import WorkPlan
 from batchverify.engine.stages import LoadedImage, Loader, embed_images
-from batchverify.errors import NothingScoredError
+from batchverify.errors import NothingScoredError, redacted
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
@@ -77,7 +77,9 @@ class Prediction:
     def require(self) -> None:
         """Raise `NothingScoredError` if there is no probability."""
         sides = zip(self.images, self.errors, strict=True)
-        failed = [f"{image}: {error.reason.value} ({error.message})" for image, error in sides if error]
+        failed = [
+            f"{redacted(image)}: {error.reason.value} ({error.message})" for image, error in sides if error
+        ]
         if failed:
             raise NothingScoredError("; ".join(failed))
 

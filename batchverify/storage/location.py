@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from pyarrow import fs
 
-from batchverify.errors import UsageError
+from batchverify.errors import UsageError, redacted
 from batchverify.storage.object_store import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, retry
 
 # What fsync of a folder answers where there is nothing to sync; EIO is no such answer.
@@ -26,7 +26,11 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
 _CONTAINER = re.compile(r"([a-zA-Z0-9$][a-zA-Z0-9-]*)@([a-zA-Z0-9]+(?:\.[a-zA-Z0-9-]+)*)")
 _QUERY = re.compile(rf"\?(?:{OPTIONS})=[^?]*$")
-_SECRET = re.compile(r"[?&](?:access_key|secret_key|session_token|account_key|client_secret|sas_token|sig)=")
+_SECRET = re.compile(
+    r"[?&](?:access_?key(?:_?id)?|secret_?key|session_?token|account_?key|client_?secret|sas_?token|sig|signature|"
+    r"password|awsaccesskeyid|googleaccessid|x-(?:amz|goog)-(?:signature|credential|security-token))=",
+    re.IGNORECASE,
+)
 
 
 def scheme_of(text: str) -> str:
@@ -62,7 +66,9 @@ class Location:
             return cls._of_file_uri(text, rest)
         if scheme not in SCHEMES:
             known = ", ".join(SCHEMES)
-            raise UsageError(f"{text}: scheme '{scheme}' is not supported (local paths, file, {known})")
+            raise UsageError(
+                f"{redacted(text)}: scheme '{scheme}' is not supported (local paths, file, {known})"
+            )
         return cls._of_store(scheme, rest)
 
     @classmethod
@@ -85,7 +91,7 @@ class Location:
     def _of_file_uri(cls, text: str, rest: str) -> Location:
         host, slash, path = rest.partition("/")
         if host not in ("", "localhost") or not slash:
-            raise UsageError(f"{text}: a file URI starts with file:///")
+            raise UsageError(f"{redacted(text)}: a file URI starts with file:///")
         return cls(os.path.abspath("/" + unquote(path).lstrip("/")))  # noqa: PTH100
 
     def normal(self) -> Location:
@@ -193,12 +199,15 @@ class Location:
             with suppress(FileNotFoundError, NotADirectoryError):
                 temporary.unlink()
 
-    def read_bytes(self) -> bytes:
-        """The whole file. Raises OSError."""
-        return retry(self._get)
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """The whole file. Raises OSError, also for a file of more than `most` bytes."""
+        return retry(lambda: self._get(most))
 
-    def _get(self) -> bytes:
+    def _get(self, most: int | None) -> bytes:
         with self.filesystem.open_input_file(self.path) as file:
+            size = file.size()
+            if most is not None and size > most:
+                raise OSError(errno.EFBIG, f"{size:,} bytes, the limit is {most:,}")
             return bytes(file.read())
 
     def _put(self, data: Any) -> None:

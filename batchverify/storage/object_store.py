@@ -26,6 +26,7 @@ OPTIONS = (
     "account|enable_tls"
 )
 ACCOUNT = "?account="
+AZURE_HOST = ".dfs.core.windows.net"
 # Timeouts of one request; after them the SDK retries.
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 10.0
@@ -61,6 +62,12 @@ _DENIED = re.compile(
 )
 _lock = threading.Lock()
 _T = TypeVar("_T")
+
+
+def is_own_account(query: str) -> bool:
+    """Whether the options of a URI only name the account that `$AZURE_STORAGE_ACCOUNT` names too."""
+    own = os.environ.get("AZURE_STORAGE_ACCOUNT")
+    return bool(own) and query in (f"{ACCOUNT}{own}", f"{ACCOUNT}{own}{AZURE_HOST}")
 
 
 def file_system(scheme: str, bucket: str, query: str) -> Any:

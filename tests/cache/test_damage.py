@@ -1,9 +1,11 @@
 """A cache with damaged, replaced or absent files: the rest is served, and damage is logged once."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,17 @@ import pytest
 from cache_samples import FINGERPRINT, OTHER, entry, failure, flip, key, segments, values, write
 
 from batchverify.cache.embedding_cache import EmbeddingCache
-from batchverify.cache.segment import Provenance, read_segment, vector_schema, vector_table, write_segment
+from batchverify.cache.segment import (
+    MOST_GROUP,
+    MOST_MESSAGE,
+    Entry,
+    Provenance,
+    read_segment,
+    vector_schema,
+    vector_table,
+    write_segment,
+)
+from batchverify.records import Reason, Skipped
 from batchverify.storage.location import Location
 
 
@@ -63,7 +75,40 @@ def fewer_rows(path: Path) -> None:
     pq.write_table(table.slice(0, 10).replace_schema_metadata(pq.read_schema(path).metadata), path)
 
 
+def rewrite(path: Path, table: pa.Table, **changes: object) -> None:
+    """Another table as this segment; changes: to the metadata in its footer."""
+    metadata = {**json.loads(pq.read_schema(path).metadata[b"batchverify"]), **changes}
+    options: Any = {"row_group_size": 256, "compression": "none"}
+    pq.write_table(table.replace_schema_metadata({b"batchverify": json.dumps(metadata)}), path, **options)
+
+
+def vectors_of(value: float) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        table = read_segment(Location.parse(path), FINGERPRINT.id, vector_schema())
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.full((300, 512), value, np.float16))
+        rewrite(path, table.set_column(3, vector_schema().field("embedding"), column))
+
+    return damage
+
+
+def boxes_without_end(path: Path) -> None:
+    table = read_segment(Location.parse(path), FINGERPRINT.id, vector_schema())
+    boxes = pa.FixedSizeListArray.from_arrays(np.full(1200, np.inf, np.float32), 4)
+    rewrite(path, table.set_column(1, "box", boxes))
+
+
+def deep_metadata(path: Path) -> None:
+    table = read_segment(Location.parse(path), FINGERPRINT.id, vector_schema())
+    rewrite(path, table, more=json.loads("[" * 500 + "]" * 500))
+
+
 DAMAGES = [
+    vectors_of(float("nan")),
+    vectors_of(float("inf")),
+    vectors_of(0.0),
+    vectors_of(1.0),
+    boxes_without_end,
+    deep_metadata,
     flip_page,
     flip_key_page,
     flip_footer,
@@ -162,6 +207,25 @@ def test_entries_of_deleted_segments_are_missing(
     got = cache.get_many([key(1), key(2), key(3)])
     assert [each and each.key for each in got] == ([None] * 3 if gone == "all" else [None, key(2), key(3)])
     assert caplog.records == []
+
+
+def test_a_row_group_without_end_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    [path] = write(tmp_path, [entry(1)])
+    table = read_segment(Location.parse(path), FINGERPRINT.id, vector_schema())
+    rows = MOST_GROUP + 1
+    # 4,097 equal rows take little space and much memory.
+    metadata = pq.read_schema(path).metadata
+    large = pa.concat_tables([table] * rows).combine_chunks().replace_schema_metadata(metadata)
+    pq.write_table(large, path.with_name(path.name.replace("-r1.", f"-r{rows}.")), row_group_size=rows)
+    path.unlink()
+    assert open_cache(tmp_path).get_many([key(1)]) == [None]
+    assert "a row group of more than 4,096 rows" in caplog.text
+
+
+def test_long_messages_of_failures_are_cut(tmp_path: Path) -> None:
+    write(tmp_path, [Entry(key(1), None, skipped=Skipped(Reason.NO_FACE, "x" * 10**6))])
+    [got] = open_cache(tmp_path).get_many([key(1)])
+    assert got is not None and got.skipped is not None and len(got.skipped.message) == MOST_MESSAGE
 
 
 class Compacting(EmbeddingCache):

@@ -5,6 +5,7 @@ import pickle
 import random
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,7 @@ def test_a_pickle_is_refused_and_nothing_of_it_runs(tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_files_that_hold_no_weights(tmp_path):
     whole = packaged_weights().read_bytes()
     save_file({"w": np.ones((2, 2), np.int8)}, tmp_path / "unscaled.safetensors")
@@ -198,6 +200,16 @@ def test_files_that_hold_no_weights(tmp_path):
     write(tmp_path, {"w": torch.tensor([1.0, float("nan")])}, "nan.pt")
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "nested.pt")
+    # A kilobyte each, and four gigabytes in memory.
+    torch.save({"w": torch.ones(1).expand(10**9)}, tmp_path / "expanded.pt")
+    with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 20))
+    with (tmp_path / "sparse.safetensors").open("wb") as file:
+        file.truncate(5 << 30)
+    torch.save({"w": torch.ones(2, dtype=torch.complex64)}, tmp_path / "complex.pt")
+    torch.save({"w": torch.ones(2, 2).to_sparse()}, tmp_path / "lists.pt")
+    huge = json.dumps({"activation_ranges": json.loads("[" * 500 + "]" * 500)})
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "deep.safetensors", {"batchverify": huge})
     for name, message in {
         "unscaled.safetensors": "need a scale",
         "scales.safetensors": "need a scale",
@@ -209,6 +221,12 @@ def test_files_that_hold_no_weights(tmp_path):
         "list.pt": "not a torch state dict",
         "nested.pt": "not a torch state dict",
         "absent.pt": "no such weights file",
+        "expanded.pt": "1,000,000,000 values, the limit is",
+        "packed.pt": "a compressed file",
+        "sparse.safetensors": "1,342,177,280 values, the limit is",
+        "complex.pt": "complex numbers",
+        "lists.pt": "not a torch state dict",
+        "deep.safetensors": "metadata is damaged: JSON with more than 32 objects",
     }.items():
         with pytest.raises(ArtifactError, match=f"{name}: .*{message}") as caught:
             load_backbone(str(tmp_path / name))

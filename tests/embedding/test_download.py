@@ -1,6 +1,7 @@
 """The search for weights and their download, against a real HTTP server on this machine's loopback."""
 
 import errno
+import hashlib
 import io
 import os
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -382,9 +384,25 @@ def test_a_folder_that_cannot_hold_the_file(site, tmp_path, folder, error):
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["toy.pt"]
 
 
+def known(published: Published, site: Site) -> Published:
+    """The published file, if it were that of the site."""
+    return replace(published, sha256=hashlib.sha256(site.body).hexdigest())
+
+
+@pytest.mark.parametrize("published", [VGGFACE2, CASIA])
+def test_other_bytes_than_the_published_ones_are_refused(site, monkeypatch, published):
+    monkeypatch.setenv("BATCHVERIFY_WEIGHTS_URL", site.url)
+    sent = hashlib.sha256(site.body).hexdigest()
+    message = f"another file than the published one: SHA-256 {sent}, not {published.sha256}"
+    with pytest.raises(DownloadError, match=message):
+        locate_weights(published)
+    assert len(published.sha256) == 64
+    assert list(torch_hub_folder().iterdir()) == []
+
+
 def test_a_mirror_is_asked_instead(site, monkeypatch):
     monkeypatch.setenv("BATCHVERIFY_WEIGHTS_URL", f"{site.url}/mirror/")
-    assert locate_weights(VGGFACE2).read_bytes() == site.body
+    assert locate_weights(known(VGGFACE2, site)).read_bytes() == site.body
     assert site.asked == [(f"/mirror/{VGGFACE2.file_name}", None)]
     site.script = [status(404)]
     with pytest.raises(DownloadError) as caught:
@@ -398,7 +416,7 @@ def test_a_mirror_may_be_a_folder(monkeypatch, tmp_path, site):
     mirror = tmp_path / "a mirror" / VGGFACE2.file_name
     put(mirror).write_bytes(site.body)
     monkeypatch.setenv("BATCHVERIFY_WEIGHTS_URL", mirror.parent.as_uri())
-    assert locate_weights(VGGFACE2).read_bytes() == site.body
+    assert locate_weights(known(VGGFACE2, site)).read_bytes() == site.body
     with pytest.raises(DownloadError, match=r"casia-webface: download failed: not reachable: .*No such file"):
         locate_weights(CASIA)
 

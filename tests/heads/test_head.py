@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,15 @@ from safetensors.numpy import load, save
 from batchverify.embedding.backbone import packaged_weights, stored_fingerprint
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.heads.head import BLOCK, METADATA_KEY, Head, default_head, default_head_name, find_head
+from batchverify.heads.head import (
+    BLOCK,
+    METADATA_KEY,
+    MOST_BYTES,
+    Head,
+    default_head,
+    default_head_name,
+    find_head,
+)
 
 
 def test_the_score_is_the_formula():
@@ -207,6 +217,17 @@ def damaged(*path, **changes) -> bytes:
     return changed(change)
 
 
+DEEP = b"[" * 200_000
+
+
+def header(name: str, shape: list[int], offsets: list[int]) -> bytes:
+    """A safetensors file whose header announces one tensor of 2,048 bytes."""
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+    about = {"__metadata__": {METADATA_KEY: json.dumps({"format": 2})}, name: tensor}
+    text = json.dumps(about).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(offsets[1])
+
+
 ONE = {"0.0.weight": np.ones((1, 512), np.float32), "0.0.bias": np.zeros(1, np.float32)}
 DAMAGED = {
     "empty": b"",
@@ -246,6 +267,21 @@ DAMAGED = {
     "no rates": damaged("thresholds", far=None),
     "slope of text": damaged("calibration", slope="steep"),
     "infinite slope": damaged("calibration", slope=float("inf")),
+    "doubles": damaged_scorer(weight=np.ones((1, 512), np.float64)),
+    "half floats": damaged_scorer(bias=np.zeros(1, np.float16)),
+    "whole numbers": damaged_scorer(weight=np.ones((1, 512), np.int32)),
+    "a dimension of text": damaged("embedding", dimension="512"),
+    "a dimension without end": damaged("embedding", dimension=10**12),
+    "a huge string": damaged(note="x" * 5_000_000),
+    "a huge name": damaged("members", 0, features="chi2" * 10_000),
+    "many scorers": damaged(members=[{"algorithm": "", "features": "", "widths": [1]}] * 100_000),
+    "deep metadata": damaged(note=json.loads("[" * 500 + "]" * 500)),
+    "one name twice": save(ONE, metadata={METADATA_KEY: '{"format": 2, "format": 2}'}),
+    "a billion values": header("0.0.weight", [10**9], [0, 2048]),
+    "a shape beyond memory": header("0.0.weight", [10**9, 10**9], [0, 2048]),
+    "a shape of nothing": header("0.0.weight", [0, 10**18], [0, 0]),
+    "a length beyond the file": (1 << 62).to_bytes(8, "little") + b"{}",
+    "a header of brackets": len(DEEP).to_bytes(8, "little") + DEEP,
     "no slope": changed(lambda tensors, about: about["calibration"].pop("slope")),
 }
 
@@ -257,6 +293,32 @@ def test_a_damaged_artifact_is_refused_in_one_line(what, tmp_path):
     with pytest.raises(ArtifactError, match=r"head.safetensors: not a head of batchverify: ") as caught:
         Head.load(path)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_damaged_artifacts_take_no_memory(tmp_path):
+    for name, data in DAMAGED.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(data)
+    # The shapes above would take exabytes; a gigabyte lets numpy and torch be imported.
+    code = (
+        "import resource, sys; from pathlib import Path; from batchverify.heads.head import Head\n"
+        "from batchverify.errors import ArtifactError\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))\n"
+        "for path in Path(sys.argv[1]).iterdir():\n"
+        "    try: Head.load(path)\n"
+        "    except ArtifactError: continue\n"
+        "    print(path)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_file_larger_than_any_head_is_not_read(tmp_path):
+    path = tmp_path / "head.safetensors"
+    with path.open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(ArtifactError, match=r"the head cannot be read: .*1,073,741,825 bytes, the limit is"):
+        Head.load(path)
 
 
 @pytest.mark.parametrize("other", [1, 3, "2", None])

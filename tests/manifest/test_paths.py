@@ -203,6 +203,70 @@ def test_a_manifest_in_an_object_store_never_leaves_its_bucket_by_dots():
     assert refused(REMOTE_FENCED, "../../../../etc/passwd").reason is Reason.FORBIDDEN
 
 
+NAMES_A_SERVER = [
+    "s3://b/k?endpoint_override=10.0.0.1:80",
+    "s3://b/k?region=eu-west-1",
+    "S3://b/k?x?scheme=http&endpoint_override=evil.example",
+    "gs://b/k?endpoint_override=evil.example&scheme=http",
+    "abfs://c@evil.example/k",
+    "abfss://c@account.dfs.core.windows.net/k",
+    "az://c@account/k?enable_tls=false",
+    "abfs://c/k?account=evil.example",
+]
+
+
+@pytest.mark.parametrize("cell", NAMES_A_SERVER)
+@pytest.mark.parametrize("root", [OPEN, FENCED, REMOTE], ids=["open", "fenced", "remote"])
+def test_a_cell_names_no_server_and_no_account(monkeypatch, root, cell):
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
+    skipped = refused(root, cell)
+    assert skipped.reason is Reason.FORBIDDEN
+    assert "a cell may name no server, account or other option" in skipped.message
+    assert "evil" not in skipped.message and "10.0.0.1" not in skipped.message
+    assert from_bytes(resolve_many(root, pa.array([cell, cell]))[0].as_py()) == skipped
+
+
+@pytest.mark.parametrize(
+    "root", ["s3://bucket/set", "abfs://box/set", "abfs://box@mine.dfs.core.windows.net/set"]
+)
+@pytest.mark.parametrize("fenced", [False, True])
+def test_options_at_the_end_of_a_relative_path_are_no_way_out_either(root, fenced):
+    root = ImageRoot(Location.parse(root), fenced)
+    for cell in (
+        "k?endpoint_override=evil.example&scheme=http",
+        "x/../k?account=evil.example",
+        "../../k?region=x",
+    ):
+        assert refused(root, cell).reason is Reason.FORBIDDEN
+
+
+def test_the_account_of_the_environment_may_be_repeated(monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "mine")
+    for cell in ("abfs://box/a.jpg", "abfs://box@mine/a.jpg", "abfss://box@mine.dfs.core.windows.net/a.jpg"):
+        assert Location.parse(str(OPEN.resolve(cell))).path == "box/a.jpg"
+    assert refused(OPEN, "abfs://box@mine.evil.example/a.jpg").reason is Reason.FORBIDDEN
+    assert refused(OPEN, "abfs://box@mine/a.jpg?enable_tls=false").reason is Reason.FORBIDDEN
+    assert refused(OPEN, "s3://box/a.jpg?account=mine").reason is Reason.FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "https://me:hunter2@host/a.jpg",
+        "https://host/a.jpg?X-Amz-Signature=hunter2&x=1",
+        "s3://b/a.jpg?X-Amz-Credential=hunter2",
+        "s3://b/a.jpg?sig=hunter2",
+        "abfs://c/a.jpg?sv=2024&SIG=hunter2",
+        "file://me:hunter2@host/a.jpg",
+    ],
+)
+def test_a_refused_cell_is_shown_without_its_secret(cell):
+    for root in (OPEN, REMOTE):
+        skipped = refused(root, cell)
+        assert skipped.reason is Reason.FORBIDDEN
+        assert "hunter2" not in skipped.message
+
+
 def test_a_fence_keeps_out_other_buckets_and_other_servers():
     assert REMOTE.resolve("s3://other/a.jpg") == "s3://other/a.jpg" + OPTIONS
     assert REMOTE.resolve("gs://other/a.jpg") == "gs://other/a.jpg"

@@ -108,10 +108,24 @@ def test_names_of_other_formats_are_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_job_file_is_named_and_may_be_deleted(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"job": null, "token": "x"}',
+        '{"job": {}, "token": 5}',
+        '{"job": {}, "token": "x", "part_rows": 0}',
+        '{"job": {}, "token": "x", "part_rows": "many"}',
+        '{"job": {}, "token": "x", "compute_path": []}',
+        '{"job": {}, "token": "x", "token": "y"}',
+        "[" * 100_000,
+        "[]",
+        '"job token"',
+    ],
+)
+def test_a_damaged_job_file_is_named_and_may_be_deleted(tmp_path, text):
     state = Path(Output(tmp_path / "out.parquet").folder.location.join("job.json").path)
     state.parent.mkdir()
-    state.write_text('{"job": null, "token": "x"}', encoding="utf8")
+    state.write_text(text, encoding="utf8")
     with pytest.raises(
         UsageError, match=r"job\.json: not written by batchverify, or damaged; .* or delete it"
     ):

@@ -11,6 +11,7 @@ from os.path import commonprefix
 
 import numpy as np
 
+from batchverify.errors import redacted
 from batchverify.evaluation import worst_pairs
 from batchverify.evaluation.report.thumbnails import ImageSource, Thumbnail, thumbnails
 from batchverify.evaluation.scores import UNKNOWN, Scores
@@ -181,5 +182,5 @@ def _card(example: Example, scores: Scores, images: Mapping[str | None, Thumbnai
 
 
 def _side(name: str, cell: str | None, error: str | None, image: Thumbnail, folder: str) -> Side:
-    shown = cell.removeprefix(folder) if cell else "(empty cell)"
-    return Side(name, shown, cell or "", error, image.uri, image.note)
+    shown = redacted(cell.removeprefix(folder)) if cell else "(empty cell)"
+    return Side(name, shown, redacted(cell or ""), error, image.uri, image.note)

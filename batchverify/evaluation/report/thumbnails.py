@@ -17,11 +17,12 @@ from batchverify.cache.segment import Entry
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.faces.crops import box_face, fixed_face
 from batchverify.faces.images import decode, read_image
-from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingFingerprint
+from batchverify.fingerprint import DEFAULT_MARGIN, MOST_MARGIN, EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
-from batchverify.options import EmbedOptions
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
+from batchverify.storage.fence import Fence
 from batchverify.storage.location import Location
+from batchverify.storage.object_store import is_own_account
 
 SIDE = 128
 QUALITY = 82
@@ -51,15 +52,26 @@ class ImageSource:
     limits: Limits
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], image_root: str | None, cache: str | None) -> ImageSource:
-        """From a run record; the user's `image_root` and `cache` take precedence."""
-        root = image_root or record.get("image_root")
-        roots = [ImageRoot(Location.parse(root), fenced=True)] if root else _folders(record)
-        options = record.get("options", {})
-        megabytes = options.get("max_megabytes", EmbedOptions.max_megabytes)
-        megapixels = options.get("max_megapixels", EmbedOptions.max_megapixels)
-        limits = Limits(round(megabytes * 1e6), round(megapixels * 1e6))
-        return cls(tuple(roots), cache or record.get("cache"), record.get("embedding") or {}, limits)
+    def of(
+        cls,
+        record: Mapping[str, Any],
+        image_root: str | None,
+        cache: str | None,
+        *,
+        follow_symlinks: bool = False,
+    ) -> ImageSource:
+        """From a run record; the user's `image_root` and `cache` take precedence.
+
+        A record may be another person's: its URIs choose no server, and its limits are no larger than ours.
+        """
+        root = Location.parse(image_root) if image_root else _stated(record.get("image_root"))
+        if root is not None:
+            roots = [ImageRoot(root, fenced=True, follow_symlinks=follow_symlinks)]
+        else:
+            roots = [] if record.get("image_root") else _folders(record)
+        stored = Location.parse(cache) if cache else _stated(record.get("cache"))
+        embedding = record.get("embedding") or {}
+        return cls(tuple(roots), str(stored) if stored else None, embedding, _limits(record.get("options")))
 
     def resolve(self, cell: str | None) -> str | Skipped:
         """A manifest's cell as an absolute path: below the first root that has it, else below the last."""
@@ -77,10 +89,31 @@ class ImageSource:
         return refused and any(isinstance(root.resolve(cell), str) for root in open_roots)
 
 
+def _stated(value: Any) -> Location | None:
+    """A path or URI of a run record; None if there is none, or if it names a server or an account."""
+    try:
+        location = Location.parse(value) if isinstance(value, str) and value else None
+    except UsageError:
+        return None
+    return location if location is None or not location.query or is_own_account(location.query) else None
+
+
+def _limits(options: Any) -> Limits:
+    """The limits of a run, at most those of `Limits`."""
+    stated, most = options if isinstance(options, Mapping) else {}, Limits()
+
+    def least(name: str, limit: int) -> int:
+        value = stated.get(name)
+        return round(value * 1e6) if isinstance(value, int | float) and 0 < value < limit / 1e6 else limit
+
+    return Limits(least("max_megabytes", most.bytes), least("max_megapixels", most.pixels))
+
+
 def _folders(record: Mapping[str, Any]) -> list[ImageRoot]:
     """The folders of the manifest's files, where relative paths start by default."""
-    names = [name for name in record.get("manifest", []) if name != "the table"]
-    return list(dict.fromkeys(ImageRoot(Location.parse(name).parent) for name in names))
+    names = record.get("manifest")
+    named = [_stated(name) for name in names if name != "the table"] if isinstance(names, list) else []
+    return list(dict.fromkeys(ImageRoot(each.parent) for each in named if each is not None))
 
 
 def thumbnails(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
@@ -93,9 +126,11 @@ def thumbnails(cells: Sequence[str | None], source: ImageSource) -> dict[str | N
 
 def _batch(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
     files: dict[str | None, bytes | Skipped] = {}
+    folder = source.roots[0].fence if source.roots else None
+    fence = Fence(folder) if folder is not None else None
     for cell in cells:
         path = source.resolve(cell)
-        files[cell] = path if isinstance(path, Skipped) else read_image(path, source.limits)
+        files[cell] = path if isinstance(path, Skipped) else read_image(path, source.limits, fence)
     keys = {cell: hashlib.sha256(data).digest() for cell, data in files.items() if isinstance(data, bytes)}
     entries = _entries(list(keys.values()), source)
     return {
@@ -119,7 +154,8 @@ def _entries(keys: Sequence[bytes], source: ImageSource) -> dict[bytes, Entry]:
 
 
 def _thumbnail(data: bytes | Skipped, entry: Entry | None, source: ImageSource) -> Thumbnail:
-    crop = source.embedding.get("crop", {})
+    crop = source.embedding.get("crop")
+    crop = crop if isinstance(crop, Mapping) else {}
     side = crop.get("working_side")
     side = side if isinstance(side, int) else WORKING_SIDE
     decoded = data if isinstance(data, Skipped) else decode(data, source.limits, side)
@@ -139,7 +175,8 @@ def _face(image: DecodedImage, entry: Entry | None, crop: Mapping[str, Any]) -> 
     if entry is None or entry.vector is None or mode != "detect":
         return None
     x0, y0, x1, y1 = (float(edge) / image.scale for edge in entry.box)
-    margin = int(crop.get("margin", DEFAULT_MARGIN))
+    margin = crop.get("margin")
+    margin = margin if isinstance(margin, int) and 0 <= margin <= MOST_MARGIN else DEFAULT_MARGIN
     face = box_face(image.pixels, (x0, y0, x1, y1), margin, entry.confidence, entry.faces)
     return None if face is None else face.pixels
 

@@ -14,6 +14,7 @@ from batchverify.evaluation.report.thumbnails import BITE, SIDE, ImageSource, th
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
 
+UNIT = np.full(512, 512**-0.5, np.float16)
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
 
@@ -46,7 +47,7 @@ def test_a_face_is_cut_by_the_box_of_its_bytes(tmp_path):
     cache = EmbeddingCache(about["cache"], embedding)
     cache.create()
     key = hashlib.sha256(data).digest()
-    cache.append([Entry(key, np.ones(512, np.float16), (300, 100, 500, 300), 0.99, 1)])
+    cache.append([Entry(key, UNIT, (300, 100, 500, 300), 0.99, 1)])
     cache.commit()
     found = thumbnails(["a.png", "copy.png", "other.png"], ImageSource.of(about, None, None))
     for name in ("a.png", "copy.png"):
@@ -62,7 +63,7 @@ def test_the_box_of_a_image_that_is_reduced_is_reduced_with_it(tmp_path):
     cache = EmbeddingCache(about["cache"], embedding)
     cache.create()
     box = (6010, 60, 6190, 240)
-    cache.append([Entry(hashlib.sha256(data).digest(), np.ones(512, np.float16), box, 0.99, 1)])
+    cache.append([Entry(hashlib.sha256(data).digest(), UNIT, box, 0.99, 1)])
     cache.commit()
     found = thumbnails(["large.png"], ImageSource.of(about, None, None))["large.png"]
     assert np.abs(pixels_of(found).astype(int) - RED).max() < 12
