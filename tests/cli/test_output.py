@@ -27,6 +27,9 @@ def test_control_characters_and_passwords(text, shown):
 def test_the_values_of_secret_variables(monkeypatch, name):
     monkeypatch.setenv(name, "hunter2-hunter2")
     assert printable("denied for hunter2-hunter2!") == "denied for …!"
+    # A word that short is in ordinary messages.
+    monkeypatch.setenv(name, "test")
+    assert printable("test.csv") == "test.csv"
 
 
 def test_a_hostile_name_reaches_the_terminal_as_text(tmp_path):
