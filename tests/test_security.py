@@ -94,7 +94,11 @@ def test_a_manifest_reaches_no_server_that_it_names(spy, cache):
 def test_the_same_uri_on_the_command_line_does_reach_it(spy):
     uri = server_cells(spy)[0].replace("a.jpg", "pairs.csv")
     assert CliRunner().invoke(main, ["check", uri]).exit_code == 2
-    assert spy.asked
+    asked = len(spy.asked)
+    assert asked
+    result = CliRunner().invoke(main, ["predict", "-i1", A, "-i2", server_cells(spy)[0], "--no-cache"])
+    assert (result.exit_code, "forbidden" in result.stderr) == (3, True)
+    assert len(spy.asked) > asked
 
 
 def test_scores_reach_no_server_that_their_record_names(spy, cache, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.engine.base import WorkPlan
 from batchverify.engine.stages import LoadedImage, Loader, embed_images
-from batchverify.errors import NothingScoredError, redacted
+from batchverify.errors import NothingScoredError, UsageError, redacted
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
 from batchverify.records import Skipped
 from batchverify.scoring.job import backbone_fingerprint, work_plan
-from batchverify.storage.location import Location
+from batchverify.storage.location import Location, scheme_of
+from batchverify.storage.object_store import SCHEMES
 
 # The choices of `--face`, for people.
 CHOICES = {"center": "the largest near the centre", "largest": "the largest", "probable": "the most probable"}
@@ -125,8 +127,7 @@ def _box(entry: Entry) -> list[float] | None:
 
 def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
     """The entries of both images, from the cache if it has them. New ones are added to the cache."""
-    root = ImageRoot(Location.parse("."))
-    paths = [root.resolve(image) for image in images]
+    paths = [_resolved(image) for image in images]
     loaded, decoded = Loader(plan.load, None)([path for path in paths if isinstance(path, str)])
     failed = {position: Entry(b"", None, skipped=skipped) for position, skipped in loaded.skipped.items()}
     entries = {loaded.keys[position]: entry for position, entry in (loaded.cached | failed).items()}
@@ -138,6 +139,16 @@ def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
         Entry(b"", None, skipped=path) if isinstance(path, Skipped) else next(known) for path in paths
     )
     return first, second
+
+
+def _resolved(image: str) -> str | Skipped:
+    """The path or URI of an image on the command line, where a URI may carry options."""
+    own = Location.parse(".")
+    if scheme_of(image) in SCHEMES:
+        # What is wrong with the URI becomes a reason below.
+        with suppress(UsageError):
+            own = Location.parse(image).parent
+    return ImageRoot(own).resolve(image)
 
 
 def _embed(plan: WorkPlan, images: Sequence[LoadedImage], keys: Sequence[bytes]) -> list[Entry]:
