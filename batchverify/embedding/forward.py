@@ -29,7 +29,14 @@ from batchverify.embedding.inception import (
 )
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import FACE_SIZE
-from batchverify.runtime.devices import cpu_has_bf16, full_float32, on_device
+from batchverify.runtime.devices import (
+    cpu_has_bf16,
+    full_float32,
+    limit_torch,
+    on_device,
+    require_own_process,
+    survive_forks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +193,9 @@ class TorchNetwork:
         batch_size: int | None = None,
         threads: int | None = None,
     ) -> None:
+        survive_forks()
+        if device != "cpu":
+            require_own_process("CUDA")
         self._threads = threads
         self.device, self.dtype = device, choose_dtype(dtype, device)
         torch_dtype: torch.dtype = getattr(torch, self.dtype)
@@ -244,7 +254,7 @@ class TorchNetwork:
     def _limit_threads(self) -> None:
         """Set the number of CPUs, which torch stores for each calling thread."""
         if self._threads and not self.on_gpu:
-            torch.set_num_threads(self._threads)
+            limit_torch(self._threads)
 
     def runner(self, size: int) -> BatchRunner:
         """The runner for a batch size; on a GPU this thread's own."""

@@ -11,7 +11,7 @@ import numpy as np
 from batchverify.engine.stages import LoadPlan
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
-from batchverify.runtime.devices import resolve_device
+from batchverify.runtime.devices import limit_torch, resolve_device
 
 # Several workers beat one worker with all threads: their Python code between the layers overlaps.
 MOST_WORKERS = 8
@@ -151,9 +151,7 @@ class Engine(Protocol):
 def limit_threads(head: Any, threads: int) -> None:
     """Limit the CPUs of torch in the calling thread; heads that do not need torch use one anyway."""
     if head.needs_torch:
-        import torch
-
-        torch.set_num_threads(threads)
+        limit_torch(threads)
 
 
 def visible_gpus(device: str) -> int:

@@ -20,6 +20,7 @@ from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.features import product
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
 from batchverify.kernels.distances import distances
+from batchverify.runtime.devices import survive_forks
 from batchverify.storage.location import Location
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Head:
             return self._from_distances(*distances(a, b, rows, rows))
         import torch
 
+        survive_forks()
         with torch.inference_mode():
             return self._from_vectors(a, b)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.errors import first_line
+from batchverify.runtime.devices import require_own_process
 
 # Values of INFERENCE_PRECISION_HINT, which sets the type of layers without 8-bit inputs.
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -44,12 +45,14 @@ class CompiledNetwork:
 
     float_type: `float32` or `bfloat16`, for layers that are not 8-bit. streams: calls that run at the same time.
     threads: CPUs of each stream.
-    Raises `RuntimeError` if OpenVINO cannot compile the model.
+    Raises `RuntimeError` if OpenVINO cannot compile the model, `UsageError` in a process forked from one that
+    had computed with OpenVINO.
     """
 
     def __init__(
         self, model: Any, *, float_type: str = "float32", streams: int = 1, threads: int = 1
     ) -> None:
+        require_own_process("OpenVINO")
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[float_type],
             "NUM_STREAMS": streams,
@@ -64,6 +67,7 @@ class CompiledNetwork:
         """Copies of the model's outputs, for its inputs in order."""
         import openvino
 
+        require_own_process("OpenVINO")
         request = getattr(self._of_thread, "request", None)
         if request is None:
             request = self._of_thread.request = self._compiled.create_infer_request()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 # Sets what `--runtime auto` means.
 RUNTIME_VARIABLE = "BATCHVERIFY_RUNTIME"
+# The process that first computed with a library, by its name. Forked processes inherit it.
+_users: dict[str, int] = {}
+# The threads that are the only one left of a forked process.
+_forked: set[int] = set()
 # Device files of GPUs that torch can use: NVIDIA's, also on Jetson and in WSL, and AMD's.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 
@@ -89,6 +95,42 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def require_own_process(library: str) -> None:
+    """Raise `UsageError` in a process that was forked from one that has computed with `library`.
+
+    It has the library's memory but none of its threads, for which it would wait for ever.
+    """
+    if _users.setdefault(library, os.getpid()) != os.getpid():
+        raise UsageError(
+            f"this process was forked from one that had computed with {library} already, whose threads it lacks: "
+            "start processes with multiprocessing.get_context('spawn'), or fork before anything is embedded"
+        )
+
+
+@cache
+def survive_forks() -> None:
+    """Let processes that are forked from this one go on computing in torch: with one thread where they were forked.
+
+    OpenMP would wait there for threads that it had before. Threads that are started later get their own.
+    """
+    os.register_at_fork(after_in_child=_compute_alone)
+
+
+def _compute_alone() -> None:
+    import torch
+
+    _forked.add(threading.get_ident())
+    torch.set_num_threads(1)
+
+
+def limit_torch(threads: int) -> None:
+    """Limit the CPUs of torch in the calling thread. See `survive_forks`."""
+    import torch
+
+    survive_forks()
+    torch.set_num_threads(1 if threading.get_ident() in _forked else threads)
 
 
 def on_device(array: np.ndarray, device: str, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -17,6 +17,7 @@ from batchverify.heads.features import Features
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Scorer
 from batchverify.options import ALGORITHMS, DEFAULT_ALGORITHM, TrainOptions
+from batchverify.runtime.devices import survive_forks
 from batchverify.training.calibration import METHODS, f1_threshold, platt_scaling, rate_thresholds, sigmoid
 from batchverify.training.linear import fit_linear, log_loss, squared_hinge
 from batchverify.training.network import Epoch, NetworkFit, NetworkSettings, fit_network
@@ -323,6 +324,7 @@ def _fit_options(options: TrainOptions, specs: Sequence[EstimatorSpec]) -> dict[
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One torch thread and the caller's random state kept, so that the same pairs give the same bytes."""
+    survive_forks()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -96,12 +96,12 @@ def _require_answer(text: str, named: str, seconds: float) -> None:
     if match is None or not 0 < int(match["port"]) < 1 << 16:
         raise UsageError(f"{named}: a cluster's address is auto or HOST:PORT, such as 10.0.0.1:6379")
     host, port = match["host"].strip("[]"), int(match["port"])
-    problem = _problem_within(seconds, lambda: _greet(host, port, seconds))
+    problem = problem_within(seconds, lambda: _greet(host, port, seconds))
     if problem:
         raise BatchverifyError(f"{named}: no Ray cluster answers there: {problem}")
 
 
-def _problem_within(seconds: float, call: Callable[[], None]) -> str:
+def problem_within(seconds: float, call: Callable[[], object]) -> str:
     """Why a call failed or took too long; empty if it did not.
 
     The call goes on in a thread: looking up a name can take a minute, and signals are not heard meanwhile.

@@ -24,7 +24,7 @@ from batchverify.engine.ray.cluster import (
     uses_gpus,
 )
 from batchverify.engine.ray.shared_paths import SharedPaths
-from batchverify.engine.ray.start import start_ray
+from batchverify.engine.ray.start import require_running, start_ray
 from batchverify.engine.stages import (
     EmbeddedChunk,
     LoadedChunk,
@@ -116,6 +116,8 @@ class RayEngine:
         self._ours = not ray.is_initialized()
         if self._ours:
             start_ray(address, num_cpus, verbose)
+        else:
+            require_running()
         # No CPUs are reserved: the actors have them all, and the scheduler bounds the number of load tasks.
         self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
         # A dead actor is replaced, not restarted: calls during a restart would fail like another death.

@@ -10,12 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from batchverify.engine.ray.address import VARIABLE, Address
+from batchverify.engine.ray.address import VARIABLE, Address, problem_within
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.runtime.devices import available_cpus
+from batchverify.runtime.devices import available_cpus, require_own_process
 
 # Names Ray's folder; without it Ray takes $TMPDIR.
 FOLDER_VARIABLE = "RAY_TMPDIR"
+# How long a Ray that runs may take to list its nodes.
+RUNNING_SECONDS = 30.0
 # Bytes of the longest path of a socket, and those that Ray puts behind its folder.
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 SOCKET_BYTES = len("/ray/session_2026-11-28_12-34-56_123456_4194304/sockets/plasma_store")
@@ -31,6 +33,7 @@ def start_ray(address: Address | None, num_cpus: int | None, verbose: bool) -> N
                 + (f", or unset {VARIABLE}" if address.source == f"${VARIABLE}" else "")
             )
         address.require_answer()
+    require_own_process("Ray")
     import ray
 
     if not verbose:
@@ -58,6 +61,20 @@ def start_ray(address: Address | None, num_cpus: int | None, verbose: bool) -> N
             signal.signal(signal.SIGTERM, handler)
     except (OSError, RuntimeError, ValueError) as exc:
         raise BatchverifyError(_sentence(address, exc)) from exc
+
+
+def require_running() -> None:
+    """Raise `BatchverifyError` if the Ray that this process joined before does not answer.
+
+    Its cluster may be gone, or the process was forked from the one that joined it.
+    """
+    import ray
+
+    if problem := problem_within(RUNNING_SECONDS, ray.nodes):
+        raise BatchverifyError(
+            f"Ray is initialised in this process but does not answer ({problem}): call ray.shutdown(), and start "
+            "processes with multiprocessing.get_context('spawn')"
+        )
 
 
 def choose_folder() -> None:
