@@ -259,9 +259,9 @@ def _share_drift(chosen: list[np.ndarray]) -> ShareDrift:
     shares = [float(each.mean()) if len(each) else None for each in chosen]
     if shares[0] is None or shares[1] is None:
         return {"share": shares, "p_value": None, "verdict": "nothing to compare"}
-    p = float(fisher_exact([[int(each.sum()), int((~each).sum())] for each in chosen]).pvalue)
+    _, p = fisher_exact([[int(each.sum()), int((~each).sum())] for each in chosen])
     direction = "no more" if p >= RARE else "more" if shares[0] > shares[1] else "fewer"
-    return {"share": shares, "p_value": p, "verdict": f"{direction} than chance explains"}
+    return {"share": shares, "p_value": float(p), "verdict": f"{direction} than chance explains"}
 
 
 def _verdict(index: float, chance: float) -> str:

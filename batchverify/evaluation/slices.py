@@ -181,7 +181,8 @@ class _Rates:
             for code in np.flatnonzero((trials > 0) & (trials < trials.sum())).tolist():
                 inside = [wrong[code], trials[code] - wrong[code]]
                 outside = [wrong.sum() - wrong[code], trials.sum() - trials[code] - wrong.sum() + wrong[code]]
-                p_values[f"{rate}:{code}"] = float(fisher_exact([inside, outside]).pvalue)
+                _, p = fisher_exact([inside, outside])
+                p_values[f"{rate}:{code}"] = float(p)
         return _holm(p_values)
 
     def _measure(self, weights: np.ndarray | None) -> dict[str, float]:
