@@ -1,14 +1,17 @@
-"""Settings of this process: its allocator, its garbage collector, its peak memory."""
+"""This process: its allocator, its garbage collector, its peak memory, and whether it was forked too late."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
 import gc
+import os
 import re
 import resource
 import sys
 from pathlib import Path
+
+from batchverify.errors import UsageError
 
 # Parameters of glibc's mallopt, from <malloc.h>.
 _TRIM_THRESHOLD = -1
@@ -17,6 +20,8 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 _KEEP = 1 << 30
 # New objects between two garbage collections; Python's default is 700 or 2,000.
 _COLLECT_AFTER = 50_000
+# The process that first computed with a library, by its name. Forked processes inherit it.
+_users: dict[str, int] = {}
 
 
 def keep_freed_memory() -> bool:
@@ -46,6 +51,18 @@ def _skip_collection_at_exit() -> None:
     # Triton, which training imports, reports objects that were not collected as leaks on stderr.
     if "triton" not in sys.modules:
         gc.freeze()
+
+
+def require_own_process(library: str) -> None:
+    """Raise `UsageError` in a process that was forked from one that has computed with `library`.
+
+    It has the library's memory but none of its threads, for which it would wait for ever.
+    """
+    if _users.setdefault(library, os.getpid()) != os.getpid():
+        raise UsageError(
+            f"this process was forked from one that had computed with {library} already, whose threads it lacks: "
+            "start processes with multiprocessing.get_context('spawn'), or fork before anything is embedded"
+        )
 
 
 def peak_memory() -> float:

@@ -29,14 +29,8 @@ from batchverify.embedding.inception import (
 )
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import FACE_SIZE
-from batchverify.runtime.devices import (
-    cpu_has_bf16,
-    full_float32,
-    limit_torch,
-    on_device,
-    require_own_process,
-    survive_forks,
-)
+from batchverify.process import require_own_process
+from batchverify.runtime.devices import cpu_has_bf16, full_float32, limit_torch, on_device, survive_forks
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.errors import first_line
-from batchverify.runtime.devices import require_own_process
+from batchverify.process import require_own_process
 
 # Values of INFERENCE_PRECISION_HINT, which sets the type of layers without 8-bit inputs.
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # Sets what `--runtime auto` means.
 RUNTIME_VARIABLE = "BATCHVERIFY_RUNTIME"
-# The process that first computed with a library, by its name. Forked processes inherit it.
-_users: dict[str, int] = {}
 # The threads that are the only one left of a forked process.
 _forked: set[int] = set()
 # Device files of GPUs that torch can use: NVIDIA's, also on Jetson and in WSL, and AMD's.
@@ -95,18 +93,6 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def require_own_process(library: str) -> None:
-    """Raise `UsageError` in a process that was forked from one that has computed with `library`.
-
-    It has the library's memory but none of its threads, for which it would wait for ever.
-    """
-    if _users.setdefault(library, os.getpid()) != os.getpid():
-        raise UsageError(
-            f"this process was forked from one that had computed with {library} already, whose threads it lacks: "
-            "start processes with multiprocessing.get_context('spawn'), or fork before anything is embedded"
-        )
 
 
 @cache

@@ -45,19 +45,31 @@ def predict(runtime: str) -> float | None:
     return batchverify.predict(*images, no_cache=True, runtime=runtime, device="cpu").probability
 
 
-def test_a_fork_computes_in_torch_as_its_parent_did():
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        a = torch.ones(1000, 1000)
-        assert (a @ a).sum() == 1e9
-        expected = predict("torch")
-        assert in_fork(lambda: predict("torch")) == expected
-        head, (left, right) = make_head("network"), pairs(3000)
-        scores = np.stack(head(left, right))
-        assert np.array_equal(in_fork(lambda: np.stack(head(left, right))), scores)
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+def embed() -> np.ndarray:
+    """The vectors of two faces, in torch with as many threads as this one has."""
+    embedder = batchverify.Embedder(crop="none", runtime="torch", device="cpu", dtype="float32", batch_size=2)
+    vectors: np.ndarray = embedder.vectors(np.zeros((2, 160, 160, 3), np.uint8))
+    return vectors
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_fork_embeds_in_torch_as_its_parent_did():
+    np.testing.assert_allclose(embed(), in_fork(embed), atol=1e-4)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_fork_scores_in_torch_as_its_parent_did():
+    head, (left, right) = make_head("network"), pairs(3000)
+    scores = np.stack(head(left, right))
+    assert np.array_equal(in_fork(lambda: np.stack(head(left, right))), scores)
 
 
 @pytest.mark.skipif(bool(unavailable()), reason="OpenVINO cannot be used here")

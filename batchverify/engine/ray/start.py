@@ -12,7 +12,8 @@ from typing import Any
 
 from batchverify.engine.ray.address import VARIABLE, Address, problem_within
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.runtime.devices import available_cpus, require_own_process
+from batchverify.process import require_own_process
+from batchverify.runtime.devices import available_cpus
 
 # Names Ray's folder; without it Ray takes $TMPDIR.
 FOLDER_VARIABLE = "RAY_TMPDIR"
