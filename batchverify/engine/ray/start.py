@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -51,6 +52,7 @@ def start_ray(address: Address | None, num_cpus: int | None, verbose: bool) -> N
         os.environ.setdefault("RAY_worker_niceness", "0")
         options |= {"address": "local", "num_cpus": num_cpus or available_cpus(), "include_dashboard": False}
         choose_folder()
+        _spare_home()
     else:
         options["address"] = address.text
     on_main_thread = threading.current_thread() is threading.main_thread()
@@ -102,6 +104,13 @@ def choose_folder() -> None:
         f"TMPDIR={temporary or ''}: {problem}, and neither {' nor '.join(SHORT_FOLDERS)} serves Ray for its sockets: "
         f"set {FOLDER_VARIABLE} to a short folder that can be written to, or use --engine local"
     )
+
+
+def _spare_home() -> None:
+    """Give a local Ray a token by the environment where there is no home, in which Ray would keep one."""
+    home = os.path.expanduser("~")  # noqa: PTH111
+    if not os.path.isabs(home) and not os.environ.get("RAY_AUTH_TOKEN_PATH"):  # noqa: PTH117
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _problem_of(folder: str) -> str:
