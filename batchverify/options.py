@@ -64,8 +64,11 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         for name in PATHS:
-            if getattr(self, name, None) is not None:
-                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+            if (value := getattr(self, name, None)) is not None:
+                text = os.fspath(value) if isinstance(value, os.PathLike) else value
+                if not isinstance(text, str):
+                    raise UsageError(f"{name} must be a string or a Path, got {type(value).__name__}")
+                object.__setattr__(self, name, text)
                 _require(self, name, lambda path: path != "", "must not be empty")
         for name in ("max_megapixels", "max_megabytes"):
             _require(self, name, lambda size: 0 < size < LARGEST, "must be a positive number")

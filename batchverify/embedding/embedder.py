@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,8 @@ class Embedder:
         return ComputePath(self.device, self._network.dtype, self.runtime, self.batch_size)
 
     def __call__(self, images: Sequence[np.ndarray]) -> Embedded:
-        """Embed images, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for other arrays."""
-        for index, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise UsageError(
-                    f"image {index}: must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
-                )
-        return self.embed_faces(self.find_faces(images))
+        """Embed images, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for anything else."""
+        return self.embed_faces(self.find_faces(_checked(images)))
 
     def find_faces(self, images: Sequence[np.ndarray]) -> list[Face | Skipped]:
         """Crop one face from each (H, W, 3) uint8 RGB image, or return the reason why there is none."""
@@ -194,6 +189,21 @@ class Embedder:
         """
         rows: np.ndarray = self._network.vectors(pixels)
         return rows
+
+
+def _checked(images: Any) -> list[np.ndarray]:
+    """The images as a list, each (H, W, 3) uint8; `UsageError` for paths, Pillow's images and other arrays."""
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable):
+        raise UsageError(f"images must be a list of (H, W, 3) uint8 RGB arrays, got {type(images).__name__}")
+    images = list(images)
+    for index, image in enumerate(images):
+        given = type(image).__name__
+        if isinstance(image, np.ndarray):
+            if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+                continue
+            given = f"{image.shape} {image.dtype}"
+        raise UsageError(f"image {index}: must be (H, W, 3) uint8 RGB, got {given}")
+    return images
 
 
 def _groups(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:

@@ -35,7 +35,7 @@ from batchverify.evaluation.scores import (
 from batchverify.evaluation.slices import FOLD, measure_folds, measure_slices, summarise_folds
 from batchverify.evaluation.worst_pairs import check_target, write_review
 from batchverify.options import EvaluateOptions
-from batchverify.storage.location import Location
+from batchverify.storage.location import Location, path_text
 from batchverify.version import __version__
 
 # The figures of the table on the terminal; the files have all of them.
@@ -74,7 +74,7 @@ def evaluate(
     """
     started = time.monotonic()
     options = replace(options or EvaluateOptions(), **changes)
-    inputs = [os.fspath(each) for each in (scores, reference, options.truth) if each is not None]
+    inputs = [path_text(each) for each in (scores, reference, options.truth) if each is not None]
     review = check_target(options.export_worst[1], inputs) if options.export_worst else None
     judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
     judged.document["seconds"] = round(time.monotonic() - started, 2)

@@ -203,6 +203,10 @@ class ScoreFile:
         location = Location.parse(source)
         with _manifest_errors(source):
             kind = location.kind()
+            if special := location.special():
+                raise ManifestError(
+                    f"{source}: {special}; scores are read more than once: save them to a file"
+                )
             if kind == "absent":
                 raise ManifestError(f"{source}: no such file or folder")
             parts = part_files(location) if kind == "folder" else [location]

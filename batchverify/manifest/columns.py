@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.errors import ManifestError
+from batchverify.errors import ManifestError, first_line
 
 TRUE_LABEL = "true_label"
 LABEL = "label"
@@ -26,39 +27,72 @@ SCORE_SCHEMA = pa.schema(
         "error_b": pa.string(),
     }
 )
-_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": None, "None": None, "False": 0, "True": 1, "nan": None}
+# Spellings of labels in text, in lower case and without blanks around them. Truth values: of Python, of polars,
+# DuckDB, Spark and Arrow, of Excel and R, and of PostgreSQL. Missing values: of pandas, R, SQL and spreadsheets.
+_TRUTHS = {"false": 0, "true": 1, "f": 0, "t": 1}
+_MISSING = {"", "none", "nan", "na", "null", "<na>", "n/a", "#n/a", "\\n"}
+_NUMBER = re.compile(r"([01])(?:\.0*)?(?:e[+-]?0+)?")
 _BAD = -1
+# Names, and characters of a value, in a message.
+_LISTED, _SHOWN = 20, 80
 # Canonical numbers only: cells such as 007, 1.50 or +3 would change on the way there and back.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _DECIMAL = r"^-?(0|[1-9][0-9]{0,16})\.[0-9]{1,20}$"
+
+
+def quoted(value: Any) -> str:
+    """A name or value for a message: in quotes, on one line, not too long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def type_text(kind: pa.DataType) -> str:
+    """A type for a message. Those of structs hold names."""
+    text = " ".join(str(kind).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
     """Refuse a file that lacks an image column (a, b), repeats a name or has a name of an output column."""
     for name, option in ((a, "--column-a"), (b, "--column-b")):
         if name not in names:
-            listed = ", ".join(names) or "no columns"
-            raise ManifestError(f"{file}: no column '{name}' ({option}); the file has {listed}")
+            raise ManifestError(f"{file}: no column {quoted(name)} ({option}); the file has {_listed(names)}")
         if name == LABEL:
             raise ManifestError(f"{file}: column '{LABEL}' ({option}) holds the truth, not paths")
     if a == b:
         raise ManifestError(f"{file}: column '{a}' is given for both images")
-    for name in names:
-        if names.count(name) > 1:
-            raise ManifestError(f"{file}: column '{name}' appears {names.count(name)} times")
+    for name, count in Counter(names).items():
+        if count > 1 and not name:
+            raise ManifestError(
+                f"{file}: {count} columns have no name; name or remove them (in a CSV, the commas at the ends of "
+                "lines)"
+            )
+        if count > 1:
+            raise ManifestError(f"{file}: column {quoted(name)} appears {count} times")
         is_review = name == "probability" and PREDICTED_LABEL in names
         if name in {TRUE_LABEL, *SCORE_SCHEMA.names} - {LABEL} and not is_review:
             raise ManifestError(
-                f"{file}: column '{name}' is a name of an output column; rename it in the manifest"
+                f"{file}: column {quoted(name)} is a name of an output column; rename it in the manifest"
             )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message; those whose blanks or signs would be missed are quoted."""
+    shown = [
+        name if re.fullmatch(r"\S(.*\S)?", name) and name.isprintable() else repr(name) for name in names
+    ]
+    more = [f"and {len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
+    return ", ".join([*(name[:_SHOWN] for name in shown[:_LISTED]), *more]) or "no columns"
 
 
 def check_same_names(file: str, names: Sequence[str], first: str, expected: Sequence[str]) -> None:
     """Refuse a file whose columns are not those of the first one; their order may differ."""
-    missing = [f"'{name}' is missing" for name in expected if name not in names]
-    new = [f"'{name}' is new" for name in names if name not in expected]
+    mine, others = set(names), set(expected)
+    missing = [f"{quoted(name)} is missing" for name in expected if name not in mine]
+    new = [f"{quoted(name)} is new" for name in names if name not in others]
     if missing or new:
-        raise ManifestError(f"{file}: columns differ from those of {first}: {', '.join(missing + new)}")
+        differences = ", ".join((missing + new)[:_LISTED])
+        raise ManifestError(f"{file}: columns differ from those of {first}: {differences}")
 
 
 def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> pa.DataType:
@@ -69,14 +103,18 @@ def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> 
     first_files: dict[pa.DataType, str] = {}
     for file, kind in kinds.items():
         if paths and not is_text(kind):
-            raise ManifestError(f"{file}: column '{name}' must hold paths (strings), found {kind}")
+            raise ManifestError(
+                f"{file}: column {quoted(name)} must hold paths (strings), found {type_text(kind)}"
+            )
         if not pa.types.is_null(kind):
             first_files.setdefault(kind, file)
     if len(first_files) > 1 and paths:
         return pa.string()
     if len(first_files) > 1:
         (kind, file), (other, other_file) = list(first_files.items())[:2]
-        raise ManifestError(f"{other_file}: column '{name}' holds {other}, in {file} it holds {kind}")
+        raise ManifestError(
+            f"{other_file}: column {quoted(name)} holds {type_text(other)}, in {file} it holds {type_text(kind)}"
+        )
     kind = next(iter(first_files), pa.null())
     # Before version 19, pyarrow cannot write string views to Parquet.
     return pa.string() if pa.types.is_string_view(kind) else kind
@@ -87,7 +125,7 @@ def check_label_type(file: str, kind: pa.DataType, name: str = LABEL) -> None:
     value = _value_type(kind)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
     if not (is_text(kind) or any(test(value) for test in numbers)):
-        raise ManifestError(f"{file}: column '{name}' must hold 0 or 1, found {kind}")
+        raise ManifestError(f"{file}: column {quoted(name)} must hold 0 or 1, found {type_text(kind)}")
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
@@ -104,18 +142,26 @@ def is_text(kind: pa.DataType) -> bool:
 def read_paths(cells: pa.Array, file: str, row: int, name: str) -> pa.Array:
     """Paths as strings. row: how many rows of the file come before these.
 
-    Raises `ManifestError` for cells that are not UTF-8, which only CSV readers check.
+    Raises what `check_cells` raises: only readers of CSV look whether texts are UTF-8.
     """
     if pa.types.is_string(cells.type) and pc.all(pc.string_is_ascii(cells)).as_py():
         return cells
     cells = cells.cast(pa.string())
+    check_cells(cells, file, row, name)
+    return cells
+
+
+def check_cells(cells: pa.Array, file: str, row: int, name: str) -> None:
+    """Refuse strings that are not UTF-8 and damaged arrays, with `ManifestError`. row: as in `read_paths`."""
     try:
         cells.validate(full=True)
     except pa.ArrowInvalid as exc:
-        index = re.search(r"index (\d+)", str(exc))
-        where = f"row {row + 1 + int(index.group(1))}: " if index else ""
-        raise ManifestError(f"{file}: {where}column '{name}': not UTF-8") from exc
-    return cells
+        index = re.search(r"Invalid UTF8 sequence at string index (\d+)", str(exc))
+        if not index:
+            raise ManifestError(f"{file}: column {quoted(name)} is damaged: {first_line(exc)}") from exc
+        plain = is_text(cells.type) and not pa.types.is_dictionary(cells.type)
+        where = f"row {row + 1 + int(index.group(1))}: " if plain else ""
+        raise ManifestError(f"{file}: {where}column {quoted(name)}: not UTF-8") from exc
 
 
 def cell_names(cells: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -136,19 +182,26 @@ def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:
         return cells.cast(pa.int8())
     if pa.types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
-    encoded = (cells.cast(pa.string()) if is_text(cells.type) else cells).dictionary_encode()
+    if is_text(cells.type):
+        cells = cells.cast(pa.string())
+        check_cells(cells, file, row, LABEL)
+    encoded = cells.dictionary_encode()
     values = encoded.dictionary.to_pylist()
     labels = [_label(value) for value in values]
     if _BAD in labels:
         bad = labels.index(_BAD)
         offset = pc.index(encoded.indices, pa.scalar(bad, encoded.indices.type)).as_py()
-        raise ManifestError(f"{file}: row {row + 1 + offset}: label must be 0 or 1, got {values[bad]!r}")
+        raise ManifestError(
+            f"{file}: row {row + 1 + offset}: label must be 0 or 1, got {quoted(values[bad])}"
+        )
     return pa.array(labels, pa.int8()).take(encoded.indices)
 
 
 def _label(value: Any) -> int | None:
     if isinstance(value, str):
-        return _LABELS.get(value, _BAD)
+        text = value.strip().lower()
+        number = _NUMBER.fullmatch(text)
+        return int(number.group(1)) if number else None if text in _MISSING else _TRUTHS.get(text, _BAD)
     if value != value:  # NaN, as pandas writes a blank among numbers
         return None
     return int(value) if value in (0, 1) else _BAD

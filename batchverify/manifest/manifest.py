@@ -18,11 +18,13 @@ from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.columns import (
     LABEL,
     LosslessTypes,
+    check_cells,
     check_label_type,
     check_names,
     check_same_names,
     common_type,
     convert,
+    quoted,
     read_labels,
     read_paths,
 )
@@ -166,6 +168,8 @@ class Manifest:
             images.indices(root, self._paths(number, rows[number], batch, self.columns.b))
             if self.has_label:
                 read_labels(_column(batch, LABEL), self.names[number], rows[number])
+            for name in self._unchecked_names():
+                check_cells(_column(batch, name), self.names[number], rows[number], name)
             kinds.see(batch)
             rows[number] += batch.num_rows
         if not any(rows):
@@ -239,11 +243,19 @@ class Manifest:
                 try:
                     cells = convert(cells, target.type)
                 except pa.ArrowInvalid as exc:
-                    raise self._changed(number, f"column '{source}' no longer holds {target.type}") from exc
+                    raise self._changed(
+                        number, f"column {quoted(source)} no longer holds {target.type}"
+                    ) from exc
             elif cells.type != target.type:
                 cells = cells.cast(target.type)
             columns.append(cells)
         return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def _unchecked_names(self) -> list[str]:
+        """The columns whose texts no reader has looked at: those of Parquet and tables, but for paths and labels."""
+        if _is_text(self._files[0]):
+            return []
+        return [name for name in self._types if name not in {self.columns.a, self.columns.b, LABEL}]
 
     def _untyped_names(self) -> list[str]:
         """The CSV columns whose types have to be found; none for Parquet files and tables."""

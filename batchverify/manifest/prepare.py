@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.spreadsheet import safe_name, safe_path
+from batchverify.storage.location import Location
 
 COLUMNS = ("image_a", "image_b", "label", "person_a", "person_b")
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -77,7 +78,7 @@ def prepare_lfw(root: Path, output: Path, *, seed: int = 0) -> Prepared:
 
     Raises `UsageError` for a missing list or image folder, `ManifestError` for a malformed list.
     """
-    root = root.resolve()
+    root, output = root.resolve(), _target(output)
     images = _lfw_images(root)
     training = root / "pairsDevTrain.txt"
     train, dev = _split_dev(training, _read_list(training, images, "View 1's training list"), seed)
@@ -85,7 +86,7 @@ def prepare_lfw(root: Path, output: Path, *, seed: int = 0) -> Prepared:
     splits = {"train": train, "dev": dev, "test": test}
     if (root / "pairs.txt").exists():
         splits["pairs"] = _read_list(root / "pairs.txt", images, "View 2's folds", folded=True)
-    return _publish(splits, output.resolve())
+    return _publish(splits, output)
 
 
 def prepare_folders(
@@ -107,10 +108,10 @@ def prepare_folders(
     wanted = {split: n for split, n in (DEFAULT_PAIRS if pairs is None else pairs).items() if n}
     if not wanted or not wanted.keys() <= DEFAULT_PAIRS.keys() or min(wanted.values()) < 0:
         raise UsageError(f"pairs must give train, dev or test a number above 0, got {pairs}")
-    rng = random.Random(seed)
+    rng, output = random.Random(seed), _target(output)
     people = {folder.name: _entries(folder)[1] for folder in _entries(root.resolve())[0]}
     shares = _deal(root, {name: images for name, images in people.items() if images}, wanted, rng)
-    return _publish({split: _draw(shares[split], wanted[split], rng) for split in wanted}, output.resolve())
+    return _publish({split: _draw(shares[split], wanted[split], rng) for split in wanted}, output)
 
 
 def _lfw_images(root: Path) -> Path:
@@ -268,6 +269,11 @@ def _couple(rank: int) -> tuple[int, int]:
     """The couple (i, j), i < j, at position `rank` in the sequence (0, 1), (0, 2), (1, 2), (0, 3), …"""
     j = (1 + isqrt(1 + 8 * rank)) // 2
     return rank - j * (j - 1) // 2, j
+
+
+def _target(output: Path) -> Path:
+    """The folder for the manifests; `UsageError` for `-`, which is none."""
+    return Path(Location.parse(output).path).resolve()
 
 
 def _publish(splits: Mapping[str, list[_Pair]], output: Path) -> Prepared:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fnmatch
 import glob
 import io
+import os
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from batchverify.errors import ManifestError, UsageError, first_line
+from batchverify.manifest.columns import quoted
 from batchverify.storage.location import Location
 
 PARQUET = (".parquet", ".pq")
@@ -24,11 +27,23 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 65_536
 BUNDLE_ROWS = 8 * BATCH_ROWS
+# What pyarrow and pandas raise for cells that Arrow cannot hold.
+_NOT_ARROW = (pa.ArrowException, ValueError, TypeError, OverflowError)
+# Characters of another library's message, and types of cells, that a message shows.
+_LONGEST, _KINDS = 300, 4
+# Bytes at a file's start that are looked at to see what it is.
+START_BYTES = 1 << 16
+_MARK = b"\xef\xbb\xbf"
+# Excel's own first line, which says what separates the columns.
+_EXCEL_LINE = re.compile(rb'"?sep=.?"?[,;\t]*', re.IGNORECASE)
+_SEPARATORS = {b",": "commas", b";": "semicolons", b"\t": "tabs", b"|": "'|'"}
 # First bytes of files that are mistaken for text.
 _SIGNATURES = {
     b"PAR1": "a Parquet file; give it a name that ends in .parquet",
     b"PK\x03\x04": "a zip or Excel file; save it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel file; save it as CSV",
     b"\x1f\x8b": "compressed; give it a name that ends in .csv.gz",
+    b"\x28\xb5\x2f\xfd": "compressed; give it a name that ends in .csv.zst",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
@@ -54,6 +69,8 @@ def _find(source: str, location: Location) -> list[Location]:
         candidates, problem = [file for file, _ in location.files()], "the folder holds no {} file"
     elif _is_glob(location.path):
         candidates, problem = _matches(location), "no {} file matches"
+    elif special := location.special():
+        raise ManifestError(f"{source}: {special}; a manifest is read more than once: save it to a file")
     else:
         raise ManifestError(f"{source}: no such file or folder")
     manifests = [file for file in candidates if _is_manifest(file)]
@@ -131,7 +148,7 @@ class TableFile:
             if self.is_parquet:
                 with self._open() as source:
                     return pq.ParquetFile(source).schema_arrow.remove_metadata()
-            self._check_signature()
+            self._check_start()
             with self._open() as source:
                 return pa.schema([(name, pa.string()) for name in self._reader(source, None).schema.names])
 
@@ -145,8 +162,15 @@ class TableFile:
             if not self.is_parquet:
                 yield from self._text(reader)
                 return
+            rows = 0
             for groups in _bundles(reader.metadata):
-                yield from reader.iter_batches(BATCH_ROWS, row_groups=groups)
+                for batch in reader.iter_batches(BATCH_ROWS, row_groups=groups):
+                    rows += batch.num_rows
+                    yield batch
+            if rows != reader.metadata.num_rows:
+                raise ManifestError(
+                    f"{self.location}: damaged: {reader.metadata.num_rows} rows by its footer, {rows} were found"
+                )
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes, not decompressed."""
@@ -168,41 +192,64 @@ class TableFile:
             raise ManifestError(
                 f"{self.location}: row {rows + 1}: longer than {BLOCK_BYTES >> 20} MB; is a quote left open?"
             ) from exc
-        if (
-            last is not None
-            and last.column(last.num_columns - 1)[-1].as_py().endswith(("\n", "\r"))
-            and not self._ends_with_quote()
-        ):
+        end = last.column(last.num_columns - 1)[-1].as_py() if last is not None else ""
+        if last is not None and ("\n" in end or "\r" in end) and self._has_open_quote(last.schema):
             raise ManifestError(
-                f"{self.location}: row {rows}: column '{last.schema.names[-1]}' runs to the end of the file; "
+                f"{self.location}: row {rows}: column {quoted(last.schema.names[-1])} runs to the end of the file; "
                 "is a quote left open?"
             )
 
-    def _ends_with_quote(self) -> bool:
-        """Whether the last character before line breaks is a quote. Reads the whole file, which is rarely needed."""
-        end = b""
-        with self._open() as source:
-            while chunk := source.read(BLOCK_BYTES):
-                end = chunk.rstrip(b"\r\n") or end
-        return end.endswith(b'"')
+    def _has_open_quote(self, schema: pa.Schema) -> bool:
+        """Whether a quoted cell runs to the end of the file: a row appended to it then becomes part of the cell.
 
-    def _check_signature(self) -> None:
+        Reads the whole file, which is rarely needed.
+        """
+        first, token = "", uuid.uuid4().hex
+        row = f"\n{token}{self._delimiter * (len(schema) - 1)}\n"
+        with self._open() as source:
+            for batch in self._reader(_Appended(source, row.encode()), schema):
+                first = batch.column(0)[-1].as_py() if batch.num_rows else first
+        return first != token
+
+    def _check_start(self) -> None:
+        """Refuse a file that cannot be a table of text, by its first bytes."""
         if _plain_name(self.location).endswith(PARQUET):
             raise ManifestError(f"{self.location}: a compressed Parquet file; unpack it first")
         with self._open() as source:
-            start = source.read(4)
+            start = bytes(source.read(START_BYTES))
         for signature, kind in _SIGNATURES.items():
             if start.startswith(signature):
                 raise ManifestError(f"{self.location}: {kind}")
+        lines = start.removeprefix(_MARK).lstrip(b"\r\n").splitlines(keepends=True)
+        if lines and lines[0].endswith((b"\n", b"\r")):
+            self._check_header(lines[0].rstrip(b"\r\n"))
+
+    def _check_header(self, line: bytes) -> None:
+        """Refuse a first line of which no separator is that of the format. Quotes may hold more lines of a header."""
+        if _EXCEL_LINE.fullmatch(line):
+            text = line.decode("utf-8", "replace")
+            raise ManifestError(
+                f"{self.location}: the first line is {text!r}, which only Excel reads; remove it"
+            )
+        mine = self._delimiter.encode()
+        others = [separator for separator in _SEPARATORS if separator in line and separator != mine]
+        if mine not in line and others and line.count(b'"') % 2 == 0:
+            hint = " or give it a name that ends in .tsv" if b"\t" in others else ""
+            raise ManifestError(
+                f"{self.location}: the columns are separated by {_SEPARATORS[others[0]]}; save the file with "
+                f"{_SEPARATORS[mine]}{hint}"
+            )
+
+    @property
+    def _delimiter(self) -> str:
+        return "\t" if _plain_name(self.location).endswith(TABS) else ","
 
     def _reader(self, source: Any, column_types: pa.Schema | None) -> Any:
         return pacsv.open_csv(
             source,
             # With one thread the parser knows the number of a row that it cannot read.
             read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-            parse_options=pacsv.ParseOptions(
-                delimiter="\t" if _plain_name(self.location).endswith(TABS) else ",", newlines_in_values=True
-            ),
+            parse_options=pacsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             convert_options=pacsv.ConvertOptions(
                 column_types=column_types, strings_can_be_null=False, check_utf8=True, null_values=[]
             ),
@@ -258,7 +305,7 @@ def _explain(exc: pa.ArrowInvalid, names: Sequence[str]) -> str:
     invalid = re.search(r"column #(\d+): Row #(\d+): .*invalid UTF8", message)
     if invalid:
         column, row = int(invalid.group(1)), int(invalid.group(2)) - 1
-        return f"row {row}: column {repr(names[column]) if names else column + 1}: not UTF-8"
+        return f"row {row}: column {quoted(names[column]) if names else column + 1}: not UTF-8"
     return f"not a table of text: {message}"
 
 
@@ -268,12 +315,54 @@ def table_of(source: Any) -> pa.Table:
         return source
     try:
         if type(source).__module__.split(".")[0] == "pandas" and hasattr(source, "columns"):
-            return pa.Table.from_pandas(source, preserve_index=False).replace_schema_metadata(None)
+            return _of_frame(source)
         if hasattr(source, "__arrow_c_stream__"):
             return pa.table(source)
-    except (pa.ArrowException, ValueError, TypeError) as exc:
-        raise ManifestError(f"the table: {' '.join(str(part) for part in exc.args)}") from exc
+    except _NOT_ARROW as exc:
+        text = " ".join(str(part) for part in exc.args)
+        raise ManifestError(f"the table: {text[:_LONGEST]}") from exc
     raise UsageError(f"a manifest is a path, a DataFrame or an Arrow table, not {type(source).__name__}")
+
+
+def _of_frame(frame: Any) -> pa.Table:
+    """A DataFrame as a Table. `Path` objects become strings; other objects that Arrow does not know are refused."""
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    except _NOT_ARROW:
+        if frame.columns.has_duplicates:
+            raise
+        columns = [_of_series(str(name), cells) for name, cells in frame.items()]
+        return pa.Table.from_arrays(columns, [str(name) for name in frame.columns])
+
+
+def _of_series(name: str, cells: Any) -> pa.Array:
+    """A column of a DataFrame, `Path` objects as strings."""
+    if cells.dtype == object:
+        cells = [os.fspath(cell) if isinstance(cell, os.PathLike) else cell for cell in cells]
+    try:
+        return pa.array(cells, from_pandas=True)
+    except _NOT_ARROW as exc:
+        kinds = ", ".join(sorted({type(cell).__name__ for cell in cells})[:_KINDS])
+        raise ManifestError(
+            f"the table: column {quoted(name)} holds {kinds}: Arrow cannot hold these in one column; image columns "
+            "hold paths (strings)"
+        ) from exc
+
+
+class _Appended(io.RawIOBase):
+    """A file with some bytes after its end."""
+
+    def __init__(self, source: Any, end: bytes) -> None:
+        self._source, self._end = source, end
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if data := bytes(self._source.read(size)):
+            return data
+        data, self._end = self._end[:size], self._end[size:]
+        return data
 
 
 class _Tap(io.RawIOBase):

@@ -71,6 +71,8 @@ class Output:
             kind = self.target.kind()
         except OSError as exc:
             raise UsageError(f"{name}: cannot be written: {exc}") from exc
+        if special := self.target.special():
+            raise UsageError(f"{name}: {special}; results go into a file or a folder")
         if self.single and kind == "folder":
             raise UsageError(f"{name}: is a folder, but a name that ends in .parquet means one file")
         if not self.single and kind == "file":

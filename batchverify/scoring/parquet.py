@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
@@ -19,13 +19,18 @@ import pyarrow.parquet as pq
 
 from batchverify.documents import MOST_RECORD, read_document
 from batchverify.engine.embedding_table import EmbeddingTable
-from batchverify.errors import BatchverifyError, ManifestError, UsageError
-from batchverify.manifest.columns import SCORE_SCHEMA, is_text
+from batchverify.errors import BatchverifyError, ManifestError, UsageError, first_line
+from batchverify.manifest.columns import SCORE_SCHEMA, is_text, quoted, type_text
 from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location, publish
 from batchverify.storage.object_store import retry
 
 RECORD_KEY = "batchverify"
+_FITTING = (
+    *(pa.types.is_boolean, pa.types.is_integer, pa.types.is_float32, pa.types.is_float64, pa.types.is_date32),
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary),
+    pa.types.is_null,
+)
 # Written last into a folder of parts, when all parts are complete.
 SUCCESS = "_SUCCESS"
 # Types of the entries of a run record that are read back; each may be absent or null.
@@ -44,6 +49,42 @@ def output_schema(carried: pa.Schema) -> pa.Schema:
         if name in carried.names:
             raise ManifestError(f"the manifest's column '{name}' has the name of an output column; rename it")
     return pa.schema([*carried, *SCORE_SCHEMA])
+
+
+def check_columns(file: str, carried: pa.Schema, blocks: Callable[[], Iterable[Block]]) -> None:
+    """Refuse columns that Parquet cannot hold, with `ManifestError`. file: the manifest's name.
+
+    Common types always fit. Columns of other types (`blocks` gives their rows) are written and read back once, in
+    memory, block by block: some types fit only with some values.
+    """
+    doubtful = [field for field in carried if not _always_fits(field.type)]
+    for block in blocks() if doubtful else ():
+        for field in doubtful:
+            _try_column(file, pa.table({field.name: block.carried.column(field.name)}))
+
+
+def _always_fits(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be written to Parquet whatever its values are."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _always_fits(kind.value_type)
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(_always_fits(field.type) for field in kind)
+    if pa.types.is_dictionary(kind):
+        return pa.types.is_string(kind.value_type)
+    return any(test(kind) for test in _FITTING)
+
+
+def _try_column(file: str, column: pa.Table) -> None:
+    try:
+        sink = pa.BufferOutputStream()
+        pq.write_table(column, sink)
+        pq.ParquetFile(pa.BufferReader(sink.getvalue())).read()
+    except (OSError, pa.ArrowException) as exc:
+        field, why = column.schema.field(0), first_line(exc)
+        raise ManifestError(
+            f"{file}: column {quoted(field.name)} ({type_text(field.type)}) does not fit into Parquet: {why}; remove "
+            "or convert it"
+        ) from exc
 
 
 def result_table(
@@ -125,7 +166,7 @@ class FileSink:
                 filesystem=Location(str(self._temporary)).filesystem,
                 **_packing(schema, short_lived),
             )
-        except OSError as exc:
+        except (OSError, pa.ArrowException) as exc:
             self.abandon()
             raise BatchverifyError(f"{target}: could not be written: {exc}") from exc
 
@@ -217,5 +258,5 @@ def writing(target: Location) -> Iterator[None]:
     """Raise errors of writing as `BatchverifyError`."""
     try:
         yield
-    except (OSError, UsageError) as exc:
+    except (OSError, UsageError, pa.ArrowException) as exc:
         raise BatchverifyError(f"{target}: could not be written: {exc}") from exc

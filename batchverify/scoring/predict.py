@@ -20,7 +20,7 @@ from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
 from batchverify.records import Skipped
 from batchverify.scoring.job import backbone_fingerprint, work_plan
-from batchverify.storage.location import Location, scheme_of
+from batchverify.storage.location import Location, path_text, scheme_of
 from batchverify.storage.object_store import SCHEMES
 
 # The choices of `--face`, for people.
@@ -92,15 +92,16 @@ def predict(
     """Verify one pair, without Ray. Images are paths or URIs; options are those of `score`.
 
     With the same cache entries, the result equals that of `score`. A new embedding may change the probability by
-    up to 0.05. Raises `ArtifactError` and `UsageError` as `score` does.
+    up to 0.05. Raises `ArtifactError` and `UsageError` as `score` does, and `UsageError` for decoded images, arrays
+    and bytes: results are cached by the file's bytes.
     """
     from batchverify.heads.head import find_head
 
+    images = (path_text(image_a, "image_a"), path_text(image_b, "image_b"))
     options = replace(options or ScoreOptions(), **changes)
     fingerprint = EmbeddingFingerprint.of(backbone_fingerprint(options), options.settings)
     head = find_head(options.head, fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
-    images = (str(image_a), str(image_b))
     plan = replace(work_plan(options, options.settings, fingerprint), batch_size=PAIR_BATCH)
     first, second = _entries(images, plan)
     probability = label = similarity = None

@@ -27,7 +27,14 @@ from batchverify.runtime.compute_path import ComputePath, paths_from_text, paths
 from batchverify.scoring.job import Job, engine_of
 from batchverify.scoring.job_folder import JobState
 from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, RowCounts
-from batchverify.scoring.parquet import RECORD_KEY, output_schema, record_text, result_table, writing
+from batchverify.scoring.parquet import (
+    RECORD_KEY,
+    check_columns,
+    output_schema,
+    record_text,
+    result_table,
+    writing,
+)
 from batchverify.scoring.summary import EmbedSummary, ScoreSummary
 from batchverify.storage.background import BackgroundWorker
 from batchverify.storage.location import Location
@@ -109,6 +116,7 @@ def _score_to(
 ) -> ScoreSummary:
     # The manifest is read before anything is written, so that a bad one leaves no job folder.
     schema, total = output_schema(job.scan.carried), job.scan.rows
+    check_columns(job.manifest.names[0], job.scan.carried, partial(job.manifest.blocks, job.scan))
     claim = output.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
     with claim as (parts, state):
         rows = PartRows(output, parts, state, schema, total)
@@ -217,7 +225,8 @@ class MemoryRows:
     def table(self, record: dict[str, Any]) -> pa.Table:
         """All rows, with the run record in the metadata."""
         schema = self.schema.with_metadata({RECORD_KEY: record_text(record)})
-        return pa.concat_tables([self.schema.empty_table(), *self._tables]).cast(schema)
+        # No cast, which unions do not have.
+        return pa.concat_tables(self._tables).replace_schema_metadata(schema.metadata)
 
 
 class PartRows:

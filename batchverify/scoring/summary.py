@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from batchverify.errors import UsageError
 from batchverify.process import peak_memory
 from batchverify.progress import duration
 
@@ -127,8 +128,11 @@ class ScoreSummary(EmbedSummary):
         return pads.dataset(paths, filesystem=location.filesystem, format="parquet").to_table()
 
     def to_pandas(self) -> pd.DataFrame:
-        """The output's rows as a DataFrame."""
-        return self.to_arrow().to_pandas()
+        """The output's rows as a DataFrame; `UsageError` for columns that pandas has no type for, such as unions."""
+        try:
+            return self.to_arrow().to_pandas()
+        except pa.ArrowException as exc:
+            raise UsageError(f"the rows do not fit into a DataFrame: {exc}; take `to_arrow()`") from exc
 
     def lines(self) -> list[tuple[str, str]]:
         """The table for people."""

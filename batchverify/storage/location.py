@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,13 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):(?=//)")
 _BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
 _CONTAINER = re.compile(r"([a-zA-Z0-9$][a-zA-Z0-9-]*)@([a-zA-Z0-9]+(?:\.[a-zA-Z0-9-]+)*)")
 _QUERY = re.compile(rf"\?(?:{OPTIONS})=[^?]*$")
+# What a local path may name besides files and folders.
+_SPECIAL = {
+    "a pipe": stat.S_ISFIFO,
+    "a device": stat.S_ISCHR,
+    "a disk device": stat.S_ISBLK,
+    "a socket": stat.S_ISSOCK,
+}
 _SECRET = re.compile(
     r"[?&](?:access_?key(?:_?id)?|secret_?key|session_?token|account_?key|client_?secret|sas_?token|sig|signature|"
     r"password|awsaccesskeyid|googleaccessid|x-(?:amz|goog)-(?:signature|credential|security-token))=",
@@ -53,11 +61,15 @@ class Location:
 
         Keys are not percent-decoded; empty, `.` and `..` parts are resolved. The account of
         `abfs://container@account.dfs.core.windows.net/key` becomes an option. Raises `UsageError` for
-        unsupported schemes and for URIs without a bucket.
+        unsupported schemes, for URIs without a bucket, and for `-`.
         """
-        text = os.fspath(text)
+        text = path_text(text)
         if not text:
             raise UsageError("a path is empty (an unset shell variable?)")
+        if text == "-":
+            raise UsageError(
+                "-: standard input and output cannot be read twice or resumed: name a file (./- for one called -)"
+            )
         scheme = scheme_of(text)
         if scheme == "":
             return cls(os.path.abspath(expand_home(text)))  # noqa: PTH100  lexical
@@ -153,6 +165,16 @@ class Location:
         info = retry(lambda: filesystem.get_file_info(self.path))
         return {fs.FileType.File: "file", fs.FileType.Directory: "folder"}.get(info.type, "absent")
 
+    def special(self) -> str:
+        """`a pipe`, `a device`, `a disk device` or `a socket` if that is what lies here; otherwise empty."""
+        if not self.is_local:
+            return ""
+        try:
+            mode = os.stat(self.path).st_mode  # noqa: PTH116
+        except (OSError, ValueError):
+            return ""
+        return next((name for name, is_kind in _SPECIAL.items() if is_kind(mode)), "")
+
     def files(self, *, recursive: bool = False) -> list[tuple[Location, int]]:
         """The files in this folder with their sizes in bytes, sorted by path; none if it is absent.
 
@@ -224,6 +246,14 @@ def expand_home(text: str) -> str:
     if text.partition("/")[0] == "~" and not os.path.isabs(expanded):  # noqa: PTH117
         raise UsageError(f"{text}: user id {os.getuid()} has no home folder (HOME is not set)")
     return expanded
+
+
+def path_text(path: Any, name: str = "a path or URI") -> str:
+    """A path or URI given as a string or a `Path`; `UsageError` for bytes, images, arrays and anything else."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise UsageError(f"{name} must be a string or a Path, got {type(path).__name__}")
+    return text
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -293,7 +293,7 @@ def _record(
 
 def _target(output: str | Path) -> Location:
     """The head's location, checked before anything is embedded."""
-    target = Location.parse(os.fspath(output))
+    target = Location.parse(output)
     if target.suffix != SUFFIX:
         raise UsageError(f"--output {output}: the name of a head must end in {SUFFIX}")
     try:
@@ -310,6 +310,8 @@ def _check_place(target: Location, output: str | Path) -> None:
         raise UsageError(f"--output {output}: the folder {target.parent} cannot be written to")
     if target.kind() == "folder":
         raise UsageError(f"--output {output}: this is a folder")
+    if special := target.special():
+        raise UsageError(f"--output {output}: {special}; a head is a file")
 
 
 def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:

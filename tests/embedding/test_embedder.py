@@ -347,6 +347,24 @@ def test_other_arrays_are_refused(picture, embedder):
         embedder([*draw(1), picture])
 
 
+@pytest.mark.parametrize("given", [Image.new("RGB", (9, 9)), "a.jpg", b"\xff\xd8", None])
+def test_what_is_no_array_is_refused_by_its_type(given, embedder):
+    kind = type(given).__name__
+    with pytest.raises(UsageError, match=rf"image 1: must be \(H, W, 3\) uint8 RGB, got {kind}$"):
+        embedder([*draw(1), given])
+    with pytest.raises(
+        UsageError, match=rf"images must be a list of \(H, W, 3\) uint8 RGB arrays, got {kind}$"
+    ):
+        embedder(given)
+
+
+def test_a_generator_and_one_array_of_all_pictures_are_embedded_too(embedder):
+    pictures = draw(1) * 2
+    expected = embedder(pictures).vectors
+    assert np.array_equal(embedder(iter(pictures)).vectors, expected)
+    assert np.array_equal(embedder(np.stack(pictures)).vectors, expected)
+
+
 def test_settings_that_make_no_sense(backbone):
     for settings, message in (
         ({"crop": "face"}, "crop must be one of detect, center, none"),

@@ -83,6 +83,20 @@ def test_labels_of_every_type(cells):
     assert labels.to_pylist() == [0, 1, None, None]
 
 
+@pytest.mark.parametrize(
+    ("spellings", "label"),
+    [
+        (["0", " 0", "0 ", "0.0", "0.", "0.00", "0e0", "0.000000000000000000e+00"], 0),
+        (["1", " 1 ", "1\t", "\u00a01", "1.0", "1.00", "1E+00"], 1),
+        (["False", "false", "FALSE", " false ", "f", "F"], 0),
+        (["True", "true", "TRUE", "t", "T"], 1),
+        (["", "  ", "nan", "NaN", "NA", "na", "null", "NULL", "<NA>", "None", "N/A", "#N/A", "\\N"], None),
+    ],
+)
+def test_every_writers_spelling_of_a_label_is_read(spellings, label):
+    assert read_labels(pa.array(spellings), "x.csv", 0).to_pylist() == [label] * len(spellings)
+
+
 def test_labels_that_are_all_blank():
     assert read_labels(pa.nulls(2), "x.csv", 0).to_pylist() == [None, None]
     assert read_labels(pa.array([], pa.string()), "x.csv", 0).to_pylist() == []
@@ -97,7 +111,10 @@ def test_a_dictionary_entry_that_no_row_uses_is_no_bad_label():
     ("cells", "message"),
     [
         (pa.array(["0", "yes", "no"]), "x.csv: row 12: label must be 0 or 1, got 'yes'"),
-        (pa.array(["0", "1 "]), "x.csv: row 12: label must be 0 or 1, got '1 '"),
+        (pa.array(["0", "-1"]), "x.csv: row 12: label must be 0 or 1, got '-1'"),
+        (pa.array(["0", "1 0"]), "x.csv: row 12: label must be 0 or 1, got '1 0'"),
+        (pa.array(["0", "same"]), "x.csv: row 12: label must be 0 or 1, got 'same'"),
+        (pa.array(["0", "y" * 500]), f"x.csv: row 12: label must be 0 or 1, got '{'y' * 79}…"),
         (pa.array(["0", "01"]).dictionary_encode(), "x.csv: row 12: label must be 0 or 1, got '01'"),
         (pa.array(["0", None, "line\nbreak"]), "x.csv: row 13: label must be 0 or 1, got 'line\\nbreak'"),
         (pa.array([0, None, 2]), "x.csv: row 13: label must be 0 or 1, got 2"),
@@ -124,6 +141,13 @@ def test_labels_of_other_types_are_refused(kind):
         ([], ("a", "b"), "no column 'a' (--column-a); the file has no columns"),
         (["a", "c"], ("a", "b"), "no column 'b' (--column-b); the file has a, c"),
         (["a", "b"], ("a", "a"), "column 'a' is given for both images"),
+        (["a", " b"], ("a", "b"), "no column 'b' (--column-b); the file has a, ' b'"),
+        (["a", "b\x00"], ("a", "b"), "no column 'b' (--column-b); the file has a, 'b\\x00'"),
+        (
+            ["a", "b", "", "", ""],
+            ("a", "b"),
+            "3 columns have no name; name or remove them (in a CSV, the commas",
+        ),
         (["a", "label"], ("a", "label"), "column 'label' (--column-b) holds the truth, not paths"),
         (["a", "b", "c", "c", "c"], ("a", "b"), "column 'c' appears 3 times"),
         (
@@ -142,6 +166,15 @@ def test_names_that_are_refused(names, sides, message):
     with pytest.raises(ManifestError) as caught:
         check_names("x.csv", names, *sides)
     assert str(caught.value).startswith(f"x.csv: {message}")
+
+
+def test_forty_thousand_names_are_checked_and_the_first_ones_listed():
+    names = [f"n{number}" for number in range(40_000)]
+    with pytest.raises(ManifestError) as caught:
+        check_names("x.csv", names, "a", "b")
+    assert str(caught.value).endswith("n18, n19, and 39,980 more")
+    check_names("x.csv", names, "n0", "n39999")
+    check_same_names("y.csv", names[::-1], "x.csv", names)
 
 
 def test_files_with_other_columns_than_the_first_are_refused():

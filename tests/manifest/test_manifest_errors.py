@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.manifest import Manifest
@@ -14,7 +16,25 @@ from batchverify.manifest.tables import BATCH_ROWS, BLOCK_BYTES
 PAIR = "image_a,image_b\nx,y\n"
 ONE_FILE = [
     ("image_a,other\nx,y\n", "no column 'image_b' (--column-b); the file has image_a, other"),
-    ("image_a;image_b\nx;y\n", "no column 'image_a' (--column-a); the file has image_a;image_b"),
+    ("image_a;image_b\nx;y\n", "the columns are separated by semicolons; save the file with commas"),
+    (
+        "image_a;image_b;note\nx;y;a,b\n",
+        "the columns are separated by semicolons; save the file with commas",
+    ),
+    (
+        "\ufeffimage_a\timage_b\nx\ty\n",
+        "the columns are separated by tabs; save the file with commas or give it a name that ends in .tsv",
+    ),
+    ("sep=,\nimage_a,image_b\nx,y\n", "the first line is 'sep=,', which only Excel reads; remove it"),
+    (
+        '\ufeff"sep=;"\nimage_a;image_b\nx;y\n',
+        "the first line is '\"sep=;\"', which only Excel reads; remove it",
+    ),
+    (
+        "image_a,image_b,label,,\nx,y,0,,\n",
+        "2 columns have no name; name or remove them (in a CSV, the commas at the ends of lines)",
+    ),
+    ("image_a, image_b\nx, y\n", "no column 'image_b' (--column-b); the file has image_a, ' image_b'"),
     ("image_a,image_b,image_b\nx,y,z\n", "column 'image_b' appears 2 times"),
     (
         "image_a,image_b,probability\nx,y,1\n",
@@ -23,7 +43,7 @@ ONE_FILE = [
     ("image_a,image_b\n", "the manifest has no rows"),
     ("image_a,image_b,label\nx,y,0\nx,y,yes\n", "row 2: label must be 0 or 1, got 'yes'"),
     ("image_a,image_b,label\nx,y,0\nx,y,2\n", "row 2: label must be 0 or 1, got '2'"),
-    ("image_a,image_b,label\nx,y, 1\n", "row 1: label must be 0 or 1, got ' 1'"),
+    ("image_a,image_b,label\nx,y, 2\n", "row 1: label must be 0 or 1, got ' 2'"),
     ("image_a,image_b\nx,y\nx\n", "row 2: expected 2 columns, found 1: 'x'"),
     ("", "the file has no rows; it needs a header with image_a and image_b, and rows below it"),
 ]
@@ -48,7 +68,7 @@ SECOND_FILE = [
     ("b.csv", "image_a,other\nx,y\n", "no column 'image_b' (--column-b); the file has image_a, other"),
     ("b.csv", "image_a,image_b,n\nx,y,1\n", "columns differ from those of {first}: 'n' is new"),
     ("b.csv", "image_a,image_b\nx,y,1\n", "row 1: expected 2 columns, found 3: 'x,y,1'"),
-    ("b.tsv", "image_a,image_b\nx,y\n", "no column 'image_a' (--column-a); the file has image_a,image_b"),
+    ("b.tsv", "image_a,image_b\nx,y\n", "the columns are separated by commas; save the file with tabs"),
     ("b.csv", "", "the file has no rows; it needs a header with image_a and image_b, and rows below it"),
 ]
 
@@ -135,6 +155,39 @@ def test_tables_in_memory():
     )
     with pytest.raises(UsageError, match="a manifest is a path, a DataFrame or an Arrow table, not list"):
         Manifest.open([1])
+
+
+def test_a_frame_may_hold_paths_but_no_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frame = pd.DataFrame(
+        {
+            "image_a": [Path("a.jpg"), None],
+            "image_b": ["b.jpg", Path("/c.jpg")],
+            "n": pd.Categorical(["x", "y"]),
+        }
+    )
+    manifest = Manifest.open(frame)
+    scan = manifest.scan()
+    assert [str(image) for image in scan.images][::2] == [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"]
+    (block,) = manifest.blocks(scan)
+    assert block.carried.to_pylist() == [
+        {"image_a": "a.jpg", "image_b": "b.jpg", "n": "x"},
+        {"image_a": None, "image_b": "/c.jpg", "n": "y"},
+    ]
+    image = Image.new("RGB", (4, 4))
+    wanted = "Arrow cannot hold these in one column; image columns hold paths (strings)"
+    for column, kind in (
+        ([image], "Image"),
+        (["x", 3], "int, str"),
+        (["\ud800"], "str"),
+        ([2**70], "int"),
+        ([np.zeros((2, 2, 3))], "ndarray"),
+    ):
+        pair = pd.DataFrame({"image_a": column, "image_b": ["y"] * len(column)}, dtype=object)
+        assert message_of(pair) == f"the table: column 'image_a' holds {kind}: {wanted}"
+    assert message_of(pd.DataFrame({"image_a": [b"x"], "image_b": ["y"]})) == (
+        "the table: column 'image_a' must hold paths (strings), found binary"
+    )
 
 
 def test_an_unknown_scheme_is_refused():

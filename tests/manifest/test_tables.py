@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +55,10 @@ READABLE = {
     "words.csv": (b"image_a,image_b\nNA,null\n", [{"image_a": "NA", "image_b": "null"}]),
     "unicode.csv": ("image_a,image_b\nä é,日\n".encode(), [{"image_a": "ä é", "image_b": "日"}]),
     "last_break.csv": (b'image_a,image_b\nx,"y\n"\n', [{"image_a": "x", "image_b": "y\n"}]),
+    "last_break_inside.csv": (b'image_a,image_b\nx,"y\nz"', [{"image_a": "x", "image_b": "y\nz"}]),
+    "after_a_quote.csv": (b'image_a,image_b\nx,"y\n"z\n', [{"image_a": "x", "image_b": "y\nz"}]),
+    "one_without_name.csv": (b",image_a,image_b\n0,x,y\n", [{"": "0", **PAIR}]),
+    "quoted_names.csv": (b'"a;\nb",image_a,image_b\n0,x,y\n', [{"a;\nb": "0", **PAIR}]),
     "header_only.csv": (HEADER, []),
 }
 
@@ -78,6 +83,12 @@ BROKEN = [
         HEADER + b'x,"y\n' + ROWS,
         "row 1: column 'image_b' runs to the end of the file; is a quote left open?",
     ),
+    (
+        "a.csv",
+        HEADER + b'x,"y\nz,w',
+        "row 1: column 'image_b' runs to the end of the file; is a quote left open?",
+    ),
+    ("a.csv", HEADER + b'x,"y\nz,""\n', "row 1: column 'image_b' runs to the end of the file"),
     ("a.csv", "image_a,image_b\nx,y\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
     ("a.csv", b"PK\x03\x04rest", "a zip or Excel file; save it as CSV"),
     ("a.csv", b"PAR1rest", "a Parquet file; give it a name that ends in .parquet"),
@@ -215,6 +226,26 @@ def test_nothing_found(tree, source, message):
     with pytest.raises(ManifestError) as caught:
         find_files(f"{tree}/{source}")
     assert str(caught.value).startswith(f"{tree}/{source}: {message}")
+
+
+def test_pipes_devices_and_sockets_are_called_what_they_are(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    inside, outside = os.pipe()
+    try:
+        for source, kind in (
+            (tmp_path / "a.csv", "a pipe"),
+            (f"/dev/fd/{inside}", "a pipe"),
+            ("/dev/null", "a device"),
+        ):
+            with pytest.raises(ManifestError) as caught:
+                find_files(str(source))
+            message = f"{source}: {kind}; a manifest is read more than once: save it to a file"
+            assert str(caught.value) == message
+    finally:
+        os.close(inside)
+        os.close(outside)
+    with pytest.raises(UsageError, match="-: standard input and output cannot be read twice"):
+        find_files("-")
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,19 @@ def test_names_of_other_formats_are_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_pipes_and_devices_are_no_outputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("o.parquet")
+    for name, message in (
+        ("-", "-: standard input and output cannot be read twice"),
+        ("o.parquet", "o.parquet: a pipe; results go into a file or a folder"),
+        ("/dev/null", "/dev/null: a device; results go into a file or a folder"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Output(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["o.parquet"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,5 +1,6 @@
 """`score` from end to end on the sample faces with the packaged weights: every row, once, in order."""
 
+import decimal
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_store import impatience
+from PIL import Image
 from repository import REPOSITORY
 from run_records import read_record
 from s3_server import s3_client, s3_server
@@ -237,6 +239,88 @@ def test_other_files_in_the_output_folder_are_not_read_back(cache, tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "mine.parquet")
     summary = batchverify.score(FACES, tmp_path, cache=cache, quiet=True)
     assert summary.to_arrow().num_rows == summary.rows
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("interval", pa.array([(1, 2, 3)], pa.month_day_nano_interval())),
+        ("fieldless", pa.array([{}], pa.struct([]))),
+        ("deep", pa.array([[{}]], pa.list_(pa.struct([])))),
+        ("union", pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])),
+        ("far", pa.array([2**62], pa.timestamp("s"))),
+    ],
+)
+def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(name, column, tmp_path):
+    table = pa.table({"image_a": ["ada_1.jpg"], "image_b": ["ada_2.jpg"], name: column})
+    options: dict[str, Any] = {
+        "cache": str(tmp_path / "cache"),
+        "quiet": True,
+        "image_root": SAMPLES / "faces",
+    }
+    for output in (tmp_path / "o.parquet", tmp_path / "o"):
+        with pytest.raises(ManifestError) as caught:
+            batchverify.score(table, output, **options)
+        assert str(caught.value).startswith(
+            f"the table: column '{name}' ({column.type}) does not fit into Parquet: "
+        )
+        assert list(tmp_path.iterdir()) == []
+    rows = batchverify.score(table, **options).to_arrow()
+    assert rows[name].to_pylist() == column.to_pylist()
+
+
+def test_columns_of_rare_types_come_back_from_both_kinds_of_outputs(cache, tmp_path):
+    columns = {
+        "views": pa.array(["x", None], pa.string_view()),
+        "runs": pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array([7])),
+        "moment": pa.array([1, None], pa.timestamp("s", "UTC")),
+        "half": pa.array([np.float16(1.5), None], pa.float16()),
+        "wide": pa.array([decimal.Decimal("1.5"), None], pa.decimal256(60, 1)),
+        "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+        "codes": pa.array([5, None]).dictionary_encode(),
+        "span": pa.array([3, None], pa.duration("ms")),
+    }
+    table = pa.table({"image_a": ["ada_1.jpg"] * 2, "image_b": ["ada_2.jpg"] * 2, **columns})
+    options: dict[str, Any] = {"cache": cache, "quiet": True, "image_root": SAMPLES / "faces"}
+    for output in (None, tmp_path / "o.parquet", tmp_path / "o"):
+        rows = batchverify.score(table, output, **options).to_arrow()
+        for name, cells in columns.items():
+            assert rows[name].to_pylist() == cells.to_pylist(), name
+
+
+def test_rows_that_pandas_cannot_hold_are_an_error_of_ours(cache):
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
+    table = pa.table({"image_a": ["ada_1.jpg"], "image_b": ["ada_2.jpg"], "union": union})
+    summary = batchverify.score(table, cache=cache, quiet=True, image_root=SAMPLES / "faces")
+    with pytest.raises(
+        UsageError, match=r"the rows do not fit into a DataFrame: .*union.*; take `to_arrow\(\)`"
+    ):
+        summary.to_pandas()
+
+
+@pytest.mark.parametrize(
+    "given", [Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8), b"\xff\xd8", 3, None]
+)
+def test_what_is_no_path_is_refused_at_once(given):
+    kind = type(given).__name__
+    with pytest.raises(UsageError, match=f"^image_a must be a string or a Path, got {kind}$"):
+        batchverify.predict(given, given)
+    with pytest.raises(UsageError, match=f"^image_b must be a string or a Path, got {kind}$"):
+        batchverify.predict(FACES, given)
+    if given is not None:
+        with pytest.raises(UsageError, match=f"^image_root must be a string or a Path, got {kind}$"):
+            batchverify.score(FACES, image_root=given)
+        with pytest.raises(UsageError, match=f"^a path or URI must be a string or a Path, got {kind}$"):
+            batchverify.score(FACES, given)
+
+
+def test_a_frame_of_path_objects_is_scored(scored, cache):
+    frame = pd.read_csv(FACES)
+    for name in ("image_a", "image_b"):
+        frame[name] = [SAMPLES / cell for cell in frame[name]]
+    summary = batchverify.score(frame, cache=cache, quiet=True)
+    assert same_scores(summary.to_arrow(), scored.to_arrow())
+    assert summary.to_arrow()["image_a"][0].as_py() == str(frame["image_a"][0])
 
 
 def test_paths_may_be_paths(scored, cache, tmp_path):
