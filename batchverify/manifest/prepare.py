@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.spreadsheet import safe_name, safe_path
-from batchverify.storage.location import Location
 
 COLUMNS = ("image_a", "image_b", "label", "person_a", "person_b")
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -273,6 +272,8 @@ def _couple(rank: int) -> tuple[int, int]:
 
 def _target(output: Path) -> Path:
     """The folder for the manifests; `UsageError` for `-`, which is none."""
+    from batchverify.storage.location import Location  # which imports pyarrow
+
     return Path(Location.parse(output).path).resolve()
 
 

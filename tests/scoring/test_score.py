@@ -248,6 +248,7 @@ def test_other_files_in_the_output_folder_are_not_read_back(cache, tmp_path):
         ("fieldless", pa.array([{}], pa.struct([]))),
         ("deep", pa.array([[{}]], pa.list_(pa.struct([])))),
         ("union", pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])),
+        ("runs", pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array([7]))),
         ("far", pa.array([2**62], pa.timestamp("s"))),
     ],
 )
@@ -266,13 +267,12 @@ def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(
         )
         assert list(tmp_path.iterdir()) == []
     rows = batchverify.score(table, **options).to_arrow()
-    assert rows[name].to_pylist() == column.to_pylist()
+    assert rows[name].equals(pa.chunked_array([column]))
 
 
 def test_columns_of_rare_types_come_back_from_both_kinds_of_outputs(cache, tmp_path):
     columns = {
         "views": pa.array(["x", None], pa.string_view()),
-        "runs": pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array([7])),
         "moment": pa.array([1, None], pa.timestamp("s", "UTC")),
         "half": pa.array([np.float16(1.5), None], pa.float16()),
         "wide": pa.array([decimal.Decimal("1.5"), None], pa.decimal256(60, 1)),
