@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,9 @@ STALE_SECONDS = 24 * 3600
 # Pending entries are committed after this many rows or seconds.
 COMMIT_ROWS = 4096
 COMMIT_SECONDS = 60.0
+# How often segments are listed at most while other processes write and replace them.
+LISTINGS = 5
+_Content = TypeVar("_Content")
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,8 @@ class EmbeddingCache:
 
     def refresh(self) -> KeyIndex:
         """List the segments and read their keys. Of several rows of one key the first one counts."""
-        names, keys = [], []
-        schema = vector_schema(self._dimension)
-        for location in self._segments("data"):
-            table = self._read(location, schema, ["key"])
-            if table is not None:
-                names.append(str(location))
-                keys.append(short_keys(table))
+        keys_of = self._read_all("data", vector_schema(self._dimension), short_keys, ["key"])
+        names, keys = list(keys_of), list(keys_of.values())
         lengths = [len(segment_keys) for segment_keys in keys]
         sorted_keys, first = np.unique(np.concatenate([np.zeros(0, "S16"), *keys]), return_index=True)
         segment = np.repeat(np.arange(len(keys), dtype=np.int32), lengths)[first]
@@ -139,11 +138,14 @@ class EmbeddingCache:
 
     def get_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """The entries of 32-byte `keys`, None where absent. A vector takes precedence over a failure."""
-        try:
-            return self._get_many(self.index, keys)
-        except FileNotFoundError:
-            # A compactor replaced a segment after the index was read.
-            return self._get_many(self.refresh(), keys, skip_absent=True)
+        index = self.index
+        for _ in range(LISTINGS):
+            try:
+                return self._get_many(index, keys)
+            except FileNotFoundError:
+                # Another process replaced a segment after the index was read.
+                index = self.refresh()
+        return self._get_many(index, keys, skip_absent=True)
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Collect entries; commits if enough are pending or the last commit is a minute old.
@@ -222,26 +224,40 @@ class EmbeddingCache:
             self._mark_bad(location, exc)
             return []
 
-    def _read(
-        self, location: Location, schema: pa.Schema, columns: list[str] | None = None
-    ) -> pa.Table | None:
-        """A segment's table; None if it is absent or damaged. Damage is logged once."""
-        if str(location) in self.bad_segments:
-            return None
-        try:
-            return read_segment(location, self.fingerprint.id, schema, columns=columns)
-        except FileNotFoundError:
-            return None
-        except DAMAGE as exc:
-            self._mark_bad(location, exc)
-            return None
+    def _read_all(
+        self,
+        folder: str,
+        schema: pa.Schema,
+        content: Callable[[pa.Table], _Content],
+        columns: list[str] | None = None,
+    ) -> dict[str, _Content]:
+        """What the segments of a folder hold, by their paths, sorted; without absent and damaged ones.
+
+        Listed until nothing is new: while a folder is listed, another process may write the rows of segments that it
+        then deletes into a new one, and the listing may show neither.
+        """
+        found: dict[str, _Content] = {}
+        for _ in range(LISTINGS):
+            listed = {str(location): location for location in self._segments(folder)}
+            found = {name: found[name] for name in listed if name in found}
+            unread = listed.keys() - found.keys() - self.bad_segments
+            if not unread:
+                break
+            for name in sorted(unread):
+                try:
+                    table = read_segment(listed[name], self.fingerprint.id, schema, columns=columns)
+                    found[name] = content(table)
+                except FileNotFoundError:
+                    continue
+                except DAMAGE as exc:
+                    self._mark_bad(listed[name], exc)
+        return dict(sorted(found.items()))
 
     def _read_failures(self) -> dict[bytes, Skipped]:
         """Failures by key. The latest counts: an earlier one that still held would not have been retried."""
         failures: dict[bytes, Skipped] = {}
-        for location in self._segments("fail"):
-            table = self._read(location, failure_schema())
-            failures |= table_failures(table) if table is not None else {}
+        for each in self._read_all("fail", failure_schema(), table_failures).values():
+            failures |= each
         return failures
 
     def _segments(self, folder: str) -> list[Location]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,29 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import fs
 
-from batchverify.cache.embedding_cache import VERSION
-from batchverify.cache.segment import (
-    DAMAGE,
-    DIMENSION,
-    SegmentName,
-    bad_norm,
-    failure_schema,
-    read_segment,
-    short_keys,
-    table_failures,
-    vector_column,
-    vector_schema,
+from batchverify.cache.folders import (
+    QUARANTINE,
+    FingerprintFolder,
+    StoredSegment,
+    bad_vectors,
+    find_folders,
+    one_line,
+    system_error,
+    tables,
 )
-from batchverify.documents import MOST_METADATA, read_document
+from batchverify.cache.segment import short_keys, table_failures
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.storage.location import Location, publish
-
-QUARANTINE = "quarantine"
-_ID = re.compile(r"^[0-9a-f]{32}$")
 
 
 def cache_info(root: str | Location) -> list[FingerprintInfo]:
@@ -43,7 +32,7 @@ def cache_info(root: str | Location) -> list[FingerprintInfo]:
 
     Raises `ArtifactError` if the folder cannot be listed.
     """
-    folders, _ = _folders(Location.parse(str(root)))
+    folders, _ = find_folders(Location.parse(str(root)))
     return [_info(folder) for folder in folders]
 
 
@@ -60,17 +49,17 @@ def verify_cache(root: str | Location, *, quarantine: bool = False) -> CacheRepo
         raise UsageError(
             f"{location}: only segments of a local cache can be moved; run verify without --quarantine"
         )
-    folders, foreign = _folders(location)
+    folders, foreign = find_folders(location)
     problems: list[Problem] = []
     quarantined: list[str] = []
     for folder in folders:
         if folder.problem:
             problems.append(Problem(str(folder.location.join("fingerprint.json")), folder.problem))
         for segment, exc in _bad_segments(folder):
-            problems.append(Problem(str(segment.location), _one_line(exc)))
-            if quarantine and not _system_error(exc):
+            problems.append(Problem(str(segment.location), one_line(exc)))
+            if quarantine and not system_error(exc):
                 quarantined.append(_move_to_quarantine(segment.location))
-    segments = [segment for folder in folders for segment in (*folder.data, *folder.fail)]
+    segments = [segment for folder in folders for segment in folder.segments]
     return CacheReport(
         len(folders),
         len(segments),
@@ -167,89 +156,11 @@ class CacheReport:
         return {"ok": self.ok} | asdict(self)
 
 
-@dataclass(frozen=True)
-class _Segment:
-    location: Location
-    size: int
-    name: SegmentName
-
-
-@dataclass
-class _Folder:
-    """The folder of one fingerprint: its document or the problem with it, its segments, and paths of other files."""
-
-    location: Location
-    document: Mapping[str, Any] | None
-    problem: str
-    data: list[_Segment] = field(default_factory=list)
-    fail: list[_Segment] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        return self.location.name
-
-
-def _folders(root: Location) -> tuple[list[_Folder], list[str]]:
-    """The folders of all fingerprints below a root, and the paths of what is not part of a cache."""
-    children = _list(root)
-    foreign = [str(path) for path, info in children if not (_is_folder(info) and path.name == VERSION)]
-    folders = []
-    for path, info in _list(root.join(VERSION)):
-        if _is_folder(info) and _ID.match(path.name):
-            folders.append(_folder(path))
-        else:
-            foreign.append(str(path))
-    return folders, foreign
-
-
-def _folder(location: Location) -> _Folder:
-    folder = _Folder(location, *_document(location))
-    for path, info in _list(location):
-        known = ("data", "fail", "tmp", QUARANTINE) if _is_folder(info) else ("fingerprint.json",)
-        if path.name not in known:
-            folder.foreign.append(str(path))
-    for name, segments in (("data", folder.data), ("fail", folder.fail)):
-        for path, info in _list(location.join(name)):
-            parsed = SegmentName.parse(path.name) if info.type == fs.FileType.File else None
-            if parsed is None:
-                folder.foreign.append(str(path))
-            else:
-                segments.append(_Segment(path, info.size, parsed))
-    return folder
-
-
-def _document(location: Location) -> tuple[Mapping[str, Any] | None, str]:
-    """The content of a folder's `fingerprint.json`, and what is wrong with it."""
-    try:
-        document = read_document(location.join("fingerprint.json").read_bytes(MOST_METADATA))
-        if not isinstance(document, dict) or EmbeddingFingerprint(document).id != location.name:
-            raise ValueError("does not match the name of its folder")
-    except FileNotFoundError:
-        return None, "is missing; the next run with these settings writes it again"
-    except DAMAGE as exc:
-        return None, _one_line(exc)
-    return document, ""
-
-
-def _list(location: Location) -> list[tuple[Location, fs.FileInfo]]:
-    """The contents of a folder by name; none if it is absent."""
-    try:
-        infos = location.filesystem.get_file_info(fs.FileSelector(location.path, allow_not_found=True))
-    except OSError as exc:
-        raise ArtifactError(f"{location}: the cache cannot be listed: {exc}") from exc
-    return [(location.join(info.base_name), info) for info in sorted(infos, key=lambda info: info.base_name)]
-
-
-def _is_folder(info: fs.FileInfo) -> bool:
-    return info.type == fs.FileType.Directory
-
-
-def _info(folder: _Folder) -> FingerprintInfo:
+def _info(folder: FingerprintFolder) -> FingerprintInfo:
     keys: list[np.ndarray] = [np.zeros(0, "S16")]
     failures: dict[bytes, str] = {}
     damaged: list[str] = []
-    for segment, table in _tables(folder, keys_only=True):
+    for segment, table in tables(folder, keys_only=True):
         if isinstance(table, Exception):
             damaged.append(str(segment.location))
         elif "reason" in table.column_names:
@@ -259,7 +170,7 @@ def _info(folder: _Folder) -> FingerprintInfo:
     embedded = np.unique(np.concatenate(keys))
     without = ~np.isin(np.array([key[:16] for key in failures], dtype="S16"), embedded)
     reasons = Counter(compress(failures.values(), without))
-    segments = [*folder.data, *folder.fail]
+    segments = folder.segments
     written = [segment.name.written for segment in segments]
     return FingerprintInfo(
         folder.id,
@@ -276,39 +187,11 @@ def _info(folder: _Folder) -> FingerprintInfo:
     )
 
 
-def _tables(folder: _Folder, *, keys_only: bool = False) -> Iterator[tuple[_Segment, pa.Table | Exception]]:
-    """Every segment with its table or the reason why it cannot be trusted; keys_only: of `data/` segments."""
-    dimension = int((folder.document or {}).get("dimension", DIMENSION))
-    vectors, failures = vector_schema(dimension), failure_schema()
-    plan = [(segment, vectors, ["key"] if keys_only else None) for segment in folder.data]
-    plan += [(segment, failures, None) for segment in folder.fail]
-    for segment, schema, columns in plan:
-        try:
-            yield segment, read_segment(segment.location, folder.id, schema, columns=columns)
-        except FileNotFoundError:
-            # Removed since the listing.
-            continue
-        except DAMAGE as exc:
-            yield segment, exc
-
-
-def _bad_segments(folder: _Folder) -> Iterator[tuple[_Segment, Exception]]:
-    for segment, table in _tables(folder):
-        error = table if isinstance(table, Exception) else _bad_norm(table)
+def _bad_segments(folder: FingerprintFolder) -> Iterator[tuple[StoredSegment, Exception]]:
+    for segment, table in tables(folder):
+        error = table if isinstance(table, Exception) else bad_vectors(table)
         if error is not None:
             yield segment, error
-
-
-def _bad_norm(table: pa.Table) -> ValueError | None:
-    if "embedding" not in table.column_names or not table.num_rows:
-        return None
-    problem = bad_norm(vector_column(table))
-    return ValueError(problem) if problem else None
-
-
-def _system_error(exc: Exception) -> str:
-    """Why the operating system refused to read a file, which says nothing about its contents; else empty."""
-    return os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno is not None else ""
 
 
 def _move_to_quarantine(location: Location) -> str:
@@ -320,11 +203,6 @@ def _move_to_quarantine(location: Location) -> str:
     except OSError as exc:
         raise ArtifactError(f"{location}: cannot be moved to {folder}: {exc}") from exc
     return str(target)
-
-
-def _one_line(exc: Exception) -> str:
-    reason = _system_error(exc)
-    return f"cannot be read: {reason}" if reason else " ".join(str(exc).split())
 
 
 def _utc(nanoseconds: int) -> datetime:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from batchverify.documents import read_document
 from batchverify.records import CACHED_REASONS, Reason, Skipped
 from batchverify.storage.location import Location
+from batchverify.storage.object_store import is_absent
 
 METADATA_KEY = b"batchverify"
 DIMENSION = 512
@@ -130,8 +132,18 @@ def _table(columns: Mapping[str, object], schema: pa.Schema, run_id: str) -> pa.
     return pa.table({**columns, "created_at": [now] * rows, "run_id": [run_id] * rows}, schema=schema)
 
 
-def write_segment(folder: Location, table: pa.Table, provenance: Provenance, staging: Location) -> Location:
-    """Write a segment into `folder`, atomically; returns its location."""
+def write_segment(
+    folder: Location,
+    table: pa.Table,
+    provenance: Provenance,
+    staging: Location,
+    *,
+    written: int | None = None,
+) -> Location:
+    """Write a segment into `folder`, atomically; returns its location.
+
+    written: the time that the name states, in nanoseconds; now by default. It decides which row of a key counts.
+    """
     footer = {"fingerprint": provenance.fingerprint, "compute_path": provenance.compute_path}
     # Built in memory: a writer that fails while streaming to S3 publishes half a file (arrow#40502).
     stream = pa.BufferOutputStream()
@@ -146,7 +158,7 @@ def write_segment(folder: Location, table: pa.Table, provenance: Provenance, sta
         write_page_checksum=True,
     )
     writer = re.sub(r"[^A-Za-z0-9]+", "_", f"{gethostname()[:64]}_{getpid()}")
-    target = folder.join(f"{time_ns():020d}-{writer}-{uuid4().hex[:8]}-r{table.num_rows}.parquet")
+    target = folder.join(f"{written or time_ns():020d}-{writer}-{uuid4().hex[:8]}-r{table.num_rows}.parquet")
     target.write_bytes(stream.getvalue(), staging=staging)
     return target
 
@@ -156,7 +168,7 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
 
     Raises FileNotFoundError for an absent segment and one of `DAMAGE` for one that cannot be trusted.
     """
-    with location.filesystem.open_input_file(location.path) as source:
+    with _opened(location) as source:
         footer = pq.read_metadata(source)
     file_schema = footer.schema.to_arrow_schema()
     metadata = read_document((file_schema.metadata or {}).get(METADATA_KEY, b"null"))
@@ -183,6 +195,18 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
     return footer
 
 
+@contextmanager
+def _opened(location: Location) -> Iterator[pa.NativeFile]:
+    """An open segment. FileNotFoundError also if an object store deletes it meanwhile: that is no damage."""
+    try:
+        with location.filesystem.open_input_file(location.path) as source:
+            yield source
+    except OSError as exc:
+        if is_absent(exc):
+            raise FileNotFoundError(str(location)) from exc
+        raise
+
+
 def _group_sizes(footer: pq.FileMetaData) -> list[int]:
     return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
 
@@ -196,7 +220,7 @@ def read_segment(
 
 
 def _read(location: Location, footer: pq.FileMetaData, groups: Sequence[int], columns: list[str]) -> pa.Table:
-    with location.filesystem.open_input_file(location.path) as source:
+    with _opened(location) as source:
         # Over a network, one request for all columns of a group; local files are faster without.
         file = pq.ParquetFile(
             source, metadata=footer, page_checksum_verification=True, pre_buffer=not location.is_local
@@ -206,6 +230,11 @@ def _read(location: Location, footer: pq.FileMetaData, groups: Sequence[int], co
         if table.column(name).null_count:
             raise ValueError(f"column {name} has nulls")
     return table
+
+
+def compute_path_of(table: pa.Table) -> str:
+    """The compute path that the footer of a segment states, given the segment's table."""
+    return str(json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")).get("compute_path", ""))
 
 
 def read_rows(location: Location, fingerprint: str, dimension: int, rows: np.ndarray) -> list[Entry]:

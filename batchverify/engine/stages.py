@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
+from batchverify.cache.image_keys import content_key
 from batchverify.cache.segment import Entry
 from batchverify.faces.crops import Face, augmented, fixed_face
 from batchverify.faces.images import decode, decoder_set, read_image, too_large_dependence
@@ -38,11 +38,6 @@ READ_BATCH = 16
 # Threads that read from object stores, almost as many as pyarrow has connections, and files they may read ahead.
 READERS = 24
 READ_AHEAD = 2 * READ_BATCH
-# What TIFFs begin with. They have keys of their own since samples of other depths and meanings were decoded to other
-# images: a cache may still hold the vectors of those.
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-TIFF_READER = b"tiff reader 2:"
-
 LoadedImage = DecodedImage | Face
 
 
@@ -184,8 +179,8 @@ class Loader:
 
     @staticmethod
     def key(data: bytes) -> bytes:
-        """The cache key of an image: SHA-256 of its encoded bytes; of a TIFF with `TIFF_READER` before them."""
-        return hashlib.sha256((TIFF_READER if data.startswith(TIFF_STARTS) else b"") + data).digest()
+        """See `content_key`."""
+        return content_key(data)
 
     def _look_up(self, keys: list[bytes]) -> dict[bytes | None, Entry]:
         if self._cache is None:

@@ -225,6 +225,16 @@ class Location:
         """The whole file. Raises OSError, also for a file of more than `most` bytes."""
         return retry(lambda: self._get(most))
 
+    def remove(self) -> None:
+        """Delete this file, durably; does nothing if it is absent. Raises OSError."""
+        if not self.is_local:
+            with suppress(FileNotFoundError):
+                retry(lambda: self.filesystem.delete_file(self.path))
+            return
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(self.path)  # noqa: PTH108
+            sync_folder(Path(self.path).parent)
+
     def _get(self, most: int | None) -> bytes:
         with self.filesystem.open_input_file(self.path) as file:
             size = file.size()

@@ -60,6 +60,7 @@ _DENIED = re.compile(
     r"INVALID_ACCESS_KEY_ID|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|ExpiredToken|"
     r"Authorization(Failure|PermissionMismatch)|AuthenticationFailed"
 )
+_ABSENT = re.compile(r"NO_SUCH_KEY|NoSuchKey|RESOURCE_NOT_FOUND|HTTP status 404|BlobNotFound|No such object")
 _lock = threading.Lock()
 _T = TypeVar("_T")
 
@@ -151,6 +152,11 @@ def is_transient(exc: Exception) -> bool:
 def is_denied(exc: Exception) -> bool:
     """Whether a store's error says that the credentials are invalid or lack permission."""
     return _matches(exc, _DENIED)
+
+
+def is_absent(exc: Exception) -> bool:
+    """Whether a store's error says that an object is gone, as when it is deleted while it is read."""
+    return _matches(exc, _ABSENT)
 
 
 def _matches(exc: Exception, pattern: re.Pattern[str]) -> bool:

@@ -209,3 +209,27 @@ def test_parquet_manifest_keeps_its_types(tmp_path):
     assert scored["tags"].equals(table["tags"])
     assert scored.column_names[-6:] == ["probability", "label", "similarity", "status", "error_a", "error_b"]
     assert scored["true_label"].type == pa.int8()
+
+
+def test_images_are_forgotten_and_outputs_named(tmp_path):
+    options = ["--cache", str(tmp_path / "cache")]
+    out = str(tmp_path / "out.parquet")
+    assert (
+        run("score", str(SAMPLES / "faces.csv"), "-o", out, "--crop", "none", "-q", *options).exit_code == 0
+    )
+    text = run("cache", "forget", FACE, str(tmp_path / "gone.jpg"), "--outputs", out, *options)
+    assert text.exit_code == 1
+    assert "gone.jpg: not forgotten, it cannot be read: no such file" in text.stdout
+    assert "rows name 1 of the images" in text.stdout
+    assert "1 of 1 images were in the cache: 1 vectors and 0 failures erased" in text.stdout
+    assert run("cache", "verify", *options).exit_code == 0
+    everything = ["--manifest", str(SAMPLES / "faces.csv"), "--json", *options]
+    document = json.loads(run("cache", "forget", *everything).stdout)
+    assert (document["vectors"], len(document["found"]), document["keys"]) == (23, 23, 24)
+    assert document["unread"] == {} and document["outputs"] == []
+    digest = document["found"][0]
+    assert "0 of 1 images" in run("cache", "forget", "--key", digest, *options).stdout
+    for wrong in ([], ["--key", "abc"]):
+        assert run("cache", "forget", *wrong, *options).exit_code == 2
+    compacted = run("cache", "compact", "--json", *options)
+    assert json.loads(compacted.stdout)["damaged"] == {}
