@@ -181,7 +181,7 @@ class Soak:
         images = [path for path in self.manifest.parent.iterdir() if path.suffix == ".jpg"]
         chosen = [str(path) for path in self.generator.sample(sorted(images), FORGOTTEN)]
         for cache in (str(self.folder / "cache"), self.uri("cache")):
-            erase(cache, set(keys_of(chosen).keys.values()))
+            erase(cache, set(keys_of(chosen).digests.values()))
             compact(cache)
             if not verify_cache(cache).ok:
                 self.wrong.append(f"{cache} is damaged in round {self.rounds}")

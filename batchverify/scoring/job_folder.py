@@ -16,6 +16,7 @@ from typing import Any, TypedDict, cast
 from batchverify.documents import MOST_RECORD, read_document
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import flattened
+from batchverify.storage.claim import Claim, TakenError
 from batchverify.storage.location import Location
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class JobFolder:
     def __init__(self, output: Location) -> None:
         self.output = output
         self.location = Location(f"{output.path}.job", output.scheme, output.query)
+        self._claim: Claim | None = None
 
     def state(self) -> JobState | None:
         """The content of `job.json`; None if there is none.
@@ -75,31 +77,34 @@ class JobFolder:
 
     def write_state(self, state: JobState) -> None:
         """Write `job.json`."""
+        self.check()
         self.location.join(STATE).write_bytes(json.dumps(state, indent=1, sort_keys=True).encode())
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder's lock; `UsageError` if another run holds it. Object stores have no lock.
+        """Hold the folder; `UsageError` if another run holds it.
 
-        The kernel releases the lock however the process ends. A folder without a `job.json` is removed at the
-        end.
+        A folder without a `job.json` is removed at the end. On a disk it is a lock that the kernel releases however
+        the process ends, in an object store a `Claim`.
         """
-        descriptor = self._lock() if self.location.is_local else None
-        try:
-            self.sweep(everything=self.state() is None)
-            yield
-        finally:
+        with self._locked() if self.location.is_local else self._held():
             try:
+                self.sweep(everything=self.state() is None)
+                yield
+            finally:
                 # An error here would hide that of the run. The next run removes what is left.
                 with suppress(OSError, BatchverifyError):
                     if self.state() is None:
                         self.remove()
-            finally:
-                if descriptor is not None:
-                    os.close(descriptor)
+
+    def check(self) -> None:
+        """Raise `BatchverifyError` if another run may hold the folder by now; only in object stores."""
+        if self._claim is not None:
+            self._claim.check()
 
     def sweep(self, *, everything: bool = True) -> None:
         """Remove all files of the job, or only temporary ones; never the lock, never files of others."""
+        self.check()
         # The state goes first: without it, parts that are left are not taken for a job half done.
         files = sorted((file for file, _ in self.location.files()), key=lambda file: file.name != STATE)
         for file in files:
@@ -109,16 +114,41 @@ class JobFolder:
                     file.filesystem.delete_file(file.path)
 
     def remove(self) -> None:
-        """Remove the folder; files of others in it stay."""
+        """Remove the folder, which must be held; files of others in it stay."""
         self.sweep()
         if self.location.is_local:
             with suppress(OSError):
                 Path(self.location.path, LOCK).unlink()
                 Path(self.location.path).rmdir()
-        elif not self.location.files():
-            # In an object store an empty marker remains.
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = self._lock()
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        claim = Claim(self.location)
+        try:
+            claim.take()
+        except TakenError as exc:
+            raise self._taken(str(exc)) from exc
+        self._claim = claim
+        try:
+            yield
+        finally:
+            self._claim = None
+            # A claim that cannot be deleted lapses.
             with suppress(OSError):
-                self.location.filesystem.delete_dir(self.location.path)
+                claim.release()
+
+    def _taken(self, by: str) -> UsageError:
+        return UsageError(
+            f"{self.output}: another run is writing this output ({by}): wait for it, stop it, or give another output"
+        )
 
     def remove_empty(self) -> None:
         """Remove the folder if nothing is in it, not even a lock."""
@@ -157,10 +187,7 @@ class JobFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             host, _, process = os.pread(descriptor, 200, 0).decode(errors="replace").partition(" ")
-            raise UsageError(
-                f"{self.output}: another run is writing this output (process {process} on {host}): wait for it, "
-                "stop it, or give another output"
-            ) from exc
+            raise self._taken(f"process {process} on {host}") from exc
         except OSError as exc:
             log.warning(
                 "%s: cannot be locked (%s); do not run two jobs with this output at once", self.location, exc

@@ -136,7 +136,9 @@ class Output:
                 # An attempt without any work leaves no trace. Parts that were to be retried count as work: they are
                 # of use without a retry.
                 if not (had_parts or parts.done or state.get("compute_path")):
-                    self._forget()
+                    # An error here would hide that of the run. The next run removes what is left.
+                    with suppress(OSError, BatchverifyError):
+                        self._forget()
                 raise
 
     def publish(self, parts: Parts, record: Mapping[str, Any], rows: int) -> None:
@@ -149,11 +151,18 @@ class Output:
                 for file in part_files(self.target):
                     if number_of(file) not in parts.numbers(rows):
                         file.filesystem.delete_file(file.path)
+                self.folder.check()
                 self.target.join(SUCCESS).write_bytes(record_text(record).encode())
             self.folder.remove()
 
+    def begin_part(self) -> None:
+        """What comes before a part is published: this run still holds the output, and `_SUCCESS` is removed."""
+        with writing(self.target):
+            self.clear_success()
+
     def clear_success(self) -> None:
         """Remove `_SUCCESS`, before a part of a finished folder is replaced."""
+        self.folder.check()
         success = self.target.join(SUCCESS)
         with writing(success):
             if not self.single and success.kind() == "file":
@@ -230,6 +239,7 @@ class Output:
                 sink = sink or FileSink(self.target, schema, staging=self.folder.location)
                 sink.write(table)
             if sink is not None:
+                self.folder.check()
                 sink.finish(record)
         finally:
             if sink is not None:

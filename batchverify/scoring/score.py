@@ -238,7 +238,7 @@ class PartRows:
         self.resumed = RowCounts.total(parts.done.values()).rows
         self.scratch = self._folder.location.path if self._folder.location.is_local else None
         self.target: str | None = str(output.target)
-        self._writer = PartWriter(parts, schema, total, output.clear_success)
+        self._writer = PartWriter(parts, schema, total, output.begin_part)
 
     @property
     def compute_paths(self) -> list[ComputePath]:

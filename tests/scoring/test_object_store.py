@@ -135,3 +135,25 @@ def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(
     assert "not_found" not in table["error_a"].to_pylist() + table["error_b"].to_pylist()
     anew = batchverify.score(uri.format("pairs.csv"), uri.format("o.parquet"), overwrite=True, **options)
     assert anew.to_arrow().replace_schema_metadata().equals(table.replace_schema_metadata())
+
+
+def test_two_runs_on_one_output_in_a_bucket(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    manifest = draw_pairs(folder, 30, 2000)
+    expected = batchverify.score(manifest, tmp_path / "o.parquet", no_cache=True, **OPTIONS).to_arrow()
+    uri = upload(store, folder, "two")
+    store.weather()
+    first = subprocess.Popen(command(uri), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not keys(store, "two/o.parquet.job/part-") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for more in ([], ["--overwrite"]):
+        second = subprocess.run(command(uri, *more), capture_output=True, text=True, timeout=100)
+        assert first.poll() is None, "the first run was over too soon"
+        assert second.returncode == 2
+        assert f"another run is writing this output (process {first.pid} on " in second.stderr
+    _, said = first.communicate(timeout=100)
+    assert first.returncode == 0, said
+    assert rows_of(uri.format("o.parquet")).equals(expected.replace_schema_metadata())
+    assert keys(store, "two/o.parquet.job") == []
