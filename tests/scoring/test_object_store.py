@@ -148,11 +148,13 @@ def test_two_runs_on_one_output_in_a_bucket(store: Store, tmp_path: Path) -> Non
     deadline = time.monotonic() + 60
     while not keys(store, "two/o.parquet.job/part-") and time.monotonic() < deadline:
         time.sleep(0.01)
+    # Asleep it still holds the output; awake it might be done before the others have started.
+    os.kill(first.pid, signal.SIGSTOP)
     for more in ([], ["--overwrite"]):
         second = subprocess.run(command(uri, *more), capture_output=True, text=True, timeout=100)
-        assert first.poll() is None, "the first run was over too soon"
         assert second.returncode == 2
         assert f"another run is writing this output (process {first.pid} on " in second.stderr
+    os.kill(first.pid, signal.SIGCONT)
     _, said = first.communicate(timeout=100)
     assert first.returncode == 0, said
     assert rows_of(uri.format("o.parquet")).equals(expected.replace_schema_metadata())
