@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchverify.cli.options import together
-from batchverify.cli.output import INTERRUPTED
+from batchverify.cli.output import INTERRUPTED, show
 from batchverify.errors import UsageError
 from batchverify.progress import tell
 
@@ -104,7 +104,7 @@ def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> N
     submission.runtime_env()
     server = JobServer(options["address"])
     job = server.submit(submission)
-    tell(f"job {job} submitted to {server.address}\n")
+    show(f"job {job} submitted to {server.address}", err=True)
     if not options["wait"]:
         click.echo(job)
         return

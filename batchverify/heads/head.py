@@ -33,6 +33,8 @@ FORMAT = 2
 # Bytes of a head. Those that `train` makes by default have up to 3 MB.
 MOST_BYTES = 1 << 30
 MOST_DIMENSION = 65_536
+# Scores are computed in float32.
+LARGEST = 1e38
 # Characters of a file's own text in a message.
 SHOWN = 200
 # What parsing JSON of any shape and numbers of any size can raise.
@@ -294,11 +296,14 @@ def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: M
         raise ValueError(f"its embeddings have {dimension!r} values")
     for scorer in scorers:
         scorer.check(dimension)
+    # Beyond float32 a score would be infinite or no number at all, and its row would say `ok`.
+    if not all(scorer.bound * abs(calibration[0]) + abs(calibration[1]) < LARGEST for scorer in scorers):
+        raise ValueError("its weights or its calibration are so large that scores overflow")
     stored = about["thresholds"]
     shares = [float(entry[key]) for entry in stored["far"] for key in ("far", "threshold")]
     shares.append(float(stored["best_f1"]))
     # They are used as float32.
-    if not (np.abs([*calibration, int(stored["different_pairs"]), *shares]) < 1e38).all():
+    if not (np.abs([*calibration, int(stored["different_pairs"]), *shares]) < LARGEST).all():
         raise ValueError("its calibration or thresholds are not finite")
     if not all(0 <= share <= 1 for share in shares):
         raise ValueError("its thresholds do not lie between 0 and 1")

@@ -19,6 +19,8 @@ Layer = tuple[np.ndarray, np.ndarray]
 # product sums the rows at an edge in another order, which also depends on the number of threads. A pair's score
 # would depend on its position.
 LANES = 16
+# No pair feature of unit vectors is larger: `chi2raw` divides at most 4 by a millionth.
+LARGEST_FEATURE = 1e8
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,15 @@ class Scorer:
     def parameters(self) -> int:
         """Number of weights and biases."""
         return sum(weight.size + bias.size for weight, bias in self.layers)
+
+    @property
+    def bound(self) -> float:
+        """What no score of unit vectors exceeds, nor any sum on the way to it."""
+        largest = LARGEST_FEATURE
+        for weight, bias in self.layers:
+            sums = np.abs(weight).sum(axis=1, dtype=np.float64)
+            largest = float(sums.max() * largest + np.abs(bias).max())
+        return largest
 
     @property
     def widths(self) -> list[int]:

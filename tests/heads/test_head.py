@@ -245,6 +245,8 @@ DAMAGED = {
     "flat weights": damaged_scorer(weight=np.ones(512, np.float32)),
     "short weights": damaged_scorer(weight=np.ones((1, 128), np.float32)),
     "nan weights": damaged_scorer(weight=np.full((1, 512), np.nan, np.float32)),
+    "weights that overflow": damaged_scorer(weight=np.full((1, 512), 1e37, np.float32)),
+    "a bias that overflows": damaged_scorer(bias=np.full(1, 2e38, np.float32)),
     "infinite bias": damaged_scorer(bias=np.full(1, np.inf, np.float32)),
     "a tensor too many": damaged_scorer(other=np.zeros(1, np.float32)),
     "no embedding": changed(lambda tensors, about: about.pop("embedding")),
