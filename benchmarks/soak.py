@@ -196,7 +196,6 @@ class Soak:
         objects = self.objects()
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         names = [path.name for path in files] + [name.rpartition("/")[2] for name in objects]
-        names += [path.name for path in Path(tempfile.gettempdir()).glob(".*.tmp")]
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         memory = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
         uploads = s3_client(self.direct).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
@@ -251,6 +250,10 @@ def main(options: argparse.Namespace) -> int:
         said, told = cast(IO[str], server.stdout), cast(IO[str], server.stdin)
         try:
             direct, address = said.readline().split()
+            # Uploads are written here first; those of others on this machine do not count.
+            scratch = Path(name) / "scratch"
+            scratch.mkdir()
+            os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
             images = Path(name) / "images"
             images.mkdir()
             manifest = draw_pairs(images, options.images, options.pairs)
