@@ -273,6 +273,8 @@ def main(options: argparse.Namespace) -> int:
     every = max(1, len(counts) // 12)
     shown = [*counts[:2], *counts[2:-1:every], *counts[2:][-1:]]
     verdict = "; ".join([*soak.wrong, *grown]) or "all rows as undisturbed, nothing grew"
+    if len(counts) < 3:
+        verdict += " (too few cycles to say so: give more --minutes)"
     publish(
         f"Soak of {options.minutes:g} minutes, {options.pairs:,} pairs of {options.images:,} images",
         "python benchmarks/soak.py",
