@@ -19,16 +19,16 @@ from batchverify.storage.location import Location
 @pytest.mark.parametrize(
     ("name", "state", "step"),
     [
-        ("one.parquet", "cold", 3),
-        ("folder", "cold", 3),
-        ("one.parquet", "half done", 8),
-        ("folder", "half done", 8),
+        ("one.parquet", "cold", 5),
+        ("folder", "cold", 5),
+        ("one.parquet", "half done", 10),
+        ("folder", "half done", 10),
         ("one.parquet", "finished", 1),
         ("folder", "finished", 1),
-        ("one.parquet", "--retry-failed", 8),
-        ("folder", "--retry-failed", 8),
-        ("one.parquet", "--overwrite", 8),
-        ("folder", "--overwrite", 8),
+        ("one.parquet", "--retry-failed", 10),
+        ("folder", "--retry-failed", 10),
+        ("one.parquet", "--overwrite", 10),
+        ("folder", "--overwrite", 10),
     ],
 )
 def test_any_call_of_a_job_may_fail(tmp_path: Path, name: str, state: str, step: int) -> None:
@@ -108,9 +108,9 @@ class StoreBench(ScoreBench):
         return [name for name in names if any(each in name for each in useless)]
 
 
-@pytest.mark.parametrize("name", ["one.parquet", "folder"])
+@pytest.mark.parametrize(("name", "step"), [("one.parquet", 8), ("folder", 16)])
 def test_any_call_to_an_object_store_may_fail(
-    tmp_path: Path, store: Store, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Store, name: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = StoreBench(tmp_path, name, store)
     (tmp_path / "temporary").mkdir()
@@ -120,6 +120,6 @@ def test_any_call_to_an_object_store_may_fail(
         impatience(attempts=1),
         failing_calls(tmp_path, stores=True) as calls,
     ):
-        findings = fail_every_call(bench, calls, STORE, step=9)
+        findings = fail_every_call(bench, calls, STORE, step=step)
     print(findings)
     assert not findings.wrong, "\n".join(findings.wrong)

@@ -36,6 +36,6 @@ class TrainBench(Bench):
 
 def test_any_call_of_a_training_may_fail(tmp_path: Path) -> None:
     with toy_embedder(tmp_path.parent / "toy.log"), failing_calls(tmp_path) as calls:
-        findings = fail_every_call(TrainBench(tmp_path), calls, DISK, step=16)
+        findings = fail_every_call(TrainBench(tmp_path), calls, DISK, step=20)
     print(findings)
     assert not findings.wrong, "\n".join(findings.wrong)
