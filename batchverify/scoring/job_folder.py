@@ -119,7 +119,7 @@ class JobFolder:
         if self.location.is_local:
             with suppress(OSError):
                 Path(self.location.path, LOCK).unlink()
-                Path(self.location.path).rmdir()
+        self.remove_empty()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -151,10 +151,12 @@ class JobFolder:
         )
 
     def remove_empty(self) -> None:
-        """Remove the folder if nothing is in it, not even a lock."""
-        if self.location.is_local:
-            with suppress(OSError):
+        """Remove the folder if nothing is in it, not even a lock. In an object store it is an empty marker."""
+        with suppress(OSError):
+            if self.location.is_local:
                 Path(self.location.path).rmdir()
+            elif self.location.kind() == "folder" and not self.location.files():
+                self.location.filesystem.delete_dir(self.location.path)
 
     def _lock(self) -> int:
         folder = Path(self.location.path)

@@ -27,7 +27,7 @@ from batchverify.cli.app import main
 from batchverify.storage.location import Location
 
 T = TypeVar("T")
-# All n with all faults. Without it every n meets one or two of them.
+# All n with all faults, which takes minutes (pytest --timeout 0). Without it some n, each with one of the faults.
 EVERY = "BATCHVERIFY_EVERY_CALL"
 # What befalls a call: an error of the system; `late`: the call is done, but reported as failed; `short`: fewer bytes
 # are read or written than asked; `full`: no space from this call on.
