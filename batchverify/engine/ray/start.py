@@ -55,6 +55,9 @@ def start_ray(address: Address | None, num_cpus: int | None, verbose: bool) -> N
         _spare_home()
     else:
         options["address"] = address.text
+    if sys.stderr is None:
+        # Ray's handler of faults needs one, for as long as the process lives.
+        sys.stderr = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
