@@ -21,7 +21,6 @@ The promises, of which `watched_engine.py` checks some at each call:
 - Blocks of pairs come back once each, in order, with the same scores; only five losses of one block end the run.
 """
 
-import math
 import os
 from collections import Counter
 from random import Random
@@ -216,12 +215,10 @@ def expected_reason(content: Content) -> Reason | None:
 
 def check_effort(world: World, engine: WatchedEngine) -> None:
     """No image is tried more often than its losses require, and no time is lost."""
-    most = math.ceil(math.log2(engine.workers.chunk)) + 1 + STRIKES
     for number, loads in engine.loads.items():
         key = world.contents[number].key
         allowed = 1 + engine.load_losses[number] + engine.cuts[number] + engine.embed_losses[key]
         require(loads <= allowed, f"image {number} is loaded {loads} times, {allowed} would do")
-        require(engine.worker_losses[number] <= most, f"image {number} lost more than {most} workers")
     cluster = engine.cluster
     longest = cluster.busy + cluster.starting + PATIENCE * (SILENCES * cluster.killed + cluster.joined)
     require(cluster.now <= longest, f"took {cluster.now:.0f} s of at most {longest:.0f}")

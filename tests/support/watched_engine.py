@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from simulation import Cluster, StuckError
 
 from batchverify.engine.base import Engine, NodeLostError, Task, WorkerLostError, Workers
 from batchverify.engine.embedding_table import EmbeddingTable
+from batchverify.engine.scheduler import SILENCES, STRIKES
 from batchverify.engine.stages import EmbeddedChunk, LoadedChunk
 from batchverify.errors import HungError
 from batchverify.records import Skipped
@@ -92,7 +94,11 @@ class WatchedEngine:
         numbers = tuple(int(path) for path in image_paths)
         pending = {number for request in self.pending.values() for number in request.who}
         require(0 < len(numbers) <= self.workers.chunk, f"a chunk of {len(numbers)}")
+        most = math.ceil(math.log2(self.workers.chunk)) + 1 + STRIKES
         for number in numbers:
+            require(
+                self.worker_losses[number] < most, f"image {number} lost {most} workers and is tried again"
+            )
             require(number not in pending, f"image {number} is in two calls at once")
             require(not self.table.known(number), f"image {number} has a fate already")
         self._check_suspects(numbers)
@@ -163,7 +169,8 @@ class WatchedEngine:
         return withdrawn
 
     def kill(self, task: Task, work: str) -> None:
-        """See `Engine`."""
+        """Only after enough silence."""
+        require(self._silences >= SILENCES, "a call is killed too early")
         try:
             self.inner.kill(task, work)
         except HungError:
