@@ -173,7 +173,11 @@ class Output:
         # If another run holds the lock, the folder is in use. If it cannot be removed, the output is whole anyway.
         with suppress(BatchverifyError, OSError):
             state = self.folder.state()
-            if state is None:
+            if state is None and self.folder.is_claimed():
+                # By a run that ended without being able to give it up, or by one that is alive, which refuses.
+                with self.folder.claimed():
+                    self.folder.remove()
+            elif state is None:
                 self.folder.remove_empty()
             elif state["job"] == document:
                 with self.folder.claimed():

@@ -33,6 +33,8 @@ BEAT_SECONDS = 10.0
 # long is dead. Between the two lies the time for a write that has begun.
 LAPSE_BEATS = 4
 DEAD_BEATS = 6
+# Claims that this process makes or holds. One that it could not delete, because the store failed, is dead.
+_LIVE: set[str] = set()
 # Times that a candidate starts over after meeting another candidate.
 ATTEMPTS = 20
 
@@ -61,6 +63,15 @@ class Claim:
 
         A claim of a process of this machine is judged at once. Another one is watched until it changes or is dead.
         """
+        # Before it can be seen: other threads of this process take claims that are not among these for dead.
+        _LIVE.add(str(self._own))
+        try:
+            self._take()
+        except BaseException:
+            _LIVE.discard(str(self._own))
+            raise
+
+    def _take(self) -> None:
         dead: dict[str, bytes] = {}
         for _ in range(ATTEMPTS):
             for other in self._others():
@@ -88,6 +99,7 @@ class Claim:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        _LIVE.discard(str(self._own))
         with self._busy:
             files = [file.path for file, _ in self.folder.files()]
             if files == [self._own.path]:
@@ -123,6 +135,8 @@ class Claim:
         if seen is None:
             return
         alive = _is_alive(seen)
+        if alive and _parse(seen).get("process") == os.getpid():
+            alive = str(other) in _LIVE
         if alive:
             raise TakenError(_describe(seen))
         if alive is None:

@@ -213,3 +213,19 @@ def test_a_deleted_claim_is_lost(store: Store, folder: Location) -> None:
         claim.check()
     claim.release()
     assert names(store, folder) == []
+
+
+def test_a_claim_that_this_process_could_not_delete_is_dead(folder: Location) -> None:
+    first = Claim(folder, beat=BEAT)
+    first.take()
+    (left, _), = folder.files()  # fmt: skip
+    content = left.read_bytes()
+    with pytest.raises(TakenError):
+        Claim(folder, beat=BEAT).take()
+    first.release()
+    # As after a failure of the store.
+    left.write_bytes(content)
+    second = Claim(folder, beat=BEAT)
+    second.take()
+    second.release()
+    assert folder.files() == []
