@@ -135,7 +135,7 @@ def _document(location: Location) -> tuple[Mapping[str, Any] | None, str]:
 def _list(location: Location) -> list[tuple[Location, fs.FileInfo]]:
     """The contents of a folder by name; none if it is absent."""
     try:
-        infos = location.filesystem.get_file_info(fs.FileSelector(location.path, allow_not_found=True))
+        infos = location.infos()
     except OSError as exc:
         raise ArtifactError(f"{location}: the cache cannot be listed: {exc}") from exc
     return [(location.join(info.base_name), info) for info in sorted(infos, key=lambda info: info.base_name)]

@@ -46,6 +46,11 @@ def parse_key(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
+def possible_keys(digest: bytes) -> tuple[bytes, bytes]:
+    """The keys under which a cache may hold an image whose bytes have this SHA-256, of whatever format it is."""
+    return digest, tiff_key(digest)
+
+
 @dataclass
 class ImageKeys:
     """Images by absolute path or URI, each with the SHA-256 of its bytes.

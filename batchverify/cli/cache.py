@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchverify.cli.options import cache_option, json_option, option, together
+from batchverify.cli.options import cache_option, column_options, json_option, option, together
 from batchverify.cli.output import show, show_result
 from batchverify.errors import UsageError
 from batchverify.options import default_cache_root
@@ -82,8 +82,7 @@ def compact(cache: str | None, as_json: bool) -> None:
         "Folder or URI that relative image paths start from. Default: the current folder, for a manifest its own.",
         "DIR",
     ),
-    option("--column-a", "Column of the manifest with the first image of a pair.", "NAME"),
-    option("--column-b", "Column of the manifest with the second image of a pair.", "NAME"),
+    column_options,
     click.option(
         "--key",
         "hex_keys",
@@ -113,7 +112,7 @@ def forget(images: tuple[str, ...], cache: str | None, as_json: bool, **options:
 
     Exits with code 1 if an image could not be read, or if a damaged file could not be searched.
     """
-    from batchverify.cache.image_keys import keys_of, parse_key, tiff_key
+    from batchverify.cache.image_keys import keys_of, parse_key, possible_keys
     from batchverify.cache.rewriting import erase
     from batchverify.evaluation.appearances import find_appearances
     from batchverify.manifest.manifest import Columns
@@ -127,7 +126,7 @@ def forget(images: tuple[str, ...], cache: str | None, as_json: bool, **options:
     # First, so that a wrong output is reported before anything is erased.
     appearances = [find_appearances(output, named) for output in options["outputs"]]
     digests = {*found.digests.values(), *extra}
-    keys = {key for digest in digests for key in (digest, tiff_key(digest))}
+    keys = {key for digest in digests for key in possible_keys(digest)}
     erased = erase(cache or default_cache_root(), keys, delete_damaged=options["delete_damaged"])
     if as_json:
         document = {"unread": found.unread, "outputs": [each.to_json() for each in appearances]}
@@ -142,7 +141,7 @@ def _forgotten(
     found: ImageKeys, digests: set[bytes], erased: Erasure, appearances: list[Appearances]
 ) -> list[str]:
     """What `forget` did, for people."""
-    from batchverify.cache.image_keys import tiff_key
+    from batchverify.cache.image_keys import possible_keys
 
     unread = list(found.unread.items())
     lines = [f"{path}: not forgotten, it cannot be read: {why}" for path, why in unread[:SHOWN]]
@@ -155,5 +154,5 @@ def _forgotten(
     lines += [f"{each.output}: {each.rows:,} rows name {each.images:,} of the images" for each in appearances]
     rows = f"{erased.vectors:,} vectors and {erased.failures:,} failures erased"
     files = f"{erased.rewritten:,} cache files written anew, {erased.deleted:,} deleted"
-    there = sum(not erased.found.isdisjoint((digest, tiff_key(digest))) for digest in digests)
+    there = sum(not erased.found.isdisjoint(possible_keys(digest)) for digest in digests)
     return [*lines, f"{there:,} of {len(digests):,} images were in the cache: {rows}; {files}"]

@@ -62,6 +62,10 @@ follow_symlinks_option = option(
     "Also read images that symbolic links inside --image-root lead to outside of it.",
     is_flag=True,
 )
+column_options = together(
+    option("--column-a", "Column with the first image of a pair.", "NAME"),
+    option("--column-b", "Column with the second image of a pair.", "NAME"),
+)
 manifest_options = together(
     option(
         "--image-root",
@@ -70,8 +74,7 @@ manifest_options = together(
         "DIR",
     ),
     follow_symlinks_option,
-    option("--column-a", "Column with the first image of a pair.", "NAME"),
-    option("--column-b", "Column with the second image of a pair.", "NAME"),
+    column_options,
     option("--limit", "Read only the first N rows.", "N"),
 )
 backbone_options = together(

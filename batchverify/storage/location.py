@@ -180,13 +180,17 @@ class Location:
 
         Raises `UsageError` for a name that is not UTF-8: neither a manifest nor a message could hold it.
         """
-        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        infos = retry(lambda: self._listed(selector))
+        infos = self.infos(recursive=recursive)
         try:
             files = sorted((info.path, info.size) for info in infos if info.type == fs.FileType.File)
         except UnicodeDecodeError as exc:
             raise UsageError(f"{self}: a name in this folder is not UTF-8: {exc.object!r}") from exc
         return [(Location(path, self.scheme, self.query), size) for path, size in files]
+
+    def infos(self, *, recursive: bool = False) -> list[fs.FileInfo]:
+        """What lies in this folder, in any order; nothing if it is absent. Raises OSError."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        return retry(lambda: self._listed(selector))
 
     def _listed(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
         # pyarrow opens the folder and, where that fails, looks whether it exists before it answers "no files". A
