@@ -11,9 +11,11 @@ import warnings
 import numpy as np
 import PIL
 import pyarrow as pa
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from batchverify.errors import UsageError
+from batchverify.faces.metadata import scans, without_metadata
+from batchverify.faces.samples import check_meaning, rgb
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import Location, scheme_of
 from batchverify.storage.object_store import is_denied, retry
@@ -32,11 +34,17 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _LONGEST_MESSAGE = 160
+# Raised when images that were undecodable are read.
+READER = 2
+# A JPEG's scans each touch every pixel. Cameras and encoders make some ten.
+MOST_SCANS = 200
+# Decoders of Pillow's that are written in Python: a pixel costs them a hundred times as much.
+_SLOW_DECODERS, _SLOW_PIXELS = ("bmp_rle", "ppm", "ppm_plain"), 16_000_000
 
 
 def decoder_set() -> str:
     """What `undecodable` depends on: another release of the decoder may read more files."""
-    return f"pillow {PIL.__version__}"
+    return f"pillow {PIL.__version__}, reader {READER}"
 
 
 def own_process() -> None:
@@ -97,18 +105,25 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
     only the first of several frames is used. Raises `MemoryError`, for which the image alone is not to blame.
     """
     try:
+        data = without_metadata(data)
+        if scans(data, MOST_SCANS + 1) > MOST_SCANS:
+            return _too_large(f"a JPEG of more than {MOST_SCANS} scans", limits)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         original = image.size
         if original[0] * original[1] > limits.pixels:
             limit = f"the limit is {limits.pixels / 1e6:g} megapixels"
-            message = f"{original[0]} x {original[1]} pixels, {limit}"
-            return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
+            return _too_large(f"{original[0]} x {original[1]} pixels, {limit}", limits)
+        if _is_slow(image):
+            return _too_large(
+                f"{original[0]} x {original[1]} pixels in a form that is slow to decode", limits
+            )
+        check_meaning(image, data)
         # The smallest size that the decoder may reduce a JPEG to.
         factor = min(2 * long_side / max(original), 1)
         image.draft("RGB", (max(1, int(original[0] * factor)), max(1, int(original[1] * factor))))
         image.load()
         orientation = _orientation(image)
-        reduced = shrink(_rgb(image), long_side)
+        reduced = shrink(rgb(image, data), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
         return DecodedImage(np.asarray(upright), max(original) / max(upright.size))
     except Image.DecompressionBombError as exc:
@@ -128,6 +143,15 @@ def too_large_dependence(limits: Limits) -> str:
     return f"{limits.pixels} pixels"
 
 
+def _is_slow(image: ImageFile.ImageFile) -> bool:
+    pixels = image.size[0] * image.size[1]
+    return pixels > _SLOW_PIXELS and any(tile[0] in _SLOW_DECODERS for tile in image.tile)
+
+
+def _too_large(message: str, limits: Limits) -> Skipped:
+    return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
+
+
 def _undecodable(message: str) -> Skipped:
     return Skipped(Reason.UNDECODABLE, message, decoder_set())
 
@@ -143,28 +167,6 @@ def _orientation(image: Image.Image) -> object:
         return image.getexif().get(ExifTags.Base.Orientation)
     except (OSError, SyntaxError, LookupError, TypeError, ValueError, struct.error):
         return None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _from_high_depth(image)
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_high_depth(image: Image.Image) -> Image.Image:
-    """Convert greys of 16 and 32 bits: values above 255 count as 16-bit, floats in 0..1 as fractions of white."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    peak = values.max(initial=0)
-    if image.mode.startswith("I;16") or peak > 255:
-        values /= np.float32(257)
-    elif image.mode == "F" and peak <= 1:
-        values *= np.float32(255)
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def shrink(image: Image.Image, long_side: int) -> Image.Image:
