@@ -107,13 +107,13 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
     try:
         data = without_metadata(data)
         if scans(data, MOST_SCANS + 1) > MOST_SCANS:
-            return _too_large(f"a JPEG of more than {MOST_SCANS} scans", limits)
+            return _too_large(f"a JPEG of more than {MOST_SCANS} scans or of thousands of segments", limits)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         original = image.size
         if original[0] * original[1] > limits.pixels:
             limit = f"the limit is {limits.pixels / 1e6:g} megapixels"
             return _too_large(f"{original[0]} x {original[1]} pixels, {limit}", limits)
-        if _is_slow(image):
+        if _is_slow(image, limits):
             return _too_large(
                 f"{original[0]} x {original[1]} pixels in a form that is slow to decode", limits
             )
@@ -143,8 +143,12 @@ def too_large_dependence(limits: Limits) -> str:
     return f"{limits.pixels} pixels"
 
 
-def _is_slow(image: ImageFile.ImageFile) -> bool:
+def _is_slow(image: ImageFile.ImageFile, limits: Limits) -> bool:
+    """Whether decoding takes long or much memory for so few pixels: slow decoders, and tiles larger than images."""
     pixels = image.size[0] * image.size[1]
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(322, 0) * tags.get(323, 0) > max(limits.pixels, 1 << 20):
+        return True
     return pixels > _SLOW_PIXELS and any(tile[0] in _SLOW_DECODERS for tile in image.tile)
 
 

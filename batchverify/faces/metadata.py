@@ -18,6 +18,9 @@ _LONGEST_EXIF = 65_536
 # What ends an entropy-coded segment of a JPEG: a marker that is neither a stuffed zero nor a restart.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
+# A file of 64 MB holds a thousand of full length.
+_MOST_SEGMENTS = 2000
+
 
 def without_metadata(data: bytes) -> bytes:
     """The bytes of an image that the decoder needs; all of them if it is no PNG.
@@ -79,15 +82,21 @@ def _is_short(kind: bytes, body: bytes) -> bool:
 
 
 def scans(data: bytes, enough: int) -> int:
-    """How many scans a JPEG has, counted no further than `enough`; 0 for other formats."""
+    """How many scans a JPEG has, counted no further than `enough`; 0 for other formats.
+
+    A JPEG of thousands of segments counts as `enough`: the decoder joins EXIF segments in quadratic time.
+    """
     if not data.startswith(b"\xff\xd8\xff"):
         return 0
-    found, position = 0, 2
+    found, position, segments = 0, 2, 0
     while found < enough and (marker := _MARKER.search(data, position)):
         kind, position = data[marker.end() - 1], marker.end()
         if kind == 0xD9:
             break
         found += kind == 0xDA
+        segments += 1
+        if segments > _MOST_SEGMENTS:
+            return enough
         length = int.from_bytes(data[position : position + 2], "big")
         position += max(length, 0)
     return found

@@ -1,6 +1,7 @@
 """Whatever is decoded is the picture on disk: depths, meanings and metadata, against samples written here."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_tiffs_that_would_be_another_picture_are_refused_with_the_reason(tags):
 def test_planes_of_eight_bits_are_read():
     planes = np.stack([GREYS, 255 - GREYS, GREYS // 2])
     places = tuple(8 + each * GREYS.size for each in range(3))
-    tags = {"t258": (8, 8, 8), "t262": 2, "t277": 3, "t284": 2, "t273": places, "t279": (GREYS.size,) * 3}
+    tags: dict[str, Any] = {"t258": (8, 8, 8), "t262": 2, "t277": 3, "t284": 2}
+    tags |= {"t273": places, "t279": (GREYS.size,) * 3}
     assert np.array_equal(pixels(tiff(planes.tobytes(), WIDTH, HEIGHT, **tags)), np.moveaxis(planes, 0, 2))
 
 
@@ -137,6 +139,22 @@ def test_a_jpeg_of_thousands_of_scans_is_too_large():
     start = whole.rindex(b"\xff\xda")
     assert isinstance(outcome(whole), DecodedImage)
     assert outcome(whole[:start] + whole[start:-2] * 500 + b"\xff\xd9").reason is Reason.TOO_LARGE
+
+
+def test_a_jpeg_of_thousands_of_segments_and_a_tiff_of_huge_tiles_are_too_large():
+    whole = good_images()["jpeg"]
+    segments = b"\xff\xe1\x00\x09Exif\0\0x" * 3000
+    assert outcome(whole[:2] + segments + whole[2:]).reason is Reason.TOO_LARGE
+    tags: dict[str, Any] = {
+        "t273": None,
+        "t278": None,
+        "t279": None,
+        "t322": 60_000,
+        "t323": 60_000,
+        "t324": (8,),
+        "t325": (9,),
+    }
+    assert outcome(tiff(bytes(9), 8, 8, t259=5, **tags)).reason is Reason.TOO_LARGE
 
 
 @pytest.mark.filterwarnings("ignore")
