@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from batchverify.errors import UsageError
-from batchverify.faces.metadata import scans, without_metadata
+from batchverify.faces.metadata import lacks_rows, scans, without_metadata
 from batchverify.faces.samples import check_meaning, rgb
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.location import Location, scheme_of
@@ -122,6 +122,8 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
         factor = min(2 * long_side / max(original), 1)
         image.draft("RGB", (max(1, int(original[0] * factor)), max(1, int(original[1] * factor))))
         image.load()
+        if image.format == "PNG" and _ends_black(image) and lacks_rows(data):
+            return _undecodable("a PNG with fewer rows than it says")
         orientation = _orientation(image)
         reduced = shrink(rgb(image, data), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
@@ -150,6 +152,12 @@ def _is_slow(image: ImageFile.ImageFile, limits: Limits) -> bool:
     if tags.get(322, 0) * tags.get(323, 0) > max(limits.pixels, 1 << 20):
         return True
     return pixels > _SLOW_PIXELS and any(tile[0] in _SLOW_DECODERS for tile in image.tile)
+
+
+def _ends_black(image: Image.Image) -> bool:
+    """Whether the last two rows are 0 throughout, as where pixels are missing."""
+    width, height = image.size
+    return image.crop((0, max(0, height - 2), width, height)).getbbox(alpha_only=False) is None
 
 
 def _too_large(message: str, limits: Limits) -> Skipped:

@@ -18,6 +18,11 @@ _LONGEST_EXIF = 65_536
 # What ends an entropy-coded segment of a JPEG: a marker that is neither a stuffed zero nor a restart.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
+# The passes of an interlaced PNG: first column and row, steps.
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
 # A file of 64 MB holds a thousand of full length.
 _MOST_SEGMENTS = 2000
 
@@ -79,6 +84,22 @@ def _is_short(kind: bytes, body: bytes) -> bool:
     except zlib.error:
         return False
     return not unpacker.unconsumed_tail
+
+
+def lacks_rows(data: bytes) -> bool:
+    """Whether a PNG holds fewer bytes of pixels than its header says. The decoder leaves the missing ones black."""
+    width, height, bits, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    depth = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    wanted = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        wanted += rows * (1 + -(-columns * depth // 8)) if columns > 0 and rows > 0 else 0
+    unpacker, got = zlib.decompressobj(), 0
+    packed = b"".join(body for name, body, _, _ in _chunks(data) if name == b"IDAT")
+    while got < wanted and (part := unpacker.decompress(packed, 1 << 20)):
+        got, packed = got + len(part), unpacker.unconsumed_tail
+    return got < wanted
 
 
 def scans(data: bytes, enough: int) -> int:

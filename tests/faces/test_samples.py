@@ -134,6 +134,13 @@ def test_critical_chunks_that_are_unknown_or_damaged_are_refused():
     assert outcome(plain[:place] + b"\x55" + plain[place + 1 :]).reason is Reason.UNDECODABLE
 
 
+@pytest.mark.parametrize("rows", [19, 20])
+def test_a_png_that_ends_early_is_refused_and_a_black_one_is_read(rows):
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"\0\0\0\x18\0\0\0\x14\x08\0\0\0\0")
+    data = start + chunk(b"IDAT", zlib.compress(bytes(25) * rows)) + chunk(b"IEND", b"")
+    assert isinstance(outcome(data), DecodedImage if rows == HEIGHT else Skipped)
+
+
 def test_a_jpeg_of_thousands_of_scans_is_too_large():
     whole = good_images()["progressive"]
     start = whole.rindex(b"\xff\xda")
