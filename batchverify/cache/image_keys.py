@@ -21,22 +21,22 @@ READERS = 16
 READ_BATCH = 256
 # An image of any size may be in the cache, as `too_large`.
 _ANY_SIZE = Limits(bytes=1 << 62)
-# What TIFFs begin with. They have keys of their own since samples of other depths and meanings were decoded to other
-# images: a cache may still hold the vectors of those.
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TIFF_READER = b"tiff reader 2:"
+# The first bytes of formats (TIFF, BMP, JPEG 2000, PNM) that an earlier release decoded wrongly where depths or
+# meanings were odd. They have keys of their own, since a cache may still hold vectors of those pixels.
+_REVISED = re.compile(rb"II[*+]\0|MM\0[*+]|BM|\xff\x4f\xff\x51|\0\0\0\x0cjP|P[1-7]\s")
+_REVISION = b"reader 2:"
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def content_key(data: bytes) -> bytes:
-    """The key of an image with these encoded bytes: their SHA-256, for a TIFF the `tiff_key` of that."""
+    """The key of an image with these encoded bytes: their SHA-256, for some formats the `revised_key` of that."""
     digest = hashlib.sha256(data).digest()
-    return tiff_key(digest) if data.startswith(TIFF_STARTS) else digest
+    return revised_key(digest) if _REVISED.match(data) else digest
 
 
-def tiff_key(digest: bytes) -> bytes:
-    """The key of a TIFF whose bytes have this SHA-256."""
-    return hashlib.sha256(_TIFF_READER + digest).digest()
+def revised_key(digest: bytes) -> bytes:
+    """The key of an image of a format that is read otherwise now, whose bytes have this SHA-256."""
+    return hashlib.sha256(_REVISION + digest).digest()
 
 
 def parse_key(text: str) -> bytes:
@@ -48,7 +48,7 @@ def parse_key(text: str) -> bytes:
 
 def possible_keys(digest: bytes) -> tuple[bytes, bytes]:
     """The keys under which a cache may hold an image whose bytes have this SHA-256, of whatever format it is."""
-    return digest, tiff_key(digest)
+    return digest, revised_key(digest)
 
 
 @dataclass

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import PIL
 import pyarrow as pa
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from batchverify.errors import UsageError
-from batchverify.faces.depth import check_tiff, eight_bits, is_deep
-from batchverify.faces.png import SIGNATURE, without_metadata
+from batchverify.faces.metadata import lacks_rows, scans, without_metadata
+from batchverify.faces.samples import check_meaning, rgb
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.fence import Fence
 from batchverify.storage.location import Location, scheme_of
@@ -38,11 +38,17 @@ UPRIGHT = {
 _LONGEST_MESSAGE = 160
 # How often a file that changes while it is read is read.
 READS = 3
+# Raised when images that were undecodable are read.
+READER = 2
+# A JPEG's scans each touch every pixel. Cameras and encoders make some ten.
+MOST_SCANS = 200
+# Decoders of Pillow's that are written in Python: a pixel costs them a hundred times as much.
+_SLOW_DECODERS, _SLOW_PIXELS = ("bmp_rle", "ppm", "ppm_plain"), 16_000_000
 
 
 def decoder_set() -> str:
     """What `undecodable` depends on: another release of the decoder, or of this module, may read more files."""
-    return f"pillow {PIL.__version__}, 2"
+    return f"pillow {PIL.__version__}, reader {READER}"
 
 
 def own_process() -> None:
@@ -132,28 +138,27 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
     only the first of several frames is used. Samples that would not come out as they are meant make an image
     `undecodable`. Raises `MemoryError`, for which the image alone is not to blame.
     """
-    decoded = _decode(data, limits, long_side)
-    if isinstance(decoded, Skipped) and decoded.reason is Reason.UNDECODABLE and data.startswith(SIGNATURE):
-        return _decode(without_metadata(data), limits, long_side)
-    return decoded
-
-
-def _decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skipped:
     try:
+        data = without_metadata(data)
+        if scans(data, MOST_SCANS + 1) > MOST_SCANS:
+            return _too_large(f"a JPEG of more than {MOST_SCANS} scans or of thousands of segments", limits)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         original = image.size
         if original[0] * original[1] > limits.pixels:
             limit = f"the limit is {limits.pixels / 1e6:g} megapixels"
-            message = f"{original[0]} x {original[1]} pixels, {limit}"
-            return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
+            return _too_large(f"{original[0]} x {original[1]} pixels, {limit}", limits)
+        if _is_slow(image, limits):
+            message = f"{original[0]} x {original[1]} pixels in a form that is slow to decode"
+            return _too_large(message, limits)
+        check_meaning(image, data)
         # The smallest size that the decoder may reduce a JPEG to.
         factor = min(2 * long_side / max(original), 1)
-        if image.format == "TIFF":
-            check_tiff(image.tag_v2)  # type: ignore[attr-defined]
         image.draft("RGB", (max(1, int(original[0] * factor)), max(1, int(original[1] * factor))))
         image.load()
+        if image.format == "PNG" and _ends_black(image) and lacks_rows(data):
+            return _undecodable("a PNG with fewer rows than it says")
         orientation = _orientation(image)
-        reduced = shrink(_rgb(image), long_side)
+        reduced = shrink(rgb(image, data), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
         return DecodedImage(np.asarray(upright), max(original) / max(upright.size))
     except Image.DecompressionBombError as exc:
@@ -173,6 +178,25 @@ def too_large_dependence(limits: Limits) -> str:
     return f"{limits.pixels} pixels"
 
 
+def _is_slow(image: ImageFile.ImageFile, limits: Limits) -> bool:
+    """Whether decoding takes long or much memory for so few pixels: slow decoders, and tiles larger than images."""
+    pixels = image.size[0] * image.size[1]
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(322, 0) * tags.get(323, 0) > max(limits.pixels, 1 << 20):
+        return True
+    return pixels > _SLOW_PIXELS and any(tile[0] in _SLOW_DECODERS for tile in image.tile)
+
+
+def _ends_black(image: Image.Image) -> bool:
+    """Whether the last two rows are 0 throughout, as where pixels are missing."""
+    width, height = image.size
+    return image.crop((0, max(0, height - 2), width, height)).getbbox(alpha_only=False) is None
+
+
+def _too_large(message: str, limits: Limits) -> Skipped:
+    return Skipped(Reason.TOO_LARGE, message, too_large_dependence(limits))
+
+
 def _undecodable(message: str) -> Skipped:
     return Skipped(Reason.UNDECODABLE, message, decoder_set())
 
@@ -188,17 +212,6 @@ def _orientation(image: Image.Image) -> object:
         return image.getexif().get(ExifTags.Base.Orientation)
     except (OSError, SyntaxError, LookupError, TypeError, ValueError, struct.error):
         return None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB."""
-    if is_deep(image):
-        return eight_bits(image).convert("RGB")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def shrink(image: Image.Image, long_side: int) -> Image.Image:

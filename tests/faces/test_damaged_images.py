@@ -1,6 +1,5 @@
 """Decoding: what is no image, limits of size and memory, and damaged files by the hundred."""
 
-import io
 import random
 import struct
 import subprocess
@@ -9,18 +8,13 @@ import warnings
 import zlib
 
 import pytest
+from bad_images import bad_images, encoded
 from PIL import Image
 
 from batchverify.faces.images import decode, decoder_set, own_process, too_large_dependence
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 
 LIMITS = Limits()
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def reason(data: bytes, limits: Limits = LIMITS) -> Skipped:
@@ -144,3 +138,17 @@ def test_damaged_files_are_pictures_or_reasons_never_exceptions(kind):
             assert result.pixels.shape[2] == 3
             assert max(result.pixels.shape[:2]) <= 64
     assert outcomes == {DecodedImage, Skipped}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_twenty_thousand_bad_images_are_pixels_or_a_reason():
+    outcomes = {DecodedImage: 0, Skipped: 0}
+    for name, data in bad_images(20_000):
+        result = decode(data, Limits(pixels=1_000_000), 4096)
+        outcomes[type(result)] += 1
+        if isinstance(result, Skipped):
+            assert result.reason in (Reason.UNDECODABLE, Reason.TOO_LARGE), name
+            assert 0 < len(result.message) < 200, name
+        else:
+            assert result.pixels.ndim == 3, name
+    assert min(outcomes.values()) > 2000

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +14,10 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Tiff:
-    """How samples are written. extra: what further samples mean (1 premultiplied alpha, 2 alpha)."""
+    """How samples are written. extra: what further samples mean (1 premultiplied alpha, 2 alpha).
+
+    other: further tags of 16-bit values, or in place of those above; None leaves a tag out.
+    """
 
     bits: int = 8
     sample_format: int = UNSIGNED
@@ -23,6 +27,7 @@ class Tiff:
     fill_order: int = 1
     extra: tuple[int, ...] = ()
     palette: tuple[int, ...] = ()
+    other: Mapping[int, tuple[int, ...] | None] = field(default_factory=dict)
 
     def write(self, samples: np.ndarray) -> bytes:
         """A file of (H, W, C) samples in one strip, or in one strip a channel."""
@@ -47,7 +52,8 @@ class Tiff:
             tags[338] = ("H", list(self.extra))
         if self.palette:
             tags[320] = ("H", list(self.palette))
-        return self._file(tags, strips)
+        tags |= {tag: ("H", list(values)) for tag, values in self.other.items() if values is not None}
+        return self._file({tag: tags[tag] for tag in tags if self.other.get(tag, ()) is not None}, strips)
 
     def _pack(self, plane: np.ndarray) -> bytes:
         rows = plane.reshape(plane.shape[0], -1)
@@ -70,7 +76,8 @@ class Tiff:
         long_values, entries = b"", []
         size = {tag: struct.calcsize(f"={len(v)}{k}") for tag, (k, v) in tags.items()}
         strips_at = data_at + sum(each for each in size.values() if each > 4)
-        tags[273] = ("I", [strips_at + sum(map(len, strips[:i])) for i in range(len(strips))])
+        if 273 in tags:
+            tags[273] = ("I", [strips_at + sum(map(len, strips[:i])) for i in range(len(strips))])
         for tag, (kind, values) in sorted(tags.items()):
             block = struct.pack(f"{order}{len(values)}{kind}", *values)
             head = struct.pack(f"{order}HHI", tag, {"H": 3, "I": 4}[kind], len(values))

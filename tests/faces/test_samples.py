@@ -1,16 +1,19 @@
-"""TIFFs of every depth and meaning against the samples they were written from: the image, or `undecodable`."""
+"""Samples of every depth and meaning against those a file was written from: the image, or `undecodable`."""
 
 import io
+import struct
+import zlib
 from itertools import product
 
 import numpy as np
 import pytest
+from bad_images import chunk
 from PIL import Image
 from tiff_samples import BLACK_IS_ZERO, FLOAT, PALETTE, RGB, SIGNED, UNSIGNED, WHITE_IS_ZERO, Tiff
 
 from batchverify.engine.stages import Loader
 from batchverify.faces.images import decode
-from batchverify.records import DecodedImage, Limits, Reason
+from batchverify.records import DecodedImage, Limits, Reason, Skipped
 
 CMYK, YCBCR, LAB, CFA, LINEAR_RAW = 5, 6, 8, 32803, 34892
 GREY = np.linspace(0, 1, 24 * 20).reshape(20, 24, 1)
@@ -114,10 +117,9 @@ def test_other_meanings_are_the_image_or_undecodable():
     linear = np.where(lightness > 6 / 29, lightness**3, 3 * (6 / 29) ** 2 * (lightness - 4 / 29))
     seen = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     neutral = np.full((20, 24, 2), 128)
-    assert error(Tiff(photometric=YCBCR).write(np.concatenate([level, neutral], axis=2)), GREY) is not None
-    for photometric in (LAB, 9, 10):
+    for photometric in (YCBCR, LAB, 9, 10):
         grey = np.concatenate([level, 0 * neutral if photometric == LAB else neutral], axis=2)
-        found = error(Tiff(photometric=photometric).write(grey), seen)
+        found = error(Tiff(photometric=photometric).write(grey), GREY if photometric == YCBCR else seen)
         assert found is None or found <= 3
     for photometric in (4, CFA, LINEAR_RAW):
         assert error(Tiff(photometric=photometric).write(level), GREY) is None
@@ -166,3 +168,36 @@ def test_vectors_that_were_made_of_other_pixels_are_not_looked_up():
     tiff, png = Tiff(12).write(np.zeros((4, 4, 1))), b"\x89PNG"
     assert Loader.key(png).hex() == "0f4636c78f65d3639ece5a064b5ae753e3408614a14fb18ab4d7540d2c248543"
     assert Loader.key(tiff) != Loader.key(tiff[:4] + b"\1" + tiff[5:])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {262: None},
+        {258: (16,), 339: (2,)},
+        {258: (32,), 339: (3,), 262: (0,)},
+        {258: (8, 8, 8), 262: (6,), 277: (3,)},
+        {262: (3,), 320: tuple(range(256)) * 3},
+        {262: (5,), 258: (8, 8, 8, 8), 277: (4,), 332: (2,)},
+        {278: (4,)},
+        {258: (16,), 266: (2,)},
+    ],
+    ids=lambda tags: "-".join(map(str, tags)),
+)
+def test_tiffs_that_would_be_another_image_are_refused_with_the_reason(other):
+    samples_per_pixel = (other.get(277) or (1,))[0]
+    result = decode(Tiff(other=other).write(np.zeros((20, 24, samples_per_pixel))), Limits(), 4096)
+    assert isinstance(result, Skipped)
+    assert result.reason is Reason.UNDECODABLE
+    assert "TIFF that" in result.message
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_of_any_depth_is_white(bits):
+    values = np.tile(np.array([0, 1]), (2, 4))
+    samples = np.unpackbits(values.astype(">u2").view(np.uint8).reshape(2, 8, 2), axis=2)[..., -bits:]
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", b"\0\1")
+    data = start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert error(data, values[..., None]) == 0
