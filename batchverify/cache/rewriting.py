@@ -181,15 +181,10 @@ def _locked(file: Location, busy: str) -> Iterator[Callable[[], None]]:
 def _claimed(folder: Location, busy: str) -> Iterator[Callable[[], None]]:
     claim = Claim(folder)
     try:
-        claim.take()
+        with claim.held():
+            yield claim.check
     except TakenError as exc:
         raise UsageError(f"{busy} ({exc})") from exc
-    try:
-        yield claim.check
-    finally:
-        # A claim that cannot be deleted lapses.
-        with suppress(OSError):
-            claim.release()
 
 
 def _delete_temporary(folder: Location, seconds: float, erasure: Erasure) -> None:

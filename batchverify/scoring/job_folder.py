@@ -133,17 +133,13 @@ class JobFolder:
     def _held(self) -> Iterator[None]:
         claim = Claim(self.location)
         try:
-            claim.take()
+            with claim.held():
+                self._claim = claim
+                yield
         except TakenError as exc:
             raise self._taken(str(exc)) from exc
-        self._claim = claim
-        try:
-            yield
         finally:
             self._claim = None
-            # A claim that cannot be deleted lapses.
-            with suppress(OSError):
-                claim.release()
 
     def _taken(self, by: str) -> UsageError:
         return UsageError(

@@ -17,7 +17,8 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class TakenError(Exception):
 
 
 class Claim:
-    """One process's claim on `folder`. Use `take`, `check` before each write, and `release`.
+    """One process's claim on `folder`. Use `held`, or `take` and `release`, and `check` before each write.
 
     beat: seconds between renewals, which a thread makes. Calls raise OSError if the store fails.
     """
@@ -57,6 +58,17 @@ class Claim:
         self._lost = False
         self._busy, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._renew_regularly, daemon=True, name="claim")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder meanwhile. Raises what `take` raises."""
+        self.take()
+        try:
+            yield
+        finally:
+            # A claim that cannot be deleted lapses.
+            with suppress(OSError):
+                self.release()
 
     def take(self) -> None:
         """Hold the folder from now on. Raises `TakenError` if another process holds it.
