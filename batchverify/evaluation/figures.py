@@ -365,7 +365,8 @@ class Curve:
 
 def _halfway(below: np.floating, above: np.floating) -> float:
     """The middle between two scores; the upper one if rounding leaves nothing between them."""
-    middle = (below + above) / 2
+    # NumPy 1 divides in float64.
+    middle = below.dtype.type((below + above) / 2)
     return float(middle if middle > below else above)
 
 

@@ -90,7 +90,10 @@ def test_texts_are_read_however_another_program_stored_them(tmp_path, kind):
     columns = draw_columns(250, failed=0.1)
     lost = columns["status"].tolist().count("no_face")
     texts = {name: pa.array(columns[name]).cast(kind) for name in ("status", "image_a", "person_a")}
-    path = write_scores(tmp_path / "s.parquet", columns | texts)
+    try:
+        path = write_scores(tmp_path / "s.parquet", columns | texts)
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this pyarrow writes no Parquet of this type")
     assert read_scores(ScoreFile.open(path)).failures() == {"no_face": lost}
     assert read_units(ScoreFile.open(path)).kind == "identities"
 

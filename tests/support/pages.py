@@ -69,8 +69,8 @@ class Opened:
 
     def drawn(self):
         """The names of the plots that Plotly drew; every place of a plot must have one."""
-        places = self.page.eval_on_selector_all(".plot", "all => all.map(each => each.id)")
-        full = ".plot:has(.main-svg .trace, .main-svg .point, .main-svg .bars)"
+        places = self.page.eval_on_selector_all("div.plot", "all => all.map(each => each.id)")
+        full = "div.plot:has(.main-svg .trace, .main-svg .point, .main-svg .bars)"
         drawn = self.page.eval_on_selector_all(full, "all => all.map(each => each.id)")
         assert drawn == places
         return {name.removeprefix("plot-") for name in drawn}
