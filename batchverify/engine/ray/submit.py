@@ -234,9 +234,11 @@ class JobServer:
         import ray.exceptions
         import requests
 
+        # Earlier releases of Ray know no tokens.
+        unauthorized = getattr(ray.exceptions, "AuthenticationError", ())
         try:
             yield
-        except ray.exceptions.AuthenticationError as exc:
+        except unauthorized as exc:
             raise UsageError(
                 f"{self.address}: the cluster requires a token, and it is missing or wrong: set RAY_AUTH_TOKEN to "
                 "the token or RAY_AUTH_TOKEN_PATH to its file; to use ~/.ray/auth_token, set RAY_AUTH_MODE=token "
