@@ -78,7 +78,10 @@ def _try_column(file: str, column: pa.Table) -> None:
     try:
         sink = pa.BufferOutputStream()
         pq.write_table(column, sink)
-        pq.ParquetFile(pa.BufferReader(sink.getvalue())).read()
+        read = pq.ParquetFile(pa.BufferReader(sink.getvalue())).read()
+        # Some releases of pyarrow let times wrap around.
+        if pa.types.is_timestamp(column.schema.field(0).type) and not read.cast(column.schema).equals(column):
+            raise pa.ArrowInvalid("a time is out of range")
     except (OSError, pa.ArrowException) as exc:
         field, why = column.schema.field(0), first_line(exc)
         raise ManifestError(
