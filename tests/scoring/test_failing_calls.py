@@ -19,16 +19,16 @@ from batchverify.storage.location import Location
 @pytest.mark.parametrize(
     ("name", "state", "step"),
     [
-        ("one.parquet", "cold", 5),
-        ("folder", "cold", 5),
-        ("one.parquet", "half done", 10),
-        ("folder", "half done", 10),
+        ("one.parquet", "cold", 9),
+        ("folder", "cold", 9),
+        ("one.parquet", "half done", 17),
+        ("folder", "half done", 17),
         ("one.parquet", "finished", 1),
         ("folder", "finished", 1),
-        ("one.parquet", "--retry-failed", 10),
-        ("folder", "--retry-failed", 10),
-        ("one.parquet", "--overwrite", 10),
-        ("folder", "--overwrite", 10),
+        ("one.parquet", "--retry-failed", 17),
+        ("folder", "--retry-failed", 17),
+        ("one.parquet", "--overwrite", 17),
+        ("folder", "--overwrite", 17),
     ],
 )
 def test_any_call_of_a_job_may_fail(tmp_path: Path, name: str, state: str, step: int) -> None:
@@ -108,7 +108,7 @@ class StoreBench(ScoreBench):
         return [name for name in names if any(each in name for each in useless)]
 
 
-@pytest.mark.parametrize(("name", "step"), [("one.parquet", 8), ("folder", 16)])
+@pytest.mark.parametrize(("name", "step"), [("one.parquet", 16), ("folder", 32)])
 def test_any_call_to_an_object_store_may_fail(
     tmp_path: Path, store: Store, name: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
