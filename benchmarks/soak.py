@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from results import publish, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
-from killing import SCRIPT, SIGNALS, KilledJob, draw_pairs
+from killing import SIGNALS, KilledJob, draw_pairs, program
 from s3_server import KEYS, s3_client, s3_options
 
 import batchverify
@@ -162,7 +162,7 @@ class Soak:
             "-q",
         ]
         arguments += ["--crop", "none", "--part-rows", str(PART_ROWS), "--engine", "local", "--num-cpus", "2"]
-        command = [sys.executable, "-c", SCRIPT.format(pause=0.1, arguments=arguments)]
+        command = [sys.executable, "-c", program(arguments, pause=0.1)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not any("/part-" in name for name in self.objects(f"{out}.job/")):
             time.sleep(0.02)
