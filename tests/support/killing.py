@@ -37,6 +37,8 @@ job.EmbeddingCache = partial(job.EmbeddingCache, commit_rows=64, commit_seconds=
 from batchverify.cli.app import main
 main({arguments!r})
 """
+# Nodes on a machine that is busy answer late. Those that are killed are found out by the driver itself.
+PATIENT = {"RAY_health_check_failure_threshold": "20"}
 # The toy embeds, in the workers as well.
 TOY = "from toys import ToyPlan; job.WorkPlan = partial(ToyPlan, log={log!r}, pause={pause!r})"
 SUPPORT = str(Path(__file__).parent)
@@ -218,7 +220,7 @@ class ClusterJob(KilledJob):
     ) -> None:
         super().__init__(manifest, out, cache, part_rows, engine="ray", pause=pause, toy=toy)
         self.nodes = RayNodes("a-token-of-32-characters-and-more")
-        self.nodes.start("head", 0)
+        self.nodes.start("head", 0, **PATIENT)
         self._names = [f"n{number}" for number in range(100)]
         self._alive = [self._join(), self._join()]
 
@@ -248,7 +250,7 @@ class ClusterJob(KilledJob):
 
     def _join(self) -> str:
         name = self._names.pop(0)
-        self.nodes.start(name, 1, **with_toys())
+        self.nodes.start(name, 1, **with_toys(), **PATIENT)
         return name
 
 
