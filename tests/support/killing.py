@@ -220,7 +220,7 @@ class ClusterJob(KilledJob):
     ) -> None:
         super().__init__(manifest, out, cache, part_rows, engine="ray", pause=pause, toy=toy)
         self.nodes = RayNodes("a-token-of-32-characters-and-more")
-        self.nodes.start("head", 0, **PATIENT)
+        self.nodes.start("head", 0, "--include-dashboard=false", **with_toys(), **PATIENT)
         self._names = [f"n{number}" for number in range(100)]
         self._alive = [self._join(), self._join()]
 
