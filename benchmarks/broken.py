@@ -7,23 +7,25 @@ Exits with code 1 if one does not.
 
 import argparse
 import csv
-import json
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from broken_images import Kind, kinds
 from results import publish, table
-from score import run
 
 SHARE = 0.05
+RUNS = ["images", "seconds", "rows/s", "rate / that of whole", "CPU seconds", "those of whole / it"]
 
 
 @dataclass
@@ -38,45 +40,59 @@ class Pairs:
     pairs: np.ndarray
     kind: dict[int, Kind]
 
-    def write(self, name: str, cells: list[str]) -> Path:
-        """A manifest."""
-        path = self.folder / name
-        with path.open("w", newline="", encoding="utf8") as file:
+    def write(self, name: str, cells: list[str]) -> None:
+        """Write a manifest."""
+        with (self.folder / name).open("w", newline="", encoding="utf8") as file:
             writer = csv.writer(file)
             writer.writerow(("image_a", "image_b"))
             writer.writerows((cells[a], cells[b]) for a, b in self.pairs.tolist())
-        return path
 
 
-def prepare(folder: Path, root: Path, pairs: int, crop: str, seed: int) -> tuple[Pairs, Path, Path]:
-    """The pairs, and their manifests without and with broken images; each kind is there equally often."""
-    dice = random.Random(seed)
+def prepare(folder: Path, options: argparse.Namespace) -> Pairs:
+    """The pairs, with manifests without and with broken images, among which each kind is equally often."""
+    dice = random.Random(options.seed)
     images = folder / "images"
     images.mkdir()
-    found = sorted(root.rglob("*.jpg"))
+    found = sorted(options.root.rglob("*.jpg"))[: options.images]
     for number, path in enumerate(found):
         (images / f"{number}.jpg").write_bytes(path.read_bytes())
     cells = [f"{number}.jpg" for number in range(len(found))]
-    known = kinds(crop)
+    known = kinds(options.crop)
     chosen = dice.sample(range(len(found)), round(SHARE * len(found)))
     kind = {number: known[place % len(known)] for place, number in enumerate(chosen)}
-    numbers = np.random.default_rng(seed).integers(0, len(found), (pairs, 2))
-    made = Pairs(folder, cells, numbers, kind)
+    numbers = np.random.default_rng(options.seed).integers(0, len(found), (options.pairs, 2))
+    pairs = Pairs(folder, cells, numbers, kind)
+    pairs.write("whole.csv", cells)
     broken = list(cells)
     for number, each in kind.items():
         broken[number] = each.make(images / f"broken-{number}.jpg", found[number].read_bytes())
-    return made, made.write("whole.csv", cells), made.write("broken.csv", broken)
+    pairs.write("broken.csv", broken)
+    return pairs
 
 
-def score(manifest: Path, crop: str, number: int) -> tuple[float, pa.Table]:
-    """Seconds of a cold run, and its rows."""
+class Took(NamedTuple):
+    """A process from start to exit: seconds, and those of all its CPUs together."""
+
+    seconds: float
+    cpu: float
+
+
+def score(manifest: Path, crop: str, number: int) -> tuple[Took, pa.Table]:
+    """A cold run, and its rows."""
     output = manifest.with_name(f"{manifest.stem}-{number}.parquet")
     where = ["-o", str(output), "--cache", str(output.with_suffix(".cache"))]
-    options = ["--image-root", str(manifest.parent / "images"), "--crop", crop, "--json", "-q"]
-    done = run("-m", "batchverify.cli", "score", str(manifest), *where, *options)
-    if json.loads(done.said)["cached"]:
-        sys.exit("the run was not cold")
-    return done.seconds, pq.read_table(output)
+    options = ["--image-root", str(manifest.parent / "images"), "--crop", crop, "-q"]
+    # With `-m` the working folder comes before PYTHONPATH.
+    package = Path(__file__).parent.parent
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "batchverify.cli", "score", str(manifest), *where, *options]
+    process = subprocess.Popen(command, cwd=package)
+    _, status, used = os.wait4(process.pid, 0)
+    took = Took(time.perf_counter() - started, used.ru_utime + used.ru_stime)
+    if status:
+        sys.exit(f"{manifest.stem}: failed with {os.waitstatus_to_exitcode(status)}")
+    print(f"{time.strftime('%H:%M:%S')} {manifest.stem} {took}", flush=True)
+    return took, pq.read_table(output)
 
 
 def wrong_rows(pairs: Pairs, rows: pa.Table, whole: pa.Table) -> np.ndarray:
@@ -106,28 +122,40 @@ def by_kind(pairs: Pairs, wrong: np.ndarray) -> list[list[str]]:
     return sorted(lines, key=lambda line: line[1])
 
 
+def measure(pairs: Pairs, options: argparse.Namespace) -> tuple[dict[str, list[Took]], np.ndarray]:
+    """Runs of both manifests in turn, by their names, and which rows are wrong in any of them: (N,)."""
+    took: dict[str, list[Took]] = {"whole": [], "broken": []}
+    wrong = np.zeros(len(pairs.pairs), bool)
+    for number in range(options.rounds):
+        rows = {}
+        for name in sorted(took, reverse=number % 2 == 0):
+            each, rows[name] = score(pairs.folder / f"{name}.csv", options.crop, number)
+            took[name].append(each)
+        if any(len(each) != len(pairs.pairs) for each in rows.values()):
+            sys.exit("rows are missing")
+        wrong |= wrong_rows(pairs, rows["broken"], rows["whole"])
+    return took, wrong
+
+
+def by_run(took: dict[str, list[Took]], pairs: int) -> list[list[str]]:
+    """A row of the table for each manifest."""
+    lines, first = [], took["whole"]
+    for name, runs in took.items():
+        each = [", ".join(f"{value:.1f}" for value in values) for values in zip(*runs, strict=True)]
+        rate = pairs * len(runs) / sum(run.seconds for run in runs)
+        ratios = [
+            sum(getattr(run, unit) for run in first) / sum(getattr(run, unit) for run in runs)
+            for unit in Took._fields
+        ]
+        lines.append([name, each[0], f"{rate:,.0f}", f"{ratios[0]:.3f}", each[1], f"{ratios[1]:.3f}"])
+    return lines
+
+
 def main(options: argparse.Namespace) -> int:
     """Print the tables; with `--record`, keep them."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pairs, whole, broken = prepare(folder, options.root, options.pairs, options.crop, options.seed)
-        seconds: dict[str, list[float]] = {"none broken": [], "broken": []}
-        wrong = np.zeros(options.pairs, bool)
-        for number in range(options.rounds):
-            took, expected = score(whole, options.crop, number)
-            seconds["none broken"].append(took)
-            took, rows = score(broken, options.crop, number)
-            seconds["broken"].append(took)
-            if len(rows) != options.pairs or len(expected) != options.pairs:
-                sys.exit("rows are missing")
-            wrong |= wrong_rows(pairs, rows, expected)
-            print(time.strftime("%H:%M:%S"), {name: each[-1] for name, each in seconds.items()}, flush=True)
-    rates = {name: options.pairs * len(each) / sum(each) for name, each in seconds.items()}
-    runs = [
-        [name, ", ".join(f"{each:.1f}" for each in seconds[name]), f"{rate:,.0f}", f"{rate / first:.3f}"]
-        for first in [rates["none broken"]]
-        for name, rate in rates.items()
-    ]
+        pairs = prepare(Path(name), options)
+        took, wrong = measure(pairs, options)
     images = len(pairs.kind)
     said = (
         f"{wrong.sum():,} of {options.pairs:,} rows wrong (reason, score or status); {images} images broken"
@@ -136,7 +164,7 @@ def main(options: argparse.Namespace) -> int:
         f"Broken images, {options.pairs:,} pairs of {len(pairs.cells):,} images, 5 % of them broken, cold",
         f"python benchmarks/broken.py ROOT --crop {options.crop}",
         "\n\n".join([
-            table(["run", "seconds", "rows/s", "against none broken"], runs),
+            table(RUNS, by_run(took, options.pairs)),
             table(["broken", "reason", "images", "rows", "wrong rows"], by_kind(pairs, wrong)),
             said,
         ]),
@@ -149,6 +177,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("root", type=Path)
     parser.add_argument("--pairs", type=int, default=100_000)
+    parser.add_argument("--images", type=int, help="use so many of the images alone")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--crop", choices=("center", "detect"), default="center")
     parser.add_argument("--seed", type=int, default=0)
