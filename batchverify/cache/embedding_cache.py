@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -35,10 +36,12 @@ from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.records import CACHED_REASONS, Skipped
 from batchverify.storage.location import Location
 from batchverify.storage.object_store import is_denied, is_transient
+from batchverify.storage.temporary import sweep
 
 log = logging.getLogger(__name__)
 
 VERSION = "v1"
+# Files of writers on other machines, of which nothing else is known, are removed after this time.
 STALE_SECONDS = 24 * 3600
 # Pending entries are committed after this many rows or seconds.
 COMMIT_ROWS = 4096
@@ -294,7 +297,9 @@ class EmbeddingCache:
     def _remove_stale_files(self) -> None:
         if not self.folder.is_local:
             return
-        for location, _ in self.folder.join("tmp").files():
+        staging = self.folder.join("tmp")
+        sweep(Path(staging.path))
+        for location, _ in staging.files():
             # Another process may publish, remove or own the file.
             with suppress(OSError):
                 if time.time() - os.stat(location.path).st_mtime > STALE_SECONDS:  # noqa: PTH116

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from tempfile import NamedTemporaryFile, gettempdir
+from tempfile import TemporaryFile, gettempdir
 
 import numpy as np
 import pyarrow as pa
@@ -90,13 +90,13 @@ def _vectors(count: int, folder: str | None, mapped_bytes: int) -> np.ndarray:
     if size <= mapped_bytes:
         return np.zeros((count, DIMENSION), np.float16)
     try:
-        with NamedTemporaryFile(prefix=".vectors.", suffix=".tmp", dir=folder) as file:
+        with TemporaryFile(dir=folder) as file:
             # Reserved now: a disk that fills up later would end the process without a message.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
-            # The file loses its name at the end of the block, and its disk space when the process ends.
+            # The file has no name, and loses its disk space when the process ends.
             return np.memmap(file, np.float16, "r+", shape=(count, DIMENSION)).view(np.ndarray)
     except OSError as exc:
         where = folder or gettempdir()

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, cast
 from batchverify.documents import MOST_RECORD, read_document
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import flattened
-from batchverify.storage.claim import PREFIX, Claim, TakenError
+from batchverify.storage.claim import Claim, TakenError
 from batchverify.storage.location import Location
 
 log = logging.getLogger(__name__)
@@ -144,12 +144,6 @@ class JobFolder:
     def _taken(self, by: str) -> UsageError:
         return UsageError(
             f"{self.output}: another run is writing this output ({by}): wait for it, stop it, or give another output"
-        )
-
-    def is_claimed(self) -> bool:
-        """Whether a run in an object store holds the folder, or did not give it up."""
-        return not self.location.is_local and any(
-            file.name.startswith(PREFIX) for file, _ in self.location.files()
         )
 
     def remove_empty(self) -> None:

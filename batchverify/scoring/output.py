@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import gettempdir
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from batchverify.scoring.parquet import (
 from batchverify.storage.background import prefetch
 from batchverify.storage.location import Location
 from batchverify.storage.object_store import is_denied, is_transient
+from batchverify.storage.temporary import sweep
 
 # A kill costs at most the scoring of one part. In a folder a part is a file for readers: a million rows, some ten
 # seconds of work. The parts of a single file are written twice, so they are smaller: a second of work and one row
@@ -170,16 +172,15 @@ class Output:
 
     def forget_leftovers(self, document: Mapping[str, Any]) -> None:
         """Remove the job folder of a run that ended between publishing and cleaning up."""
+        self._sweep_staged()
         # If another run holds the lock, the folder is in use. If it cannot be removed, the output is whole anyway.
         with suppress(BatchverifyError, OSError):
             state = self.folder.state()
-            if state is None and self.folder.is_claimed():
-                # By a run that ended without being able to give it up, or by one that is alive, which refuses.
-                with self.folder.claimed():
-                    self.folder.remove()
-            elif state is None:
+            if state is None and not self.folder.location.files():
                 self.folder.remove_empty()
-            elif state["job"] == document:
+            elif state is None or state["job"] == document:
+                # Of a run that was killed while it removed the folder, or could not give it up. One that is alive
+                # refuses.
                 with self.folder.claimed():
                     self.folder.remove()
 
@@ -217,6 +218,7 @@ class Output:
         if self.target.is_local and not self.single:
             Path(self.target.path).mkdir(exist_ok=True)
         self._sweep_folder()
+        self._sweep_staged()
         return state
 
     def _take_apart(self, parts: Parts) -> None:
@@ -283,6 +285,11 @@ class Output:
             name = file.name.removeprefix(".")
             if file.name.endswith(".tmp") and PART.match(name.rsplit(".", 2)[0]):
                 file.filesystem.delete_file(file.path)
+
+    def _sweep_staged(self) -> None:
+        """Remove what killed runs with an output in an object store left on this machine."""
+        if not self.target.is_local:
+            sweep(Path(gettempdir()))
 
 
 def _spare_manifest(target: Location, manifest: Sequence[Location]) -> None:

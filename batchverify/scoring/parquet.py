@@ -24,6 +24,7 @@ from batchverify.manifest.columns import SCORE_SCHEMA, is_text, quoted, type_tex
 from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location, publish
 from batchverify.storage.object_store import retry
+from batchverify.storage.temporary import drop, hold, temporary_name
 
 RECORD_KEY = "batchverify"
 _FITTING = (
@@ -154,7 +155,7 @@ class FileSink:
         short_lived: bool = False,
     ) -> None:
         self._target = target
-        folder, name = staging or target.parent, f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        folder, name = staging or target.parent, temporary_name(target.name)
         self._temporary = Path(folder.path if target.is_local else gettempdir()) / name
         self._upload = None if target.is_local else folder.join(name)
         self._writer: pq.ParquetWriter | None = None
@@ -163,6 +164,7 @@ class FileSink:
             if self._upload is not None:
                 # A store that refuses writes is found out now and not after the work.
                 self._upload.write_bytes(b"")
+                hold(self._temporary)
             self._writer = pq.ParquetWriter(
                 str(self._temporary),
                 schema,
@@ -212,7 +214,7 @@ class FileSink:
                 self._writer.close()
         self._writer = None
         with suppress(OSError):
-            self._temporary.unlink()
+            drop(self._temporary)
         if self._upload is not None:
             with suppress(OSError):
                 self._upload.filesystem.delete_file(self._upload.path)

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import stat
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from pyarrow import fs
 
 from batchverify.errors import UsageError, redacted
 from batchverify.storage.object_store import ACCOUNT, AZURE_SCHEMES, OPTIONS, SCHEMES, file_system, retry
+from batchverify.storage.temporary import sweep, temporary_name, writing_to
 
 # What fsync of a folder answers where there is nothing to sync; EIO is no such answer.
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
@@ -208,19 +208,21 @@ class Location:
     def write_bytes(self, data: Any, *, staging: Location | None = None) -> None:
         """Write a whole file atomically: complete and durable when this returns, otherwise unchanged.
 
-        staging: a folder on the same file system for the temporary file; by default the file's own.
+        staging: a folder on the same file system for the temporary file; by default the file's own. What killed
+        processes left of this file there is removed.
         """
         if not self.is_local:
             retry(lambda: self._put(data))
             return
-        folder = Path((staging or self.parent).path)
-        temporary = folder / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
+        if staging is None:
+            sweep(Path(self.parent.path), self.name)
+        temporary = Path((staging or self.parent).path) / temporary_name(self.name)
         try:
-            with temporary.open("xb") as file:
+            with writing_to(temporary) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            publish(temporary, Path(self.path))
+                publish(temporary, Path(self.path))
         finally:
             with suppress(FileNotFoundError, NotADirectoryError):
                 temporary.unlink()

@@ -108,12 +108,17 @@ def _s3(uri: str, options: dict[str, str], environment: dict[str, str | None]) -
         options = {**options, "endpoint_override": host.rstrip("/")} | ({"scheme": scheme} if scheme else {})
     arguments: dict[str, Any] = {name: options[name] for name in _S3_TEXTS if name in options}
     arguments |= {name: options[name].lower() in ("true", "1") for name in _S3_FLAGS if name in options}
-    return fs.S3FileSystem(
-        **{**arguments, "region": plain.region},
-        connect_timeout=CONNECT_SECONDS,
-        request_timeout=REQUEST_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-    )
+    arguments |= {
+        "region": plain.region,
+        "connect_timeout": CONNECT_SECONDS,
+        "request_timeout": REQUEST_SECONDS,
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    }
+    try:
+        # Objects below 5 MB are one request. Of three a kill may leave an upload that was begun, which S3 keeps.
+        return fs.S3FileSystem(**arguments, allow_delayed_open=True)
+    except TypeError:  # pyarrow 18
+        return fs.S3FileSystem(**arguments)
 
 
 def _azure(environment: dict[str, str | None], query: str) -> Any:

@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from killing import SCRIPT, draw_pairs
+from killing import draw_pairs, program
 from object_store import Store, impatience, object_store
 from repository import REPOSITORY
 
 import batchverify
 from batchverify.storage.location import Location
+from batchverify.storage.temporary import temporary_name
 
 FOLDER = REPOSITORY / "sample_manifests"
 OPTIONS: dict[str, Any] = {"crop": "none", "quiet": True, "device": "cpu"}
@@ -90,7 +91,7 @@ def command(uri: str, *more: str) -> list[str]:
     arguments = ["score", uri.format("pairs.csv"), "-o", uri.format("o.parquet"), "--part-rows", "200"]
     arguments += ["--crop", "none", "--cache", uri.format("cache"), "--engine", "local", "--device", "cpu"]
     arguments += ["-q", *more]
-    return [sys.executable, "-c", SCRIPT.format(pause=0.2, arguments=arguments)]
+    return [sys.executable, "-c", program(arguments, pause=0.2)]
 
 
 def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(
@@ -102,7 +103,10 @@ def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(
     expected = batchverify.score(manifest, tmp_path / "o.parquet", no_cache=True, **OPTIONS).to_arrow()
     uri = upload(store, folder, "job")
     store.weather(latency=0.02)
-    process = subprocess.Popen(command(uri), start_new_session=True)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    process = subprocess.Popen(command(uri), start_new_session=True, env=environment)
     deadline = time.monotonic() + 60
     while not keys(store, "job/o.parquet.job/part-00002") and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -111,8 +115,11 @@ def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(
     parts = [key for key in keys(store, "job/o.parquet.job/") if "/part-" in key]
     assert 3 <= len(parts) < 10 and not keys(store, "job/o.parquet/")
     weather = store.weather()
-    done = subprocess.run(command(uri), capture_output=True, text=True, timeout=100)
+    # What was being written when the process was killed; another file is left where there was none.
+    (scratch / temporary_name("part-00009.parquet")).touch()
+    done = subprocess.run(command(uri), capture_output=True, text=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
+    assert list(scratch.iterdir()) == []
     written = {request.split()[1].partition("?")[0] for request in weather.came if request.startswith("PUT")}
     assert not [key for key in parts if f"/weather/{key}" in written]
     assert rows_of(uri.format("o.parquet")).equals(expected.replace_schema_metadata())

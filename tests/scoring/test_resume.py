@@ -275,6 +275,16 @@ def test_leftovers_of_a_run_killed_while_cleaning_up_are_removed(out, cache):
     assert not job_folder(out).exists()
 
 
+@pytest.mark.parametrize("left", [["part-00003.parquet", "lock"], ["lock"], []])
+def test_leftovers_of_a_run_killed_after_the_state_was_removed(out, cache, left):
+    run(out, cache)
+    job_folder(out).mkdir()
+    for name in left:
+        (job_folder(out) / name).write_bytes(b"whatever")
+    assert run(out, cache).resumed_rows == ROWS
+    assert not job_folder(out).exists()
+
+
 def test_only_images_of_missing_parts_are_looked_up(cache, tmp_path):
     frame = pd.read_csv(FACES)
     few = frame[frame["image_a"].str.contains("ada|ben") & frame["image_b"].str.contains("ada|ben")][:5]

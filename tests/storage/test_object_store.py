@@ -47,6 +47,14 @@ def test_transient_errors_are_retried(store: Store, bucket: Location, kind: str)
     assert weather.done[kind] >= 1
 
 
+@pytest.mark.skipif("allow_delayed_open" not in str(fs.S3FileSystem.__doc__), reason="pyarrow 18")
+def test_a_small_object_is_one_request(store: Store, bucket: Location) -> None:
+    weather = store.weather()
+    bucket.join("small").write_bytes(b"x" * 4_000_000)
+    assert weather.done == {"PUT": 1}
+    assert bucket.join("small").read_bytes() == b"x" * 4_000_000
+
+
 def test_permanent_errors_become_a_reason(store: Store, bucket: Location) -> None:
     bucket.join("denied.jpg").write_bytes(b"x")
     weather = store.weather(poisoned={"denied": "403"})

@@ -30,12 +30,23 @@ parquet.FileSink.finish = lambda sink, record: (finish(sink, record), time.sleep
 from functools import partial
 from batchverify.engine import base
 from batchverify.scoring import job
+{toy}
 # Chunks small enough that the first segment is there long before the last chunk.
 base.CPU_CHUNK = 32
 job.EmbeddingCache = partial(job.EmbeddingCache, commit_rows=64, commit_seconds=2.0)
 from batchverify.cli.app import main
 main({arguments!r})
 """
+# Nodes on a machine that is busy answer late. Those that are killed are found out by the driver itself.
+PATIENT = {"RAY_health_check_failure_threshold": "20"}
+# The toy embeds, in the workers as well.
+TOY = "from toys import ToyPlan; job.WorkPlan = partial(ToyPlan, log={log!r}, pause={pause!r})"
+SUPPORT = str(Path(__file__).parent)
+
+
+def program(arguments: Sequence[str], *, pause: float, toy: str = "") -> str:
+    """A Python program that is the command, with small chunks. pause: seconds without work after each part."""
+    return SCRIPT.format(arguments=list(arguments), pause=pause, toy=toy)
 
 
 def draw_pairs(folder: Path, images: int, pairs: int) -> Path:
@@ -68,7 +79,8 @@ class Blow:
 class KilledJob:
     """One `score` command, run again and again until it gets through.
 
-    pause: seconds without work after each part. kills: the blows that met it.
+    pause: seconds without work after each part. toy: the toy embeds, in so many seconds a chunk. kills: the blows
+    that met it.
     """
 
     manifest: Path
@@ -77,6 +89,7 @@ class KilledJob:
     part_rows: int
     engine: str = "local"
     pause: float = 0.0
+    toy: float | None = None
     kills: list[Blow] = field(default_factory=list)
     _parts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -87,7 +100,7 @@ class KilledJob:
     def environment(self) -> dict[str, str]:
         """That of the command."""
         # A worker that is killed while it starts is waited for, by default for a minute.
-        return {**os.environ, "RAY_worker_register_timeout_seconds": "20"}
+        return {**os.environ, **with_toys(), "RAY_worker_register_timeout_seconds": "20"}
 
     def close(self) -> None:
         """End what the runs left."""
@@ -101,7 +114,8 @@ class KilledJob:
 
     def script(self, arguments: list[str]) -> str:
         """The program."""
-        return SCRIPT.format(pause=self.pause, arguments=arguments)
+        toy = "" if self.toy is None else TOY.format(log=f"{self.cache}.embedded", pause=self.toy)
+        return program(arguments, pause=self.pause, toy=toy)
 
     def start(self) -> subprocess.Popen:
         """The command, begun."""
@@ -194,10 +208,19 @@ class KilledJob:
 class ClusterJob(KilledJob):
     """The same on a cluster of three nodes: the head, which runs nothing, and two of which one may be killed."""
 
-    def __init__(self, manifest: Path, out: Path, cache: Path, part_rows: int) -> None:
-        super().__init__(manifest, out, cache, part_rows, engine="ray")
+    def __init__(
+        self,
+        manifest: Path,
+        out: Path,
+        cache: Path,
+        part_rows: int,
+        *,
+        pause: float = 0.0,
+        toy: float | None = None,
+    ) -> None:
+        super().__init__(manifest, out, cache, part_rows, engine="ray", pause=pause, toy=toy)
         self.nodes = RayNodes("a-token-of-32-characters-and-more")
-        self.nodes.start("head", 0)
+        self.nodes.start("head", 0, "--include-dashboard=false", **with_toys(), **PATIENT)
         self._names = [f"n{number}" for number in range(100)]
         self._alive = [self._join(), self._join()]
 
@@ -207,7 +230,11 @@ class ClusterJob(KilledJob):
 
     def environment(self) -> dict[str, str]:
         """See `KilledJob`."""
-        return self.nodes.environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.nodes.token)
+        return self.nodes.environment(**with_toys(), RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.nodes.token)
+
+    def renew(self, out: Path, cache: Path) -> None:
+        """From now on another job on the same cluster."""
+        self.out, self.cache, self._parts = out, cache, {}
 
     def send(self, driver: int, how: str) -> bool:
         """See `KilledJob`; a node is replaced by a new one."""
@@ -223,8 +250,13 @@ class ClusterJob(KilledJob):
 
     def _join(self) -> str:
         name = self._names.pop(0)
-        self.nodes.start(name, 1)
+        self.nodes.start(name, 1, **with_toys(), **PATIENT)
         return name
+
+
+def with_toys() -> dict[str, str]:
+    """The environment in which workers find the toy."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), SUPPORT]))}
 
 
 def send(driver: int, how: str, processes: Sequence[int]) -> bool:

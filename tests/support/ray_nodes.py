@@ -67,7 +67,7 @@ class RayNodes:
         return {**kept, "OMP_NUM_THREADS": "1", **more}
 
     def start(self, name: str, cpus: int, *options: str, **environment: str) -> None:
-        """Start a node, the first as head."""
+        """Start a node, the first as head. environment: variables of its processes, also in place of `QUICK`."""
         place = [f"--address=127.0.0.1:{self.gcs}"]
         if not self._started:
             place = [
@@ -104,7 +104,7 @@ class RayNodes:
         with log:
             process = subprocess.Popen(
                 [RAY, "start", *place, *common, *options],
-                env=self.environment(**settings, **environment),
+                env=self.environment(**{**settings, **environment}),
                 cwd=place_of_node,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

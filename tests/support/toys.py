@@ -25,13 +25,13 @@ SLEEP = (0, 0, 255)
 class ToyEmbedder:
     """Vectors from the mean colour; each face embedded is a line of `log`.
 
-    A red face kills the process, a blue one hangs it.
+    A red face kills the process, a blue one hangs it. pause: seconds that a chunk takes.
     """
 
     compute_path = ComputePath("toy")
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
+    def __init__(self, log: Path, pause: float = 0.0) -> None:
+        self._log, self._pause = log, pause
 
     def start_seconds(self) -> dict[str, float]:
         """Nothing to build."""
@@ -44,6 +44,7 @@ class ToyEmbedder:
     def embed_faces(self, faces: Sequence) -> Embedded:
         """One unit vector a face."""
         count = len(faces)
+        time.sleep(self._pause)
         means = np.array([face.pixels.mean(axis=(0, 1)) for face in faces])
         if (np.abs(means - SLEEP).max(axis=1) < 3).any():
             time.sleep(3600)
@@ -64,10 +65,11 @@ class ToyPlan(WorkPlan):
     """A work plan whose workers build the toy."""
 
     log: str = ""
+    pause: float = 0.0
 
     def embedder(self, workers: int = 1, threads: int | None = None) -> ToyEmbedder:
         """The toy that logs to `log`."""
-        return ToyEmbedder(Path(self.log))
+        return ToyEmbedder(Path(self.log), self.pause)
 
     def count(self) -> int:
         """How many faces were embedded so far, by all workers."""

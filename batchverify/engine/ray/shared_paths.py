@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from batchverify.engine.ray.cluster import Node, on_node
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.records import Skipped
 from batchverify.storage.location import Location, scheme_of
+from batchverify.storage.temporary import drop, hold, sweep, temporary_name
 
 # How many images every node looks for.
 SAMPLE = 32
 LOOK_SECONDS = 60.0
+MARKER = "batchverify-marker"
 ADVICE = "give a folder that all nodes mount, or an object store (s3://…)"
 
 
@@ -91,11 +92,15 @@ class SharedPaths:
 
 
 def put_marker(folder: Location) -> str:
-    """Create an empty file with a unique name in a folder, and the folder if needed; returns its path."""
-    path = Path(folder.path) / f".batchverify-{uuid.uuid4().hex}"
+    """Create an empty file with a unique name in a folder, and the folder if needed; returns its path.
+
+    Markers of killed runs are removed.
+    """
+    path = Path(folder.path) / temporary_name(MARKER)
     try:
         folder.make_folder()
-        path.touch(exist_ok=False)
+        sweep(path.parent, MARKER)
+        hold(path)
     except OSError as exc:
         raise UsageError(f"{folder}: cannot be written to: {exc.strerror}") from exc
     return str(path)
@@ -105,7 +110,7 @@ def remove(marker: str) -> None:
     """Remove a marker file if there is one."""
     if marker:
         with suppress(OSError):
-            Path(marker).unlink()
+            drop(Path(marker))
 
 
 def sample(image_paths: Sequence[str | Skipped]) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 
 from batchverify.engine.ray.cluster import Node
 from batchverify.engine.ray.shared_paths import (
+    MARKER,
     SAMPLE,
     SharedPaths,
     look,
@@ -17,6 +18,7 @@ from batchverify.engine.ray.shared_paths import (
 from batchverify.errors import UsageError
 from batchverify.records import Reason, Skipped
 from batchverify.storage.location import Location
+from batchverify.storage.temporary import temporary_name
 
 ONE, TWO = Node("a" * 56, "10.0.0.1", 1, 1, 0), Node("b" * 56, "10.0.0.2", 1, 1, 0)
 
@@ -46,6 +48,16 @@ def test_a_marker_lasts_as_long_as_its_run(tmp_path):
     assert paths.problem_here() == f"it does not see the cache {tmp_path / 'cache'}"
     assert list((tmp_path / "cache").iterdir()) == []
     paths.close()
+
+
+def test_markers_of_runs_that_were_killed_are_removed_by_the_next_one(tmp_path):
+    (tmp_path / temporary_name(MARKER)).touch()
+    other = SharedPaths.mark(str(tmp_path))
+    paths = SharedPaths.mark(str(tmp_path))
+    assert {str(path) for path in tmp_path.iterdir()} == {other.marker, paths.marker}
+    other.close()
+    paths.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cache", [None, "s3://bucket/cache"])
