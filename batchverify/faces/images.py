@@ -8,14 +8,15 @@ import stat
 import struct
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import PIL
 import pyarrow as pa
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from batchverify.errors import UsageError
-from batchverify.faces.metadata import lacks_rows, scans, without_metadata
+from batchverify.faces.metadata import lacks_end, lacks_header, lacks_rows, scans, without_metadata
 from batchverify.faces.samples import check_meaning, rgb
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 from batchverify.storage.fence import Fence
@@ -40,15 +41,21 @@ _LONGEST_MESSAGE = 160
 READS = 3
 # Raised when images that were undecodable are read.
 READER = 2
-# A JPEG's scans each touch every pixel. Cameras and encoders make some ten.
-MOST_SCANS = 200
-# Decoders of Pillow's that are written in Python: a pixel costs them a hundred times as much.
-_SLOW_DECODERS, _SLOW_PIXELS = ("bmp_rle", "ppm", "ppm_plain"), 16_000_000
+# A JPEG's scans each touch every pixel: a billion take a second. Cameras and encoders make some ten.
+MOST_SCANS, MOST_SCANNED = 200, 5_000_000_000
+# The most pixels for decoders that take long for a pixel (Pillow's in Python) or much memory (JPEG 2000, 24 bytes),
+# and the most bytes for those in Python, which may also be kept busy by bytes that make no pixel.
+_SLOW_DECODERS = {"bmp_rle": 16_000_000, "ppm": 4_000_000, "ppm_plain": 4_000_000, "jpeg2k": 64_000_000}
+_SLOW_BYTES = 32_000_000
+# Decoders that Pillow may have been built without.
+_OPTIONAL = ("avif", "jpg_2000", "libtiff", "webp")
 
 
+@lru_cache(maxsize=1)
 def decoder_set() -> str:
     """What `undecodable` depends on: another release of the decoder, or of this module, may read more files."""
-    return f"pillow {PIL.__version__}, reader {READER}"
+    without = "".join(f", without {name}" for name in _OPTIONAL if not features.check(name))
+    return f"pillow {PIL.__version__}, reader {READER}{without}"
 
 
 def own_process() -> None:
@@ -140,14 +147,18 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
     """
     try:
         data = without_metadata(data)
-        if scans(data, MOST_SCANS + 1) > MOST_SCANS:
-            return _too_large(f"a JPEG of more than {MOST_SCANS} scans or of thousands of segments", limits)
+        scan_count = scans(data, MOST_SCANS + 1)
+        if scan_count > MOST_SCANS:
+            what = f"a JPEG of more than {MOST_SCANS} scans, of thousands of segments or of fill bytes"
+            return _too_large(what, limits)
+        if lacks_header(data):
+            return _too_large("a PNM with a header that does not end", limits)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         original = image.size
         if original[0] * original[1] > limits.pixels:
             limit = f"the limit is {limits.pixels / 1e6:g} megapixels"
             return _too_large(f"{original[0]} x {original[1]} pixels, {limit}", limits)
-        if _is_slow(image, limits):
+        if _is_slow(image, len(data), limits) or scan_count * original[0] * original[1] > MOST_SCANNED:
             message = f"{original[0]} x {original[1]} pixels in a form that is slow to decode"
             return _too_large(message, limits)
         check_meaning(image, data)
@@ -155,8 +166,8 @@ def decode(data: bytes, limits: Limits, long_side: int) -> DecodedImage | Skippe
         factor = min(2 * long_side / max(original), 1)
         image.draft("RGB", (max(1, int(original[0] * factor)), max(1, int(original[1] * factor))))
         image.load()
-        if image.format == "PNG" and _ends_black(image) and lacks_rows(data):
-            return _undecodable("a PNG with fewer rows than it says")
+        if missing := _missing(image, data):
+            return _undecodable(missing)
         orientation = _orientation(image)
         reduced = shrink(rgb(image, data), long_side)
         upright = reduced.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else reduced
@@ -178,13 +189,24 @@ def too_large_dependence(limits: Limits) -> str:
     return f"{limits.pixels} pixels"
 
 
-def _is_slow(image: ImageFile.ImageFile, limits: Limits) -> bool:
-    """Whether decoding takes long or much memory for so few pixels: slow decoders, and tiles larger than images."""
-    pixels = image.size[0] * image.size[1]
+def _is_slow(image: ImageFile.ImageFile, size: int, limits: Limits) -> bool:
+    """Whether decoding takes long or much memory for so few pixels: slow decoders, and tiles larger than images.
+
+    size: bytes of the encoded image.
+    """
     tags = getattr(image, "tag_v2", {})
     if tags.get(322, 0) * tags.get(323, 0) > max(limits.pixels, 1 << 20):
         return True
-    return pixels > _SLOW_PIXELS and any(tile[0] in _SLOW_DECODERS for tile in image.tile)
+    pixels, decoders = image.size[0] * image.size[1], {tile[0] for tile in image.tile} & _SLOW_DECODERS.keys()
+    in_python = decoders - {"jpeg2k"}
+    return any(pixels > _SLOW_DECODERS[name] for name in decoders) or (bool(in_python) and size > _SLOW_BYTES)
+
+
+def _missing(image: Image.Image, data: bytes) -> str:
+    """What a loaded image lacks that the decoder made up; empty if it is whole."""
+    if image.format == "PNG" and _ends_black(image) and lacks_rows(data):
+        return "a PNG with fewer rows than it says"
+    return "a JPEG without its end" if lacks_end(data) else ""
 
 
 def _ends_black(image: Image.Image) -> bool:

@@ -1,4 +1,4 @@
-"""The bytes of a PNG without its metadata, so that no text, profile or time decides whether its pixels are read."""
+"""What surrounds the pixels of an image, held to limits: chunks of a PNG, scans of a JPEG, the header of a PNM."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ _ADAM7 = (
 )
 # A file of 64 MB holds a thousand of full length.
 _MOST_SEGMENTS = 2000
+# Bytes between the segments of a JPEG, of which few files have any, or of the header of a PNM.
+_MOST_FILL = 65_536
+_PNM, _COMMENT = re.compile(rb"P[0-9fy]"), re.compile(rb"#[^\r\n]*")
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -105,12 +108,15 @@ def lacks_rows(data: bytes) -> bool:
 def scans(data: bytes, enough: int) -> int:
     """How many scans a JPEG has, counted no further than `enough`; 0 for other formats.
 
-    A JPEG of thousands of segments counts as `enough`: the decoder joins EXIF segments in quadratic time.
+    A JPEG of thousands of segments counts as `enough`: the decoder joins EXIF segments in quadratic time. So does one
+    with many bytes before its first scan that belong to no segment: Pillow reads them one by one.
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return 0
     found, position, segments, components = 0, 2, 0, 0
     while found < enough and (marker := _MARKER.search(data, position)):
+        if not found and marker.start() - position > _MOST_FILL:
+            return enough
         kind, position = data[marker.end() - 1], marker.end()
         if kind == 0xD9:
             break
@@ -123,6 +129,31 @@ def scans(data: bytes, enough: int) -> int:
         segments += 1
         if segments > _MOST_SEGMENTS:
             return enough
-        length = int.from_bytes(data[position : position + 2], "big")
-        position += max(length, 0)
-    return found
+        position += int.from_bytes(data[position : position + 2], "big")
+    return found if found or len(data) - position <= _MOST_FILL else enough
+
+
+def lacks_end(data: bytes) -> bool:
+    """Whether a JPEG has scans but no end after them. The decoder makes up what is missing, as of a cut download.
+
+    False for other formats.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    position, scanned = 2, False
+    while marker := _MARKER.search(data, position):
+        kind, position = data[marker.end() - 1], marker.end()
+        if kind == 0xD9 or (kind == 0xD8 and scanned):
+            return kind == 0xD8
+        scanned |= kind == 0xDA
+        position += int.from_bytes(data[position : position + 2], "big")
+    return scanned
+
+
+def lacks_header(data: bytes) -> bool:
+    """Whether the header of a PNM does not end where headers do: Pillow reads it byte by byte."""
+    if not _PNM.match(data) or len(data) <= _MOST_FILL:
+        return False
+    words = _COMMENT.sub(b" ", data[:_MOST_FILL]).split(None, 4)
+    # Kind, width and height; bitmaps have no largest value.
+    return len(words) < (3 if data[1:2] in b"14" else 4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,10 @@ WHITE_IS_ZERO, PALETTE, CMYK, YCBCR, LAB = 0, 3, 5, 6, 8
 UNSIGNED, FLOAT = 1, 3
 # Enumerated colour spaces of JPEG 2000: CMYK, sRGB, grey, sYCC.
 _JPEG2000_COLOURS = (12, 16, 17, 18)
+# What a codestream of JPEG 2000 starts with, and each part of a tile in it.
+_CODESTREAM, _TILE_PART = b"\xff\x4f\xff\x51", b"\xff\x90"
+# Rows that are converted at once: a large image takes little more memory than its pixels.
+_ROWS = 256
 
 
 def check_meaning(image: ImageFile.ImageFile, data: bytes) -> None:
@@ -98,14 +104,62 @@ def _check_bmp(image: Image.Image, data: bytes) -> None:
 
 
 def _check_jpeg2000(data: bytes) -> None:
-    """Samples of less than 8 bits are not scaled to white, and unknown colours are taken for RGB."""
-    start = data.find(b"\xff\x4f\xff\x51")
+    """Samples of less than 8 bits are not scaled to white, unknown colours are RGB, and absent tiles are black."""
+    start, colours = _codestream(data)
     count = int.from_bytes(data[start + 40 : start + 42], "big")
     if any((depth & 127) + 1 < 8 for depth in data[start + 42 : start + 42 + 3 * count : 3]):
         raise ValueError("a JPEG 2000 of less than 8 bits")
-    colours = data.find(b"colr\x01", 0, max(start, 0))
-    if colours >= 0 and int.from_bytes(data[colours + 7 : colours + 11], "big") not in _JPEG2000_COLOURS:
+    if colours not in (None, *_JPEG2000_COLOURS):
         raise ValueError("a JPEG 2000 with a colour space that is not read")
+    if _lacks_tiles(data, start):
+        raise ValueError("a JPEG 2000 with fewer tiles than it says")
+
+
+def _codestream(data: bytes) -> tuple[int, int | None]:
+    """Where the codestream of a JPEG 2000 starts, and the number of its colour space if the file states one."""
+    if data.startswith(_CODESTREAM):
+        return 0, None
+    colours = None
+    for kind, start, end in _boxes(data, 0, len(data)):
+        if kind == b"jp2h":
+            spaces = [data[at : at + 7] for name, at, _ in _boxes(data, start, end) if name == b"colr"]
+            numbers = [int.from_bytes(space[3:], "big") for space in spaces if space[:1] == b"\1"]
+            colours = numbers[0] if numbers else None
+        elif kind == b"jp2c" and data.startswith(_CODESTREAM, start):
+            return start, colours
+    raise ValueError("a JPEG 2000 without a codestream")
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes between two places of a JPEG 2000: kind, and where their contents start and end."""
+    while start + 8 <= end:
+        length, content = int.from_bytes(data[start : start + 4], "big"), start + 8
+        if length == 1:
+            length, content = int.from_bytes(data[content : content + 8], "big"), content + 8
+        behind = min(start + length, end) if length else end
+        if behind < content:
+            raise ValueError("a JPEG 2000 with a damaged box")
+        yield data[start + 4 : start + 8], content, behind
+        start = behind
+
+
+def _lacks_tiles(data: bytes, start: int) -> bool:
+    """Whether a codestream lacks parts of tiles. The decoder leaves a tile black of which it finds none."""
+    area = [int.from_bytes(data[at : at + 4], "big") for at in range(start + 8, start + 40, 4)]
+    across, down = (-(-(area[side] - area[side + 6]) // max(area[side + 4], 1)) for side in (0, 1))
+    position = start + 2
+    while data[position : position + 2] not in (_TILE_PART, b""):
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    found, stated = Counter[int](), dict[int, int]()
+    while data.startswith(_TILE_PART, position) and position + 12 <= len(data):
+        tile, length, _, parts = struct.unpack_from(">HIBB", data, position + 4)
+        # The last one may reach to the end without saying so.
+        position = position + max(length, 12) if length else len(data)
+        if position > len(data):
+            break
+        found[tile] += 1
+        stated[tile] = parts or stated.get(tile, 0)
+    return len(found) < across * down or any(found[tile] < parts for tile, parts in stated.items())
 
 
 def rgb(image: Image.Image, data: bytes) -> Image.Image:
@@ -118,27 +172,46 @@ def rgb(image: Image.Image, data: bytes) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """An image with transparency as RGB over white."""
+    width, height = image.size
+    result = Image.new("RGB", image.size)
+    for top in range(0, height, _ROWS):
+        rows = image.crop((0, top, width, min(top + _ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", rows.size, (255, 255, 255, 255))
+        result.paste(Image.alpha_composite(white, rows).convert("RGB"), (0, top))
+    return result
 
 
 def _from_high_depth(image: Image.Image) -> Image.Image:
     """Greys of 12, 16 and 32 bits by the value of white; floats in 0..1 are fractions of white, in 1..255 bytes."""
     samples = np.asarray(image)
-    if image.mode == "F":
-        values = np.nan_to_num(samples.astype(np.float32))
-        peak = values.max(initial=0)
-        if peak > 255:
-            raise ValueError(f"floats up to {peak:g}, of which nobody says which is white")
-        values *= np.float32(255 if peak <= 1 else 1)
-    else:
-        values = _integers(image, samples)
-    greys = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    if "transparency" in image.info:
-        greys[samples == image.info["transparency"]] = 255
+    strips = [slice(top, top + _ROWS) for top in range(0, len(samples), _ROWS)]
+    factor = _float_factor(samples[rows] for rows in strips) if image.mode == "F" else None
+    greys = np.empty(samples.shape, np.uint8)
+    for rows in strips:
+        part = samples[rows]
+        values = _integers(image, part) if factor is None else _finite(part) * factor
+        greys[rows] = np.clip(np.rint(values), 0, 255)
+        if "transparency" in image.info:
+            greys[rows][part == image.info["transparency"]] = 255
     return Image.fromarray(greys).convert("RGB")
+
+
+def _finite(samples: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(samples.astype(np.float32))
+
+
+def _float_factor(strips: Iterable[np.ndarray]) -> np.float32:
+    """What floats are multiplied with to become bytes. Raises `ValueError` if their white is unknown."""
+    peak = max(_finite(part).max(initial=0) for part in strips)
+    if peak > 255:
+        raise ValueError(f"floats up to {peak:g}, of which nobody says which is white")
+    return np.float32(255 if peak <= 1 else 1)
 
 
 def _integers(image: Image.Image, samples: np.ndarray) -> np.ndarray:

@@ -281,3 +281,21 @@ def seen(bench: ChangingBench, calls: FailingCalls) -> list[int]:
     with calls.failing():
         bench.invoke(bench.place())
     return [number for number, (_, path) in enumerate(calls.seen) if path == str(bench.image)]
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "folder"])
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path: Path, name: str) -> None:
+    """Otherwise a power cut leaves a whole name and half a file."""
+    bench = ScoreBench(tmp_path, name)
+    with failing_calls(tmp_path) as calls, calls.failing():
+        assert bench.invoke(bench.place()).exit_code == 0
+    renamed = [number for number, (call, _) in enumerate(calls.seen) if call in ("replace", "rename")]
+    # Parts and the output, segments of vectors and failures, the fingerprint, job.json.
+    assert len(renamed) >= (8 if name == "one.parquet" else 7)
+    for number in renamed:
+        synced = [path for call, path in calls.seen[:number] if call == "fsync"]
+        assert calls.seen[number][1] in synced, calls.seen[number]
+        # The name, too.
+        assert "fsync" in [call for call, _ in calls.seen[number + 1 : number + 4]], calls.seen[
+            number : number + 4
+        ]
