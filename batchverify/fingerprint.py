@@ -15,8 +15,13 @@ from batchverify.errors import UsageError
 PIPELINE = 2
 # Incremented when the augmented view of a face changes for the same view number.
 AUGMENTATION = 1
-# Side of the square faces that backbones take, in pixels.
+# The square faces of InceptionResnetV1: their side in pixels, and how they are scaled. `--margin` is in pixels of
+# such a face, whatever the side of a backbone's own.
 FACE_SIZE = 160
+NORMALISATION = "(x - 127.5) / 128"
+# Numbers of its vectors, and of any backbone's.
+DIMENSION = 512
+DIMENSIONS = (64, 2048)
 CROPS = ("detect", "center", "none")
 TTA = ("none", "flip")
 # The fixed crop: left, top, right, bottom, as fractions of the image. It fits LFW's deep-funnelled images.
@@ -72,14 +77,29 @@ class EmbeddingSettings:
 
 
 @dataclass(frozen=True)
+class BackboneSpec:
+    """What a backbone takes and gives.
+
+    fingerprint: of its weights and of whatever else changes its vectors. size: side of a face in pixels. dimension:
+    numbers of a vector. normalisation: how pixels are scaled, for the embedding's fingerprint.
+    """
+
+    fingerprint: str
+    size: int = FACE_SIZE
+    dimension: int = DIMENSION
+    normalisation: str = NORMALISATION
+
+
+@dataclass(frozen=True)
 class EmbeddingFingerprint:
     """Everything that affects a vector, as a JSON document; `id`, its hash, names the cache folder."""
 
     document: Mapping[str, Any]
 
     @classmethod
-    def of(cls, backbone: str, settings: EmbeddingSettings) -> EmbeddingFingerprint:
-        """The fingerprint of a backbone, given by its own fingerprint, under `settings`."""
+    def of(cls, backbone: BackboneSpec | str, settings: EmbeddingSettings) -> EmbeddingFingerprint:
+        """The fingerprint of a backbone under `settings`; a text is that of an InceptionResnetV1."""
+        spec = BackboneSpec(backbone) if isinstance(backbone, str) else backbone
         crop: dict[str, Any] = {"mode": settings.crop, "working_side": settings.working_side}
         if settings.crop == "detect":
             crop |= {
@@ -96,17 +116,27 @@ class EmbeddingFingerprint:
         return cls(
             {
                 **view,
-                "backbone": backbone,
+                "backbone": spec.fingerprint,
                 "crop": crop,
-                "size": FACE_SIZE,
-                "normalisation": "(x - 127.5) / 128",
+                "size": spec.size,
+                "normalisation": spec.normalisation,
                 "tta": settings.tta,
                 "numbers": "float",
                 "dtype": "float16",
-                "dimension": 512,
+                "dimension": spec.dimension,
                 "pipeline": PIPELINE,
             }
         )
+
+    @property
+    def size(self) -> int:
+        """The side of a face in pixels."""
+        return int(self.document.get("size", FACE_SIZE))
+
+    @property
+    def dimension(self) -> int:
+        """The numbers of a vector."""
+        return int(self.document.get("dimension", DIMENSION))
 
     @cached_property
     def canonical(self) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from batchverify.embedding.backbone import PACKAGED, Backbone, load_backbone
-from batchverify.embedding.inception import DIMENSION
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.faces.crops import Face, box_face, fixed_face
 from batchverify.faces.detection import Detections, FaceDetector, choose_face, reduced
@@ -32,7 +31,7 @@ DETECT_PIXELS = 8_000_000
 class Embedded:
     """What an `Embedder` returns for N images, row by row.
 
-    vectors: (N, 512) float32, unit rows, zero where skipped. boxes: (N, 4) float32, x0 y0 x1 y1 in pixels of the
+    vectors: (N, D) float32, unit rows, zero where skipped. boxes: (N, 4) float32, x0 y0 x1 y1 in pixels of the
     image. confidence: (N,) float32. faces: (N,) int16, how many were found. skipped: N entries, None where there is
     a vector.
     """
@@ -83,7 +82,7 @@ class Embedder:
         self.runtime = resolve_runtime(runtime, self.device)
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
-        self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
+        self.fingerprint = EmbeddingFingerprint.of(backbone.spec, self.settings)
         cpus = threads or max(1, available_cpus() // workers)
         options: dict[str, Any] = {"dtype": dtype, "flip": tta == "flip", "batch_size": batch_size}
         self._network: Any
@@ -125,7 +124,7 @@ class Embedder:
     def find_faces(self, images: Sequence[np.ndarray]) -> list[Face | Skipped]:
         """Crop one face from each (H, W, 3) uint8 RGB image, or return the reason why there is none."""
         if self._detector is None:
-            return [fixed_face(image, self.settings.crop) for image in images]
+            return [fixed_face(image, self.settings.crop, self.fingerprint.size) for image in images]
         faces: list[Face | Skipped] = []
         for group in _groups(images):
             smaller = [reduced(image) for image in group]
@@ -159,13 +158,14 @@ class Embedder:
         scale = max(image.shape[:2]) / max(height, width)
         x0, y0, x1, y1 = (float(value) * scale for value in detections.boxes[index])
         score = float(detections.scores[index])
-        return box_face(image, (x0, y0, x1, y1), self.settings.margin, score, len(detections)) or nothing
+        box, margin, size = (x0, y0, x1, y1), self.settings.margin, self.fingerprint.size
+        return box_face(image, box, margin, score, len(detections), size) or nothing
 
     def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
         """Embed cropped faces; skipped ones stay skipped, in their rows."""
         count = len(faces)
         result = Embedded(
-            np.zeros((count, DIMENSION), np.float32),
+            np.zeros((count, self.fingerprint.dimension), np.float32),
             np.zeros((count, 4), np.float32),
             np.full(count, np.nan, np.float32),
             np.zeros(count, np.int16),
@@ -183,7 +183,7 @@ class Embedder:
         return result
 
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """The backbone alone: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
+        """The backbone alone: (N, S, S, 3) uint8 RGB faces to (N, D) float32 unit rows.
 
         Raises `BatchverifyError` if the dtype overflows: vectors are always finite.
         """
