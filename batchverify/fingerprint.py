@@ -22,14 +22,17 @@ NORMALISATION = "(x - 127.5) / 128"
 # Numbers of its vectors, and of any backbone's.
 DIMENSION = 512
 DIMENSIONS = (64, 2048)
-CROPS = ("detect", "center", "none")
+CROPS = ("detect", "align", "center", "none")
+DETECTORS = ("mtcnn", "retinaface")
+# Where the five points lie in an aligned face, by name (`faces/alignment.py`).
+DEFAULT_TEMPLATE = "vggface2"
 TTA = ("none", "flip")
 # The fixed crop: left, top, right, bottom, as fractions of the image. It fits LFW's deep-funnelled images.
 CENTER = (0.24, 0.192, 0.76, 0.82)
 DEFAULT_MARGIN = 44
 MOST_MARGIN = 120
 # Larger images are reduced to this many pixels on their longer side before the crop is taken.
-WORKING_SIDE = {"detect": 4096, "center": 1024, "none": 640}
+WORKING_SIDE = {"detect": 4096, "align": 4096, "center": 1024, "none": 640}
 # Faces are detected in a copy whose longer side has at most this many pixels, and cut from the larger image.
 DETECT_SIDE = 2048
 # Rules that choose one of several faces, with facenet-pytorch's names for them.
@@ -43,8 +46,9 @@ DEFAULT_CHOICE = {"choice": FACES["center"], "smallest": "20 or side/24"}
 class EmbeddingSettings:
     """How a face gets from an image into the network, apart from the network's weights.
 
-    crop: `detect` (MTCNN box with a margin of `margin` of the 160 pixels), `center` (fixed fractions) or
-    `none` (the whole image). tta: `flip` averages the vectors of the crop and its mirror image. view: 0 for
+    crop: `detect` (the detector's box with a margin of `margin` of the 160 pixels), `align` (the detector's five
+    points moved to those of `template`), `center` (fixed fractions) or `none` (the whole image). detector: a name in
+    `DETECTORS`. tta: `flip` averages the vectors of the crop and its mirror image. view: 0 for
     the face itself, otherwise the number of an augmented view, for training. face: which of several faces
     to take, a key of `FACES`. min_face: smallest face to detect, in pixels of the image reduced to
     `DETECT_SIDE`; None for 20, or a 24th of the shorter side if that is larger.
@@ -56,9 +60,12 @@ class EmbeddingSettings:
     view: int = 0
     face: str = "center"
     min_face: int | None = None
+    detector: str = DETECTORS[0]
+    template: str = DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:
-        for name, choices in (("crop", CROPS), ("tta", TTA), ("face", FACES)):
+        choices_of = (("crop", CROPS), ("tta", TTA), ("face", FACES), ("detector", DETECTORS))
+        for name, choices in choices_of:
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
         least, most = SMALLEST_FACES
@@ -69,6 +76,17 @@ class EmbeddingSettings:
             raise UsageError(
                 f"margin must be a whole number between 0 and {MOST_MARGIN} of 160 pixels, got {self.margin!r}"
             )
+
+        if self.crop == "align" and self.detector == "mtcnn":
+            raise UsageError(
+                "--crop align needs --detector retinaface: the landmarks of mtcnn are wrong where a face touches the "
+                "edge of the image"
+            )
+
+    @property
+    def detects(self) -> bool:
+        """Whether the crop needs a detector."""
+        return self.crop in ("detect", "align")
 
     @property
     def working_side(self) -> int:
@@ -102,8 +120,13 @@ class EmbeddingFingerprint:
         spec = BackboneSpec(backbone) if isinstance(backbone, str) else backbone
         crop: dict[str, Any] = {"mode": settings.crop, "working_side": settings.working_side}
         if settings.crop == "detect":
+            crop |= {"margin": settings.margin}
+        if settings.crop == "align":
+            crop |= {"template": settings.template}
+        if settings.detects:
+            # MTCNN is not named, so that the fingerprints of its faces stay as they were before there was a choice.
+            crop |= {"detector": settings.detector} if settings.detector != "mtcnn" else {}
             crop |= {
-                "margin": settings.margin,
                 "choice": FACES[settings.face],
                 "smallest": settings.min_face or DEFAULT_CHOICE["smallest"],
                 "detect_side": DETECT_SIDE,

@@ -66,7 +66,7 @@ def test_transforms_are_umeyamas(name):
 
 def test_templates_are_the_published_ones():
     # Open Model Zoo's demo of face recognition, and InsightFace's face_align.py.
-    assert [each.side for each in TEMPLATES.values()] == [112, 128, 128]
+    assert [each.side for each in TEMPLATES.values()] == [160, 112, 128, 128]
     assert TEMPLATES["arcface-128"].points[0] == (46.2946, 51.6963)
     np.testing.assert_allclose(TEMPLATES["reid-0095"].points[2], (64.0336, 81.9847), atol=1e-3)
     assert ARCFACE.resized(224).points[4] == (141.4598, 184.4082)
