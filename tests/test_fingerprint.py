@@ -64,7 +64,7 @@ def test_every_setting_that_affects_vectors_changes_the_id() -> None:
 
 
 def test_the_detector_changes_the_id_only_where_there_is_one() -> None:
-    align = {"crop": "align", "detector": "retinaface"}
+    align: dict[str, Any] = {"crop": "align", "detector": "retinaface"}
     different = [of(), of(detector="retinaface"), of(**align), of(**align, template="arcface")]
     different += [of(**align, face="largest"), of(detector="retinaface", margin=14)]
     assert len({each.id for each in different}) == len(different)

@@ -13,8 +13,9 @@ import numpy as np
 
 from batchverify.embedding.backbone import PACKAGED, Backbone, load_backbone
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.faces.crops import Face, box_face, fixed_face
-from batchverify.faces.detection import Detections, FaceDetector, choose_face, reduced
+from batchverify.faces.crops import Face, detected_face, fixed_face
+from batchverify.faces.detection import Detections, choose_face, reduced
+from batchverify.faces.detectors import Detector, build_detector
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.compute_path import ComputePath
@@ -66,6 +67,7 @@ class Embedder:
         tta: str = "none",
         face: str = "center",
         min_face: int | None = None,
+        detector: str = "mtcnn",
         weights: str | Path | None = None,
         device: str = "auto",
         runtime: str = "auto",
@@ -77,7 +79,7 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         started = time.perf_counter()
-        self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face)
+        self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face, detector=detector)
         self.device = resolve_device(device)
         self.runtime = resolve_runtime(runtime, self.device)
         if not isinstance(backbone, Backbone):
@@ -94,11 +96,7 @@ class Embedder:
             from batchverify.embedding.forward import TorchNetwork
 
             self._network = TorchNetwork(backbone, self.device, threads=threads, **options)
-        self._detector = (
-            FaceDetector.on(self.device, self.runtime, min_face=min_face, threads=cpus)
-            if crop == "detect"
-            else None
-        )
+        self._detector = build_detector(self.settings, self.device, self.runtime, threads=cpus)
         self._start_seconds = {"start": time.perf_counter() - started}
         log.info("embedding on %s", self.compute_path)
 
@@ -132,7 +130,7 @@ class Embedder:
             faces += map(self._crop, group, smaller, detections)
         return faces
 
-    def _detect(self, detector: FaceDetector, images: list[np.ndarray]) -> list[Detections]:
+    def _detect(self, detector: Detector, images: list[np.ndarray]) -> list[Detections]:
         """All faces of some images, in smaller blocks if a GPU runs out of memory."""
         if self.runtime == "openvino":
             return detector(images)
@@ -156,10 +154,8 @@ class Embedder:
         height, width = smaller.shape[:2]
         index = choose_face(detections, height, width, self.settings.face)
         scale = max(image.shape[:2]) / max(height, width)
-        x0, y0, x1, y1 = (float(value) * scale for value in detections.boxes[index])
-        score = float(detections.scores[index])
-        box, margin, size = (x0, y0, x1, y1), self.settings.margin, self.fingerprint.size
-        return box_face(image, box, margin, score, len(detections), size) or nothing
+        size = self.fingerprint.size
+        return detected_face(image, detections, index, scale, self.settings, size) or nothing
 
     def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
         """Embed cropped faces; skipped ones stay skipped, in their rows."""

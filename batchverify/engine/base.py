@@ -52,6 +52,7 @@ class WorkPlan:
             tta=settings.tta,
             face=settings.face,
             min_face=settings.min_face,
+            detector=settings.detector,
             weights=self.weights,
             device=self.device,
             runtime=self.runtime,

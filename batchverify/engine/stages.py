@@ -196,7 +196,7 @@ class Loader:
 
     def _decode(self, data: bytes) -> LoadedImage | Skipped:
         image = decode(data, self.plan.limits, self.plan.settings.working_side)
-        if isinstance(image, Skipped) or self.plan.settings.crop == "detect":
+        if isinstance(image, Skipped) or self.plan.settings.detects:
             return image
         # A fixed crop is taken here, so that only the face travels to the embedder.
         return fixed_face(image.pixels, self.plan.settings.crop, self.plan.fingerprint.size).scaled(

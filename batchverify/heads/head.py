@@ -242,7 +242,7 @@ def default_head(embedding: EmbeddingFingerprint) -> Head:
     )
     if not path.is_file():
         raise ArtifactError(
-            "no head is shipped for these settings (backbone, crop, margin, tta): give one with --head, or "
+            "no head is shipped for these settings (backbone, crop, margin, detector, tta): give one with --head, or "
             "fit one to labelled pairs with `batchverify train`"
         )
     return Head.load(path)
