@@ -83,7 +83,8 @@ def retinaface_bytes(source: Path) -> bytes:
     state = {name: tensor.numpy() for name, tensor in loaded.items()}
     tensors = {name: np.ascontiguousarray(array, np.float16) for name, array in folded(state).items()}
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    return save(tensors, metadata={"source": source.name, "sha256": digest})
+    # One entry: several would come in any order.
+    return save(tensors, metadata={"source": f"{source.name}, SHA-256 {digest}"})
 
 
 if __name__ == "__main__":

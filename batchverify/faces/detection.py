@@ -70,15 +70,16 @@ class Detections:
         """The same faces in pixels of an image of this size that was turned counterclockwise so many times."""
         corners = _points_back(self.boxes.reshape(-1, 2, 2), turns, height, width)
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        # Boxes end at the edges of pixels, landmarks count from centre to centre.
         points = self.landmarks
-        landmarks = None if points is None else _points_back(points, turns, height, width)
+        landmarks = None if points is None else _points_back(points, turns, height - 1, width - 1)
         return Detections(boxes, self.scores, landmarks, 90 * turns)
 
 
-def _points_back(points: np.ndarray, turns: int, height: int, width: int) -> np.ndarray:
-    """(..., 2) x y in the turned image to x y in the image of this size."""
+def _points_back(points: np.ndarray, turns: int, bottom: float, right: float) -> np.ndarray:
+    """(..., 2) x y in the turned image to x y in the image, whose last corner is given."""
     x, y = points[..., 0], points[..., 1]
-    turned = {1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}[turns]
+    turned = {1: (right - y, x), 2: (right - x, bottom - y), 3: (y, bottom - x)}[turns]
     return np.stack(turned, axis=-1)
 
 
