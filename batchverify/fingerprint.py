@@ -15,16 +15,24 @@ from batchverify.errors import UsageError
 PIPELINE = 2
 # Incremented when the augmented view of a face changes for the same view number.
 AUGMENTATION = 1
-# Side of the square faces that backbones take, in pixels.
+# The square faces of InceptionResnetV1: their side in pixels, and how they are scaled. `--margin` is in pixels of
+# such a face, whatever the side of a backbone's own.
 FACE_SIZE = 160
-CROPS = ("detect", "center", "none")
+NORMALISATION = "(x - 127.5) / 128"
+# Numbers of its vectors, and of any backbone's.
+DIMENSION = 512
+DIMENSIONS = (64, 2048)
+CROPS = ("detect", "align", "center", "none")
+DETECTORS = ("mtcnn", "retinaface")
+# Where the five points lie in an aligned face, by name (`faces/alignment.py`).
+DEFAULT_TEMPLATE = "vggface2"
 TTA = ("none", "flip")
 # The fixed crop: left, top, right, bottom, as fractions of the image. It fits LFW's deep-funnelled images.
 CENTER = (0.24, 0.192, 0.76, 0.82)
 DEFAULT_MARGIN = 44
 MOST_MARGIN = 120
 # Larger images are reduced to this many pixels on their longer side before the crop is taken.
-WORKING_SIDE = {"detect": 4096, "center": 1024, "none": 640}
+WORKING_SIDE = {"detect": 4096, "align": 4096, "center": 1024, "none": 640}
 # Faces are detected in a copy whose longer side has at most this many pixels, and cut from the larger image.
 DETECT_SIDE = 2048
 # Rules that choose one of several faces, with facenet-pytorch's names for them.
@@ -38,8 +46,9 @@ DEFAULT_CHOICE = {"choice": FACES["center"], "smallest": "20 or side/24"}
 class EmbeddingSettings:
     """How a face gets from an image into the network, apart from the network's weights.
 
-    crop: `detect` (MTCNN box with a margin of `margin` of the 160 pixels), `center` (fixed fractions) or
-    `none` (the whole image). tta: `flip` averages the vectors of the crop and its mirror image. view: 0 for
+    crop: `detect` (the detector's box with a margin of `margin` of the 160 pixels), `align` (the detector's five
+    points moved to those of `template`), `center` (fixed fractions) or `none` (the whole image). detector: a name in
+    `DETECTORS`. tta: `flip` averages the vectors of the crop and its mirror image. view: 0 for
     the face itself, otherwise the number of an augmented view, for training. face: which of several faces
     to take, a key of `FACES`. min_face: smallest face to detect, in pixels of the image reduced to
     `DETECT_SIDE`; None for 20, or a 24th of the shorter side if that is larger.
@@ -51,9 +60,12 @@ class EmbeddingSettings:
     view: int = 0
     face: str = "center"
     min_face: int | None = None
+    detector: str = DETECTORS[0]
+    template: str = DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:
-        for name, choices in (("crop", CROPS), ("tta", TTA), ("face", FACES)):
+        choices_of = (("crop", CROPS), ("tta", TTA), ("face", FACES), ("detector", DETECTORS))
+        for name, choices in choices_of:
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got '{getattr(self, name)}'")
         least, most = SMALLEST_FACES
@@ -65,10 +77,35 @@ class EmbeddingSettings:
                 f"margin must be a whole number between 0 and {MOST_MARGIN} of 160 pixels, got {self.margin!r}"
             )
 
+        if self.crop == "align" and self.detector == "mtcnn":
+            raise UsageError(
+                "--crop align needs --detector retinaface: the landmarks of mtcnn are wrong where a face touches the "
+                "edge of the image"
+            )
+
+    @property
+    def detects(self) -> bool:
+        """Whether the crop needs a detector."""
+        return self.crop in ("detect", "align")
+
     @property
     def working_side(self) -> int:
         """The longer side, in pixels, to which larger images are reduced before the crop."""
         return WORKING_SIDE[self.crop]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What a backbone takes and gives.
+
+    fingerprint: of its weights and of whatever else changes its vectors. size: side of a face in pixels. dimension:
+    numbers of a vector. normalisation: how pixels are scaled, for the embedding's fingerprint.
+    """
+
+    fingerprint: str
+    size: int = FACE_SIZE
+    dimension: int = DIMENSION
+    normalisation: str = NORMALISATION
 
 
 @dataclass(frozen=True)
@@ -78,12 +115,18 @@ class EmbeddingFingerprint:
     document: Mapping[str, Any]
 
     @classmethod
-    def of(cls, backbone: str, settings: EmbeddingSettings) -> EmbeddingFingerprint:
-        """The fingerprint of a backbone, given by its own fingerprint, under `settings`."""
+    def of(cls, backbone: BackboneSpec | str, settings: EmbeddingSettings) -> EmbeddingFingerprint:
+        """The fingerprint of a backbone under `settings`; a text is that of an InceptionResnetV1."""
+        spec = BackboneSpec(backbone) if isinstance(backbone, str) else backbone
         crop: dict[str, Any] = {"mode": settings.crop, "working_side": settings.working_side}
         if settings.crop == "detect":
+            crop |= {"margin": settings.margin}
+        if settings.crop == "align":
+            crop |= {"template": settings.template}
+        if settings.detects:
+            # MTCNN is not named, so that the fingerprints of its faces stay as they were before there was a choice.
+            crop |= {"detector": settings.detector} if settings.detector != "mtcnn" else {}
             crop |= {
-                "margin": settings.margin,
                 "choice": FACES[settings.face],
                 "smallest": settings.min_face or DEFAULT_CHOICE["smallest"],
                 "detect_side": DETECT_SIDE,
@@ -96,17 +139,27 @@ class EmbeddingFingerprint:
         return cls(
             {
                 **view,
-                "backbone": backbone,
+                "backbone": spec.fingerprint,
                 "crop": crop,
-                "size": FACE_SIZE,
-                "normalisation": "(x - 127.5) / 128",
+                "size": spec.size,
+                "normalisation": spec.normalisation,
                 "tta": settings.tta,
                 "numbers": "float",
                 "dtype": "float16",
-                "dimension": 512,
+                "dimension": spec.dimension,
                 "pipeline": PIPELINE,
             }
         )
+
+    @property
+    def size(self) -> int:
+        """The side of a face in pixels."""
+        return int(self.document.get("size", FACE_SIZE))
+
+    @property
+    def dimension(self) -> int:
+        """The numbers of a vector."""
+        return int(self.document.get("dimension", DIMENSION))
 
     @cached_property
     def canonical(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchverify.errors import UsageError
-from batchverify.fingerprint import DEFAULT_MARGIN, EmbeddingSettings
+from batchverify.fingerprint import DEFAULT_MARGIN, DETECTORS, EmbeddingSettings
 from batchverify.records import Limits
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
@@ -45,6 +45,7 @@ class EmbedOptions:
     tta: str = "none"
     face: str = "center"
     min_face: int | None = None
+    detector: str = DETECTORS[0]
     cache: str | None = None
     no_cache: bool = False
     retry_failed: bool = False
@@ -89,7 +90,14 @@ class EmbedOptions:
     @property
     def settings(self) -> EmbeddingSettings:
         """The options that affect vectors."""
-        return EmbeddingSettings(self.crop, self.margin, self.tta, face=self.face, min_face=self.min_face)
+        return EmbeddingSettings(
+            self.crop,
+            self.margin,
+            self.tta,
+            face=self.face,
+            min_face=self.min_face,
+            detector=self.detector,
+        )
 
     @property
     def limits(self) -> Limits:

@@ -63,6 +63,19 @@ def test_every_setting_that_affects_vectors_changes_the_id() -> None:
     assert len({each.id for each in different}) == len(different)
 
 
+def test_the_detector_changes_the_id_only_where_there_is_one() -> None:
+    align: dict[str, Any] = {"crop": "align", "detector": "retinaface"}
+    different = [of(), of(detector="retinaface"), of(**align), of(**align, template="arcface")]
+    different += [of(**align, face="largest"), of(detector="retinaface", margin=14)]
+    assert len({each.id for each in different}) == len(different)
+    assert of(detector="mtcnn").id == of().id
+    assert of(crop="none", detector="retinaface").id == of(crop="none").id
+    assert of(**align, margin=14).id == of(**align).id
+    assert of(detector="retinaface", template="arcface").id == of(detector="retinaface").id
+    assert of(**align, min_face=40).with_default_choice().id == of(**align).id
+    assert of().difference(of(detector="retinaface")) == "crop.detector nothing against retinaface"
+
+
 def test_difference_is_a_sentence_in_both_directions() -> None:
     assert of().difference(of(margin=14, tta="flip")) == "crop.margin 44 against 14; tta none against flip"
     assert of(margin=14).difference(of()) == "crop.margin 14 against 44"
@@ -79,7 +92,13 @@ def test_a_difference_is_never_empty_for_different_documents(document: dict) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop": "face"}, "crop must be one of detect, center, none, got 'face'"),
+        ({"crop": "face"}, "crop must be one of detect, align, center, none, got 'face'"),
+        ({"detector": "yunet"}, "detector must be one of mtcnn, retinaface, got 'yunet'"),
+        (
+            {"crop": "align"},
+            "--crop align needs --detector retinaface: the landmarks of mtcnn are wrong where a face touches the "
+            "edge of the image",
+        ),
         ({"tta": "ten"}, "tta must be one of none, flip, got 'ten'"),
         ({"margin": -1}, "margin must be a whole number between 0 and 120 of 160 pixels, got -1"),
         ({"margin": 121}, "margin must be a whole number between 0 and 120 of 160 pixels, got 121"),

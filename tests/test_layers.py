@@ -17,8 +17,21 @@ ROOMS = (
 HEAVY = {
     "click": ("cli",),
     "ray": ("engine.ray", "training.tune"),
-    "torch": ("embedding", "engine.base", "faces.mtcnn_torch", "heads", "runtime.devices", "training"),
-    "openvino": ("embedding.cpu_network", "faces.mtcnn", "runtime.compiled_network"),
+    "torch": (
+        "embedding",
+        "engine.base",
+        "faces.mtcnn_torch",
+        "faces.retinaface_torch",
+        "heads",
+        "runtime.devices",
+        "training",
+    ),
+    "openvino": (
+        "embedding.cpu_network",
+        "faces.mtcnn",
+        "faces.retinaface_network",
+        "runtime.compiled_network",
+    ),
     "facenet_pytorch": (),
     "numba": ("kernels.numba_loops",),
     "sklearn": (),

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from batchverify.cache.segment import (
     DAMAGE,
-    DIMENSION,
     Entry,
     Provenance,
     check_entries,
@@ -99,7 +98,7 @@ class EmbeddingCache:
         self.folder = self.root.join(VERSION, fingerprint.id)
         self.provenance = Provenance(fingerprint.id, run_id, compute_path)
         self.bad_segments: set[str] = set()
-        self._dimension = int(fingerprint.document.get("dimension", DIMENSION))
+        self._dimension = fingerprint.dimension
         self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
         self._pending: list[Entry] = []
         # Keys of the pending entries and of the last commit.

@@ -15,7 +15,6 @@ from pyarrow import fs
 from batchverify.cache.embedding_cache import VERSION
 from batchverify.cache.segment import (
     DAMAGE,
-    DIMENSION,
     SegmentName,
     bad_norm,
     failure_schema,
@@ -68,7 +67,7 @@ class FingerprintFolder:
         """The columns of the segments in `data` or `fail`."""
         if kind == "fail":
             return failure_schema()
-        return vector_schema(int((self.document or {}).get("dimension", DIMENSION)))
+        return vector_schema(EmbeddingFingerprint(self.document or {}).dimension)
 
     def read(self, segment: StoredSegment, columns: list[str] | None = None) -> pa.Table | Exception:
         """A segment's table, or why it cannot be trusted. Raises FileNotFoundError if it is gone."""

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchverify.documents import read_document
+from batchverify.fingerprint import DIMENSION
 from batchverify.records import CACHED_REASONS, Reason, Skipped
 from batchverify.storage.location import Location
 from batchverify.storage.object_store import is_absent
 
 METADATA_KEY = b"batchverify"
-DIMENSION = 512
 ROW_GROUP = 256
 # The most rows that a row group of a segment may have, sixteen times as many as ours: it is read as a whole.
 MOST_GROUP = 4096
@@ -34,8 +34,8 @@ NORM_TOLERANCE = 0.01
 MOST_MESSAGE = 1000
 # What reading a damaged file raises. FileNotFoundError, an OSError, is no damage: callers catch it first.
 DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)
-# Row groups that a process keeps decoded, 0.3 MB each: keys in an order other than that of writing cost one
-# read per group, not one per key.
+# Row groups that a process keeps decoded, 0.3 MB each with 512 numbers a vector: keys in an order other than that of
+# writing cost one read per group, not one per key.
 CACHED_GROUPS = 256
 CACHED_FOOTERS = 128
 _NAME = re.compile(r"^(\d{20})-\w+-[0-9a-f]{8}-r(\d+)\.parquet$", re.ASCII)
@@ -44,7 +44,7 @@ _ENTRY_COLUMNS = ["key", "box", "confidence", "embedding", "faces"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One image's result. key: 32 bytes. vector: (512,) float16, or None with a cacheable `skipped`."""
+    """One image's result. key: 32 bytes. vector: (D,) float16, or None with a cacheable `skipped`."""
 
     key: bytes
     vector: np.ndarray | None

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from batchverify.fingerprint import CROPS, FACES, TTA
+from batchverify.fingerprint import CROPS, DETECTORS, FACES, TTA
 from batchverify.options import (
     ALGORITHMS,
     CALIBRATIONS,
@@ -86,8 +86,16 @@ backbone_options = together(
     option("--weights", "File or folder with the published weights of a float backbone.", "PATH"),
     option(
         "--crop",
-        "How the face is cut out: the face that MTCNN detects, a fixed part of the image, or the whole image.",
+        "How the face is cut out: detect, by the detector's box with a margin; align, turned and scaled so that "
+        "eyes, nose and mouth lie where the backbone expects them (needs --detector retinaface); center, a fixed "
+        "part of the image; none, the whole image.",
         type=click.Choice(CROPS),
+    ),
+    option(
+        "--detector",
+        "What finds faces, for --crop detect and align. retinaface is several times as fast as mtcnn, finds five "
+        "landmarks and tries sideways images turned; vggface2's shipped heads are for mtcnn.",
+        type=click.Choice(DETECTORS),
     ),
     option(
         "--margin",
@@ -173,7 +181,8 @@ threshold_options = together(
     option(
         "--head",
         "Head file. Default: the head shipped for these settings. There is one for vggface2 and vggface2-float with "
-        "each --crop, the default --margin, and --tta flip with --crop detect. Other settings need one from `train`.",
+        "--crop detect, center and none, the default --margin and --detector, and --tta flip with --crop detect. "
+        "Other settings need one from `train`.",
         "PATH",
     ),
     option(

@@ -16,6 +16,7 @@ from batchverify.documents import read_document
 from batchverify.embedding.download import PUBLISHED, find_weights, locate_weights
 from batchverify.embedding.inception import ARCHITECTURE
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.fingerprint import BackboneSpec
 
 PACKAGED = "vggface2"
 PACKAGED_FILE = "vggface2-int8.safetensors"
@@ -41,6 +42,11 @@ class Backbone:
     tensors: Tensors
     fingerprint: str
     ranges: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """The faces that it takes and the vectors that it gives."""
+        return BackboneSpec(self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,13 @@ def load_backbone(
     return Backbone(name, tensors, known, stored_ranges(path))
 
 
-def find_fingerprint(
+def find_spec(
     name: str, weights: Path | None = None, *, progress: Callable[[int, int | None], None] | None = None
-) -> str:
-    """The fingerprint of a backbone, downloaded if necessary; raises as `load_backbone` does."""
+) -> BackboneSpec:
+    """What a backbone takes and gives; downloaded if necessary. Raises as `load_backbone` does."""
     if name == PACKAGED and weights is None:
-        return stored_fingerprint(packaged_weights())
-    return load_backbone(name, weights, progress=progress).fingerprint
+        return BackboneSpec(stored_fingerprint(packaged_weights()))
+    return load_backbone(name, weights, progress=progress).spec
 
 
 def read_tensors(path: Path) -> Tensors:

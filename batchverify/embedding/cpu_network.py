@@ -16,7 +16,6 @@ from batchverify.embedding.backbone import Backbone, eight_bit
 from batchverify.embedding.inception import (
     ARCHITECTURE,
     CPU_BATCH,
-    DIMENSION,
     LAYERS,
     Convolution,
     Pool,
@@ -60,7 +59,7 @@ def choose_dtype(dtype: str, backbone: Backbone) -> str:
 
 
 class CpuNetwork:
-    """The backbone in OpenVINO: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
+    """The backbone in OpenVINO: (N, S, S, 3) uint8 RGB faces to (N, D) float32 unit rows.
 
     All batches have one shape, so that a vector depends neither on its neighbours nor on the number of threads.
     streams: threads that may call it at the same time. threads: CPUs for each of them.
@@ -79,7 +78,7 @@ class CpuNetwork:
     ) -> None:
         self.dtype = choose_dtype(dtype, backbone)
         self.batch_size = batch_size or CPU_BATCH
-        self._flip = flip
+        self._flip, self._spec = flip, backbone.spec
         ranges = backbone.ranges if self.dtype.startswith("int8") else {}
         check_tensors(backbone.name, backbone.tensors)
         model = build_model(backbone.tensors, self.batch_size, ranges)
@@ -87,13 +86,14 @@ class CpuNetwork:
         self._compiled = CompiledNetwork(model, float_type=floats, streams=streams, threads=threads)
 
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 160, 160, 3) uint8 RGB to (N, 512) float32 unit rows.
+        """(N, S, S, 3) uint8 RGB to (N, D) float32 unit rows.
 
         Raises `UsageError` for other arrays, `BatchverifyError` for vectors that are not finite.
         """
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (FACE_SIZE, FACE_SIZE, 3):
-            raise UsageError(f"faces must be (N, 160, 160, 3) uint8, got {pixels.shape} {pixels.dtype}")
-        rows = np.empty((len(pixels), DIMENSION), np.float32)
+        size = self._spec.size
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
+            raise UsageError(f"faces must be (N, {size}, {size}, 3) uint8, got {pixels.shape} {pixels.dtype}")
+        rows = np.empty((len(pixels), self._spec.dimension), np.float32)
         for start in range(0, len(pixels), self.batch_size):
             batch = pixels[start : start + self.batch_size]
             rows[start : start + len(batch)] = self._batch(batch)

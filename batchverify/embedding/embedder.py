@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from batchverify.embedding.backbone import PACKAGED, Backbone, load_backbone
-from batchverify.embedding.inception import DIMENSION
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.faces.crops import Face, box_face, fixed_face
-from batchverify.faces.detection import Detections, FaceDetector, choose_face, reduced
+from batchverify.faces.crops import Face, detected_face, fixed_face
+from batchverify.faces.detection import Detections, choose_face, reduced
+from batchverify.faces.detectors import Detector, build_detector
 from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.compute_path import ComputePath
@@ -32,7 +32,7 @@ DETECT_PIXELS = 8_000_000
 class Embedded:
     """What an `Embedder` returns for N images, row by row.
 
-    vectors: (N, 512) float32, unit rows, zero where skipped. boxes: (N, 4) float32, x0 y0 x1 y1 in pixels of the
+    vectors: (N, D) float32, unit rows, zero where skipped. boxes: (N, 4) float32, x0 y0 x1 y1 in pixels of the
     image. confidence: (N,) float32. faces: (N,) int16, how many were found. skipped: N entries, None where there is
     a vector.
     """
@@ -67,6 +67,7 @@ class Embedder:
         tta: str = "none",
         face: str = "center",
         min_face: int | None = None,
+        detector: str = "mtcnn",
         weights: str | Path | None = None,
         device: str = "auto",
         runtime: str = "auto",
@@ -78,12 +79,12 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         started = time.perf_counter()
-        self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face)
+        self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face, detector=detector)
         self.device = resolve_device(device)
         self.runtime = resolve_runtime(runtime, self.device)
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
-        self.fingerprint = EmbeddingFingerprint.of(backbone.fingerprint, self.settings)
+        self.fingerprint = EmbeddingFingerprint.of(backbone.spec, self.settings)
         cpus = threads or max(1, available_cpus() // workers)
         options: dict[str, Any] = {"dtype": dtype, "flip": tta == "flip", "batch_size": batch_size}
         self._network: Any
@@ -95,11 +96,7 @@ class Embedder:
             from batchverify.embedding.forward import TorchNetwork
 
             self._network = TorchNetwork(backbone, self.device, threads=threads, **options)
-        self._detector = (
-            FaceDetector.on(self.device, self.runtime, min_face=min_face, threads=cpus)
-            if crop == "detect"
-            else None
-        )
+        self._detector = build_detector(self.settings, self.device, self.runtime, threads=cpus)
         self._start_seconds = {"start": time.perf_counter() - started}
         log.info("embedding on %s", self.compute_path)
 
@@ -125,7 +122,7 @@ class Embedder:
     def find_faces(self, images: Sequence[np.ndarray]) -> list[Face | Skipped]:
         """Crop one face from each (H, W, 3) uint8 RGB image, or return the reason why there is none."""
         if self._detector is None:
-            return [fixed_face(image, self.settings.crop) for image in images]
+            return [fixed_face(image, self.settings.crop, self.fingerprint.size) for image in images]
         faces: list[Face | Skipped] = []
         for group in _groups(images):
             smaller = [reduced(image) for image in group]
@@ -133,7 +130,7 @@ class Embedder:
             faces += map(self._crop, group, smaller, detections)
         return faces
 
-    def _detect(self, detector: FaceDetector, images: list[np.ndarray]) -> list[Detections]:
+    def _detect(self, detector: Detector, images: list[np.ndarray]) -> list[Detections]:
         """All faces of some images, in smaller blocks if a GPU runs out of memory."""
         if self.runtime == "openvino":
             return detector(images)
@@ -157,15 +154,14 @@ class Embedder:
         height, width = smaller.shape[:2]
         index = choose_face(detections, height, width, self.settings.face)
         scale = max(image.shape[:2]) / max(height, width)
-        x0, y0, x1, y1 = (float(value) * scale for value in detections.boxes[index])
-        score = float(detections.scores[index])
-        return box_face(image, (x0, y0, x1, y1), self.settings.margin, score, len(detections)) or nothing
+        size = self.fingerprint.size
+        return detected_face(image, detections, index, scale, self.settings, size) or nothing
 
     def embed_faces(self, faces: Sequence[Face | Skipped]) -> Embedded:
         """Embed cropped faces; skipped ones stay skipped, in their rows."""
         count = len(faces)
         result = Embedded(
-            np.zeros((count, DIMENSION), np.float32),
+            np.zeros((count, self.fingerprint.dimension), np.float32),
             np.zeros((count, 4), np.float32),
             np.full(count, np.nan, np.float32),
             np.zeros(count, np.int16),
@@ -183,7 +179,7 @@ class Embedder:
         return result
 
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """The backbone alone: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows.
+        """The backbone alone: (N, S, S, 3) uint8 RGB faces to (N, D) float32 unit rows.
 
         Raises `BatchverifyError` if the dtype overflows: vectors are always finite.
         """

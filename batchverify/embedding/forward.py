@@ -18,7 +18,6 @@ from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
 from batchverify.embedding.backbone import Backbone
 from batchverify.embedding.inception import (
     CPU_BATCH,
-    DIMENSION,
     LAYERS,
     Convolution,
     Layer,
@@ -88,16 +87,20 @@ class TorchInception:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """Pixels to unit vectors. network: on `device`, in `dtype`. flip: add the vectors of the mirror images."""
+    """Pixels to unit vectors.
+
+    network: on `device`, in `dtype`. flip: add the vectors of the mirror images. size: side of a face in pixels.
+    """
 
     network: Callable[[torch.Tensor], torch.Tensor]
     device: str
     dtype: torch.dtype
     flip: bool = False
+    size: int = FACE_SIZE
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 160, 160, 3) uint8 on the device to (B, 512) float32 unit rows there."""
-        inputs = pixels.permute(0, 3, 1, 2)  # (B, 3, 160, 160), channels last
+        """(B, S, S, 3) uint8 on the device to (B, D) float32 unit rows there."""
+        inputs = pixels.permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
         # Exact in every dtype: bytes, halves of odd numbers, and these divided by a power of two.
         inputs = inputs.to(self.dtype).sub_(127.5).div_(128)
         vectors = self.network(inputs).float()
@@ -112,9 +115,14 @@ class BatchRunner:
     def __init__(self, compute: ForwardPass, size: int) -> None:
         self.compute, self.size = compute, size
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of a batch of pixels."""
+        return self.size, self.compute.size, self.compute.size, 3
+
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 160, 160, 3) uint8, N at most `size`, to (N, 512) float32 unit rows; padded to `size`."""
-        padded = torch.zeros(self.size, FACE_SIZE, FACE_SIZE, 3, dtype=torch.uint8)
+        """(N, S, S, 3) uint8, N at most `size`, to (N, D) float32 unit rows; padded to `size`."""
+        padded = torch.zeros(self.shape, dtype=torch.uint8)
         padded.numpy()[: len(pixels)] = pixels
         return self.compute(padded).numpy()[: len(pixels)]
 
@@ -128,16 +136,15 @@ class GpuBatchRunner(BatchRunner):
 
     def __init__(self, compute: ForwardPass, size: int) -> None:
         super().__init__(compute, size)
-        shape = size, FACE_SIZE, FACE_SIZE, 3
-        self._host_pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
-        self._host_rows = torch.zeros(size, DIMENSION, pin_memory=True)
+        self._host_pixels = torch.zeros(self.shape, dtype=torch.uint8, pin_memory=True)
         self._stream = torch.cuda.Stream(compute.device)
         self._graph: torch.cuda.CUDAGraph | None = None
         with _RECORDING, torch.cuda.stream(self._stream):
-            self._pixels = torch.zeros(shape, dtype=torch.uint8, device=compute.device)
+            self._pixels = torch.zeros(self.shape, dtype=torch.uint8, device=compute.device)
             for _ in range(WARM_UP):
                 self._rows = compute(self._pixels)
             self._stream.synchronize()
+            self._host_rows = torch.zeros(self._rows.shape, pin_memory=True)
             self._record()
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -170,7 +177,7 @@ class GpuBatchRunner(BatchRunner):
 
 
 class TorchNetwork:
-    """The backbone in torch: (N, 160, 160, 3) uint8 RGB faces to (N, 512) float32 unit rows, from any thread.
+    """The backbone in torch: (N, S, S, 3) uint8 RGB faces to (N, D) float32 unit rows, from any thread.
 
     All batches have one shape. On a GPU the batch size is found by trials, and halved if memory runs out.
     threads: CPUs for each calling thread, by default torch's own number.
@@ -191,9 +198,10 @@ class TorchNetwork:
         if device != "cpu":
             require_own_process("CUDA")
         self._threads = threads
-        self.device, self.dtype = device, choose_dtype(dtype, device)
+        self.device, self.dtype, self.spec = device, choose_dtype(dtype, device), backbone.spec
         torch_dtype: torch.dtype = getattr(torch, self.dtype)
-        self.compute = ForwardPass(TorchInception(backbone, device, torch_dtype), device, torch_dtype, flip)
+        network = TorchInception(backbone, device, torch_dtype)
+        self.compute = ForwardPass(network, device, torch_dtype, flip, self.spec.size)
         self._of_thread, self._shrinking = local(), Lock()
         if self.on_gpu:
             full_float32()
@@ -208,7 +216,7 @@ class TorchNetwork:
 
     @torch.inference_mode()
     def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 160, 160, 3) uint8 RGB to (N, 512) float32 unit rows. Raises `BatchverifyError` for overflows."""
+        """(N, S, S, 3) uint8 RGB to (N, D) float32 unit rows. Raises `BatchverifyError` for overflows."""
         batches: list[np.ndarray] = []
         done = 0
         while done < len(pixels):
@@ -219,7 +227,7 @@ class TorchNetwork:
                 continue
             batches.append(rows)
             done += len(rows)
-        return np.concatenate(batches) if batches else np.zeros((0, DIMENSION), np.float32)
+        return np.concatenate(batches) if batches else np.zeros((0, self.spec.dimension), np.float32)
 
     def within_memory(self, work: Callable[[], T]) -> T | None:
         """The result of `work`; None, with its memory freed, if a GPU's memory was too small."""
@@ -325,7 +333,7 @@ def fastest_size(sizes: Sequence[int], rate: Callable[[int], float]) -> int:
 
 def faces_per_second(runner: BatchRunner) -> float:
     """The measured speed of a runner with full batches."""
-    pixels = np.zeros((runner.size, FACE_SIZE, FACE_SIZE, 3), np.uint8)
+    pixels = np.zeros(runner.shape, np.uint8)
     runner(pixels)
     started = time.perf_counter()
     for _ in range(TIMED):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchverify.errors import ArtifactError
+from batchverify.fingerprint import DIMENSION
 
 ARCHITECTURE = "InceptionResnetV1"
-DIMENSION = 512
 # Faces in a batch on CPUs. Measured on two-core machines: larger batches are no faster, and need more padding.
 CPU_BATCH = 32
 # What every batch normalisation adds to the variance.

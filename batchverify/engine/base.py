@@ -52,6 +52,7 @@ class WorkPlan:
             tta=settings.tta,
             face=settings.face,
             min_face=settings.min_face,
+            detector=settings.detector,
             weights=self.weights,
             device=self.device,
             runtime=self.runtime,
@@ -124,7 +125,7 @@ class Engine(Protocol):
         """Embed images of a finished load, given by their positions in it. Result: `EmbeddedChunk`."""
 
     def share(self, head: Any, vectors: np.ndarray) -> None:
-        """Give all workers the head and the (N, 512) float16 vectors; comes before `score`."""
+        """Give all workers the head and the (N, D) float16 vectors; comes before `score`."""
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Task:
         """Score pairs of indices into the shared vectors. Result: `PairScores`."""

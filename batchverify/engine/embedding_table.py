@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.embedding.inception import DIMENSION
 from batchverify.errors import BatchverifyError
+from batchverify.fingerprint import DIMENSION
 from batchverify.records import Reason, Skipped
 
-# More bytes of vectors, those of two million images, lie in a mapped file.
+# More bytes of vectors, those of two million images with 512 numbers each, lie in a mapped file.
 MAPPED_BYTES = 2 << 30
 _REASONS = list(Reason)
 _REASON_NAMES = [reason.value for reason in _REASONS]
@@ -24,20 +24,27 @@ _KEY_BYTES = 16
 
 
 class EmbeddingTable:
-    """Vectors and reasons of N images, 1 KB each.
+    """Vectors and reasons of N images, two bytes a number: 1 KB each with 512.
 
-    vectors: (N, 512) float16, rounded as in the cache, zero where there is none. Many of them lie in a file in
+    vectors: (N, dimension) float16, rounded as in the cache, zero where there is none. Many of them lie in a file in
     `folder` that is mapped into memory, so that the system can page them out.
     codes: (N,) int8: 0 for a vector, k > 0 for the k-th reason, -1 for not known yet.
     mapped_bytes: see `MAPPED_BYTES`.
     """
 
-    def __init__(self, count: int, folder: str | None = None, *, mapped_bytes: int = MAPPED_BYTES) -> None:
-        self.vectors = _vectors(count, folder, mapped_bytes)
+    def __init__(
+        self,
+        count: int,
+        folder: str | None = None,
+        *,
+        dimension: int = DIMENSION,
+        mapped_bytes: int = MAPPED_BYTES,
+    ) -> None:
+        self.vectors = _vectors((count, dimension), folder, mapped_bytes)
         self.codes = np.full(count, _PENDING, np.int8)
 
     def put(self, index: int, vector: np.ndarray) -> None:
-        """Store a (512,) float16 vector."""
+        """Store a (dimension,) float16 vector."""
         self.vectors[index] = vector
         self.codes[index] = _OK
 
@@ -84,11 +91,11 @@ class EmbeddingTable:
         return {name: count for name, count in counts.items() if count}
 
 
-def _vectors(count: int, folder: str | None, mapped_bytes: int) -> np.ndarray:
-    """(N, 512) float16 zeros. Raises `BatchverifyError` if they do not fit on the disk."""
-    size = count * DIMENSION * 2
+def _vectors(shape: tuple[int, int], folder: str | None, mapped_bytes: int) -> np.ndarray:
+    """float16 zeros of a shape. Raises `BatchverifyError` if they do not fit on the disk."""
+    size = shape[0] * shape[1] * 2
     if size <= mapped_bytes:
-        return np.zeros((count, DIMENSION), np.float16)
+        return np.zeros(shape, np.float16)
     try:
         with TemporaryFile(dir=folder) as file:
             # Reserved now: a disk that fills up later would end the process without a message.
@@ -97,7 +104,7 @@ def _vectors(count: int, folder: str | None, mapped_bytes: int) -> np.ndarray:
             else:
                 file.truncate(size)
             # The file has no name, and loses its disk space when the process ends.
-            return np.memmap(file, np.float16, "r+", shape=(count, DIMENSION)).view(np.ndarray)
+            return np.memmap(file, np.float16, "r+", shape=shape).view(np.ndarray)
     except OSError as exc:
         where = folder or gettempdir()
         raise BatchverifyError(f"{where}: no room for {size / 1e9:.1f} GB of vectors: {exc}") from exc

@@ -196,10 +196,12 @@ class Loader:
 
     def _decode(self, data: bytes) -> LoadedImage | Skipped:
         image = decode(data, self.plan.limits, self.plan.settings.working_side)
-        if isinstance(image, Skipped) or self.plan.settings.crop == "detect":
+        if isinstance(image, Skipped) or self.plan.settings.detects:
             return image
         # A fixed crop is taken here, so that only the face travels to the embedder.
-        return fixed_face(image.pixels, self.plan.settings.crop).scaled(image.scale)
+        return fixed_face(image.pixels, self.plan.settings.crop, self.plan.fingerprint.size).scaled(
+            image.scale
+        )
 
     def _room(self, loaded: LoadedChunk, images: Sequence[LoadedImage]) -> int:
         """How many more images of a chunk fit into the pixel budget if they are as large as those so far."""
@@ -251,7 +253,7 @@ def embed_images(
 
 
 def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
-    """Score pairs of (N,) indices into (M, 512) float16 vectors."""
+    """Score pairs of (N,) indices into (M, D) float16 vectors."""
     watch = Stopwatch()
     with watch.stage("score"):
         probability, similarity = head.score_pairs(vectors, a, b)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from batchverify.fingerprint import CENTER, FACE_SIZE
+from batchverify.faces.alignment import TEMPLATES, Template, align, similarities
+from batchverify.faces.detection import Detections
+from batchverify.fingerprint import CENTER, FACE_SIZE, EmbeddingSettings
 
 Box = tuple[float, float, float, float]
 LARGEST_ANGLE = 10.0
@@ -25,27 +27,61 @@ BORDER = 32
 class Face:
     """One cropped face.
 
-    pixels: (160, 160, 3) uint8 RGB. box: x0 y0 x1 y1 in pixels of the image, the detector's (without margin) or the
-    fixed crop's. confidence: of the detector, NaN without one. faces: how many were found.
+    pixels: (S, S, 3) uint8 RGB. box: x0 y0 x1 y1 in pixels of the image, the detector's (without margin) or the
+    fixed crop's. confidence: of the detector, NaN without one. faces: how many were found. landmarks: (5, 2) x y in
+    pixels of the image, None without any. rotation: see `Detections`; the pixels are upright.
     """
 
     pixels: np.ndarray
     box: Box
     confidence: float = float("nan")
     faces: int = 0
+    landmarks: np.ndarray | None = None
+    rotation: int = 0
 
     def scaled(self, scale: float) -> Face:
-        """The same face with its box in pixels of an image `scale` times as large."""
+        """The same face with its box and landmarks in pixels of an image `scale` times as large."""
         x0, y0, x1, y1 = self.box
-        return replace(self, box=(x0 * scale, y0 * scale, x1 * scale, y1 * scale))
+        landmarks = None if self.landmarks is None else self.landmarks * scale
+        return replace(self, box=(x0 * scale, y0 * scale, x1 * scale, y1 * scale), landmarks=landmarks)
 
 
-def fixed_face(image: np.ndarray, crop: str) -> Face:
-    """A crop that needs no detector: `center` or `none`."""
-    return center_face(image) if crop == "center" else whole_face(image)
+def detected_face(
+    image: np.ndarray,
+    detections: Detections,
+    index: int,
+    scale: float,
+    settings: EmbeddingSettings,
+    size: int = FACE_SIZE,
+) -> Face | None:
+    """One of the faces that a detector found, upright and `size` pixels high and wide; None if it cannot be cut out.
+
+    image: (H, W, 3) uint8 RGB, `scale` times as large as the one that the detector saw.
+    """
+    x0, y0, x1, y1 = (float(value) * scale for value in detections.boxes[index])
+    box, score, count = (x0, y0, x1, y1), float(detections.scores[index]), len(detections)
+    landmarks = None if detections.landmarks is None else detections.landmarks[index] * scale
+    if settings.crop == "align":
+        pixels = _aligned(image, landmarks, TEMPLATES[settings.template].resized(size))
+    else:
+        face = box_face(image, box, settings.margin, score, count, size)
+        pixels = None if face is None else np.rot90(face.pixels, detections.rotation // 90)
+    return None if pixels is None else Face(pixels, box, score, count, landmarks, detections.rotation)
 
 
-def center_face(image: np.ndarray) -> Face:
+def _aligned(image: np.ndarray, landmarks: np.ndarray | None, template: Template) -> np.ndarray | None:
+    """The aligned face; None if the landmarks are not those of a face."""
+    if landmarks is None or not np.isfinite(similarities(landmarks[None], template)).all():
+        return None
+    return align([image], landmarks[None], template)[0]
+
+
+def fixed_face(image: np.ndarray, crop: str, size: int = FACE_SIZE) -> Face:
+    """A crop that needs no detector: `center` or `none`, `size` pixels high and wide."""
+    return center_face(image, size) if crop == "center" else whole_face(image, size)
+
+
+def center_face(image: np.ndarray, size: int = FACE_SIZE) -> Face:
     """The central crop of an (H, W, 3) uint8 RGB image, stretched to a square."""
     height, width = image.shape[:2]
     box = (
@@ -54,17 +90,19 @@ def center_face(image: np.ndarray) -> Face:
         max(round(CENTER[2] * width), 1),
         max(round(CENTER[3] * height), 1),
     )
-    return Face(_stretch(image, box), box)
+    return Face(_stretch(image, box, size), box)
 
 
-def whole_face(image: np.ndarray) -> Face:
+def whole_face(image: np.ndarray, size: int = FACE_SIZE) -> Face:
     """The whole (H, W, 3) uint8 RGB image, stretched to a square."""
     height, width = image.shape[:2]
-    return Face(_stretch(image, (0, 0, width, height)), (0, 0, width, height))
+    return Face(_stretch(image, (0, 0, width, height), size), (0, 0, width, height))
 
 
-def box_face(image: np.ndarray, box: Box, margin: int, confidence: float, faces: int) -> Face | None:
-    """The detector's `box`, enlarged by `margin` of the 160 pixels, clipped to the image and stretched.
+def box_face(
+    image: np.ndarray, box: Box, margin: int, confidence: float, faces: int, size: int = FACE_SIZE
+) -> Face | None:
+    """The detector's `box`, enlarged by `margin` of 160 pixels, clipped to the image and stretched to `size`.
 
     The arithmetic is that of `facenet_pytorch.extract_face`. None if the box lies outside of the image.
     """
@@ -79,13 +117,13 @@ def box_face(image: np.ndarray, box: Box, margin: int, confidence: float, faces:
     )
     if grown[2] <= grown[0] or grown[3] <= grown[1]:
         return None
-    return Face(_stretch(image, grown), box, confidence, faces)
+    return Face(_stretch(image, grown, size), box, confidence, faces)
 
 
-def _stretch(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box of an image as (160, 160, 3) uint8."""
+def _stretch(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """The box of an image as (size, size, 3) uint8."""
     region = Image.fromarray(np.ascontiguousarray(image[box[1] : box[3], box[0] : box[2]]))
-    return np.asarray(region.resize((FACE_SIZE, FACE_SIZE), Image.Resampling.BILINEAR))
+    return np.asarray(region.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def augmented(pixels: np.ndarray, key: bytes, view: int) -> np.ndarray:

@@ -53,13 +53,34 @@ class Detections:
     """The K faces of one image.
 
     boxes: (K, 4) float32, x0 y0 x1 y1 in pixels, may extend beyond the image. scores: (K,) float32 in 0..1.
+    landmarks: (K, 5, 2) float32, x y in pixels of the left and right eye, the nose, and the left and right corner of
+    the mouth, as seen in an upright face; None of a detector without them. rotation: the degrees, 0, 90, 180 or 270,
+    by which the image was turned counterclockwise before the faces were found; boxes and landmarks are turned back.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
+    landmarks: np.ndarray | None = None
+    rotation: int = 0
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def turned_back(self, turns: int, height: int, width: int) -> Detections:
+        """The same faces in pixels of an image of this size that was turned counterclockwise so many times."""
+        corners = _points_back(self.boxes.reshape(-1, 2, 2), turns, height, width)
+        boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        # Boxes end at the edges of pixels, landmarks count from centre to centre.
+        points = self.landmarks
+        landmarks = None if points is None else _points_back(points, turns, height - 1, width - 1)
+        return Detections(boxes, self.scores, landmarks, 90 * turns)
+
+
+def _points_back(points: np.ndarray, turns: int, bottom: float, right: float) -> np.ndarray:
+    """(..., 2) x y in the turned image to x y in the image, whose last corner is given."""
+    x, y = points[..., 0], points[..., 1]
+    turned = {1: (right - y, x), 2: (right - x, bottom - y), 3: (y, bottom - x)}[turns]
+    return np.stack(turned, axis=-1)
 
 
 def smallest_face(height: int, width: int) -> int:

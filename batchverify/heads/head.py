@@ -59,7 +59,7 @@ class Head:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Score pairs of (N, 512) float16 or float32 embeddings.
+        """Score pairs of (N, D) float16 or float32 embeddings.
 
         Returns (probability, similarity), (N,) float32 each: P(different) and the cosine, from -1 to 1. Raises
         `UsageError` for other shapes.
@@ -93,7 +93,7 @@ class Head:
         return probability, _clipped(similarity)
 
     def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Like calling the head, for pairs given as (N,) int64 indices into (M, 512) embeddings."""
+        """Like calling the head, for pairs given as (N,) int64 indices into (M, D) embeddings."""
         if not self.needs_torch:
             return self._from_distances(*distances(vectors, vectors, a, b))
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
@@ -242,7 +242,7 @@ def default_head(embedding: EmbeddingFingerprint) -> Head:
     )
     if not path.is_file():
         raise ArtifactError(
-            "no head is shipped for these settings (backbone, crop, margin, tta): give one with --head, or "
+            "no head is shipped for these settings (backbone, crop, margin, detector, tta): give one with --head, or "
             "fit one to labelled pairs with `batchverify train`"
         )
     return Head.load(path)

@@ -69,6 +69,16 @@ def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarr
     return _run("suppress", boxes, order, threshold)
 
 
+def warp(image: np.ndarray, affine: np.ndarray, reach: float, crop: np.ndarray) -> None:
+    """Fill a crop with an image that is moved, turned and scaled; what lies outside of the image is black.
+
+    image: (H, W, 3) uint8. affine: (2, 3) float64, maps a column and a row of the crop to x and y in the image, where
+    whole numbers are the centres of pixels. reach: half the width of the triangle that pixels are weighted by, 1 for
+    bilinear interpolation, more to take the mean of what shrinks. crop: (h, w, 3) uint8, filled.
+    """
+    _run("warp", image, affine, reach, crop)
+
+
 def distances(
     first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
 ) -> None:

@@ -145,6 +145,48 @@ def suppress(boxes: Array, order: Array, threshold: float) -> Array:
 
 
 @_part
+def _triangle(centre: float, reach: float, weights: Array) -> tuple[int, float]:
+    """Fill the weights of the pixels that a triangle about `centre` reaches; the first of them and their sum."""
+    first = np.floor(centre - reach) + 1.0
+    total = 0.0
+    for i in range(len(weights)):
+        weights[i] = max(1.0 - abs(first + i - centre) / reach, 0.0)
+        total += weights[i]
+    return np.int64(first), total
+
+
+@_cached
+def warp(image: Array, affine: Array, reach: float, crop: Array) -> None:
+    """See `loops.warp`."""
+    height, width, _ = image.shape
+    taps = int(np.ceil(2 * reach))
+    across, down = np.empty(taps, np.float64), np.empty(taps, np.float64)
+    for row in range(crop.shape[0]):
+        for column in range(crop.shape[1]):
+            x = affine[0, 0] * column + affine[0, 1] * row + affine[0, 2]
+            y = affine[1, 0] * column + affine[1, 1] * row + affine[1, 2]
+            left, sum_x = _triangle(x, reach, across)
+            top, sum_y = _triangle(y, reach, down)
+            red = green = blue = 0.0
+            for j in range(taps):
+                if not 0 <= top + j < height:
+                    continue
+                r = g = b = 0.0
+                for i in range(taps):
+                    if 0 <= left + i < width:
+                        r += across[i] * image[top + j, left + i, 0]
+                        g += across[i] * image[top + j, left + i, 1]
+                        b += across[i] * image[top + j, left + i, 2]
+                red += down[j] * r
+                green += down[j] * g
+                blue += down[j] * b
+            area = sum_x * sum_y
+            crop[row, column, 0] = np.uint8(np.floor(red / area + 0.5))
+            crop[row, column, 1] = np.uint8(np.floor(green / area + 0.5))
+            crop[row, column, 2] = np.uint8(np.floor(blue / area + 0.5))
+
+
+@_part
 def _moved(bits: Any) -> Any:
     """The bits of a float32 that is 2**-112 times the float16 of the given bits; infinities and NaN are kept."""
     exponent = _LARGEST_FLOAT if (bits & _LARGEST_HALF) == _LARGEST_HALF else np.int32(0)

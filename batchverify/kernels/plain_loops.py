@@ -64,6 +64,31 @@ def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarr
     return np.array(kept, np.int64)
 
 
+def warp(image: np.ndarray, affine: np.ndarray, reach: float, crop: np.ndarray) -> None:
+    """See `loops.warp`."""
+    height, width = image.shape[:2]
+    row, column = np.indices(crop.shape[:2]).astype(np.float64)
+    x, y = (line[0] * column + line[1] * row + line[2] for line in affine)
+    left, across, sum_x = _triangle(x, reach)
+    top, down, sum_y = _triangle(y, reach)
+    total = np.zeros(crop.shape, np.float64)
+    for j, weight_y in enumerate(down):
+        line = np.zeros(crop.shape, np.float64)
+        for i, weight_x in enumerate(across):
+            inside = (left + i >= 0) & (left + i < width) & (top + j >= 0) & (top + j < height)
+            pixels = image[np.where(inside, top + j, 0), np.where(inside, left + i, 0)]
+            line += np.where(inside, weight_x, 0.0)[..., None] * pixels
+        total += weight_y[..., None] * line
+    crop[:] = np.floor(total / (sum_x * sum_y)[..., None] + 0.5)
+
+
+def _triangle(centre: np.ndarray, reach: float) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """The first pixel that a triangle about each centre reaches, the weights from it on, and their sum."""
+    first = np.floor(centre - reach) + 1.0
+    weights = [np.maximum(1.0 - abs(first + i - centre) / reach, 0.0) for i in range(int(np.ceil(2 * reach)))]
+    return first.astype(np.int64), weights, sum(weights[1:], weights[0])
+
+
 def distances(
     first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
 ) -> None:

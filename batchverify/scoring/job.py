@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
-from batchverify.embedding.backbone import find_fingerprint
+from batchverify.embedding.backbone import find_spec
 from batchverify.engine.base import Engine, Workers, WorkPlan, visible_gpus
 from batchverify.engine.ray.address import Address
 from batchverify.engine.stages import Loader, LoadPlan
 from batchverify.engine.threads import LocalEngine
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
-from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+from batchverify.fingerprint import BackboneSpec, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.manifest.manifest import Columns, Manifest, Scan
 from batchverify.options import RUNTIMES, EmbedOptions
 from batchverify.progress import Progress, show_download
@@ -48,7 +48,7 @@ class Job:
     options: EmbedOptions
     manifest: Manifest
     manifest_fingerprint: str
-    backbone_fingerprint: str
+    backbone: BackboneSpec
     settings: EmbeddingSettings
     fingerprint: EmbeddingFingerprint
     run_id: str
@@ -68,7 +68,7 @@ class Job:
         )
         # Hashed now: the files may be gone when the run record is written.
         hashed = opened.fingerprint
-        backbone = backbone_fingerprint(options)
+        backbone = backbone_spec(options)
         fingerprint = EmbeddingFingerprint.of(backbone, options.settings)
         return cls(
             options, opened, hashed, backbone, options.settings, fingerprint, uuid.uuid4().hex[:12], started
@@ -82,7 +82,7 @@ class Job:
     def of_view(self, view: int) -> Job:
         """A job for an augmented view of the same images, cached under its own fingerprint."""
         settings = replace(self.settings, view=view)
-        fingerprint = EmbeddingFingerprint.of(self.backbone_fingerprint, settings)
+        fingerprint = EmbeddingFingerprint.of(self.backbone, settings)
         run_id, started = uuid.uuid4().hex[:12], time.monotonic()
         return replace(self, settings=settings, fingerprint=fingerprint, run_id=run_id, started=started)
 
@@ -153,7 +153,7 @@ class Job:
             "manifest": self.manifest.names,
             "manifest_fingerprint": self.manifest_fingerprint,
             "image_root": self.options.image_root,
-            "backbone_fingerprint": self.backbone_fingerprint,
+            "backbone_fingerprint": self.backbone.fingerprint,
             "embedding": dict(self.fingerprint.document),
             "embedding_fingerprint": self.fingerprint.id,
             **summary,
@@ -218,11 +218,11 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
     return float((index.find(keys) < 0).sum()) / max(len(sample), 1)
 
 
-def backbone_fingerprint(options: EmbedOptions) -> str:
-    """The fingerprint of the options' backbone, downloaded if needed. Raises what `load_backbone` raises."""
+def backbone_spec(options: EmbedOptions) -> BackboneSpec:
+    """What the options' backbone takes and gives; downloaded if needed. Raises what `load_backbone` raises."""
     weights = Path(options.weights) if options.weights else None
     download = None if options.quiet else show_download
-    return find_fingerprint(options.backbone, weights, progress=download)
+    return find_spec(options.backbone, weights, progress=download)
 
 
 def work_plan(

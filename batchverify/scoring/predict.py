@@ -19,7 +19,7 @@ from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
 from batchverify.records import Skipped
-from batchverify.scoring.job import backbone_fingerprint, work_plan
+from batchverify.scoring.job import backbone_spec, work_plan
 from batchverify.storage.location import Location, path_text, scheme_of
 from batchverify.storage.object_store import SCHEMES
 
@@ -99,7 +99,7 @@ def predict(
 
     images = (path_text(image_a, "image_a"), path_text(image_b, "image_b"))
     options = replace(options or ScoreOptions(), **changes)
-    fingerprint = EmbeddingFingerprint.of(backbone_fingerprint(options), options.settings)
+    fingerprint = EmbeddingFingerprint.of(backbone_spec(options), options.settings)
     head = find_head(options.head, fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
     plan = replace(work_plan(options, options.settings, fingerprint), batch_size=PAIR_BATCH)

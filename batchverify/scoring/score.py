@@ -150,7 +150,8 @@ def embed_job(job: Job) -> tuple[EmbedSummary, EmbeddingTable]:
     progress = Progress(quiet=job.options.quiet)
     with engine_of(job, progress) as (engine, cache):
         engine.require_shared(None, job.scan.images)
-        embeddings = ImageRun(engine, job.scan.images, cache, progress).run()
+        table = EmbeddingTable(len(job.scan.images), dimension=job.fingerprint.dimension)
+        embeddings = ImageRun(engine, job.scan.images, cache, progress, table).run()
         return _summarise(job, engine, embeddings, progress), embeddings
 
 
@@ -302,7 +303,7 @@ def score_rows(
 ) -> ScoreSummary:
     """Embed the images that are needed and score the rows that are missing. earlier: as in `Job.plan`."""
     progress = Progress(total_rows=job.scan.rows, quiet=job.options.quiet)
-    embeddings = EmbeddingTable(len(job.scan.images), rows.scratch)
+    embeddings = EmbeddingTable(len(job.scan.images), rows.scratch, dimension=job.fingerprint.dimension)
     wanted = rows.wanted(job, embeddings)
     with engine_of(job, progress, wanted, earlier) as (engine, cache):
         image_paths = job.scan.images

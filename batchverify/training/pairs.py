@@ -43,7 +43,7 @@ class LeftOut:
 class LabelledPairs:
     """N labelled pairs among M images.
 
-    vectors: (M, 512) float16 unit rows. a, b: (N,) int32 indices of images. labels: (N,) int8, 0 or 1. name: for
+    vectors: (M, D) float16 unit rows. a, b: (N,) int32 indices of images. labels: (N,) int8, 0 or 1. name: for
     messages. image_paths: by image. persons: by image, if the manifest names them. left_out: rows that could not be
     embedded. originals: number of leading pairs without augmented views; None for all. views: number of augmented
     views of all images that follow the images in `vectors`.
@@ -104,7 +104,7 @@ class LabelledPairs:
     def with_views(self, views: Sequence[np.ndarray], seed: int) -> LabelledPairs:
         """The pairs, then each again per augmented view, with both images drawn from all views and the plain images.
 
-        views: vectors of the same images, (M, 512) float16 each. The plain image's replaces a zero row (no face).
+        views: vectors of the same images, (M, D) float16 each. The plain image's replaces a zero row (no face).
         """
         tables = [self.vectors]
         tables += [np.where(view.any(axis=1, keepdims=True), view, self.vectors) for view in views]
@@ -133,7 +133,7 @@ class LabelledPairs:
         return self.subset(np.sort(np.concatenate(rows)))
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Blocks of (a, b, labels) in order: (B, 512) float32 twice, (B,) float32."""
+        """Blocks of (a, b, labels) in order: (B, D) float32 twice, (B,) float32."""
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 

@@ -86,6 +86,19 @@ def test_suppression(count):
     assert (dropped > 0) == (count > 2)
 
 
+@pytest.mark.parametrize("reach", [1.0, 1.5, 2.0, 4.3])
+@pytest.mark.parametrize("size", SIZES)
+def test_warps(size, reach):
+    image = noise(*size, 3)
+    for degrees in (0, 33, 180):
+        turn = reach * np.exp(1j * np.deg2rad(degrees))
+        affine = np.array([[turn.real, -turn.imag, size[1] / 3], [turn.imag, turn.real, -4.3]])
+        crops = np.full((2, 20, 31, 3), 99, np.uint8)
+        for each, crop in zip(BOTH, crops, strict=True):
+            each.warp(image, affine, reach, crop)
+        assert np.array_equal(crops[0], crops[1])
+
+
 def pair_sums(way: Any, first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     sums = np.full((2, len(a)), 3, np.float32)
     bits = np.int16 if first.dtype == np.float16 else np.int32

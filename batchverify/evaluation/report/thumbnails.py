@@ -168,7 +168,7 @@ def _thumbnail(data: bytes | Skipped, entry: Entry | None, source: ImageSource) 
 
 
 def _face(image: DecodedImage, entry: Entry | None, crop: Mapping[str, Any]) -> np.ndarray | None:
-    """The (160, 160, 3) uint8 RGB that the backbone saw; None if it is not known."""
+    """The square uint8 RGB crop that the backbone saw, 160 pixels wide; None if it is not known."""
     mode = crop.get("mode")
     if mode in ("center", "none"):
         return fixed_face(image.pixels, mode).pixels

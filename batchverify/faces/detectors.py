@@ -1,0 +1,35 @@
+"""The detectors by name: what all of them can do, and how one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from batchverify.faces.detection import BatchSizes, Detections, FaceDetector
+from batchverify.faces.retinaface import RetinaFaceDetector
+from batchverify.fingerprint import EmbeddingSettings
+
+
+class Detector(Protocol):
+    """Finds the faces of images, for any number of threads."""
+
+    blocks: BatchSizes
+
+    def __call__(self, images: Sequence[np.ndarray], blocks: BatchSizes | None = None) -> list[Detections]:
+        """The faces of each (H, W, 3) uint8 RGB image of any size. blocks: smaller ones than its own."""
+
+
+def build_detector(
+    settings: EmbeddingSettings, device: str, runtime: str, *, threads: int = 1
+) -> Detector | None:
+    """The detector of some settings on a resolved device and runtime; None for crops that need none.
+
+    threads: CPUs for each calling thread, with OpenVINO.
+    """
+    if not settings.detects:
+        return None
+    if settings.detector == "retinaface":
+        return RetinaFaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads)
+    return FaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads)
