@@ -163,9 +163,16 @@ def load_backbone(
     Raises `UsageError` for an unknown name, `ArtifactError` for a file or plug-in that is no backbone,
     `DownloadError` if published weights are neither on this machine nor available from the network.
     """
-    other = _other_backbone(name, weights)
-    if other is not None:
-        return other
+    return _other_backbone(name, weights) or load_weights(name, weights, progress=progress)
+
+
+def load_weights(
+    name: str = PACKAGED,
+    weights: Path | None = None,
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Backbone:
+    """Load the weights of one of our networks; see `load_backbone`."""
     path = _weights_path(name, weights, progress)
     tensors, architecture = read_tensors(path), stored_architecture(path)
     # The header saves a fifth of a second; a test checks it against the packaged tensors.

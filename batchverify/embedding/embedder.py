@@ -97,10 +97,9 @@ class Embedder:
         if self.runtime == "torch" and isinstance(backbone, Backbone):
             from batchverify.embedding.forward import TorchNetwork
 
-            self._network = TorchNetwork(backbone, self.device, threads=threads, **options)
+            self._network: Any = TorchNetwork(backbone, self.device, threads=threads, **options)
         else:
-            shares = {"streams": workers, "threads": cpus}
-            self._network = _network(backbone, self.device, requested, shares, options)
+            self._network = _network(backbone, self.device, requested, workers, cpus, options)
         self._detector = build_detector(self.settings, self.device, self.runtime, threads=cpus)
         self._torch = _torch_device(self._network, self.device, self.runtime, threads)
         self._start_seconds = {"start": time.perf_counter() - started}
@@ -194,11 +193,16 @@ class Embedder:
 
 
 def _network(
-    backbone: AnyBackbone, device: str, runtime: str, shares: Mapping[str, int], options: Mapping[str, Any]
+    backbone: AnyBackbone,
+    device: str,
+    runtime: str,
+    workers: int,
+    threads: int,
+    options: Mapping[str, Any],
 ) -> Network:
     """The network of a backbone that does not run in torch; those of other projects are tried out.
 
-    runtime: as the user gave it. shares: `streams` and `threads` of `CpuNetwork`. options: dtype, flip, batch_size.
+    runtime: as the user gave it. workers, threads: see `Embedder`. options: dtype, flip and batch_size.
     """
     network: Network
     if isinstance(backbone, PluginBackbone):
@@ -215,8 +219,8 @@ def _network(
         if isinstance(backbone, OnnxBackbone):
             # Tried with few faces: a large network takes long for all of a batch.
             few = {**options, "batch_size": min(options["batch_size"] or 2, 2)}
-            check_network(CpuNetwork(backbone, threads=shares["threads"], **few), backbone.name)
-        return CpuNetwork(backbone, **shares, **options)
+            check_network(CpuNetwork(backbone, threads=threads, **few), backbone.name)
+        return CpuNetwork(backbone, streams=workers, threads=threads, **options)
     if not isinstance(backbone, Backbone):
         check_network(network, backbone.name)
     return network

@@ -24,6 +24,7 @@ from batchverify.embedding.backbone import (
     fingerprint,
     list_backbones,
     load_backbone,
+    load_weights,
     packaged_weights,
     quantise,
     read_tensors,
@@ -42,7 +43,7 @@ FLOAT_FILE = "20180402-114759-vggface2.pt"
 
 @pytest.fixture(scope="module")
 def packaged() -> Backbone:
-    return load_backbone()
+    return load_weights()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from onnx_files import MEANS, entry, expected, field, model, node, number, tenso
 
 from batchverify.embedding.backbone import find_spec, load_backbone
 from batchverify.embedding.cpu_network import CpuNetwork
+from batchverify.embedding.description import Description
 from batchverify.embedding.embedder import Embedder
 from batchverify.embedding.onnx_backbone import OnnxBackbone
+from batchverify.embedding.onnx_file import OnnxFile
 from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
 from batchverify.errors import ArtifactError, UsageError
 
@@ -64,11 +67,9 @@ def test_sizes_layouts_and_batches(tmp_path, size, dimension, layout, batch):
 
 
 def test_a_file_that_takes_one_face_alone_gets_one(tmp_path):
-    fixed = {
-        "extra": [tensor("shape", np.array([1, 96]))],
-        "after": [node("Reshape", ["vectors", "shape"], ["embedding"])],
-    }
-    path = write_model(tmp_path / "model.onnx", PLAIN, batch=1, **fixed)
+    after = [node("Reshape", ["vectors", "shape"], ["embedding"])]
+    extra = [tensor("shape", np.array([1, 96]))]
+    path = write_model(tmp_path / "model.onnx", PLAIN, batch=1, after=after, extra=extra)
     backbone = OnnxBackbone.load(str(path))
     assert backbone.batch == 1 and CpuNetwork(backbone, batch_size=32).batch_size == 1
     pixels = faces(5)
@@ -298,7 +299,7 @@ def test_models_that_are_no_backbones_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="has 63 numbers a face; a backbone gives 64 to 2,048"):
         load_backbone(str(path))
     nodes = [node("Add", ["a", "b"], ["embedding"])]
-    shape = ["N", 3, 112, 112]
+    shape: list[int | str] = ["N", 3, 112, 112]
     path.write_bytes(model(nodes, [], [value("a", shape), value("b", shape)], [value("embedding", shape)]))
     with pytest.raises(ArtifactError, match="a backbone has one input, this model has 2: a, b"):
         load_backbone(str(path))
@@ -401,3 +402,52 @@ def test_what_a_cpu_and_a_gpu_cannot_do_is_said(tmp_path):
     backbone = OnnxBackbone.load(str(path))
     with pytest.raises(UsageError, match=r"--dtype bfloat16: on a GPU .* computes in its own types"):
         OnnxRuntimeNetwork(backbone, "cuda", dtype="bfloat16")
+
+
+def test_damage_anywhere_is_an_artifact_error_or_goes_unseen(tmp_path):
+    """Of the messages; what OpenVINO makes of them is its own."""
+    path = write_model(tmp_path / "model.onnx", PLAIN, location="model.bin", metadata={"a": "b"})
+    (tmp_path / "model.bin").write_bytes(b"0")
+    data, refusals, rng = path.read_bytes(), [], random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data)
+        for _ in range(min(len(damaged), 3)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            OnnxFile.read(path).digest()
+        except ArtifactError as exc:
+            refusals.append(str(exc))
+    assert 100 < len(refusals) < 400
+    assert all(refusal.startswith(str(path)) for refusal in refusals)
+
+
+@pytest.mark.parametrize(
+    "key", [*PLAIN, "preset", "template", "margin", "output", "licence", "source", "new"]
+)
+def test_no_value_of_a_key_is_a_traceback(key):
+    values = [
+        None,
+        True,
+        -1,
+        0,
+        10**400,
+        1e400,
+        float("nan"),
+        "",
+        "x" * 5000,
+        [],
+        [1] * 3,
+        [None] * 3,
+        {},
+        {"a": [1]},
+    ]
+    refusals = []
+    for each in values:
+        try:
+            about = Description.parse({**PLAIN, key: each}, "model.json")
+        except ArtifactError as exc:
+            refusals.append(str(exc))
+        else:
+            assert json.loads(about.identity) and about.normalisation and about.settings.crop == "none"
+    assert all(refusal.startswith("model.json: ") and len(refusal) < 400 for refusal in refusals)

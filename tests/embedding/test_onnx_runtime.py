@@ -1,6 +1,7 @@
 """ONNX files on a GPU: what is handed to ONNX Runtime, whose place OpenVINO takes, and what is said without it."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -57,7 +58,7 @@ PLAIN = {"crop": "none", "size": 112, "colour": "BGR", "mean": [120, 127.5, 100]
 
 
 @pytest.fixture
-def library(tmp_path: Path, monkeypatch) -> Path:
+def library(tmp_path: Path, monkeypatch) -> Iterator[Path]:
     """A module called onnxruntime."""
     module = tmp_path / "library" / "onnxruntime.py"
     module.parent.mkdir()
