@@ -186,7 +186,7 @@ threshold_options = together(
         "--head",
         "Head file. Default: the head shipped for these settings. There is one for vggface2 and vggface2-float with "
         "--crop detect, center and none, the default --margin and --detector, and --tta flip with --crop detect. "
-        "Other settings need one from `train`.",
+        "There is one for compact, also with --tta flip. Other settings need one from `train`.",
         "PATH",
     ),
     option(

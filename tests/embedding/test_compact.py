@@ -22,6 +22,7 @@ from batchverify.embedding.cpu_network import CpuNetwork
 from batchverify.embedding.embedder import Embedder
 from batchverify.embedding.forward import TorchNetwork
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.head import default_head
 
 MOST_BYTES = 4_000_000
@@ -51,6 +52,13 @@ def test_the_package_holds_what_it_says(backbone):
     assert sum(array.size for array in backbone.tensors.values()) == 1_106_814
     with pytest.raises(UsageError, match=r"--weights goes with .*, not with 'compact'"):
         load_backbone(COMPACT, path.parent)
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+def test_it_has_a_default_head(backbone, tta):
+    embedding = EmbeddingFingerprint.of(backbone.spec, backbone.spec.settings(tta=tta))
+    head = default_head(embedding)
+    assert head.embedding.id == embedding.id and head.dimension == 256 and 0 < head.threshold() < 1
 
 
 def test_a_copy_by_another_name_is_the_same_backbone(backbone, tmp_path):
