@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -99,13 +99,19 @@ class BackboneSpec:
     """What a backbone takes and gives.
 
     fingerprint: of its weights and of whatever else changes its vectors. size: side of a face in pixels. dimension:
-    numbers of a vector. normalisation: how pixels are scaled, for the embedding's fingerprint.
+    numbers of a vector. normalisation: how pixels are scaled, for the embedding's fingerprint. defaults: the settings
+    that it was trained with.
     """
 
     fingerprint: str
     size: int = FACE_SIZE
     dimension: int = DIMENSION
     normalisation: str = NORMALISATION
+    defaults: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+
+    def settings(self, **given: Any) -> EmbeddingSettings:
+        """The given settings; its own in place of those that are None."""
+        return replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)

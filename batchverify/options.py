@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchverify.errors import UsageError
-from batchverify.fingerprint import DEFAULT_MARGIN, DETECTORS, EmbeddingSettings
+from batchverify.fingerprint import BackboneSpec, EmbeddingSettings
 from batchverify.records import Limits
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
@@ -40,12 +40,12 @@ class EmbedOptions:
     follow_symlinks: bool = False
     backbone: str = "vggface2"
     weights: str | None = None
-    crop: str = "detect"
-    margin: int = DEFAULT_MARGIN
+    crop: str | None = None
+    margin: int | None = None
     tta: str = "none"
     face: str = "center"
     min_face: int | None = None
-    detector: str = DETECTORS[0]
+    detector: str | None = None
     cache: str | None = None
     no_cache: bool = False
     retry_failed: bool = False
@@ -87,13 +87,12 @@ class EmbedOptions:
         if self.cache is not None and self.no_cache:
             raise UsageError("--cache and --no-cache exclude each other")
 
-    @property
-    def settings(self) -> EmbeddingSettings:
-        """The options that affect vectors."""
-        return EmbeddingSettings(
-            self.crop,
-            self.margin,
-            self.tta,
+    def settings(self, backbone: BackboneSpec) -> EmbeddingSettings:
+        """The options that affect vectors; those that are not given are the backbone's own."""
+        return backbone.settings(
+            crop=self.crop,
+            margin=self.margin,
+            tta=self.tta,
             face=self.face,
             min_face=self.min_face,
             detector=self.detector,

@@ -1,6 +1,7 @@
-"""Train the shipped heads on LFW View 1: `python jobs/make_heads.py FOLDER_OF_PREPARE_LFW [--weights FILE]`.
+"""Train the shipped heads on LFW View 1: `python jobs/make_heads.py FOLDER_OF_PREPARE_LFW [FILE] [BACKBONE]`.
 
-It trains with the default settings of `batchverify train`, once for each shipped backbone and setting.
+It trains with the default settings of `batchverify train`, once for each shipped backbone and setting. FILE: the
+published weights. BACKBONE: the only one to train heads for.
 """
 
 import sys
@@ -12,19 +13,20 @@ from batchverify.heads.head import Head, default_head_name
 from batchverify.training.train import train
 
 SHIPPED = Path(__file__).resolve().parent.parent / "batchverify" / "heads" / "weights"
-BACKBONES = ("vggface2", "vggface2-float")
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"crop": "detect"},
     {"crop": "detect", "tta": "flip"},
     {"crop": "center"},
     {"crop": "none"},
 )
+OWN: tuple[dict[str, Any], ...] = ({}, {"tta": "flip"})
+BACKBONES = {"vggface2": SETTINGS, "vggface2-float": SETTINGS, "compact": OWN}
 
 
-def main(folder: Path, weights: str | None) -> None:
+def main(folder: Path, weights: str | None, backbones: list[str]) -> None:
     """Write one head for each setting into the package and print its figures."""
-    for backbone in BACKBONES:
-        for settings in SETTINGS:
+    for backbone in backbones:
+        for settings in BACKBONES[backbone]:
             with tempfile.TemporaryDirectory() as scratch:
                 made = Path(scratch) / "head.safetensors"
                 train(
@@ -32,7 +34,7 @@ def main(folder: Path, weights: str | None) -> None:
                     folder / "dev.csv",
                     made,
                     backbone=backbone,
-                    weights=weights if backbone != "vggface2" else None,
+                    weights=weights if backbone == "vggface2-float" else None,
                     quiet=True,
                     **settings,
                 )
@@ -46,4 +48,6 @@ def main(folder: Path, weights: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[3] if sys.argv[2:3] == ["--weights"] else None)
+    given = sys.argv[2:]
+    file = next((name for name in given if name not in BACKBONES), None)
+    main(Path(sys.argv[1]), file, [name for name in given if name in BACKBONES] or list(BACKBONES))

@@ -1,4 +1,6 @@
-"""Make the packaged weights: `python jobs/make_weights.py FLOAT.pt [FACES.npy] [FOLDER]`.
+"""Make the packaged weights: `python jobs/make_weights.py FLOAT.pt|0095.xml [FACES.npy] [FOLDER]`.
+
+0095.xml: face-reidentification-retail-0095 (FP16) of Open Model Zoo, from which the file of `compact` alone is made.
 
 FLOAT.pt: the published vggface2 weights, which are stored with 8 bits a weight. FACES.npy: (N, 160, 160, 3) uint8 RGB
 crops of training images, which set the ranges of 8-bit activations; without them the ranges of the packaged file are
@@ -9,6 +11,7 @@ facenet-pytorch.
 import json
 import sys
 from collections.abc import Mapping
+from hashlib import sha384
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,7 +21,9 @@ import torch
 from openvino import opset13
 from safetensors.numpy import save
 
+from batchverify.embedding import compact
 from batchverify.embedding.backbone import (
+    COMPACT,
     METADATA_KEY,
     RANGES_KEY,
     dequantise,
@@ -64,6 +69,29 @@ def mtcnn_bytes() -> bytes:
     return save(tensors, metadata={"source": "facenet-pytorch 2.5.3, data/*.pt"})
 
 
+def compact_bytes(source: Path) -> bytes:
+    """The file of `compact`; the constants of the model, in the order of the forward pass, determine its bytes."""
+    model = openvino.Core().read_model(source)
+    constants = (node.data for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
+    tensors = {
+        name: np.ascontiguousarray(constant, np.float16).reshape(shape)
+        for (name, shape), constant in zip(compact.tensor_shapes().items(), constants, strict=True)
+    }
+    floats = {name: array.astype(np.float32) for name, array in tensors.items()}
+    about = {
+        "architecture": compact.ARCHITECTURE,
+        "fingerprint": fingerprint(floats, compact.ARCHITECTURE),
+        "format": "float16",
+        "licence": "Apache-2.0",
+        "source": "Open Model Zoo, face-reidentification-retail-0095, FP16",
+        "sha384": {
+            path.suffix: sha384(path.read_bytes()).hexdigest()
+            for path in (source, source.with_suffix(".bin"))
+        },
+    }
+    return save(tensors, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})
+
+
 def activation_ranges(tensors: Mapping[str, np.ndarray], faces: np.ndarray) -> dict[str, float]:
     """Ranges for the layers that lose little with 8-bit activations, from (N, 160, 160, 3) uint8 training faces.
 
@@ -102,12 +130,19 @@ def least_error(counts: np.ndarray, largest: float) -> float:
 
 
 def main(source: Path, faces: Path | None, folder: Path | None) -> None:
-    """Write both files, into the package or into `folder`."""
+    """Write the files, into the package or into `folder`."""
+    if source.suffix == ".xml":
+        write({packaged_weights(COMPACT): compact_bytes(source)}, folder)
+        return
     if faces is None:
         ranges = load_backbone().ranges
     else:
         ranges = activation_ranges(dequantise(quantise(read_tensors(source))), np.load(faces))
-    made = {packaged_weights(): packaged_bytes(source, ranges), weights_path(): mtcnn_bytes()}
+    write({packaged_weights(): packaged_bytes(source, ranges), weights_path(): mtcnn_bytes()}, folder)
+
+
+def write(made: Mapping[Path, bytes], folder: Path | None) -> None:
+    """Write files to their places in the package, or into `folder`."""
     for packaged, data in made.items():
         path = folder / packaged.name if folder else packaged
         path.write_bytes(data)

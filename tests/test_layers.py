@@ -28,6 +28,7 @@ HEAVY = {
     ),
     "openvino": (
         "embedding.cpu_network",
+        "embedding.onnx_backbone",
         "faces.mtcnn",
         "faces.retinaface_network",
         "runtime.compiled_network",

@@ -36,7 +36,7 @@ def test_the_wheel_carries_modules_types_weights_heads_and_licences(names):
     assert {str(path.relative_to(REPOSITORY)) for path in files} <= names
     assert not [name for name in names if name.startswith(("tests/", "jobs/", "benchmarks/"))]
     licences = {Path(name).name for name in names if ".dist-info/" in name and "LICENSE" in name}
-    assert licences == {"LICENSE", "LICENSE-facenet", "LICENSE-retinaface"}
+    assert licences == {"LICENSE", "LICENSE-compact", "LICENSE-facenet", "LICENSE-retinaface"}
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ manifest_options = together(
 backbone_options = together(
     option(
         "--backbone",
-        "vggface2 (part of the package), vggface2-float, casia-webface, or a file with weights.",
+        "vggface2 and compact (part of the package), vggface2-float, casia-webface, a file with weights, an ONNX "
+        "file with a description beside it, or the name of a plug-in.",
         "NAME|PATH",
     ),
     option("--weights", "File or folder with the published weights of a float backbone.", "PATH"),
@@ -88,18 +89,21 @@ backbone_options = together(
         "--crop",
         "How the face is cut out: detect, by the detector's box with a margin; align, turned and scaled so that "
         "eyes, nose and mouth lie where the backbone expects them (needs --detector retinaface); center, a fixed "
-        "part of the image; none, the whole image.",
+        "part of the image; none, the whole image. Default: the backbone's own, detect for vggface2, align for "
+        "compact.",
         type=click.Choice(CROPS),
     ),
     option(
         "--detector",
         "What finds faces, for --crop detect and align. retinaface is several times as fast as mtcnn, finds five "
-        "landmarks and tries sideways images turned; vggface2's shipped heads are for mtcnn.",
+        "landmarks and tries sideways images turned; vggface2's shipped heads are for mtcnn. Default: the backbone's "
+        "own, mtcnn for vggface2, retinaface for compact.",
         type=click.Choice(DETECTORS),
     ),
     option(
         "--margin",
-        "Margin around a detected face, in pixels of the 160-pixel crop. Other margins need a head of their own.",
+        "Margin around a detected face, in pixels of a crop of 160 pixels. Other margins need a head of their own. "
+        "Default: 44, or what a backbone's description says.",
         "PIXELS",
     ),
     option(
@@ -182,7 +186,7 @@ threshold_options = together(
         "--head",
         "Head file. Default: the head shipped for these settings. There is one for vggface2 and vggface2-float with "
         "--crop detect, center and none, the default --margin and --detector, and --tta flip with --crop detect. "
-        "Other settings need one from `train`.",
+        "There is one for compact, also with --tta flip. Other settings need one from `train`.",
         "PATH",
     ),
     option(

@@ -13,13 +13,24 @@ from typing import Any
 import numpy as np
 
 from batchverify.documents import read_document
+from batchverify.embedding import compact
 from batchverify.embedding.download import PUBLISHED, find_weights, locate_weights
 from batchverify.embedding.inception import ARCHITECTURE
+from batchverify.embedding.onnx_backbone import SUFFIX as ONNX
+from batchverify.embedding.onnx_backbone import OnnxBackbone
+from batchverify.embedding.plugin import PluginBackbone, installed
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import BackboneSpec
 
 PACKAGED = "vggface2"
-PACKAGED_FILE = "vggface2-int8.safetensors"
+COMPACT = "compact"
+# The files in the package, with the architecture of each and a note for people.
+PACKAGED_FILES = {
+    PACKAGED: ("vggface2-int8.safetensors", ARCHITECTURE, "in the package, 8-bit; the default"),
+    COMPACT: ("compact.safetensors", compact.ARCHITECTURE, "in the package, 16-bit; small and fast"),
+}
+ARCHITECTURES = (ARCHITECTURE, compact.ARCHITECTURE)
+WEIGHTS = (".pt", ".pth", ".safetensors")
 METADATA_KEY = "batchverify"
 RANGES_KEY = "activation_ranges"
 SCALE_SUFFIX = ".scale"
@@ -35,18 +46,22 @@ class Backbone:
     """A backbone in memory.
 
     name: as the user gave it. tensors: float32, by name. fingerprint: of the tensors. ranges: the largest activations
-    of 8-bit layers, by layer; empty if the file states none.
+    of 8-bit layers, by layer; empty if the file states none. architecture: of the network.
     """
 
     name: str
     tensors: Tensors
     fingerprint: str
     ranges: Mapping[str, float] = field(default_factory=dict)
+    architecture: str = ARCHITECTURE
 
     @property
     def spec(self) -> BackboneSpec:
         """The faces that it takes and the vectors that it gives."""
-        return BackboneSpec(self.fingerprint)
+        return spec_of(self.architecture, self.fingerprint)
+
+
+AnyBackbone = Backbone | OnnxBackbone | PluginBackbone
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,8 @@ class BackboneInfo:
 
     name: str
     note: str
-    path: Path | None
-    fingerprint: str | None
+    path: Path | None = None
+    fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -72,14 +87,21 @@ class BackboneInfo:
         ]
 
 
-def packaged_weights() -> Path:
-    """The 8-bit vggface2 weights that are part of this package."""
-    return Path(str(files("batchverify.embedding") / "weights" / PACKAGED_FILE))
+def packaged_weights(name: str = PACKAGED) -> Path:
+    """The weights of a backbone that are part of this package."""
+    return Path(str(files("batchverify.embedding") / "weights" / PACKAGED_FILES[name][0]))
 
 
-def fingerprint(tensors: Tensors) -> str:
+def spec_of(architecture: str, known: str) -> BackboneSpec:
+    """What the network of an architecture takes and gives, with the fingerprint of its tensors."""
+    if architecture == compact.ARCHITECTURE:
+        return BackboneSpec(known, compact.SIZE, compact.DIMENSION, compact.NORMALISATION, compact.SETTINGS)
+    return BackboneSpec(known)
+
+
+def fingerprint(tensors: Tensors, architecture: str = ARCHITECTURE) -> str:
     """SHA-256 over the sorted (name, shape, dtype, bytes) of `tensors` and the architecture, in hex."""
-    digest = hashlib.sha256(ARCHITECTURE.encode())
+    digest = hashlib.sha256(architecture.encode())
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"\0{name}\0{array.shape}\0{array.dtype.str}\0".encode())
@@ -125,30 +147,56 @@ def dequantise(stored: Tensors) -> Tensors:
     return tensors
 
 
+def is_file(name: str) -> bool:
+    """Whether `--backbone` names a file, by its suffix."""
+    return Path(name).suffix in (*WEIGHTS, ONNX)
+
+
 def load_backbone(
     name: str = PACKAGED,
     weights: Path | None = None,
     *,
     progress: Callable[[int, int | None], None] | None = None,
-) -> Backbone:
-    """Load a known backbone by name, or a file of the user's (`.pt` or `.safetensors`) by path.
+) -> AnyBackbone:
+    """Load a known backbone by name, a file of the user's (weights, or an ONNX model) by path, or a plug-in by name.
 
-    Raises `UsageError` for an unknown name, `ArtifactError` for a file that does not hold weights, `DownloadError` if
-    published weights are neither on this machine nor available from the network.
+    Raises `UsageError` for an unknown name, `ArtifactError` for a file or plug-in that is no backbone,
+    `DownloadError` if published weights are neither on this machine nor available from the network.
     """
+    return _other_backbone(name, weights) or load_weights(name, weights, progress=progress)
+
+
+def load_weights(
+    name: str = PACKAGED,
+    weights: Path | None = None,
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Backbone:
+    """Load the weights of one of our networks; see `load_backbone`."""
     path = _weights_path(name, weights, progress)
-    tensors = read_tensors(path)
+    tensors, architecture = read_tensors(path), stored_architecture(path)
     # The header saves a fifth of a second; a test checks it against the packaged tensors.
-    known = stored_fingerprint(path) if name == PACKAGED else fingerprint(tensors)
-    return Backbone(name, tensors, known, stored_ranges(path))
+    is_packaged = name in PACKAGED_FILES
+    known = stored_fingerprint(path) if is_packaged else fingerprint(tensors, architecture)
+    return Backbone(name, tensors, known, stored_ranges(path), architecture)
+
+
+def _other_backbone(name: str, weights: Path | None) -> OnnxBackbone | PluginBackbone | None:
+    """The ONNX file or plug-in that is meant, None for weights of a network of ours."""
+    if name in PACKAGED_FILES or name in PUBLISHED:
+        return None
+    backbone = OnnxBackbone.load(name) if Path(name).suffix == ONNX else PluginBackbone.load(name)
+    if backbone is not None and weights is not None:
+        raise _weights_error(name)
+    return backbone
 
 
 def find_spec(
     name: str, weights: Path | None = None, *, progress: Callable[[int, int | None], None] | None = None
 ) -> BackboneSpec:
     """What a backbone takes and gives; downloaded if necessary. Raises as `load_backbone` does."""
-    if name == PACKAGED and weights is None:
-        return BackboneSpec(stored_fingerprint(packaged_weights()))
+    if name in PACKAGED_FILES and weights is None:
+        return spec_of(PACKAGED_FILES[name][1], stored_fingerprint(packaged_weights(name)))
     return load_backbone(name, weights, progress=progress).spec
 
 
@@ -177,20 +225,37 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def list_backbones(weights: Path | None = None) -> list[BackboneInfo]:
-    """The known backbones; nothing is downloaded."""
-    packaged = packaged_weights()
-    note = "in the package, 8-bit; the default"
-    infos = [BackboneInfo(PACKAGED, note, packaged, stored_fingerprint(packaged))]
+    """The known backbones; nothing is downloaded, and no plug-in is run."""
+    infos = []
+    for name, (_, _, note) in PACKAGED_FILES.items():
+        packaged = packaged_weights(name)
+        infos.append(BackboneInfo(name, note, packaged, stored_fingerprint(packaged)))
     for name, published in PUBLISHED.items():
         path = find_weights(published, weights)
         known = fingerprint(read_tensors(path)) if path else None
         infos.append(BackboneInfo(name, published.url, path, known))
-    return infos
+    return infos + [BackboneInfo(name, f"a plug-in, {point.value}") for name, point in installed().items()]
 
 
 def stored_fingerprint(path: Path) -> str:
-    """The fingerprint in the header of the packaged file; a test checks it against the tensors."""
+    """The fingerprint in the header of a packaged file; a test checks it against the tensors."""
     return str(_metadata(path)["fingerprint"])
+
+
+def stored_architecture(path: Path) -> str:
+    """The architecture in the header of a weights file, InceptionResnetV1 if there is none.
+
+    Raises `ArtifactError` for another one.
+    """
+    if path.suffix != ".safetensors":
+        return ARCHITECTURE
+    try:
+        known = _metadata(path).get("architecture", ARCHITECTURE)
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
+    if known not in ARCHITECTURES:
+        raise ArtifactError(f"{path}: weights of an unknown architecture: {str(known)[:60]!r}")
+    return str(known)
 
 
 def stored_ranges(path: Path) -> dict[str, float]:
@@ -224,16 +289,19 @@ def _weights_path(
 ) -> Path:
     if name in PUBLISHED:
         return locate_weights(PUBLISHED[name], weights, progress=progress)
-    if name != PACKAGED and Path(name).suffix not in {".pt", ".pth", ".safetensors"}:
-        raise UsageError(
-            f"unknown backbone '{name}': {', '.join([PACKAGED, *PUBLISHED])} or a .pt/.safetensors path"
-        )
+    if name not in PACKAGED_FILES and Path(name).suffix not in WEIGHTS:
+        known = [*PACKAGED_FILES, *PUBLISHED, *installed()]
+        raise UsageError(f"unknown backbone '{name}': {', '.join(known)} or a .onnx/.pt/.safetensors path")
     if weights is not None:
-        raise UsageError(
-            f"--weights goes with --backbone {' or '.join(PUBLISHED)}, not with '{name}' (for your own file use "
-            "--backbone PATH)"
-        )
-    return packaged_weights() if name == PACKAGED else Path(name)
+        raise _weights_error(name)
+    return packaged_weights(name) if name in PACKAGED_FILES else Path(name)
+
+
+def _weights_error(name: str) -> UsageError:
+    return UsageError(
+        f"--weights goes with --backbone {' or '.join(PUBLISHED)}, not with '{name}' (for your own file use "
+        "--backbone PATH)"
+    )
 
 
 def _read_safetensors(path: Path) -> Tensors:

@@ -1,7 +1,7 @@
-"""The backbone in OpenVINO, for CPUs: InceptionResnetV1 as a model that is built from its tensors without torch.
+"""The backbone in OpenVINO, for CPUs: models that are built from tensors without torch, or read from ONNX files.
 
-8-bit layers take unsigned activations, whose ranges are in the weights file, and signed weights with one scale per
-output channel. The sums from block to block stay floats.
+In InceptionResnetV1, 8-bit layers take unsigned activations, whose ranges are in the weights file, and signed weights
+with one scale per output channel. The sums from block to block stay floats.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.embedding import compact
 from batchverify.embedding.backbone import Backbone, eight_bit
 from batchverify.embedding.inception import (
     ARCHITECTURE,
@@ -24,7 +25,9 @@ from batchverify.embedding.inception import (
     check_tensors,
     fold,
 )
-from batchverify.errors import ArtifactError, BatchverifyError, UsageError
+from batchverify.embedding.network import Network
+from batchverify.embedding.onnx_backbone import OnnxBackbone
+from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import FACE_SIZE
 from batchverify.runtime.compiled_network import CompiledNetwork, capabilities
 
@@ -35,7 +38,7 @@ DTYPES = ("float32", "bfloat16", "int8_float32", "int8_bfloat16")
 _LEVELS = 256
 
 
-def choose_dtype(dtype: str, backbone: Backbone) -> str:
+def choose_dtype(dtype: str, backbone: Backbone | OnnxBackbone) -> str:
     """One of `DTYPES`: the requested one, or with `auto` the fastest. `int8` is completed by this CPU's float type.
 
     Raises `UsageError` for an unknown dtype, for int8 with weights that state no activation ranges, and for bfloat16
@@ -58,17 +61,18 @@ def choose_dtype(dtype: str, backbone: Backbone) -> str:
     return dtype
 
 
-class CpuNetwork:
-    """The backbone in OpenVINO: (N, S, S, 3) uint8 RGB faces to (N, D) float32 unit rows.
+class CpuNetwork(Network):
+    """The backbone in OpenVINO; see `Network`.
 
-    All batches have one shape, so that a vector depends neither on its neighbours nor on the number of threads.
     streams: threads that may call it at the same time. threads: CPUs for each of them.
     Raises `ArtifactError` for weights of another network, `UsageError` as `choose_dtype` does.
     """
 
+    runtime = "openvino"
+
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | OnnxBackbone,
         *,
         dtype: str = "auto",
         flip: bool = False,
@@ -76,52 +80,91 @@ class CpuNetwork:
         streams: int = 1,
         threads: int = 1,
     ) -> None:
-        self.dtype = choose_dtype(dtype, backbone)
-        self.batch_size = batch_size or CPU_BATCH
-        self._flip, self._spec = flip, backbone.spec
-        ranges = backbone.ranges if self.dtype.startswith("int8") else {}
-        check_tensors(backbone.name, backbone.tensors)
-        model = build_model(backbone.tensors, self.batch_size, ranges)
-        floats = self.dtype.removeprefix("int8_")
+        dtype = choose_dtype(dtype, backbone)
+        model, size = _model(backbone, batch_size or CPU_BATCH, dtype.startswith("int8"))
+        super().__init__(backbone.spec, dtype, size, flip)
+        floats = dtype.removeprefix("int8_")
         self._compiled = CompiledNetwork(model, float_type=floats, streams=streams, threads=threads)
 
-    def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 RGB to (N, D) float32 unit rows.
+    def compute(self, pixels: np.ndarray) -> np.ndarray:
+        """See `Network`."""
+        return self._compiled(pixels)[0]
 
-        Raises `UsageError` for other arrays, `BatchverifyError` for vectors that are not finite.
-        """
-        size = self._spec.size
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (size, size, 3):
-            raise UsageError(f"faces must be (N, {size}, {size}, 3) uint8, got {pixels.shape} {pixels.dtype}")
-        rows = np.empty((len(pixels), self._spec.dimension), np.float32)
-        for start in range(0, len(pixels), self.batch_size):
-            batch = pixels[start : start + self.batch_size]
-            rows[start : start + len(batch)] = self._batch(batch)
-        return rows
 
-    def _batch(self, pixels: np.ndarray) -> np.ndarray:
-        if len(pixels) < self.batch_size:
-            padded = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-            padded[: len(pixels)] = pixels
-            return self._batch(padded)[: len(pixels)]
-        vectors = self._compiled(pixels)[0]
-        if self._flip:
-            vectors = vectors + self._compiled(pixels[:, :, ::-1])[0]
-        if not np.isfinite(vectors).all():
-            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.dtype}, OpenVINO)")
-        lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-        return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)))
+def _model(backbone: Backbone | OnnxBackbone, batch: int, eight_bits: bool) -> tuple[Any, int]:
+    """An `openvino.Model` from (B, S, S, 3) uint8 RGB to (B, D) float32, not normalised, and its B."""
+    if isinstance(backbone, OnnxBackbone):
+        return backbone.model(batch)
+    if backbone.architecture == compact.ARCHITECTURE:
+        compact.check_tensors(backbone.name, backbone.tensors)
+        return _CompactBuilder(backbone.tensors).model(batch), batch
+    check_tensors(backbone.name, backbone.tensors)
+    return build_model(backbone.tensors, batch, backbone.ranges if eight_bits else {}), batch
 
 
 def build_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -> Any:
-    """An `openvino.Model` from (batch, 160, 160, 3) uint8 RGB to (batch, 512) float32, not normalised.
+    """InceptionResnetV1 from (batch, 160, 160, 3) uint8 RGB to (batch, 512) float32, not normalised.
 
     ranges: the largest input of a layer, by the name of the layer or block; layers without one compute in floats.
     """
-    return _Builder(tensors, ranges).model(batch)
+    return _InceptionBuilder(tensors, ranges).model(batch)
 
 
-class _Builder:
+class _CompactBuilder:
+    """Adds the layers of the compact network to an OpenVINO graph."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        import openvino
+        from openvino import opset13
+
+        self._openvino, self._ops, self._tensors = openvino, opset13, tensors
+
+    def model(self, batch: int) -> Any:
+        ops, size = self._ops, compact.SIZE
+        pixels = ops.parameter([batch, size, size, 3], np.uint8, "pixels")
+        values = ops.transpose(ops.convert(pixels, "f32"), ops.constant(np.array([0, 3, 1, 2])))
+        values = ops.gather(values, ops.constant(np.array([2, 1, 0])), ops.constant(np.array(1)))
+        values = ops.multiply(values, self._channels("input.scale"))
+        values = ops.add(values, self._channels("input.shift"))
+        for layer in compact.LAYERS:
+            values = self._layer(values, layer)
+        shape = ops.constant(np.array([batch, compact.DIMENSION]))
+        result = ops.result(ops.reshape(values, shape, False))
+        return self._openvino.Model([result], [pixels], "backbone")
+
+    def _layer(self, values: Any, layer: compact.Layer) -> Any:
+        if isinstance(layer, compact.Convolution):
+            return self._convolution(values, layer)
+        given = values
+        for convolution in layer.convolutions:
+            values = self._convolution(values, convolution)
+        weights = self._ops.reduce_mean(values, self._ops.constant(np.array([2, 3])), True)
+        for convolution in layer.weighting:
+            weights = self._convolution(weights, convolution)
+        values = self._ops.multiply(values, self._ops.sigmoid(weights))
+        return self._ops.add(values, given) if layer.residual else values
+
+    def _convolution(self, values: Any, layer: compact.Convolution) -> Any:
+        ops, weight = self._ops, self._tensors[f"{layer.name}.weight"]
+        strides, padding = [layer.stride] * 2, [layer.padding] * 2
+        if layer.depthwise:
+            kernel = ops.constant(weight[:, None])
+            values = ops.group_convolution(values, kernel, strides, padding, padding, [1, 1])
+        else:
+            values = ops.convolution(values, ops.constant(weight), strides, padding, padding, [1, 1])
+        if layer.biased:
+            values = ops.add(values, self._channels(f"{layer.name}.bias"))
+        return (
+            ops.prelu(values, ops.constant(self._tensors[f"{layer.name}.slope"]))
+            if layer.activated
+            else values
+        )
+
+    def _channels(self, name: str) -> Any:
+        return self._ops.constant(self._tensors[name].reshape(1, -1, 1, 1))
+
+
+class _InceptionBuilder:
     """Adds the layers to an OpenVINO graph, with batch normalisation folded into the weights."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], ranges: Ranges) -> None:

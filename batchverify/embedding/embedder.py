@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from batchverify.embedding.backbone import PACKAGED, Backbone, load_backbone
+from batchverify.embedding.backbone import PACKAGED, AnyBackbone, Backbone, load_backbone
+from batchverify.embedding.network import Network, check_network
+from batchverify.embedding.onnx_backbone import OnnxBackbone
+from batchverify.embedding.plugin import PluginBackbone, PluginNetwork
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.faces.crops import Face, detected_face, fixed_face
 from batchverify.faces.detection import Detections, choose_face, reduced
 from batchverify.faces.detectors import Detector, build_detector
-from batchverify.fingerprint import DEFAULT_MARGIN, DETECT_SIDE, EmbeddingFingerprint, EmbeddingSettings
+from batchverify.fingerprint import DETECT_SIDE, EmbeddingFingerprint
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus, resolve_device, resolve_runtime
@@ -53,21 +56,22 @@ class Embedder:
     On a CPU the networks run in OpenVINO (`cpu_network.py`), on a GPU or without OpenVINO in torch (`forward.py`),
     always in batches of one fixed shape, so that a vector does not depend on its neighbours. In torch on a CPU its
     last bits depend on the batch size and the number of threads.
-    dtype: of the backbone: `auto`, `float32`, `bfloat16`, `int8` (OpenVINO) or `float16` (torch). workers: threads
-    that will call at the same time. threads: CPUs for each of them, by default an equal share of all.
+    crop, margin, detector: the backbone's own by default. dtype: of the backbone: `auto`, `float32`, `bfloat16`,
+    `int8` (OpenVINO) or `float16` (torch). workers: threads that will call at the same time. threads: CPUs for each,
+    by default an equal share of all.
     Raises `UsageError` for invalid settings, `ArtifactError` for weights that do not fit.
     """
 
     def __init__(
         self,
-        backbone: str | Path | Backbone = PACKAGED,
+        backbone: str | Path | AnyBackbone = PACKAGED,
         *,
-        crop: str = "detect",
-        margin: int = DEFAULT_MARGIN,
+        crop: str | None = None,
+        margin: int | None = None,
         tta: str = "none",
         face: str = "center",
         min_face: int | None = None,
-        detector: str = "mtcnn",
+        detector: str | None = None,
         weights: str | Path | None = None,
         device: str = "auto",
         runtime: str = "auto",
@@ -79,24 +83,25 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
         started = time.perf_counter()
-        self.settings = EmbeddingSettings(crop, margin, tta, face=face, min_face=min_face, detector=detector)
         self.device = resolve_device(device)
-        self.runtime = resolve_runtime(runtime, self.device)
-        if not isinstance(backbone, Backbone):
+        requested, self.runtime = runtime, resolve_runtime(runtime, self.device)
+        if isinstance(backbone, str | Path):
             backbone = load_backbone(str(backbone), Path(weights) if weights else None)
-        self.fingerprint = EmbeddingFingerprint.of(backbone.spec, self.settings)
+        spec = backbone.spec
+        self.settings = spec.settings(
+            crop=crop, margin=margin, tta=tta, face=face, min_face=min_face, detector=detector
+        )
+        self.fingerprint = EmbeddingFingerprint.of(spec, self.settings)
         cpus = threads or max(1, available_cpus() // workers)
         options: dict[str, Any] = {"dtype": dtype, "flip": tta == "flip", "batch_size": batch_size}
-        self._network: Any
-        if self.runtime == "openvino":
-            from batchverify.embedding.cpu_network import CpuNetwork
-
-            self._network = CpuNetwork(backbone, streams=workers, threads=cpus, **options)
-        else:
+        if self.runtime == "torch" and isinstance(backbone, Backbone):
             from batchverify.embedding.forward import TorchNetwork
 
-            self._network = TorchNetwork(backbone, self.device, threads=threads, **options)
+            self._network: Any = TorchNetwork(backbone, self.device, threads=threads, **options)
+        else:
+            self._network = _network(backbone, self.device, requested, workers, cpus, options)
         self._detector = build_detector(self.settings, self.device, self.runtime, threads=cpus)
+        self._torch = _torch_device(self._network, self.device, self.runtime, threads)
         self._start_seconds = {"start": time.perf_counter() - started}
         log.info("embedding on %s", self.compute_path)
 
@@ -113,7 +118,7 @@ class Embedder:
     @property
     def compute_path(self) -> ComputePath:
         """Device, dtype, runtime and batch size."""
-        return ComputePath(self.device, self._network.dtype, self.runtime, self.batch_size)
+        return ComputePath(self.device, self._network.dtype, self._network.runtime, self.batch_size)
 
     def __call__(self, images: Sequence[np.ndarray]) -> Embedded:
         """Embed images, each (H, W, 3) uint8 RGB, upright, of any size; `UsageError` for anything else."""
@@ -132,15 +137,15 @@ class Embedder:
 
     def _detect(self, detector: Detector, images: list[np.ndarray]) -> list[Detections]:
         """All faces of some images, in smaller blocks if a GPU runs out of memory."""
-        if self.runtime == "openvino":
+        if self._torch is None:
             return detector(images)
 
         def detect() -> list[Detections]:
-            with self._network.computing():
+            with self._torch.computing():
                 return detector(images, blocks)
 
         blocks = detector.blocks
-        while (detections := self._network.within_memory(detect)) is None:
+        while (detections := self._torch.within_memory(detect)) is None:
             if blocks.smallest:
                 raise BatchverifyError(f"{self.device}: no memory to find a face")
             blocks = blocks.halved()
@@ -185,6 +190,49 @@ class Embedder:
         """
         rows: np.ndarray = self._network.vectors(pixels)
         return rows
+
+
+def _network(
+    backbone: AnyBackbone,
+    device: str,
+    runtime: str,
+    workers: int,
+    threads: int,
+    options: Mapping[str, Any],
+) -> Network:
+    """The network of a backbone that does not run in torch; those of other projects are tried out.
+
+    runtime: as the user gave it. workers, threads: see `Embedder`. options: dtype, flip and batch_size.
+    """
+    network: Network
+    if isinstance(backbone, PluginBackbone):
+        network = PluginNetwork(backbone, device, **options)
+    elif device != "cpu" and isinstance(backbone, OnnxBackbone):
+        from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
+
+        network = OnnxRuntimeNetwork(backbone, device, **options)
+    elif runtime == "torch":
+        raise UsageError(f"--runtime torch: {backbone.name} is an ONNX file, which OpenVINO runs on a CPU")
+    else:
+        from batchverify.embedding.cpu_network import CpuNetwork
+
+        if isinstance(backbone, OnnxBackbone):
+            # Tried with few faces: a large network takes long for all of a batch.
+            few = {**options, "batch_size": min(options["batch_size"] or 2, 2)}
+            check_network(CpuNetwork(backbone, threads=threads, **few), backbone.name)
+        return CpuNetwork(backbone, streams=workers, threads=threads, **options)
+    if not isinstance(backbone, Backbone):
+        check_network(network, backbone.name)
+    return network
+
+
+def _torch_device(network: Any, device: str, runtime: str, threads: int | None) -> Any:
+    """What torch's detector computes on: the backbone's network if that is in torch, too. None without torch."""
+    if runtime != "torch":
+        return None
+    from batchverify.embedding.forward import TorchDevice
+
+    return network if isinstance(network, TorchDevice) else TorchDevice(device, threads)
 
 
 def _checked(images: Any) -> list[np.ndarray]:

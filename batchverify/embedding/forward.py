@@ -13,8 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
+from torch.nn.functional import conv2d, linear, max_pool2d, normalize, prelu, relu
 
+from batchverify.embedding import compact
 from batchverify.embedding.backbone import Backbone
 from batchverify.embedding.inception import (
     CPU_BATCH,
@@ -85,11 +86,59 @@ class TorchInception:
         return conv2d(values, weight, bias, layer.stride, layer.padding)
 
 
+class TorchCompact:
+    """The compact network: what `scaled` makes of (B, 3, 128, 128) to (B, 256), not normalised; see `compact.py`.
+
+    Raises `ArtifactError` for tensors of another network.
+    """
+
+    def __init__(self, backbone: Backbone, device: str, dtype: torch.dtype) -> None:
+        compact.check_tensors(backbone.name, backbone.tensors)
+        self._tensors = {name: on_device(array, device, dtype) for name, array in backbone.tensors.items()}
+        self._scale, self._shift = (
+            on_device(backbone.tensors[f"input.{name}"].reshape(1, 3, 1, 1), device)
+            for name in ("scale", "shift")
+        )
+
+    def scaled(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """uint8 RGB as the network takes it; computed in float32, since it is not exact in shorter types."""
+        return pixels.flip(1).float().mul_(self._scale).add_(self._shift).to(dtype)
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        for layer in compact.LAYERS:
+            values = self._layer(values, layer)
+        return values.flatten(1)
+
+    def _layer(self, values: torch.Tensor, layer: compact.Layer) -> torch.Tensor:
+        if isinstance(layer, compact.Convolution):
+            return self._convolution(values, layer)
+        given = values
+        for convolution in layer.convolutions:
+            values = self._convolution(values, convolution)
+        weights = values.mean((2, 3), keepdim=True)
+        for convolution in layer.weighting:
+            weights = self._convolution(weights, convolution)
+        values = values * weights.sigmoid()
+        return values + given if layer.residual else values
+
+    def _convolution(self, values: torch.Tensor, layer: compact.Convolution) -> torch.Tensor:
+        weight, bias = self._tensors[f"{layer.name}.weight"], self._tensors.get(f"{layer.name}.bias")
+        groups = layer.inputs if layer.depthwise else 1
+        values = conv2d(values, weight, bias, layer.stride, layer.padding, groups=groups)
+        return prelu(values, self._tensors[f"{layer.name}.slope"]) if layer.activated else values
+
+
+def centred(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 as InceptionResnetV1 takes it, -1 to 1. Exact in every dtype: halves of odd numbers, a power of two."""
+    return pixels.to(dtype).sub_(127.5).div_(128)
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """Pixels to unit vectors.
 
     network: on `device`, in `dtype`. flip: add the vectors of the mirror images. size: side of a face in pixels.
+    scale: from (B, 3, S, S) uint8 RGB to the network's input in a dtype.
     """
 
     network: Callable[[torch.Tensor], torch.Tensor]
@@ -97,12 +146,12 @@ class ForwardPass:
     dtype: torch.dtype
     flip: bool = False
     size: int = FACE_SIZE
+    scale: Callable[[torch.Tensor, torch.dtype], torch.Tensor] = centred
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, S, S, 3) uint8 on the device to (B, D) float32 unit rows there."""
         inputs = pixels.permute(0, 3, 1, 2)  # (B, 3, S, S), channels last
-        # Exact in every dtype: bytes, halves of odd numbers, and these divided by a power of two.
-        inputs = inputs.to(self.dtype).sub_(127.5).div_(128)
+        inputs = self.scale(inputs, self.dtype)
         vectors = self.network(inputs).float()
         if self.flip:
             vectors = vectors + self.network(inputs.flip(3)).float()
@@ -176,58 +225,20 @@ class GpuBatchRunner(BatchRunner):
         self._graph = graph
 
 
-class TorchNetwork:
-    """The backbone in torch: (N, S, S, 3) uint8 RGB faces to (N, D) float32 unit rows, from any thread.
+class TorchDevice:
+    """A device that any thread may compute on in torch. threads: CPUs for each, by default torch's own number."""
 
-    All batches have one shape. On a GPU the batch size is found by trials, and halved if memory runs out.
-    threads: CPUs for each calling thread, by default torch's own number.
-    Raises `ArtifactError` for weights of another network, `UsageError` for a dtype that torch does not have.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        device: str,
-        *,
-        dtype: str = "auto",
-        flip: bool = False,
-        batch_size: int | None = None,
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, device: str, threads: int | None = None) -> None:
         survive_forks()
         if device != "cpu":
             require_own_process("CUDA")
-        self._threads = threads
-        self.device, self.dtype, self.spec = device, choose_dtype(dtype, device), backbone.spec
-        torch_dtype: torch.dtype = getattr(torch, self.dtype)
-        network = TorchInception(backbone, device, torch_dtype)
-        self.compute = ForwardPass(network, device, torch_dtype, flip, self.spec.size)
-        self._of_thread, self._shrinking = local(), Lock()
-        if self.on_gpu:
             full_float32()
-            # Threads use their own streams, which do not wait for the copies of the weights.
-            torch.cuda.synchronize(device)
-        self.batch_size = batch_size or self._best_batch()
+        self.device, self._threads, self._of_thread = device, threads, local()
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the network is on a GPU."""
+        """Whether it is a GPU."""
         return self.device != "cpu"
-
-    @torch.inference_mode()
-    def vectors(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 RGB to (N, D) float32 unit rows. Raises `BatchverifyError` for overflows."""
-        batches: list[np.ndarray] = []
-        done = 0
-        while done < len(pixels):
-            size = self.batch_size
-            rows = self.within_memory(partial(self._batch, size, pixels[done : done + size]))
-            if rows is None:
-                self._shrink(size)
-                continue
-            batches.append(rows)
-            done += len(rows)
-        return np.concatenate(batches) if batches else np.zeros((0, self.spec.dimension), np.float32)
 
     def within_memory(self, work: Callable[[], T]) -> T | None:
         """The result of `work`; None, with its memory freed, if a GPU's memory was too small."""
@@ -257,6 +268,57 @@ class TorchNetwork:
         """Set the number of CPUs, which torch stores for each calling thread."""
         if self._threads and not self.on_gpu:
             limit_torch(self._threads)
+
+
+class TorchNetwork(TorchDevice):
+    """The backbone in torch: (N, S, S, 3) uint8 RGB faces to (N, D) float32 unit rows, from any thread.
+
+    All batches have one shape. On a GPU the batch size is found by trials, and halved if memory runs out.
+    threads: CPUs for each calling thread, by default torch's own number.
+    Raises `ArtifactError` for weights of another network, `UsageError` for a dtype that torch does not have.
+    """
+
+    runtime = "torch"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        device: str,
+        *,
+        dtype: str = "auto",
+        flip: bool = False,
+        batch_size: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(device, threads)
+        self.dtype, self.spec = choose_dtype(dtype, device), backbone.spec
+        torch_dtype: torch.dtype = getattr(torch, self.dtype)
+        compute = partial(ForwardPass, device=device, dtype=torch_dtype, flip=flip, size=self.spec.size)
+        if backbone.architecture == compact.ARCHITECTURE:
+            network = TorchCompact(backbone, device, torch_dtype)
+            self.compute = compute(network, scale=network.scaled)
+        else:
+            self.compute = compute(TorchInception(backbone, device, torch_dtype))
+        self._shrinking = Lock()
+        if self.on_gpu:
+            # Threads use their own streams, which do not wait for the copies of the weights.
+            torch.cuda.synchronize(device)
+        self.batch_size = batch_size or self._best_batch()
+
+    @torch.inference_mode()
+    def vectors(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, S, S, 3) uint8 RGB to (N, D) float32 unit rows. Raises `BatchverifyError` for overflows."""
+        batches: list[np.ndarray] = []
+        done = 0
+        while done < len(pixels):
+            size = self.batch_size
+            rows = self.within_memory(partial(self._batch, size, pixels[done : done + size]))
+            if rows is None:
+                self._shrink(size)
+                continue
+            batches.append(rows)
+            done += len(rows)
+        return np.concatenate(batches) if batches else np.zeros((0, self.spec.dimension), np.float32)
 
     def runner(self, size: int) -> BatchRunner:
         """The runner for a batch size; on a GPU this thread's own."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
-from batchverify.embedding.backbone import find_spec
+from batchverify.embedding.backbone import find_spec, is_file
 from batchverify.engine.base import Engine, Workers, WorkPlan, visible_gpus
 from batchverify.engine.ray.address import Address
 from batchverify.engine.stages import Loader, LoadPlan
@@ -69,10 +69,9 @@ class Job:
         # Hashed now: the files may be gone when the run record is written.
         hashed = opened.fingerprint
         backbone = backbone_spec(options)
-        fingerprint = EmbeddingFingerprint.of(backbone, options.settings)
-        return cls(
-            options, opened, hashed, backbone, options.settings, fingerprint, uuid.uuid4().hex[:12], started
-        )
+        settings = options.settings(backbone)
+        fingerprint = EmbeddingFingerprint.of(backbone, settings)
+        return cls(options, opened, hashed, backbone, settings, fingerprint, uuid.uuid4().hex[:12], started)
 
     @property
     def scan(self) -> Scan:
@@ -230,11 +229,10 @@ def work_plan(
 ) -> WorkPlan:
     """What workers need to know to embed under `settings` and its `fingerprint`."""
     root = options.cache_root
-    # Workers may run in another folder, so every path is made absolute.
+    # Workers may run in another folder: paths are made absolute. Links stay, whose names tell what a file is.
     cache = str(Location.parse(root)) if root is not None else None
     load = LoadPlan(settings, fingerprint, options.limits, cache, options.retry_failed)
-    is_file = bool(Path(options.backbone).suffix)
-    backbone = str(Path(options.backbone).resolve()) if is_file else options.backbone
+    backbone = str(Path(options.backbone).absolute()) if is_file(options.backbone) else options.backbone
     weights = str(Path(options.weights).resolve()) if options.weights else None
     return WorkPlan(
         load, backbone, weights, options.device, options.runtime, options.batch_size, options.dtype

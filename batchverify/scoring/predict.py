@@ -99,10 +99,12 @@ def predict(
 
     images = (path_text(image_a, "image_a"), path_text(image_b, "image_b"))
     options = replace(options or ScoreOptions(), **changes)
-    fingerprint = EmbeddingFingerprint.of(backbone_spec(options), options.settings)
+    backbone = backbone_spec(options)
+    settings = options.settings(backbone)
+    fingerprint = EmbeddingFingerprint.of(backbone, settings)
     head = find_head(options.head, fingerprint)
     threshold = head.threshold(options.threshold, options.at_far)
-    plan = replace(work_plan(options, options.settings, fingerprint), batch_size=PAIR_BATCH)
+    plan = replace(work_plan(options, settings, fingerprint), batch_size=PAIR_BATCH)
     first, second = _entries(images, plan)
     probability = label = similarity = None
     if first.vector is not None and second.vector is not None:

@@ -11,7 +11,6 @@ from cache_samples import entry, failure, flip, key, values, vector
 
 from batchverify.cache.segment import (
     DAMAGE,
-    DIMENSION,
     METADATA_KEY,
     Entry,
     Provenance,
@@ -28,6 +27,7 @@ from batchverify.cache.segment import (
     vector_table,
     write_segment,
 )
+from batchverify.fingerprint import DIMENSION
 from batchverify.records import Reason, Skipped
 from batchverify.storage.location import Location
 

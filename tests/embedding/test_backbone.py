@@ -17,12 +17,14 @@ from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
 from batchverify.embedding.backbone import (
+    COMPACT,
     PACKAGED,
     Backbone,
     dequantise,
     fingerprint,
     list_backbones,
     load_backbone,
+    load_weights,
     packaged_weights,
     quantise,
     read_tensors,
@@ -41,7 +43,7 @@ FLOAT_FILE = "20180402-114759-vggface2.pt"
 
 @pytest.fixture(scope="module")
 def packaged() -> Backbone:
-    return load_backbone()
+    return load_weights()
 
 
 @pytest.fixture
@@ -274,7 +276,7 @@ def test_another_network_is_refused(packaged):
 @pytest.mark.usefixtures("nowhere")
 def test_names_and_weights_that_make_no_sense(tmp_path):
     with pytest.raises(
-        UsageError, match="unknown backbone 'resnet': vggface2, vggface2-float, casia-webface or"
+        UsageError, match="unknown backbone 'resnet': vggface2, compact, vggface2-float, casia-webface or"
     ):
         load_backbone("resnet")
     with pytest.raises(UsageError, match=r"--weights goes with .*, not with 'vggface2'"):
@@ -290,11 +292,12 @@ def test_names_and_weights_that_make_no_sense(tmp_path):
 @pytest.mark.usefixtures("nowhere")
 def test_the_list_of_backbones(tmp_path):
     plain = list_backbones()
-    assert [each.name for each in plain] == [PACKAGED, *PUBLISHED]
-    assert plain[0].fingerprint == stored_fingerprint(packaged_weights())
-    assert (plain[1].path, plain[1].fingerprint) == (None, None)
-    assert "not on this machine" in "\n".join(plain[1].lines())
+    assert [each.name for each in plain] == [PACKAGED, COMPACT, *PUBLISHED]
+    for each in plain[:2]:
+        assert each.fingerprint == stored_fingerprint(packaged_weights(each.name))
+    assert (plain[2].path, plain[2].fingerprint) == (None, None)
+    assert "not on this machine" in "\n".join(plain[2].lines())
     torch.save({"w": torch.ones(2)}, tmp_path / FLOAT_FILE)
-    found = list_backbones(tmp_path / FLOAT_FILE)[1]
+    found = list_backbones(tmp_path / FLOAT_FILE)[2]
     assert found.fingerprint == fingerprint({"w": np.ones(2, np.float32)})
     assert json.loads(json.dumps(found.to_json()))["path"] == str(tmp_path / FLOAT_FILE)

@@ -15,7 +15,7 @@ from facenet_pytorch import InceptionResnetV1
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from batchverify.embedding.backbone import METADATA_KEY, RANGES_KEY, Backbone, load_backbone, packaged_weights
+from batchverify.embedding.backbone import METADATA_KEY, RANGES_KEY, Backbone, load_weights, packaged_weights
 from batchverify.embedding.cpu_network import CpuNetwork
 from batchverify.embedding.embedder import Embedded, Embedder
 from batchverify.embedding.forward import TorchNetwork
@@ -32,7 +32,7 @@ BATCH = 2
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return load_backbone()
+    return load_weights()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,216 @@
+"""The description of a backbone in a file of another project: which faces it takes, and how their pixels are scaled.
+
+It is a JSON document in `FILE.json` beside `FILE.onnx`, or in the model's metadata. A wrong order of colours or a
+wrong scale costs accuracy without any error, so neither is ever guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from batchverify.errors import ArtifactError
+from batchverify.faces.alignment import TEMPLATES
+from batchverify.fingerprint import CROPS, DEFAULT_MARGIN, DEFAULT_TEMPLATE, MOST_MARGIN, EmbeddingSettings
+
+COLOURS = ("RGB", "BGR")
+SIZES = (32, 512)
+# Beyond this neither side of a scale makes sense: pixels lie between 0 and 255.
+LARGEST = 1e6
+MOST_TEXT = 1000
+MOST_OUTPUT = 4096
+REQUIRED = ("crop", "size", "colour", "mean", "scale")
+# Some models scale pixels themselves; of InsightFace's those with a subtraction and a multiplication among the first
+# nodes.
+_RAW = {"mean": 0, "scale": 1}
+_ARCFACE = {
+    "crop": "align",
+    "template": "arcface",
+    "size": 112,
+    "colour": "RGB",
+    "mean": 127.5,
+    "scale": 127.5,
+}
+# What the projects that publish these models do with a face, from their sources.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "insightface": _ARCFACE,
+    # Two outputs, the embedding and its length.
+    "adaface": {**_ARCFACE, "colour": "BGR", "output": 0},
+    "sface": {**_ARCFACE, **_RAW},
+    "edgeface": _ARCFACE,
+    "0095": {**_ARCFACE, "template": "reid-0095", "size": 128, "colour": "BGR", **_RAW},
+    "facenet": {"crop": "detect", "size": 160, "colour": "RGB", "mean": 127.5, "scale": 128},
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """The faces that a backbone takes.
+
+    crop: as `--crop`. template: of `align`, by name. margin: of `detect`, in pixels of a face of 160. size: side of
+    the square face in pixels. colour: order of the channels, `RGB` or `BGR`. mean, scale: of each channel in this
+    order; the network takes (pixel - mean) / scale, with pixels from 0 to 255. output: name or number of the output
+    with the vectors; None if there is only one. licence, source: texts for people.
+    """
+
+    crop: str
+    size: int
+    colour: str
+    mean: tuple[float, float, float]
+    scale: tuple[float, float, float]
+    template: str = ""
+    margin: int = DEFAULT_MARGIN
+    output: str | int | None = None
+    licence: str = ""
+    source: str = ""
+
+    @classmethod
+    def parse(cls, document: Any, name: str, first_nodes: Sequence[tuple[str, str]] = ()) -> Description:
+        """Check a document. name: of its file, for messages. first_nodes: of the model, for InsightFace's preset.
+
+        Raises `ArtifactError` that says what is missing, unknown or wrong.
+        """
+        if not isinstance(document, Mapping):
+            raise ArtifactError(f"{name}: a description is a JSON object, got {_shown(document)}")
+        known = {field.name for field in fields(cls)} | {"preset"}
+        if unknown := sorted(map(str, document.keys() - known)):
+            listed = ", ".join(sorted(known))
+            raise ArtifactError(f"{name}: unknown key {_shown(unknown[0])}; a description has {listed}")
+        given = {key: value for key, value in document.items() if value is not None}
+        values = {**_preset(given.pop("preset", None), name, first_nodes), **given}
+        if given.get("crop", "align") != "align" and "template" not in given:
+            values.pop("template", None)
+        if missing := [key for key in REQUIRED if key not in values]:
+            raise ArtifactError(f"{name}: still to be filled in: {', '.join(missing)}")
+        return cls(**{key: _checked(name, key, value) for key, value in values.items()})._with_template(name)
+
+    def _with_template(self, name: str) -> Description:
+        if self.crop == "align" and not self.template:
+            raise ArtifactError(f"{name}: crop align needs a template: {', '.join(TEMPLATES)}")
+        if self.crop != "align" and self.template:
+            raise ArtifactError(f"{name}: a template goes with crop align, not with {self.crop}")
+        return self
+
+    @property
+    def normalisation(self) -> str:
+        """How pixels become the network's input, for people and for the fingerprint."""
+        if self.mean == (0, 0, 0) and self.scale == (1, 1, 1):
+            return f"x, {self.colour}"
+        return f"(x - {_numbers(self.mean)}) / {_numbers(self.scale)}, {self.colour}"
+
+    @property
+    def settings(self) -> EmbeddingSettings:
+        """How a face is cut out for this backbone, unless the user says otherwise."""
+        # The landmarks of MTCNN are not good enough to align a face by.
+        detector, template = ("retinaface", self.template) if self.crop == "align" else ("mtcnn", None)
+        return EmbeddingSettings(
+            self.crop, self.margin, detector=detector, template=template or DEFAULT_TEMPLATE
+        )
+
+    @property
+    def identity(self) -> str:
+        """What changes vectors, apart from the crop, as canonical JSON."""
+        parts = {"colour": self.colour, "mean": self.mean, "scale": self.scale, "output": self.output}
+        return json.dumps(parts, sort_keys=True)
+
+
+def form(size: int | None, outputs: Sequence[str]) -> str:
+    """A description to fill in, with what the model itself tells: the side of its faces and its outputs' names."""
+    output = outputs[0] if len(outputs) == 1 else None
+    blank = {
+        **dict.fromkeys(("crop", "template")),
+        "size": size,
+        **dict.fromkeys(("colour", "mean", "scale")),
+    }
+    return json.dumps({**blank, "output": output, "licence": None, "source": None}, indent=1)
+
+
+def _preset(preset: Any, name: str, first_nodes: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
+    if preset is None:
+        return {}
+    if preset not in list(PRESETS):
+        raise ArtifactError(f"{name}: preset must be one of {', '.join(PRESETS)}, got {_shown(preset)}")
+    if preset == "insightface" and _scales_itself(first_nodes):
+        return {**PRESETS[preset], **_RAW}
+    return PRESETS[preset]
+
+
+def _scales_itself(first_nodes: Sequence[tuple[str, str]]) -> bool:
+    """Whether a subtraction and a multiplication are among the first nodes: InsightFace's own test."""
+    starts = {("Sub", "_minus"): False, ("Mul", "_mul"): False}
+    for node, kind in first_nodes:
+        for names in starts:
+            starts[names] |= node.startswith(names) or kind == names[0]
+    return all(starts.values())
+
+
+def _checked(name: str, key: str, value: Any) -> Any:
+    """The value of a key as `Description` has it; `ArtifactError` for one that makes no sense."""
+    rule, must_be = _RULES[key]
+    result = rule(value)
+    if result is None:
+        raise ArtifactError(f"{name}: {key} must be {must_be}, got {_shown(value)}")
+    return result
+
+
+def _choice(*choices: str) -> Callable[[Any], str | None]:
+    return lambda value: value if isinstance(value, str) and value in choices else None
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int | None]:
+    def check(value: Any) -> int | None:
+        return value if type(value) is int and least <= value <= most else None
+
+    return check
+
+
+def _channels(positive: bool) -> Callable[[Any], tuple[float, ...] | None]:
+    """One number for all channels, or a list of three."""
+
+    def check(value: Any) -> tuple[float, ...] | None:
+        values = value if isinstance(value, list | tuple) else [value] * 3
+        if len(values) != 3 or not all(type(each) in (int, float) for each in values):
+            return None
+        if not all(abs(each) <= LARGEST and (each > 1 / LARGEST or not positive) for each in values):
+            return None
+        return tuple(map(float, values))
+
+    return check
+
+
+def _output(value: Any) -> str | int | None:
+    if isinstance(value, str):
+        return value if 0 < len(value) <= MOST_TEXT else None
+    return _whole(0, MOST_OUTPUT)(value)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and len(value) <= MOST_TEXT else None
+
+
+# For each key: the check, which gives the value or None, and what it asks for, in words.
+_RULES: Mapping[str, tuple[Callable[[Any], Any], str]] = {
+    "crop": (_choice(*CROPS), f"one of {', '.join(CROPS)}"),
+    "template": (_choice(*TEMPLATES), f"one of {', '.join(TEMPLATES)}"),
+    "margin": (_whole(0, MOST_MARGIN), f"a whole number from 0 to {MOST_MARGIN}"),
+    "size": (_whole(*SIZES), f"a whole number from {SIZES[0]} to {SIZES[1]}"),
+    "colour": (_choice(*COLOURS), " or ".join(COLOURS)),
+    "mean": (_channels(False), "a number, or a list of three"),
+    "scale": (_channels(True), "a positive number, or a list of three"),
+    "output": (_output, "the name or the number of an output"),
+    "licence": (_text, f"a text of at most {MOST_TEXT:,} characters"),
+    "source": (_text, f"a text of at most {MOST_TEXT:,} characters"),
+}
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """One number if all are equal, else a list of them."""
+    texts = [f"{value!r}".removesuffix(".0") for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"[{', '.join(texts)}]"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
