@@ -138,8 +138,8 @@ class TrainOptions(EmbedOptions):
 
     test: path or URI of a manifest. algorithms: `NAME` or `NAME:FEATURES`, several for an ensemble, none for
     distance. widths: neurons of a network's hidden layers. shrinkage: of linear heads, in pairs. folds: None
-    for 5 if dev is small, 0 for dev alone. tune: trials of a search before training, 0 for none. augment:
-    augmented views of each training image.
+    for 5 if dev is small, 0 for dev alone. centred: take the mean of the training images off every vector. tune:
+    trials of a search before training, 0 for none. augment: augmented views of each training image.
     """
 
     test: str | None = None
@@ -155,6 +155,7 @@ class TrainOptions(EmbedOptions):
     monitor: str = "loss"
     snapshots: int = 1
     shrinkage: float = 2000.0
+    centred: bool = True
     folds: int | None = None
     calibration: str = "platt"
     seed: int = 0

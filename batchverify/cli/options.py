@@ -220,6 +220,12 @@ train_options = together(
         "cosine, euclidean, chi2sum. Default: chi2sum (distance), chi2 (logistic, weighted-chi2), absdiff (network).",
         "NAMES",
     ),
+    click.option(
+        "--centred/--not-centred",
+        default=TrainOptions().centred,
+        show_default=True,
+        help="Take the mean of the training images' embeddings off every embedding.",
+    ),
     option(
         "--shrinkage",
         "Pull of a linear head's weights towards equal ones: the number of pairs that weigh as much.",

@@ -17,6 +17,7 @@ import numpy as np
 from batchverify.documents import MOST_METADATA, read_document
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.heads.centring import centred
 from batchverify.heads.features import product
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
 from batchverify.kernels.distances import distances
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METADATA_KEY = "batchverify"
+# The tensor of what is taken off embeddings; without it nothing is.
+CENTRE = "centre"
 FORMAT = 2
 # Bytes of a head. Those that `train` makes by default have up to 3 MB.
 MOST_BYTES = 1 << 30
@@ -51,12 +54,14 @@ class Head:
     """One or more scorers with a calibration.
 
     scorers: the logit is the mean of their scores. calibration: slope and offset of that logit. about: the
-    artifact's metadata, such as `embedding` (the fingerprint it was trained for) and `thresholds`.
+    artifact's metadata, such as `embedding` (the fingerprint it was trained for) and `thresholds`. centre: (F,)
+    float32, what is taken off every embedding before its features are computed; None for nothing.
     """
 
     scorers: tuple[Scorer, ...]
     calibration: tuple[float, float] = (1.0, 0.0)
     about: Mapping[str, Any] = field(default_factory=dict)
+    centre: np.ndarray | None = None
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score pairs of (N, D) float16 or float32 embeddings.
@@ -66,6 +71,14 @@ class Head:
         """
         if a.shape != b.shape or a.ndim != 2 or a.shape[1] != self.dimension:
             raise UsageError(f"the head takes two arrays (N, {self.dimension}), got {a.shape} and {b.shape}")
+        if self.centre is None:
+            return self._score(a, b)
+        rows = np.arange(len(a))
+        probability, _ = self._score(centred(a, self.centre), centred(b, self.centre))
+        return probability, _clipped(distances(a, b, rows, rows)[1])
+
+    def _score(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Probability and cosine of pairs of embeddings from which the centre has been taken."""
         if not self.needs_torch:
             rows = np.arange(len(a))
             return self._from_distances(*distances(a, b, rows, rows))
@@ -94,12 +107,23 @@ class Head:
 
     def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Like calling the head, for pairs given as (N,) int64 indices into (M, D) embeddings."""
+        if self.centre is None:
+            return self._score_pairs(vectors, a, b)
+        similarity = _clipped(distances(vectors, vectors, a, b)[1])
+        if len(vectors) > 2 * len(a):
+            used, rows = np.unique(np.concatenate([a, b]), return_inverse=True)
+            vectors, (a, b) = vectors[used], np.split(rows, 2)
+        return self._score_pairs(centred(vectors, self.centre), a, b)[0], similarity
+
+    def _score_pairs(
+        self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         if not self.needs_torch:
             return self._from_distances(*distances(vectors, vectors, a, b))
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
         for start in range(0, len(a), GATHERED):
             rows = slice(start, start + GATHERED)
-            probability[rows], similarity[rows] = self(vectors[a[rows]], vectors[b[rows]])
+            probability[rows], similarity[rows] = self._score(vectors[a[rows]], vectors[b[rows]])
         return probability, similarity
 
     @cached_property
@@ -196,7 +220,10 @@ class Head:
             },
         }
         metadata = {METADATA_KEY: json.dumps(about, sort_keys=True)}
-        return save(to_tensors(self.scorers), metadata=metadata)
+        tensors = to_tensors(self.scorers)
+        if self.centre is not None:
+            tensors[CENTRE] = np.ascontiguousarray(self.centre)
+        return save(tensors, metadata=metadata)
 
     @classmethod
     def load(cls, location: str | Path | Location) -> Head:
@@ -224,15 +251,17 @@ class Head:
                     f"(batchverify {_short(about['version'])}), but this "
                     f"version reads format {FORMAT}: train it again"
                 )
+            centre = tensors.pop(CENTRE, None)
             scorers = from_tensors(tensors, about["members"])
             calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
             _check(scorers, calibration, about)
+            _check_centre(centre, about["embedding"]["dimension"])
         except (SafetensorError, UsageError, *MALFORMED) as exc:
             if isinstance(exc, ArtifactError):
                 raise
             reason = _short(f"it has no {exc}" if isinstance(exc, KeyError) else exc)
             raise ArtifactError(f"{name}: not a head of batchverify: {reason}") from exc
-        return cls(scorers, calibration, about)
+        return cls(scorers, calibration, about, centre)
 
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
@@ -285,6 +314,18 @@ def _metadata(data: bytes) -> str:
         raise ValueError("not a safetensors file")
     # The header holds the metadata as a string, with a backslash before every quotation mark.
     return str(read_document(data[8 : 8 + length], 2 * MOST_METADATA)["__metadata__"][METADATA_KEY])
+
+
+def _check_centre(centre: np.ndarray | None, dimension: int) -> None:
+    """Check the centre: shorter than 1, so that something of every embedding remains."""
+    if centre is None:
+        return
+    if centre.dtype != np.float32 or centre.shape != (dimension,):
+        raise ValueError(
+            f"its centre holds {centre.dtype} of shape {centre.shape}, not float32 ({dimension},)"
+        )
+    if not np.linalg.norm(centre.astype(np.float64)) < 1:
+        raise ValueError("its centre is not the mean of vectors of unit length")
 
 
 def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: Mapping[str, Any]) -> None:

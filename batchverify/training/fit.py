@@ -13,6 +13,7 @@ import torch
 from batchverify.errors import UsageError
 from batchverify.evaluation.figures import Curve, Metrics, calibration_error, measure
 from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.heads.centring import centred, mean_vector
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Scorer
@@ -159,13 +160,16 @@ def fit_head(
 
     Held out are the dev pairs and, depending on `options.folds`, the training pairs, scored out of fold. No weights
     are fitted to them, although dev decides when networks stop and what `tune` picks. The same pairs, options and
-    seed give the same bytes on the same machine. about: more metadata. Raises `UsageError` for pairs that cannot be
-    learned from, `TrainingError` if a network cannot learn.
+    seed give the same bytes on the same machine. With `options.centred` the mean of the training images' vectors is
+    taken off; it knows no labels, so the folds share it. about: more metadata. Raises `UsageError` for pairs that
+    cannot be learned from, `TrainingError` if a network cannot learn.
     """
     train.check(FEWEST_PAIRS)
     dev.check()
     specs = estimator_specs(options)
     folds = _folds(options, train, dev)
+    plain_dev = dev
+    train, dev, centre = centred_pairs(train, dev, options)
     fits, scores = [], []
     with _one_thread():
         for spec in specs:
@@ -176,8 +180,8 @@ def fit_head(
         labels = np.concatenate([train.labels[: train.originals], dev.labels]) if folds else dev.labels
         scorers, logits = _combined(fits, scores, labels)
         slope, offset = METHODS[options.calibration](logits, labels)
-        head = Head(scorers, (slope, offset), {"embedding": dict(embedding.document)})
-        measured = _measured(head, dev, logits, labels)
+        head = Head(scorers, (slope, offset), {"embedding": dict(embedding.document)}, centre)
+        measured = _measured(head, plain_dev, logits, labels)
     more = dict(about or {})
     training = {
         **more.pop("training", {}),
@@ -192,6 +196,17 @@ def fit_head(
         str(spec): fit.network for spec, fit in zip(specs, fits, strict=True) if fit.network is not None
     }
     return FittedHead(head, labels, sigmoid(slope * logits + offset), networks)
+
+
+def centred_pairs(
+    train: LabelledPairs, dev: LabelledPairs, options: TrainOptions
+) -> tuple[LabelledPairs, LabelledPairs, np.ndarray | None]:
+    """Both sets less the mean of the training images' vectors, and that mean; as they are without `centred`."""
+    if not options.centred:
+        return train, dev, None
+    centre = mean_vector(train.vectors[train.images()])
+    moved = (replace(pairs, vectors=centred(pairs.vectors, centre)) for pairs in (train, dev))
+    return (*moved, centre)
 
 
 def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:
@@ -313,7 +328,7 @@ def _brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 def _fit_options(options: TrainOptions, specs: Sequence[EstimatorSpec]) -> dict[str, Any]:
     """The options that affect the fit, for the metadata."""
-    names = ["seed", "calibration", "augment"]
+    names = ["seed", "calibration", "augment", "centred"]
     if any(spec.algorithm == "network" for spec in specs):
         names += [name for name in NetworkSettings.__dataclass_fields__ if name != "seed"]
     if any(spec.algorithm != "network" for spec in specs):

@@ -151,6 +151,10 @@ class LabelledPairs:
             groups[image] = numbers.setdefault(person, len(numbers))
         return groups
 
+    def images(self) -> np.ndarray:
+        """Indices of the images that occur in a pair, sorted."""
+        return np.unique(np.concatenate([self.a, self.b]))
+
     def impostor_pairs(self) -> LabelledPairs:
         """The different pairs among `all_pairs`, or those among the labelled pairs if these are more."""
         pairs = self.all_pairs()
@@ -268,7 +272,7 @@ def check_apart(train: LabelledPairs, dev: LabelledPairs) -> None:
 
 
 def _used_images(pairs: LabelledPairs) -> list[int]:
-    images: list[int] = np.unique(np.concatenate([pairs.a, pairs.b])).tolist()
+    images: list[int] = pairs.images().tolist()
     return images
 
 

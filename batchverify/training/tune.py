@@ -18,7 +18,7 @@ from batchverify.evaluation.figures import log_loss
 from batchverify.heads.features import Features
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.training.calibration import platt_scaling, sigmoid
-from batchverify.training.fit import EstimatorSpec
+from batchverify.training.fit import EstimatorSpec, centred_pairs
 from batchverify.training.pairs import LabelledPairs
 
 SCALARS = ("cosine", "euclidean", "chi2sum")
@@ -49,6 +49,7 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
     trials fail.
     """
     points = draw_points(search_space(options), options.tune, options.seed)
+    train, dev, _ = centred_pairs(train, dev, options)
     # Ray Tune's newer reporter prints even when told to be silent. Its handler of Ctrl-C would end only the search,
     # not the command.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
