@@ -205,8 +205,8 @@ def centred_pairs(
     if not options.centred:
         return train, dev, None
     centre = mean_vector(train.vectors[train.images()])
-    moved = (replace(pairs, vectors=centred(pairs.vectors, centre)) for pairs in (train, dev))
-    return (*moved, centre)
+    train, dev = (replace(pairs, vectors=centred(pairs.vectors, centre)) for pairs in (train, dev))
+    return train, dev, centre
 
 
 def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:

@@ -21,7 +21,7 @@ from bad_images import (
     with_chunk,
     ycck,
 )
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile
 
 from batchverify.faces.images import decode, decoder_set, own_process, too_large_dependence
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
@@ -266,7 +266,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0\0\0\x08mdat"
 def test_heic_is_undecodable_with_or_without_a_decoder():
     assert "JPEG, PNG" in reason(HEIC).message
 
-    class Heif(Image.Image):
+    class Heif(ImageFile.ImageFile):
         """What a plug-in such as pillow-heif registers."""
 
     Image.register_open("HEIF", Heif, lambda prefix: prefix[4:8] == b"ftyp")

@@ -19,7 +19,10 @@ class BackboneTarget(Target):
         import torch
         from safetensors.numpy import save
 
-        tensors = {"a.weight": np.ones((2, 3), np.float32), "b": np.arange(4, dtype=np.float16)}
+        tensors: dict[str, np.ndarray] = {
+            "a.weight": np.ones((2, 3), np.float32),
+            "b": np.arange(4, dtype=np.float16),
+        }
         tensors |= {"c": np.ones((2, 2), np.int8), "c.scale": np.ones(2, np.float32)}
         about = {"batchverify": '{"activation_ranges": {"a": 1.5}, "fingerprint": "x"}'}
         file = save(tensors, metadata=about)

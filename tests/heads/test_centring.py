@@ -70,7 +70,13 @@ def test_the_centre_is_part_of_the_artifact():
 
 @pytest.mark.parametrize(
     "centre",
-    [MEAN[:-1], MEAN.astype(np.float64), MEAN[None], np.full(512, np.nan, np.float32), np.ones(512, np.float32)],
+    [
+        MEAN[:-1],
+        MEAN.astype(np.float64),
+        MEAN[None],
+        np.full(512, np.nan, np.float32),
+        np.ones(512, np.float32),
+    ],
     ids=["short", "double", "matrix", "nan", "long"],
 )
 def test_a_centre_that_is_none_is_refused(centre):
