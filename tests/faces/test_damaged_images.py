@@ -21,7 +21,7 @@ from bad_images import (
     with_chunk,
     ycck,
 )
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps, features
 
 from batchverify.faces.images import decode, decoder_set, own_process, too_large_dependence
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
