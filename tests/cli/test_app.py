@@ -65,7 +65,7 @@ WRONG = [
     (["--threshold", "2"], "--threshold must lie between 0 and 1, got 2.0"),
     (["--threshold", "0.5", "--at-far", "0.01"], "--threshold and --at-far exclude each other"),
     (["--at-far", "1e-6"], "--at-far 1e-06: the head stores no threshold for this rate"),
-    (["--backbone", "resnet"], "unknown backbone 'resnet': vggface2, vggface2-float, casia-webface"),
+    (["--backbone", "resnet"], "unknown backbone 'resnet': vggface2, compact, vggface2-float, casia-webface"),
     (["--margin", "20"], "no head is shipped for these settings"),
     (["--head", "absent.safetensors"], "absent.safetensors: the head cannot be read"),
     (["--device", "cuda"], "--device cuda: this machine has no such CUDA device"),

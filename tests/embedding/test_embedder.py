@@ -367,7 +367,7 @@ def test_a_generator_and_one_array_of_all_pictures_are_embedded_too(embedder):
 
 def test_settings_that_make_no_sense(backbone):
     for settings, message in (
-        ({"crop": "face"}, "crop must be one of detect, center, none"),
+        ({"crop": "face"}, "crop must be one of detect, align, center, none"),
         ({"tta": "rotate"}, "tta must be"),
         ({"margin": -1}, "margin must be"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
