@@ -172,7 +172,7 @@ def test_check_prepare_cache_and_backbones(tmp_path):
     assert (tmp_path / "manifests" / "train.csv").exists()
     assert run("prepare", "lfw", str(tmp_path), "-o", str(tmp_path / "lfw")).exit_code == 2
     listed = json.loads(run("backbones", "--json").stdout)
-    assert [each["name"] for each in listed] == ["vggface2", "vggface2-float", "casia-webface"]
+    assert [each["name"] for each in listed] == ["vggface2", "compact", "vggface2-float", "casia-webface"]
     assert len(listed[0]["fingerprint"]) == 64
     assert run("cache", "info", "--cache", str(tmp_path / "no-cache")).exit_code == 0
     assert run("cache", "verify").exit_code == 0
