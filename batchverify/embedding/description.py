@@ -80,8 +80,8 @@ class Description:
             raise ArtifactError(f"{name}: unknown key {_shown(unknown[0])}; a description has {listed}")
         given = {key: value for key, value in document.items() if value is not None}
         values = {**_preset(given.pop("preset", None), name, first_nodes), **given}
-        if given.get("crop", "align") != "align" and "template" not in given:
-            values.pop("template", None)
+        if "template" not in given:
+            values = _with_own_template(values)
         if missing := [key for key in REQUIRED if key not in values]:
             raise ArtifactError(f"{name}: still to be filled in: {', '.join(missing)}")
         return cls(**{key: _checked(name, key, value) for key, value in values.items()})._with_template(name)
@@ -135,6 +135,16 @@ def _preset(preset: Any, name: str, first_nodes: Sequence[tuple[str, str]]) -> M
     if preset == "insightface" and _scales_itself(first_nodes):
         return {**PRESETS[preset], **_RAW}
     return PRESETS[preset]
+
+
+def _with_own_template(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the template that a preset means: none without `align`, for 128 pixels InsightFace's second."""
+    values, size = dict(values), values.get("size")
+    if values.get("crop") != "align":
+        values.pop("template", None)
+    elif values.get("template") == "arcface" and size in (128, 256, 512):
+        values["template"] = "arcface-128"
+    return values
 
 
 def _scales_itself(first_nodes: Sequence[tuple[str, str]]) -> bool:

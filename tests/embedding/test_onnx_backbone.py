@@ -208,6 +208,23 @@ def test_presets_say_what_their_projects_do(tmp_path):
         np.testing.assert_allclose(found, expected(pixels, weights(96), colour, mean, scale), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "template"),
+    [
+        ({}, "arcface"),
+        ({"size": 224}, "arcface"),
+        ({"size": 128}, "arcface-128"),
+        ({"size": 256}, "arcface-128"),
+    ],
+)
+def test_a_preset_aligns_faces_of_other_sizes_as_its_project_does(change, template):
+    settings = Description.parse({"preset": "insightface", **change}, "model.json").settings
+    assert (settings.crop, settings.detector, settings.template) == ("align", "retinaface", template)
+    stated = Description.parse({"preset": "insightface", **change, "template": "arcface"}, "model.json")
+    assert stated.settings.template == "arcface"
+    assert Description.parse({"preset": "insightface", "crop": "detect"}, "model.json").template == ""
+
+
 def test_a_model_of_insightface_that_scales_pixels_itself_gets_them_raw(tmp_path):
     before = [node("Sub", ["pixels", "mean"], ["centred"]), node("Mul", ["centred", "factor"], ["faces"])]
     extra = [tensor("mean", np.array([127.5], np.float32)), tensor("factor", np.array([1 / 128], np.float32))]
