@@ -26,7 +26,7 @@ from repository import REPOSITORY
 # What is not copied; compiled loops of numba are.
 _LEFT_OUT = (".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", "build", "*.egg-info")
 _TIMEOUT = 200
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -464,6 +464,8 @@ def _run(copy: Path, tests: Sequence[str], *options: str) -> tuple[tuple[str, ..
         [*command, *marks, *options, *tests], cwd=copy, env=environment, capture_output=True, text=True
     )
     red = tuple(test.partition("/")[2] for test in _FAILED.findall(done.stdout))
+    if done.returncode == 1 and not red:
+        return red, f"pytest failed without a name: {done.stdout[-300:]!r}"
     if done.returncode in (0, 1):
         return red, ""
     return red, f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-300:]!r}"
