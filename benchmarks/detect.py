@@ -1,8 +1,8 @@
 """Detection alone: `python benchmarks/detect.py [ROOT] [--synthetic N] [--device D] [--beside CHECKOUT] [--record]`.
 
-Every path that this machine has beside facenet-pytorch's MTCNN in batches of 64 and, with `--beside`, another
-checkout of this project, on the same decoded pictures, two turns each: images/s, how well the boxes of the chosen
-face agree, and how often only one of the two finds a face.
+Every path that this machine has, with MTCNN and with RetinaFace, beside facenet-pytorch's MTCNN in batches of 64 and,
+with `--beside`, another checkout of this project, on the same decoded pictures, two turns each: images/s, how well
+the boxes of the chosen face agree (RetinaFace draws other boxes), and how often only one of the two finds a face.
 """
 
 import time
@@ -29,11 +29,20 @@ SIZES = (24, 32, 48, 64, 80, 128)
 
 
 def ways(device: str, beside: Path | None) -> list[Way]:
-    """Every way that a device has of finding faces of 20 pixels and more, and the default settings."""
+    """Every way that a device has of finding faces of 20 pixels and more, and the default settings.
+
+    MTCNN is not named: other checkouts may know no other detector.
+    """
     same = {"device": device, "min_face": SMALLEST}
-    found = [Way("torch", {**same, "runtime": "torch"})]
-    if device == "cpu":
-        found.insert(0, Way("OpenVINO", {**same, "runtime": "openvino"}))
+    runtimes = {"openvino": "OpenVINO", "torch": "torch"} if device == "cpu" else {"torch": "torch"}
+    found = [
+        Way(
+            f"{label}, {name}",
+            {**same, "runtime": runtime} | ({"detector": label} if label != "mtcnn" else {}),
+        )
+        for label in ("mtcnn", "retinaface")
+        for runtime, name in runtimes.items()
+    ]
     found.append(Way("default settings", {"device": device}))
     return found + ([Way(f"{beside.name}, another checkout", same, beside)] if beside else [])
 

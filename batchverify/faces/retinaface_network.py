@@ -170,8 +170,8 @@ def _model(shape: tuple[int, ...]) -> Any:
     graph = _Graph()
     ops = graph.ops
     canvases = ops.parameter(list(shape), np.uint8, "canvases")
-    values = ops.transpose(ops.convert(canvases, "f32"), ops.constant(np.array([0, 3, 1, 2])))
-    values = ops.subtract(values, graph.constant(np.reshape(MEANS, (1, 3, 1, 1))))
+    values = ops.subtract(ops.convert(canvases, "f32"), graph.constant(np.reshape(MEANS, (1, 1, 1, 3))))
+    values = ops.transpose(values, ops.constant(np.array([0, 3, 1, 2])))
     order, rows = ops.constant(np.array([0, 2, 3, 1])), ops.constant(np.array([shape[0], -1, VALUES]))
     levels = [ops.reshape(ops.transpose(level, order), rows, False) for level in network(graph, values)]
     return Model([ops.result(ops.concat(levels, 1))], [canvases], "retinaface")

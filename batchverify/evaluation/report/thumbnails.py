@@ -168,11 +168,14 @@ def _thumbnail(data: bytes | Skipped, entry: Entry | None, source: ImageSource) 
 
 
 def _face(image: DecodedImage, entry: Entry | None, crop: Mapping[str, Any]) -> np.ndarray | None:
-    """The square uint8 RGB crop that the backbone saw, 160 pixels wide; None if it is not known."""
+    """The square uint8 RGB crop that the backbone saw, 160 pixels wide; None if it is not known.
+
+    Of an aligned face the box with a margin: the cache holds no landmarks.
+    """
     mode = crop.get("mode")
     if mode in ("center", "none"):
         return fixed_face(image.pixels, mode).pixels
-    if entry is None or entry.vector is None or mode != "detect":
+    if entry is None or entry.vector is None or mode not in ("detect", "align"):
         return None
     x0, y0, x1, y1 = (float(edge) / image.scale for edge in entry.box)
     margin = crop.get("margin")

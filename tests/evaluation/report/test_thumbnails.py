@@ -57,6 +57,18 @@ def test_a_face_is_cut_by_the_box_of_its_bytes(tmp_path):
     assert pixels_of(found["other.png"]).shape == (SIDE, SIDE, 3)
 
 
+def test_of_an_aligned_face_the_box_is_shown(tmp_path):
+    about, embedding = record(tmp_path, crop="align", detector="retinaface")
+    data = draw(tmp_path / "a.png")
+    cache = EmbeddingCache(about["cache"], embedding)
+    cache.create()
+    cache.append([Entry(hashlib.sha256(data).digest(), UNIT, (360, 160, 440, 240), 0.99, 1)])
+    cache.commit()
+    found = thumbnails(["a.png"], ImageSource.of(about, None, None))["a.png"]
+    assert found.note == "face"
+    assert np.abs(pixels_of(found).astype(int) - RED).max() < 12
+
+
 def test_the_box_of_a_image_that_is_reduced_is_reduced_with_it(tmp_path):
     about, embedding = record(tmp_path, margin=0)
     data = draw(tmp_path / "large.png", size=(8192, 300), box=(6000, 50, 6200, 250))
