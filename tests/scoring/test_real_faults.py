@@ -331,3 +331,19 @@ def test_a_full_dev_shm_costs_ray_no_row(tmp_path: Path) -> None:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert [row["status"] for row in rows_of(tmp_path / "o.parquet").to_pylist()] == ["ok"] * 4
+
+
+def test_a_folder_is_unfinished_before_its_first_part_is_replaced(tmp_path: Path) -> None:
+    bench = ScoreBench(tmp_path, "folder")
+    place = bench.place()
+    finish(bench, place)
+    bench.options = ("--retry-failed",)
+    with failing_calls(tmp_path) as calls, calls.failing():
+        assert bench.invoke(place).exit_code == 0
+    removed = [
+        number for number, (call, path) in enumerate(calls.seen) if call == "delete" and "_SUCCESS" in path
+    ]
+    replaced = [
+        number for number, (call, path) in enumerate(calls.seen) if call == "replace" and ".part-" in path
+    ]
+    assert removed[0] < replaced[0], calls.seen
