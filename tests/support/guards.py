@@ -464,7 +464,7 @@ def _run(copy: Path, tests: Sequence[str], *options: str) -> tuple[tuple[str, ..
     )
     red = tuple(test.partition("/")[2] for test in _FAILED.findall(done.stdout))
     if done.returncode == 1 and not red:
-        return red, f"pytest failed without a name: {done.stdout[-300:]!r}"
+        return red, f"pytest failed without a name: {(done.stdout + done.stderr)[-300:]!r}"
     if done.returncode in (0, 1):
         return red, ""
     return red, f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-300:]!r}"
