@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 from failing_benches import ScoreBench, rows_of, toy_embedder
 from failing_calls import FailingCalls, failing_calls
 from PIL import Image
+from repository import REPOSITORY
 
 PAGE = 4096
 NOBODY = 65534
@@ -299,3 +301,49 @@ def test_files_are_on_the_disk_before_they_have_their_names(tmp_path: Path, name
         assert "fsync" in [call for call, _ in calls.seen[number + 1 : number + 4]], calls.seen[
             number : number + 4
         ]
+
+
+# A /dev/shm of its own, which another program has filled to the last byte.
+FULL_SHM = """
+mount -t tmpfs -o size=64m tmpfs /dev/shm || exit 77
+head -c 64M /dev/zero > /dev/shm/filled
+exec "$@"
+"""
+
+
+@pytest.mark.ray
+def test_a_full_dev_shm_costs_ray_no_row(tmp_path: Path) -> None:
+    manifest = str(REPOSITORY / "sample_manifests" / "faces.csv")
+    arguments = ["score", manifest, "-o", "o.parquet", "--no-cache", "--crop", "center", "--limit", "4"]
+    command = [sys.executable, "-m", "batchverify.cli", *arguments, "--engine", "ray", "--num-cpus", "1"]
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-c", FULL_SHM, "bash", *command],
+            cwd=tmp_path, capture_output=True, text=True, timeout=250,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("no program `unshare`")
+    if (
+        done.returncode in (1, 77)
+        and "batchverify" not in done.stderr
+        and not (tmp_path / "o.parquet").exists()
+    ):
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in rows_of(tmp_path / "o.parquet").to_pylist()] == ["ok"] * 4
+
+
+def test_a_folder_is_unfinished_before_its_first_part_is_replaced(tmp_path: Path) -> None:
+    bench = ScoreBench(tmp_path, "folder")
+    place = bench.place()
+    finish(bench, place)
+    bench.options = ("--retry-failed",)
+    with failing_calls(tmp_path) as calls, calls.failing():
+        assert bench.invoke(place).exit_code == 0
+    removed = [
+        number for number, (call, path) in enumerate(calls.seen) if call == "delete" and "_SUCCESS" in path
+    ]
+    replaced = [
+        number for number, (call, path) in enumerate(calls.seen) if call == "replace" and ".part-" in path
+    ]
+    assert removed[0] < replaced[0], calls.seen
