@@ -145,12 +145,12 @@ def suppress(boxes: Array, order: Array, threshold: float) -> Array:
 
 
 @_part
-def _triangle(centre: float, reach: float, weights: Array) -> tuple[int, float]:
+def _triangle(centre: float, reach: float, slope: float, weights: Array) -> tuple[int, float]:
     """Fill the weights of the pixels that a triangle about `centre` reaches; the first of them and their sum."""
     first = np.floor(centre - reach) + 1.0
     total = 0.0
     for i in range(len(weights)):
-        weights[i] = max(1.0 - abs(first + i - centre) / reach, 0.0)
+        weights[i] = max(1.0 - abs(first + i - centre) * slope, 0.0)
         total += weights[i]
     return np.int64(first), total
 
@@ -159,14 +159,14 @@ def _triangle(centre: float, reach: float, weights: Array) -> tuple[int, float]:
 def warp(image: Array, affine: Array, reach: float, crop: Array) -> None:
     """See `loops.warp`."""
     height, width, _ = image.shape
-    taps = int(np.ceil(2 * reach))
+    taps, slope = int(np.ceil(2 * reach)), 1.0 / reach
     across, down = np.empty(taps, np.float64), np.empty(taps, np.float64)
     for row in range(crop.shape[0]):
         for column in range(crop.shape[1]):
             x = affine[0, 0] * column + affine[0, 1] * row + affine[0, 2]
             y = affine[1, 0] * column + affine[1, 1] * row + affine[1, 2]
-            left, sum_x = _triangle(x, reach, across)
-            top, sum_y = _triangle(y, reach, down)
+            left, sum_x = _triangle(x, reach, slope, across)
+            top, sum_y = _triangle(y, reach, slope, down)
             red = green = blue = 0.0
             for j in range(taps):
                 if not 0 <= top + j < height:
@@ -174,16 +174,17 @@ def warp(image: Array, affine: Array, reach: float, crop: Array) -> None:
                 r = g = b = 0.0
                 for i in range(taps):
                     if 0 <= left + i < width:
-                        r += across[i] * image[top + j, left + i, 0]
-                        g += across[i] * image[top + j, left + i, 1]
-                        b += across[i] * image[top + j, left + i, 2]
+                        pixel, weight = image[top + j, left + i], across[i]
+                        r += weight * pixel[0]
+                        g += weight * pixel[1]
+                        b += weight * pixel[2]
                 red += down[j] * r
                 green += down[j] * g
                 blue += down[j] * b
-            area = sum_x * sum_y
-            crop[row, column, 0] = np.uint8(np.floor(red / area + 0.5))
-            crop[row, column, 1] = np.uint8(np.floor(green / area + 0.5))
-            crop[row, column, 2] = np.uint8(np.floor(blue / area + 0.5))
+            share = 1.0 / (sum_x * sum_y)
+            crop[row, column, 0] = np.uint8(red * share + 0.5)
+            crop[row, column, 1] = np.uint8(green * share + 0.5)
+            crop[row, column, 2] = np.uint8(blue * share + 0.5)
 
 
 @_part

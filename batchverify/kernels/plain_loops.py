@@ -79,13 +79,14 @@ def warp(image: np.ndarray, affine: np.ndarray, reach: float, crop: np.ndarray) 
             pixels = image[np.where(inside, top + j, 0), np.where(inside, left + i, 0)]
             line += np.where(inside, weight_x, 0.0)[..., None] * pixels
         total += weight_y[..., None] * line
-    crop[:] = np.floor(total / (sum_x * sum_y)[..., None] + 0.5)
+    crop[:] = total * (1.0 / (sum_x * sum_y))[..., None] + 0.5
 
 
 def _triangle(centre: np.ndarray, reach: float) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """The first pixel that a triangle about each centre reaches, the weights from it on, and their sum."""
     first = np.floor(centre - reach) + 1.0
-    weights = [np.maximum(1.0 - abs(first + i - centre) / reach, 0.0) for i in range(int(np.ceil(2 * reach)))]
+    taps, slope = int(np.ceil(2 * reach)), 1.0 / reach
+    weights = [np.maximum(1.0 - abs(first + i - centre) * slope, 0.0) for i in range(taps)]
     return first.astype(np.int64), weights, sum(weights[1:], weights[0])
 
 

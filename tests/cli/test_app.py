@@ -67,6 +67,9 @@ WRONG = [
     (["--at-far", "1e-6"], "--at-far 1e-06: the head stores no threshold for this rate"),
     (["--backbone", "resnet"], "unknown backbone 'resnet': vggface2, compact, vggface2-float, casia-webface"),
     (["--margin", "20"], "no head is shipped for these settings"),
+    (["--crop", "align"], "--crop align needs --detector retinaface"),
+    (["--crop", "align", "--detector", "mtcnn"], "--crop align needs --detector retinaface"),
+    (["--detector", "retinaface"], "no head is shipped for these settings"),
     (["--head", "absent.safetensors"], "absent.safetensors: the head cannot be read"),
     (["--device", "cuda"], "--device cuda: this machine has no such CUDA device"),
     (["--engine", "local", "--address", "auto"], "--engine local uses none: omit one"),
@@ -89,6 +92,22 @@ def test_wrong_options_are_one_line_and_exit_2(tmp_path, monkeypatch, options, m
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == [here]
+
+
+def test_every_detector_and_crop_has_a_cache_folder_of_its_own(tmp_path):
+    manifest, cache = str(SAMPLES / "faces.csv"), tmp_path / "cache"
+    detector = ["--detector", "retinaface"]
+    for options in ([], ["--crop", "align", *detector], detector):
+        result = run("embed", manifest, "--limit", "1", "--cache", str(cache), "--json", *options)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["embedded"] == 2
+    crops = [json.loads(path.read_text())["crop"] for path in (cache / "v1").glob("*/fingerprint.json")]
+    known = {(crop["mode"], crop.get("detector"), crop.get("template")) for crop in crops}
+    assert known == {
+        ("detect", None, None),
+        ("align", "retinaface", "vggface2"),
+        ("detect", "retinaface", None),
+    }
 
 
 def test_a_typo_in_an_option_is_explained():
