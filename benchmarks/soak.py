@@ -263,7 +263,8 @@ def growth(first: Counts, last: Counts) -> list[str]:
 
 def main(options: argparse.Namespace) -> int:
     """Print the table; with `--record`, keep it."""
-    os.environ.update(KEYS, AWS_EC2_METADATA_DISABLED="true")
+    # numba takes 110 MB once. By itself it starts after a second in numpy loops, which may be in any cycle.
+    os.environ.update(KEYS, AWS_EC2_METADATA_DISABLED="true", BATCHVERIFY_KERNELS="on")
     script = STORE.format(support=SUPPORT, bucket=BUCKET, faults=FAULTS)
     with tempfile.TemporaryDirectory() as name:
         server = subprocess.Popen(
