@@ -135,7 +135,7 @@ class Soak:
         for _ in range(TRIES - 1):
             try:
                 work()
-            except (BatchverifyError, subprocess.CalledProcessError) as exc:
+            except (BatchverifyError, OSError, subprocess.CalledProcessError) as exc:
                 print(f"given again: {exc}", file=sys.stderr, flush=True)
                 self.again += 1
             else:
