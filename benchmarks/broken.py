@@ -157,7 +157,8 @@ def main(options: argparse.Namespace) -> int:
         pairs = prepare(Path(name), options)
         took, wrong = measure(pairs, options)
     images = f" --images {options.images}" if options.images else ""
-    said = f"{wrong.sum():,} of {options.pairs:,} rows wrong (reason, score or status); {len(pairs.kind)} images broken"
+    count = len(pairs.kind)
+    said = f"{wrong.sum():,} of {options.pairs:,} rows wrong (reason, score or status); {count} images broken"
     publish(
         f"Broken images, {options.pairs:,} pairs of {len(pairs.cells):,} images, 5 % of them broken, cold",
         f"python benchmarks/broken.py ROOT --crop {options.crop}{images}",
