@@ -156,13 +156,12 @@ def main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         pairs = prepare(Path(name), options)
         took, wrong = measure(pairs, options)
-    images = len(pairs.kind)
-    said = (
-        f"{wrong.sum():,} of {options.pairs:,} rows wrong (reason, score or status); {images} images broken"
-    )
+    images = f" --images {options.images}" if options.images else ""
+    count = len(pairs.kind)
+    said = f"{wrong.sum():,} of {options.pairs:,} rows wrong (reason, score or status); {count} images broken"
     publish(
         f"Broken images, {options.pairs:,} pairs of {len(pairs.cells):,} images, 5 % of them broken, cold",
-        f"python benchmarks/broken.py ROOT --crop {options.crop}",
+        f"python benchmarks/broken.py ROOT --crop {options.crop}{images}",
         "\n\n".join([
             table(RUNS, by_run(took, options.pairs)),
             table(["broken", "reason", "images", "rows", "wrong rows"], by_kind(pairs, wrong)),

@@ -127,6 +127,14 @@ def command(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    import failing_benches  # noqa: F401  imports the command with all that it needs
+    # What the command would import by itself, each time.
+    import failing_benches  # noqa: F401
+    import pandas  # noqa: F401
+    from PIL import Image
+
+    import batchverify.heads.scorer
+    import batchverify.scoring.score  # noqa: F401
+
+    Image.init()
 
     serve()
