@@ -49,7 +49,6 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
     trials fail.
     """
     points = draw_points(search_space(options), options.tune, options.seed)
-    train, dev, _ = centred_pairs(train, dev, options)
     # Ray Tune's newer reporter prints even when told to be silent. Its handler of Ctrl-C would end only the search,
     # not the command.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
@@ -131,6 +130,7 @@ def run_trial(
 
     torch.set_num_threads(1)
     options = with_changes(options, config["changes"])
+    train, dev, _ = centred_pairs(train, dev, options)
     (text,) = options.algorithms
     try:
         fit = EstimatorSpec.parse(text).fit(train, dev, options)

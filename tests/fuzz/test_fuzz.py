@@ -12,10 +12,10 @@ from repository import REPOSITORY
 pytest.importorskip("atheris", reason="atheris has wheels for some Pythons on Linux alone")
 FUZZ = REPOSITORY / "tests" / "fuzz"
 TARGETS = sorted(path.stem.removesuffix("_target") for path in FUZZ.glob("*_target.py"))
-RUNS = int(os.environ.get("BATCHVERIFY_FUZZ_RUNS", "2000"))
+RUNS = int(os.environ.get("BATCHVERIFY_FUZZ_RUNS", "1000"))
 
 
-@pytest.mark.timeout(0 if RUNS > 2000 else 300)
+@pytest.mark.timeout(0 if RUNS > 1000 else 300)
 @pytest.mark.parametrize("target", TARGETS)
 def test_any_bytes_give_a_value_or_a_documented_error(target: str, tmp_path: Path) -> None:
     command = [sys.executable, str(FUZZ / "fuzz.py"), target, f"-runs={RUNS}", "-seed=1"]
