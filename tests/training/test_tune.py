@@ -11,7 +11,7 @@ from batchverify.errors import TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.options import TrainOptions
 from batchverify.training.calibration import platt_scaling, sigmoid
-from batchverify.training.fit import EstimatorSpec
+from batchverify.training.fit import EstimatorSpec, centred_pairs
 from batchverify.training.pairs import LabelledPairs
 from batchverify.training.tune import draw_points, run_trial, search_space, tune, with_changes
 
@@ -87,14 +87,15 @@ def test_draws_are_different_points_that_alternate_between_algorithms():
 
 
 def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
-    train, dev = pairs()
+    plain = pairs()
+    train, dev, _ = centred_pairs(*plain, OPTIONS)
     point = {"algorithms": ("logistic:absdiff",), "shrinkage": 200.0}
     fit = EstimatorSpec.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
     every = dev.all_pairs()
     slope, offset = platt_scaling(fit.scores(every), every.labels)
     expected = log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset), balanced=True)
     assert len(every) == 48 * 47 / 2 > len(dev)
-    assert run_trial({"changes": point}, train, dev, OPTIONS) == {"dev_loss": pytest.approx(expected)}
+    assert run_trial({"changes": point}, *plain, OPTIONS) == {"dev_loss": pytest.approx(expected)}
 
 
 def test_a_trial_whose_network_cannot_learn_returns_the_error():
