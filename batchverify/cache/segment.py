@@ -22,7 +22,7 @@ from batchverify.documents import read_document
 from batchverify.fingerprint import DIMENSION
 from batchverify.records import CACHED_REASONS, Reason, Skipped
 from batchverify.storage.location import Location
-from batchverify.storage.object_store import is_absent
+from batchverify.storage.object_store import is_absent, retry
 
 METADATA_KEY = b"batchverify"
 ROW_GROUP = 256
@@ -168,8 +168,7 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
 
     Raises FileNotFoundError for an absent segment and one of `DAMAGE` for one that cannot be trusted.
     """
-    with _opened(location) as source:
-        footer = pq.read_metadata(source)
+    footer = retry(lambda: _metadata(location))
     file_schema = footer.schema.to_arrow_schema()
     metadata = read_document((file_schema.metadata or {}).get(METADATA_KEY, b"null"))
     if not isinstance(metadata, dict):
@@ -193,6 +192,11 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
             types = [f"{each.type}{'' if each.nullable else ' not null'}" for each in (column, field)]
             raise ValueError(f"column {field.name} is {types[0]}, not {types[1]}")
     return footer
+
+
+def _metadata(location: Location) -> pq.FileMetaData:
+    with _opened(location) as source:
+        return pq.read_metadata(source)
 
 
 @contextmanager
@@ -220,16 +224,22 @@ def read_segment(
 
 
 def _read(location: Location, footer: pq.FileMetaData, groups: Sequence[int], columns: list[str]) -> pa.Table:
+    table = retry(lambda: _read_groups(location, footer, groups, columns))
+    for name in table.column_names:
+        if table.column(name).null_count:
+            raise ValueError(f"column {name} has nulls")
+    return table
+
+
+def _read_groups(
+    location: Location, footer: pq.FileMetaData, groups: Sequence[int], columns: list[str]
+) -> pa.Table:
     with _opened(location) as source:
         # Over a network, one request for all columns of a group; local files are faster without.
         file = pq.ParquetFile(
             source, metadata=footer, page_checksum_verification=True, pre_buffer=not location.is_local
         )
-        table = file.read_row_groups(list(groups), columns=columns, use_threads=False)
-    for name in table.column_names:
-        if table.column(name).null_count:
-            raise ValueError(f"column {name} has nulls")
-    return table
+        return file.read_row_groups(list(groups), columns=columns, use_threads=False)
 
 
 def compute_path_of(table: pa.Table) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 from cache_samples import FINGERPRINT, entry, failure, key, new_cache, values
+from object_store import impatience, object_store
 from s3_server import s3_client, s3_options, s3_server
 
 from batchverify.cache.embedding_cache import EmbeddingCache
@@ -40,8 +41,8 @@ def root(address: str, store: boto3.client) -> str:  # noqa: ARG001 - the bucket
     return f"s3://{BUCKET}/team/cache{s3_options(address)}"
 
 
-def names(store: boto3.client) -> list[str]:
-    return [each["Key"] for each in store.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+def names(store: boto3.client, bucket: str = BUCKET) -> list[str]:
+    return [each["Key"] for each in store.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
 def test_round_trip_and_commit(root: str, store: boto3.client) -> None:
@@ -110,3 +111,22 @@ def test_info_counts_what_lies_in_the_bucket(root: str, store: boto3.client) -> 
 def test_a_bucket_that_does_not_exist_is_reported(root: str) -> None:
     with pytest.raises(ArtifactError, match="--no-cache"):
         new_cache(root.replace(BUCKET, "nobody"))
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset"])
+def test_segments_are_read_again_where_a_request_fails(fault: str) -> None:
+    bucket = f"weather-{fault}"
+    with object_store() as store, impatience(attempts=1):
+        store.client().create_bucket(Bucket=bucket)
+        root = f"s3://{bucket}/cache{store.options()}"
+        cache = new_cache(root)
+        for number in range(3):
+            cache.append([entry(number)])
+            cache.commit()
+        weather = store.weather(first=fault)
+        # The first question after each file fails here, the first request of its bytes below.
+        for name in names(store.client(), bucket):
+            Location.parse(f"s3://{bucket}/{name}{store.options()}").kind()
+        asked = weather.done[fault]
+        assert verify_cache(root).problems == ()
+        assert weather.done[fault] >= asked + 3

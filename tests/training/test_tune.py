@@ -87,15 +87,16 @@ def test_draws_are_different_points_that_alternate_between_algorithms():
 
 
 def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
-    plain = pairs()
-    train, dev, _ = centred_pairs(*plain, OPTIONS)
+    plain_train, plain_dev = pairs()
+    train, dev, _ = centred_pairs(plain_train, plain_dev, OPTIONS)
     point = {"algorithms": ("logistic:absdiff",), "shrinkage": 200.0}
     fit = EstimatorSpec.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
     every = dev.all_pairs()
     slope, offset = platt_scaling(fit.scores(every), every.labels)
     expected = log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset), balanced=True)
     assert len(every) == 48 * 47 / 2 > len(dev)
-    assert run_trial({"changes": point}, *plain, OPTIONS) == {"dev_loss": pytest.approx(expected)}
+    result = run_trial({"changes": point}, plain_train, plain_dev, OPTIONS)
+    assert result == {"dev_loss": pytest.approx(expected)}
 
 
 def test_a_trial_whose_network_cannot_learn_returns_the_error():
