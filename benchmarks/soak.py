@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -111,13 +112,18 @@ class Soak:
     wrong: list[str] = field(default_factory=list)
     expected: pa.Table | None = None
 
+    @cached_property
+    def client(self) -> Any:
+        """A client of the store itself. One for all rounds: boto3 keeps memory for every client that it made."""
+        return s3_client(self.direct)
+
     def uri(self, name: str) -> str:
         """A URI in the bucket, through the faults."""
         return f"s3://{BUCKET}/{name}{s3_options(self.address)}"
 
     def prepare(self) -> None:
         """The images in the bucket, and the rows of an undisturbed run."""
-        client = s3_client(self.direct)
+        client = self.client
         for path in self.manifest.parent.iterdir():
             client.upload_file(str(path), BUCKET, f"in/{path.name}")
         summary = batchverify.score(self.manifest, cache=str(self.folder / "cache"), **OPTIONS)
@@ -173,7 +179,7 @@ class Soak:
 
     def killed_in_store(self) -> None:
         """The same with everything in the bucket."""
-        client, out = s3_client(self.direct), "killed.parquet"
+        client, out = self.client, "killed.parquet"
         client.delete_object(Bucket=BUCKET, Key=out)
         arguments = [
             "score",
@@ -211,7 +217,7 @@ class Soak:
 
     def objects(self, prefix: str = "") -> dict[str, int]:
         """Names and sizes of the objects in the bucket."""
-        pages = s3_client(self.direct).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", [])}
 
     def counts(self) -> Counts:
@@ -221,7 +227,7 @@ class Soak:
         names = [path.name for path in files] + [name.rpartition("/")[2] for name in objects]
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         memory = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        uploads = s3_client(self.direct).list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+        uploads = self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
         return Counts(
             seconds=time.monotonic() - self.started,
             rounds=self.rounds,
