@@ -332,8 +332,7 @@ def _folder_record(folder: Location) -> dict[str, Any]:
     marker = folder.join(SUCCESS)
     if marker.kind() == "absent":
         raise ManifestError(f"{folder}: no {SUCCESS} in the folder, so its run is not finished")
-    with marker.filesystem.open_input_file(marker.path) as file:
-        return parse_record(file.read())
+    return parse_record(marker.read_bytes())
 
 
 @contextmanager

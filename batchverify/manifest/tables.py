@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from batchverify.errors import ManifestError, UsageError, first_line
 from batchverify.manifest.columns import quoted
 from batchverify.storage.location import Location
+from batchverify.storage.object_store import retry
 
 PARQUET = (".parquet", ".pq")
 TABS = (".tsv", ".tab")
@@ -258,8 +259,9 @@ class TableFile:
     def _open(self) -> Any:
         filesystem, path = self.location.filesystem, self.location.path
         if self.is_parquet:
-            return filesystem.open_input_file(path)
-        return filesystem.open_input_stream(path, compression=COMPRESSIONS.get(self.location.suffix))
+            return retry(lambda: filesystem.open_input_file(path))
+        compression = COMPRESSIONS.get(self.location.suffix)
+        return retry(lambda: filesystem.open_input_stream(path, compression=compression))
 
     @contextmanager
     def _seam(self, names: Sequence[str] = ()) -> Iterator[None]:

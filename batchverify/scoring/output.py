@@ -32,7 +32,7 @@ from batchverify.scoring.parquet import (
 )
 from batchverify.storage.background import prefetch
 from batchverify.storage.location import Location
-from batchverify.storage.object_store import is_denied, is_transient
+from batchverify.storage.object_store import is_denied, is_transient, retry
 from batchverify.storage.temporary import sweep
 
 # A kill costs at most the scoring of one part. In a folder a part is a file for readers: a million rows, some ten
@@ -465,8 +465,7 @@ def footer_and_rows(file: Location) -> tuple[Mapping[str, Any], int]:
     read it or an object store does not answer.
     """
     try:
-        with file.filesystem.open_input_file(file.path) as source:
-            footer = pq.ParquetFile(source).metadata
+        footer = retry(lambda: _footer(file))
     except (OSError, pa.ArrowException, ValueError) as exc:
         if getattr(exc, "errno", None) is not None or is_transient(exc) or is_denied(exc):
             # What cannot be read now may be a finished part.
@@ -478,10 +477,19 @@ def footer_and_rows(file: Location) -> tuple[Mapping[str, Any], int]:
 def read_table(file: Location, columns: list[str] | None = None) -> pa.Table:
     """The rows of one Parquet file; `BatchverifyError` if it cannot be read."""
     try:
-        with file.filesystem.open_input_file(file.path) as source:
-            return pq.ParquetFile(source).read(columns)
+        return retry(lambda: _rows(file, columns))
     except (OSError, pa.ArrowException) as exc:
         raise BatchverifyError(f"{file}: cannot be read: {exc}") from exc
+
+
+def _footer(file: Location) -> pq.FileMetaData:
+    with file.filesystem.open_input_file(file.path) as source:
+        return pq.ParquetFile(source).metadata
+
+
+def _rows(file: Location, columns: list[str] | None) -> pa.Table:
+    with file.filesystem.open_input_file(file.path) as source:
+        return pq.ParquetFile(source).read(columns)
 
 
 def number_of(file: Location) -> int:
