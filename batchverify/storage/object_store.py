@@ -30,11 +30,10 @@ AZURE_HOST = ".dfs.core.windows.net"
 # Timeouts of one request; after them the SDK retries.
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 10.0
-# pyarrow's default waits 0.2 s thirty times. The SDK's own back-off doubles: at most 1, 2, 4 s, with jitter.
-# After a hundred failed retries in a row the SDK stops retrying, so an outage is reported quickly.
-ATTEMPTS = 4
+# Repeats of a request; the SDK's pauses double, from 25 ms to 1.6 s.
+ATTEMPTS = 7
 GOOGLE_SECONDS = 60
-# Pauses before a whole operation is repeated after the SDK gave up. They also outlast the SDK's retry quota.
+# Pauses before a whole operation is repeated after the SDK gave up.
 PAUSES = (2.0,)
 # Environment variables that a file system reads when it is made: other values need another file system.
 _ENVIRONMENT = (
@@ -112,7 +111,8 @@ def _s3(uri: str, options: dict[str, str], environment: dict[str, str | None]) -
         "region": plain.region,
         "connect_timeout": CONNECT_SECONDS,
         "request_timeout": REQUEST_SECONDS,
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        # Not the standard strategy: it allows a budget of 100 repeats, which pyarrow never gives back.
+        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS),
     }
     try:
         # Objects below 5 MB are one request. Of three a kill may leave an upload that was begun, which S3 keeps.

@@ -47,6 +47,19 @@ def test_transient_errors_are_retried(store: Store, bucket: Location, kind: str)
     assert weather.done[kind] >= 1
 
 
+def test_requests_are_repeated_however_often_that_was_needed_before(store: Store, bucket: Location) -> None:
+    """The SDK's standard strategy stops for good after a hundred repeats."""
+    names = [f"often-{number}" for number in range(70)]
+    for name in names:
+        store.client().put_object(Bucket="weather", Key=name, Body=b"x" * 4000)
+    weather = store.weather(first="500")
+    filesystem = bucket.filesystem
+    for name in names:
+        with filesystem.open_input_file(f"{bucket.path}/{name}") as file:
+            assert file.read() == b"x" * 4000
+    assert weather.done["500"] >= 140
+
+
 @pytest.mark.skipif("allow_delayed_open" not in str(fs.S3FileSystem.__doc__), reason="pyarrow 18")
 def test_a_small_object_is_one_request(store: Store, bucket: Location) -> None:
     weather = store.weather()
