@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.errors import ArtifactError
+from batchverify.embedding.network import require_shapes
 from batchverify.fingerprint import EmbeddingSettings
 
 ARCHITECTURE = "face-reidentification-retail-0095"
@@ -126,10 +126,4 @@ def tensor_shapes() -> dict[str, tuple[int, ...]]:
 
 def check_tensors(name: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Raise `ArtifactError` if the tensors of the backbone `name` are not those of this network."""
-    expected, given = tensor_shapes(), {key: array.shape for key, array in tensors.items()}
-    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-    if wrong:
-        raise ArtifactError(
-            f"{name}: not the weights of {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown "
-            f"or of another shape, such as '{wrong[0]}'"
-        )
+    require_shapes(name, ARCHITECTURE, tensor_shapes(), tensors)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.errors import ArtifactError
+from batchverify.embedding.network import require_shapes
 from batchverify.fingerprint import DIMENSION
 
 ARCHITECTURE = "InceptionResnetV1"
@@ -200,10 +200,4 @@ def _folded(tensors: Mapping[str, np.ndarray], name: str, norm: str) -> tuple[np
 
 def check_tensors(name: str, tensors: Mapping[str, np.ndarray]) -> None:
     """Raise `ArtifactError` if the tensors of the backbone `name` are not those of InceptionResnetV1."""
-    expected, given = tensor_shapes(), {key: array.shape for key, array in tensors.items()}
-    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-    if wrong:
-        raise ArtifactError(
-            f"{name}: not the weights of {ARCHITECTURE}: {len(wrong)} tensors are missing, unknown "
-            f"or of another shape, such as '{wrong[0]}'"
-        )
+    require_shapes(name, ARCHITECTURE, tensor_shapes(), tensors)

@@ -113,11 +113,10 @@ def scans(data: bytes, enough: int) -> int:
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return 0
-    found, position, segments, components = 0, 2, 0, 0
-    while found < enough and (marker := _MARKER.search(data, position)):
-        if not found and marker.start() - position > _MOST_FILL:
+    found, position, components = 0, 2, 0
+    for segments, (kind, fill, position) in enumerate(_markers(data), 1):
+        if not found and fill > _MOST_FILL:
             return enough
-        kind, position = data[marker.end() - 1], marker.end()
         if kind == 0xD9:
             break
         if kind in (0xC0, 0xC1):
@@ -126,10 +125,9 @@ def scans(data: bytes, enough: int) -> int:
             # All components of a baseline JPEG are in one scan: the decoder reads no other.
             return 1
         found += kind == 0xDA
-        segments += 1
-        if segments > _MOST_SEGMENTS:
+        if found == enough or segments > _MOST_SEGMENTS:
             return enough
-        position += int.from_bytes(data[position : position + 2], "big")
+        position = _behind(data, position)
     return found if found or len(data) - position <= _MOST_FILL else enough
 
 
@@ -140,14 +138,25 @@ def lacks_end(data: bytes) -> bool:
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return False
-    position, scanned = 2, False
-    while marker := _MARKER.search(data, position):
-        kind, position = data[marker.end() - 1], marker.end()
+    scanned = False
+    for kind, _, _ in _markers(data):
         if kind == 0xD9 or (kind == 0xD8 and scanned):
             return kind == 0xD8
         scanned |= kind == 0xDA
-        position += int.from_bytes(data[position : position + 2], "big")
     return scanned
+
+
+def _markers(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The markers of a JPEG: kind, bytes before it that belong to no segment, and where its own segment starts."""
+    position = 2
+    while marker := _MARKER.search(data, position):
+        yield data[marker.end() - 1], marker.start() - position, marker.end()
+        position = _behind(data, marker.end())
+
+
+def _behind(data: bytes, start: int) -> int:
+    """Where a segment of a JPEG ends, by its length."""
+    return start + int.from_bytes(data[start : start + 2], "big")
 
 
 def lacks_header(data: bytes) -> bool:
