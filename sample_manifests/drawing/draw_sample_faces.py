@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -129,11 +130,11 @@ def view(person: Person, number: int) -> View:
     )
 
 
-def faces(folder: Path) -> None:
-    """Write the 24 face images."""
+def faces(folder: Path, views: Sequence[int]) -> None:
+    """Write the face images, one of each person and view."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, person in PEOPLE.items():
-        for number in VIEWS:
+        for number in views:
             draw(person, view(person, number)).save(folder / f"{name}_{number}.jpg", quality=90)
 
 
@@ -223,8 +224,10 @@ def main() -> None:
     """Write the whole folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).resolve().parent.parent)
-    out = parser.parse_args().out
-    faces(out / "faces")
+    parser.add_argument("--views", type=int, nargs="+", choices=VIEWS, default=VIEWS, help="draw these alone")
+    arguments = parser.parse_args()
+    out = arguments.out
+    faces(out / "faces", arguments.views)
     write_csv(out / "faces.csv", HEADER, pairs())
     write_parquet(out / "faces.parquet", pairs())
     broken_files(out / "broken", out / face("ada", 1))

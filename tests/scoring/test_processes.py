@@ -21,7 +21,7 @@ from repository import SUPPORT
 import batchverify
 from batchverify.cache.maintenance import verify_cache
 
-IMAGES = 320
+IMAGES = 192
 # The command with chunks so small that few images are several.
 PROGRAM = """
 from batchverify.engine import base
