@@ -72,6 +72,10 @@ class EmbeddingTable:
         if lost:
             raise BatchverifyError(f"{lost} images have neither a vector nor a reason; please report this")
 
+    def unknown(self, wanted: np.ndarray | None) -> np.ndarray | None:
+        """Those of the (K,) `wanted` images that have neither a vector nor a reason; None for all images."""
+        return None if wanted is None else wanted[self.codes[wanted] == _PENDING]
+
     def copy(self, source: int, index: int) -> None:
         """Give an image the result of `source`, which has the same bytes."""
         self.vectors[index] = self.vectors[source]

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
-from batchverify.embedding.backbone import find_spec, is_file
+from batchverify.embedding.backbone import find_spec, fused_names, is_file
+from batchverify.embedding.download import PUBLISHED
 from batchverify.engine.base import Engine, Workers, WorkPlan, visible_gpus
 from batchverify.engine.ray.address import Address
 from batchverify.engine.stages import Loader, LoadPlan
@@ -22,6 +23,7 @@ from batchverify.engine.threads import LocalEngine
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
 from batchverify.fingerprint import BackboneSpec, EmbeddingFingerprint, EmbeddingSettings
+from batchverify.manifest.columns import BACKBONES
 from batchverify.manifest.manifest import Columns, Manifest, Scan
 from batchverify.options import RUNTIMES, EmbedOptions
 from batchverify.progress import Progress, show_download
@@ -43,7 +45,11 @@ SAMPLE = 64
 
 @dataclass(frozen=True)
 class Job:
-    """A manifest and the settings of a run, both checked."""
+    """A manifest and the settings of a run, both checked.
+
+    fused: with several backbones a job for each, in their order. The fields `backbone` and `settings` are then the
+    first one's, and `fingerprint` is that of all together.
+    """
 
     options: EmbedOptions
     manifest: Manifest
@@ -53,6 +59,7 @@ class Job:
     fingerprint: EmbeddingFingerprint
     run_id: str
     started: float
+    fused: tuple[Job, ...] = ()
 
     @classmethod
     def open(cls, manifest: Any, options: EmbedOptions) -> Job:
@@ -68,10 +75,30 @@ class Job:
         )
         # Hashed now: the files may be gone when the run record is written.
         hashed = opened.fingerprint
-        backbone = backbone_spec(options)
-        settings = options.settings(backbone)
-        fingerprint = EmbeddingFingerprint.of(backbone, settings)
-        return cls(options, opened, hashed, backbone, settings, fingerprint, uuid.uuid4().hex[:12], started)
+        members = []
+        for each in backbone_options(options):
+            backbone = backbone_spec(each)
+            settings = each.settings(backbone)
+            known = EmbeddingFingerprint.of(backbone, settings)
+            members.append(
+                cls(each, opened, hashed, backbone, settings, known, uuid.uuid4().hex[:12], started)
+            )
+        if len(members) == 1:
+            return members[0]
+        fingerprint = fused_fingerprint([member.fingerprint for member in members], options.backbone)
+        return replace(members[0], options=options, fingerprint=fingerprint, fused=tuple(members))
+
+    @property
+    def members(self) -> tuple[Job, ...]:
+        """A job for each backbone."""
+        return self.fused or (self,)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of fused backbones for people and for the column `backbones`, files without their folders."""
+        paths = [Path(member.options.backbone) for member in self.fused]
+        short = [path.name for path in paths]
+        return short if len(set(short)) == len(short) else list(map(str, paths))
 
     @property
     def scan(self) -> Scan:
@@ -79,7 +106,7 @@ class Job:
         return self.manifest.scanned
 
     def of_view(self, view: int) -> Job:
-        """A job for an augmented view of the same images, cached under its own fingerprint."""
+        """A job for an augmented view of the same images, cached under its own fingerprint; of one backbone."""
         settings = replace(self.settings, view=view)
         fingerprint = EmbeddingFingerprint.of(self.backbone, settings)
         run_id, started = uuid.uuid4().hex[:12], time.monotonic()
@@ -127,8 +154,10 @@ class Job:
         options = self.options
         # Only where it is given, so that a document without it stays what it was.
         follows = {"follow_symlinks": True} if options.follow_symlinks else {}
+        fused = {BACKBONES: self.names} if self.fused else {}
         return {
             **follows,
+            **fused,
             "format": ROWS_FORMAT,
             "manifest": self.manifest_fingerprint,
             "column_a": options.column_a,
@@ -152,7 +181,7 @@ class Job:
             "manifest": self.manifest.names,
             "manifest_fingerprint": self.manifest_fingerprint,
             "image_root": self.options.image_root,
-            "backbone_fingerprint": self.backbone.fingerprint,
+            "backbone_fingerprint": "+".join(member.backbone.fingerprint for member in self.members),
             "embedding": dict(self.fingerprint.document),
             "embedding_fingerprint": self.fingerprint.id,
             **summary,
@@ -215,6 +244,24 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
         contents = list(pool.map(lambda path: read_image(path, plan.limits, fence), sample))
     keys = [Loader.key(content) for content in contents if not isinstance(content, Skipped)]
     return float((index.find(keys) < 0).sum()) / max(len(sample), 1)
+
+
+def backbone_options(options: EmbedOptions) -> list[EmbedOptions]:
+    """The options of each backbone that `--backbone` names; `--weights` goes to those that are published."""
+    names = fused_names(options.backbone)
+    if len(names) == 1:
+        return [options]
+    takers = {name for name in names if name in PUBLISHED} or set(names)
+    return [
+        replace(options, backbone=name, weights=options.weights if name in takers else None) for name in names
+    ]
+
+
+def fused_fingerprint(members: Sequence[EmbeddingFingerprint], name: str) -> EmbeddingFingerprint:
+    """The fingerprint of several backbones; `UsageError` if two are the same. name: for the message."""
+    if len({member.id for member in members}) < len(members):
+        raise UsageError(f"--backbone {name}: two of them are the same backbone")
+    return EmbeddingFingerprint.fused(members)
 
 
 def backbone_spec(options: EmbedOptions) -> BackboneSpec:
