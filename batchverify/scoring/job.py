@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,10 @@ from batchverify.runtime.devices import available_cpus
 from batchverify.storage.fence import Fence
 from batchverify.storage.location import Location
 from batchverify.version import __version__
+
+if TYPE_CHECKING:
+    from batchverify.heads.fused_head import FusedHead
+    from batchverify.heads.head import Head
 
 # Incremented when the same document and vectors would give other rows.
 ROWS_FORMAT = 4
@@ -96,9 +100,7 @@ class Job:
     @property
     def names(self) -> list[str]:
         """The names of fused backbones for people and for the column `backbones`, files without their folders."""
-        paths = [Path(member.options.backbone) for member in self.fused]
-        short = [path.name for path in paths]
-        return short if len(set(short)) == len(short) else list(map(str, paths))
+        return backbone_names([member.options for member in self.fused])
 
     @property
     def scan(self) -> Scan:
@@ -255,6 +257,27 @@ def backbone_options(options: EmbedOptions) -> list[EmbedOptions]:
     return [
         replace(options, backbone=name, weights=options.weights if name in takers else None) for name in names
     ]
+
+
+def backbone_names(members: Sequence[EmbedOptions]) -> list[str]:
+    """The names of fused backbones for the column `backbones`: files without their folders if that is enough."""
+    paths = [Path(member.backbone) for member in members]
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else list(map(str, paths))
+
+
+def head_of(path: str | None, embeddings: Sequence[EmbeddingFingerprint]) -> Head | FusedHead:
+    """The head at `path`, or the one shipped for one or several backbones.
+
+    Raises `ArtifactError` if there is none or it does not fit.
+    """
+    if len(embeddings) > 1:
+        from batchverify.heads.fused_head import find_fused_head
+
+        return find_fused_head(path, embeddings)
+    from batchverify.heads.head import find_head
+
+    return find_head(path, embeddings[0])
 
 
 def fused_fingerprint(members: Sequence[EmbeddingFingerprint], name: str) -> EmbeddingFingerprint:

@@ -30,7 +30,7 @@ from batchverify.runtime.compute_path import (
     paths_to_text,
 )
 from batchverify.scoring.embedding_run import Table, embedded, fused_summary, table_of
-from batchverify.scoring.job import Job
+from batchverify.scoring.job import Job, head_of
 from batchverify.scoring.job_folder import JobState
 from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, RowCounts
 from batchverify.scoring.parquet import (
@@ -73,7 +73,7 @@ def score_job(
 
     source: the manifest as the caller gave it. An output that the next run would read as a part of it is refused.
     """
-    head = head_of(options.head, job)
+    head = head_of(options.head, [member.fingerprint for member in job.members])
     threshold = head.threshold(options.threshold, options.at_far)
     document = job.document(head.digest, threshold)
     if output is None:
@@ -87,17 +87,6 @@ def score_job(
         summary = replace(summary, output=os.fspath(output))
     check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
     return summary
-
-
-def head_of(path: str | None, job: Job) -> Head | FusedHead:
-    """The head at `path`, or the one shipped for a job's backbones. Raises `ArtifactError` if it does not fit."""
-    if job.fused:
-        from batchverify.heads.fused_head import find_fused_head
-
-        return find_fused_head(path, [member.fingerprint for member in job.fused])
-    from batchverify.heads.head import find_head
-
-    return find_head(path, job.fingerprint)
 
 
 def _spare_source(source: Any, output: Output) -> None:
