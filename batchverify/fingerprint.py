@@ -171,10 +171,10 @@ class EmbeddingFingerprint:
     @property
     def members(self) -> list[EmbeddingFingerprint]:
         """The fingerprints of fused backbones, sorted by their ids; only itself of a single one."""
-        documents = self.document.get(FUSION)
-        if not isinstance(documents, Mapping):
-            return [self]
-        return sorted((EmbeddingFingerprint(each) for each in documents.values()), key=lambda each: each.id)
+        stored = self.document.get(FUSION)
+        documents = list(stored.values()) if isinstance(stored, Mapping) else []
+        known = [EmbeddingFingerprint(each) for each in documents if isinstance(each, Mapping)]
+        return sorted(known, key=lambda each: each.id) or [self]
 
     @property
     def size(self) -> int:
