@@ -155,7 +155,7 @@ def test_the_run_says_what_each_backbone_did(place, tmp_path):
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
 def test_a_stopped_run_is_finished_and_equals_an_undisturbed_one(place, tmp_path, name):
     manifest = tmp_path / "pairs.csv"
-    header, *lines = FACES.read_text().splitlines()
+    header, *lines = FACES.read_text().replace("faces/", f"{SAMPLES}/faces/").splitlines()
     lines += [
         f"{place}/gray.png,{place}/white.png,1,x,y",
         f"{lines[0].split(',')[0]},{place}/white.png,1,x,y",
@@ -166,7 +166,7 @@ def test_a_stopped_run_is_finished_and_equals_an_undisturbed_one(place, tmp_path
     del known["quiet"]
     whole = run(tmp_path / f"other{Path(name).suffix}", cache, manifest, root, **known)
     out = tmp_path / name
-    stopped(out, cache, manifest=manifest, root, **known)
+    stopped(out, cache, manifest=manifest, root=root, **known)
     summary = run(out, cache, manifest, root, **known)
     assert summary.resumed_rows == 34 and summary.rows == 54
     assert summary.to_arrow().equals(whole.to_arrow())
@@ -184,7 +184,7 @@ def test_a_resumed_run_goes_on_with_the_same_failures(place, tmp_path):
     cache = known.pop("cache")
     del known["quiet"]
     out = tmp_path / "out"
-    stopped(out, cache, parts=1, manifest=manifest, root, **known)
+    stopped(out, cache, parts=1, manifest=manifest, root=root, **known)
     gone.write_bytes(face.read_bytes())
     rows = run(out, cache, manifest, root, **known).to_arrow().to_pylist()
     assert {(row["status"], row["backbones"]) for row in rows[21:]} == {("not_found", None)}
