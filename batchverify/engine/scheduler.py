@@ -183,6 +183,8 @@ class ImageRun:
         request = _EmbedRequest(task, [], [], [])
         position_of = {number: position for position, number in enumerate(loaded.missing)}
         for number, (index, key) in enumerate(zip(chunk, loaded.keys, strict=False)):
+            if key is not None:
+                self.embeddings.see(index, key)
             if number in loaded.cached:
                 self._take_cached(index, loaded.cached[number])
             elif number in loaded.skipped:

@@ -58,7 +58,12 @@ class EmbeddingRun:
 def table_of(job: Job, folder: str | None = None) -> Table:
     """The empty table of a job's images, one for each of several backbones. folder: as in `EmbeddingTable`."""
     tables = [
-        EmbeddingTable(len(job.scan.images), folder, dimension=member.fingerprint.dimension)
+        EmbeddingTable(
+            len(job.scan.images),
+            folder,
+            dimension=member.fingerprint.dimension,
+            keyed=bool(job.fused),
+        )
         for member in job.members
     ]
     return FusedTable(tables) if job.fused else tables[0]
