@@ -164,7 +164,9 @@ class EmbeddingFingerprint:
 
     @classmethod
     def fused(cls, members: Sequence[EmbeddingFingerprint]) -> EmbeddingFingerprint:
-        """The fingerprint of several backbones together, whatever their order."""
+        """The fingerprint of several backbones together, whatever their order; `UsageError` if two are the same."""
+        if len({member.id for member in members}) < len(members):
+            raise UsageError("--backbone: two of the backbones that + joins are the same")
         ordered = sorted(members, key=lambda member: member.id)
         return cls({FUSION: {str(number): dict(each.document) for number, each in enumerate(ordered, 1)}})
 

@@ -89,7 +89,7 @@ class Job:
             )
         if len(members) == 1:
             return members[0]
-        fingerprint = fused_fingerprint([member.fingerprint for member in members], options.backbone)
+        fingerprint = EmbeddingFingerprint.fused([member.fingerprint for member in members])
         return replace(members[0], options=options, fingerprint=fingerprint, fused=tuple(members))
 
     @property
@@ -278,13 +278,6 @@ def head_of(path: str | None, embeddings: Sequence[EmbeddingFingerprint]) -> Hea
     from batchverify.heads.head import find_head
 
     return find_head(path, embeddings[0])
-
-
-def fused_fingerprint(members: Sequence[EmbeddingFingerprint], name: str) -> EmbeddingFingerprint:
-    """The fingerprint of several backbones; `UsageError` if two are the same. name: for the message."""
-    if len({member.id for member in members}) < len(members):
-        raise UsageError(f"--backbone {name}: two of them are the same backbone")
-    return EmbeddingFingerprint.fused(members)
 
 
 def backbone_spec(options: EmbedOptions) -> BackboneSpec:

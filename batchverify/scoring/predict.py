@@ -25,7 +25,6 @@ from batchverify.scoring.job import (
     backbone_names,
     backbone_options,
     backbone_spec,
-    fused_fingerprint,
     head_of,
     work_plan,
 )
@@ -116,8 +115,6 @@ def predict(
     specs = [backbone_spec(member) for member in each]
     settings = [member.settings(spec) for member, spec in zip(each, specs, strict=True)]
     known = [EmbeddingFingerprint.of(*pair) for pair in zip(specs, settings, strict=True)]
-    if len(known) > 1:
-        fused_fingerprint(known, options.backbone)
     head = head_of(options.head, known)
     threshold = head.threshold(options.threshold, options.at_far)
     entries = [

@@ -52,11 +52,11 @@ def test_failures_of_files_are_restored_for_all_and_those_of_faces_for_the_first
 
 def test_an_image_that_changed_between_two_backbones_is_unreadable():
     tables = [EmbeddingTable(3, keyed=True), EmbeddingTable(3, keyed=True), EmbeddingTable(3, keyed=True)]
-    for number, table in enumerate(tables):
+    for number, own in enumerate(tables):
         for index in range(3):
-            table.put(index, np.ones(512, np.float16))
+            own.put(index, np.ones(512, np.float16))
             if (number, index) != (1, 2):
-                table.see(index, bytes([1 + (index == 1 and number == 2)] * 32))
+                own.see(index, bytes([1 + (index == 1 and number == 2)] * 32))
     table = FusedTable(tables)
     a, b = np.array([0, 0, 2]), np.array([2, 1, 1])
     assert table.usable(a, b).tolist() == [True, False, False]

@@ -6,6 +6,7 @@ Two small ONNX models: one takes the whole image, the other a detected face, so 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -92,7 +93,10 @@ def test_a_row_is_scored_by_every_backbone_that_has_both_faces(place):
     for name in ("whole", "face"):
         member = next(each for each in head.members if each.dimension == {"whole": 100, "face": 70}[name])
         (place / f"{name}.safetensors").write_bytes(member.to_bytes())
-        changes = {"backbone": str(place / f"{name}.onnx"), "head": str(place / f"{name}.safetensors")}
+        changes: dict[str, Any] = {
+            "backbone": str(place / f"{name}.onnx"),
+            "head": str(place / f"{name}.safetensors"),
+        }
         alone[name] = score(place, **changes).to_arrow().to_pylist()
         assert "backbones" not in alone[name][0]
     for row, single in zip(rows[1:3], alone["whole"][1:3], strict=True):
@@ -133,7 +137,7 @@ def test_embedding_fails_if_no_backbone_has_a_face(place, tmp_path):
 
 def test_the_run_says_what_each_backbone_did(place, tmp_path):
     out = tmp_path / "scores.parquet"
-    changes = {"cache": str(tmp_path / "cache"), "max_failed": 1.0}
+    changes: dict[str, Any] = {"cache": str(tmp_path / "cache"), "max_failed": 1.0}
     summary = score(place, output=out, **changes)
     assert (summary.unique_images, summary.embedded, summary.failed, summary.failed_rows) == (5, 6, 4, 2)
     assert summary.failures == {"not_found": 2, "no_face": 2}
@@ -288,8 +292,11 @@ def test_a_file_twice_under_two_names_is_refused(place, tmp_path):
     for suffix in (".onnx", ".json"):
         (tmp_path / f"copy{suffix}").write_bytes((place / f"whole{suffix}").read_bytes())
     pair = f"{place / 'whole.onnx'}+{tmp_path / 'copy.onnx'}"
-    with pytest.raises(UsageError, match="two of them are the same backbone"):
+    image = SAMPLES / "faces" / "ada_1.jpg"
+    with pytest.raises(UsageError, match=r"two of the backbones that \+ joins are the same"):
         batchverify.score(FACES, backbone=pair, cache=str(tmp_path / "cache"), quiet=True)
+    with pytest.raises(UsageError, match=r"two of the backbones that \+ joins are the same"):
+        batchverify.predict(image, image, **options(place, backbone=pair))
 
 
 def test_a_plus_in_the_name_of_a_file_joins_nothing(place, tmp_path):
@@ -321,9 +328,9 @@ def test_rows_under_ray_are_the_same(place):
 
 
 def test_the_shipped_head_of_both_packaged_backbones_is_found():
-    for changes in ({}, {"tta": "flip"}):
+    for tta in ("none", "flip"):
         for backbone in ("vggface2+compact", "compact+vggface2"):
-            job = Job.open(FACES, ScoreOptions(backbone=backbone, **changes))
+            job = Job.open(FACES, ScoreOptions(backbone=backbone, tta=tta))
             head = head_of(None, [member.fingerprint for member in job.members])
             assert [member.dimension for member in head.members] == [
                 each.fingerprint.dimension for each in job.fused
