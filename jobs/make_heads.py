@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from batchverify.heads.fused_head import FusedHead
+from batchverify.heads.fused_head import FusedHead, fused_head_name
 from batchverify.heads.head import Head, default_head_name
 from batchverify.training.train import train
 
@@ -39,9 +39,10 @@ def main(folder: Path, weights: str | None, backbones: list[str]) -> None:
                     quiet=True,
                     **settings,
                 )
-                kind = FusedHead if "+" in backbone else Head
-                head = kind.load(made)
-                target = SHIPPED / default_head_name(head.embedding)
+                fused = "+" in backbone
+                head = FusedHead.load(made) if fused else Head.load(made)
+                name = fused_head_name if fused else default_head_name
+                target = SHIPPED / name(head.embedding)
                 target.write_bytes(made.read_bytes())
             held = head.about["held_out"]
             print(

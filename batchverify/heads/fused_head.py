@@ -23,7 +23,6 @@ from batchverify.heads.head import (
     MOST_BYTES,
     Head,
     check_thresholds,
-    default_head_name,
     read_metadata,
     stored_threshold,
 )
@@ -185,13 +184,18 @@ def find_fused_head(path: str | None, embeddings: Sequence[EmbeddingFingerprint]
     if path is not None:
         return FusedHead.load(path).arranged(embeddings)
     whole = EmbeddingFingerprint.fused(embeddings).with_default_choice()
-    shipped = Path(str(files("batchverify.heads") / "weights" / default_head_name(whole)))
+    shipped = Path(str(files("batchverify.heads") / "weights" / fused_head_name(whole)))
     if not shipped.is_file():
         raise ArtifactError(
             "no head is shipped for these backbones together, or not for these settings (crop, margin, detector, "
             "tta): give one with --head, or fit one to labelled pairs with `batchverify train --backbone A+B`"
         )
     return FusedHead.load(shipped).arranged(embeddings)
+
+
+def fused_head_name(embedding: EmbeddingFingerprint) -> str:
+    """The shipped head's file name."""
+    return f"fused-{embedding.id}.safetensors"
 
 
 def combination_key(embeddings: Sequence[EmbeddingFingerprint]) -> str:

@@ -1,15 +1,17 @@
 """The head of several backbones: the sum of the calibrated logits, by every backbone that has both vectors."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from head_samples import ABOUT, make_head, vectors
+from repository import PACKAGE
 from safetensors.numpy import load, save
 
 from batchverify.errors import ArtifactError
 from batchverify.fingerprint import BackboneSpec, EmbeddingFingerprint, EmbeddingSettings
-from batchverify.heads.fused_head import FusedHead, combination_key, find_fused_head
+from batchverify.heads.fused_head import FusedHead, combination_key, find_fused_head, fused_head_name
 from batchverify.heads.head import METADATA_KEY, Head, read_metadata
 
 SETTINGS = EmbeddingSettings(crop="none")
@@ -86,6 +88,17 @@ def test_a_head_fits_its_backbones_alone(tmp_path):
         Head.load(path)
     with pytest.raises(ArtifactError, match="no head is shipped for these backbones together"):
         find_fused_head(None, EMBEDDINGS[:2])
+
+
+def test_every_shipped_head_loads_and_has_the_right_name():
+    shipped = sorted((PACKAGE / "heads" / "weights").glob("fused-*.safetensors"))
+    assert len(shipped) == 2
+    for path in shipped:
+        head = FusedHead.load(path)
+        assert path.name == fused_head_name(head.embedding)
+        assert head.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert 0 < head.threshold(at_far=0.001) < head.threshold(at_far=0.01) < 1
+        assert 0.3 < head.calibration(head.members)[0] < 0.8
 
 
 def test_another_choice_of_the_face_fits():

@@ -336,3 +336,13 @@ def test_the_shipped_head_of_both_packaged_backbones_is_found():
                 each.fingerprint.dimension for each in job.fused
             ]
             assert head.threshold(at_far=1e-3) > 0
+
+
+def test_both_packaged_backbones_need_no_other_option(tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "scores.parquet"
+    command("score", FACES, "-o", out, "--backbone", "vggface2+compact", "--cache", cache)
+    rows = pq.read_table(out).to_pylist()
+    assert {(row["status"], row["backbones"]) for row in rows} == {("ok", "vggface2+compact")}
+    turned = batchverify.score(FACES, backbone="compact+vggface2", cache=str(cache), quiet=True).to_arrow()
+    assert turned["probability"].to_pylist() == [row["probability"] for row in rows]
+    assert sum(row["label"] == row["true_label"] for row in rows) > 26, "drawn faces: better than chance"
