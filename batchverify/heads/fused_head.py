@@ -163,10 +163,12 @@ class FusedHead:
                 raise ArtifactError(f"{name}: a head of one backbone, but --backbone names several")
             files_of = load(data)
             members = tuple(
-                Head.from_bytes(files_of[key].tobytes(), f"{name}, {key}") for key in sorted(files_of)
+                Head.from_bytes(files_of[key].tobytes(), f"{name}: head {number}")
+                for number, key in enumerate(sorted(files_of), 1)
             )
             calibrations = {
-                str(key): (float(slope), float(offset)) for key, (slope, offset) in about[FUSION].items()
+                str(key): (float(slope), float(offset))
+                for key, (slope, offset) in dict(about[FUSION]).items()
             }
             _check(members, calibrations, about)
         except (SafetensorError, UsageError, *MALFORMED) as exc:

@@ -135,7 +135,7 @@ def test_a_damaged_member_is_named():
     data = fused(2).to_bytes()
     tensors = load(data)
     tensors["head.1"] = tensors["head.1"][:100]
-    with pytest.raises(ArtifactError, match=r"^x, head\.1: not a head of batchverify"):
+    with pytest.raises(ArtifactError, match=r"^x: head 2: not a head of batchverify"):
         FusedHead.from_bytes(save(tensors, metadata={METADATA_KEY: read_metadata(data)}), "x")
     for bad in (b"", data[:50], data[:-9]):
         with pytest.raises(ArtifactError, match=r"^x: not a head of batchverify: "):
