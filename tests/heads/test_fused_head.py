@@ -36,11 +36,11 @@ def fused(count: int = 3) -> FusedHead:
 
 def test_scores_are_those_of_the_backbones_that_have_both_vectors():
     head, rng = fused(), np.random.default_rng(0)
-    known = rng.random((3, 120)) < 0.7
-    tables = [vectors(120, seed) for seed in range(3)]
+    known = rng.random((3, 80)) < 0.7
+    tables = [vectors(80, seed) for seed in range(3)]
     for table in tables:
         table[1::2] = (table[::2] + table[1::2] / 3).astype(np.float16)
-    a, b = np.arange(119), np.arange(1, 120)
+    a, b = np.arange(79), np.arange(1, 80)
     usable = (known[:, a] & known[:, b]).any(axis=0)
     a, b = a[usable], b[usable]
     probability, similarity = head.score_pairs(list(zip(tables, known, strict=True)), a, b)
