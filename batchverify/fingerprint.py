@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,11 @@ FACES = {"center": "center_weighted_size", "largest": "largest", "probable": "mo
 SMALLEST_FACES = (12, 1000)
 # What the document says of the choice of a face by default.
 DEFAULT_CHOICE = {"choice": FACES["center"], "smallest": "20 or side/24"}
+
+# The key of the documents of fused backbones.
+FUSION = "fusion"
+# Backbones of one fusion: its head holds a calibration for every combination of them.
+MOST_FUSED = 6
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,22 @@ class EmbeddingFingerprint:
             }
         )
 
+    @classmethod
+    def fused(cls, members: Sequence[EmbeddingFingerprint]) -> EmbeddingFingerprint:
+        """The fingerprint of several backbones together, whatever their order; `UsageError` if two are the same."""
+        if len({member.id for member in members}) < len(members):
+            raise UsageError("--backbone: two of the backbones that + joins are the same")
+        ordered = sorted(members, key=lambda member: member.id)
+        return cls({FUSION: {str(number): dict(each.document) for number, each in enumerate(ordered, 1)}})
+
+    @property
+    def members(self) -> list[EmbeddingFingerprint]:
+        """The fingerprints of fused backbones, sorted by their ids; only itself of a single one."""
+        stored = self.document.get(FUSION)
+        documents = list(stored.values()) if isinstance(stored, Mapping) else []
+        known = [EmbeddingFingerprint(each) for each in documents if isinstance(each, Mapping)]
+        return sorted(known, key=lambda each: each.id) or [self]
+
     @property
     def size(self) -> int:
         """The side of a face in pixels."""
@@ -182,6 +203,8 @@ class EmbeddingFingerprint:
 
         The choice of a face decides which face a vector shows, not what a vector of that face is.
         """
+        if FUSION in self.document:
+            return self.fused([member.with_default_choice() for member in self.members])
         crop = self.document.get("crop")
         if not isinstance(crop, Mapping):
             return self

@@ -25,6 +25,9 @@ class Reason(str, Enum):
 # Reasons that depend on the image's bytes alone. Only these are cached.
 CACHED_REASONS = frozenset({Reason.UNDECODABLE, Reason.TOO_LARGE, Reason.NO_FACE})
 
+# Reasons that are those of a file, whichever backbone asks for it.
+FILE_REASONS = frozenset(Reason) - {Reason.NO_FACE, Reason.CRASHED}
+
 
 @dataclass(frozen=True)
 class Skipped:

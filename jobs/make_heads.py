@@ -1,7 +1,7 @@
 """Train the shipped heads on LFW View 1: `python jobs/make_heads.py FOLDER_OF_PREPARE_LFW [FILE] [BACKBONE]`.
 
 It trains with the default settings of `batchverify train`, once for each shipped backbone and setting. FILE: the
-published weights. BACKBONE: the only one to train heads for.
+published weights. BACKBONE: the only one to train heads for; `vggface2+compact` for that of both together.
 """
 
 import sys
@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from batchverify.heads.fused_head import FusedHead, fused_head_name
 from batchverify.heads.head import Head, default_head_name
 from batchverify.training.train import train
 
@@ -20,7 +21,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"crop": "none"},
 )
 OWN: tuple[dict[str, Any], ...] = ({}, {"tta": "flip"})
-BACKBONES = {"vggface2": SETTINGS, "vggface2-float": SETTINGS, "compact": OWN}
+BACKBONES = {"vggface2": SETTINGS, "vggface2-float": SETTINGS, "compact": OWN, "vggface2+compact": OWN}
 
 
 def main(folder: Path, weights: str | None, backbones: list[str]) -> None:
@@ -38,8 +39,10 @@ def main(folder: Path, weights: str | None, backbones: list[str]) -> None:
                     quiet=True,
                     **settings,
                 )
-                head = Head.load(made)
-                target = SHIPPED / default_head_name(head.embedding)
+                fused = "+" in backbone
+                head = FusedHead.load(made) if fused else Head.load(made)
+                name = fused_head_name if fused else default_head_name
+                target = SHIPPED / name(head.embedding)
                 target.write_bytes(made.read_bytes())
             held = head.about["held_out"]
             print(

@@ -185,7 +185,10 @@ for command in (train, evaluate, prepare, cache, submit):
 @click.option("--weights", metavar="PATH", help="File or folder with the published weights.")
 @json_option
 def show_backbones(weights: str | None, as_json: bool) -> None:
-    """List the backbones with the location of their weights and their fingerprints."""
+    """List the backbones with the location of their weights and their fingerprints.
+
+    Elsewhere --backbone takes several of them, joined by +.
+    """
     from batchverify.embedding.backbone import list_backbones
 
     backbones = list_backbones(Path(weights) if weights else None)

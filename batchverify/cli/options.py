@@ -81,7 +81,8 @@ backbone_options = together(
     option(
         "--backbone",
         "vggface2 and compact (part of the package), vggface2-float, casia-webface, a file with weights, an ONNX "
-        "file with a description beside it, or the name of a plug-in.",
+        "file with a description beside it, or the name of a plug-in. Several joined by + score every pair together: "
+        "vggface2+compact.",
         "NAME|PATH",
     ),
     option("--weights", "File or folder with the published weights of a float backbone.", "PATH"),
@@ -186,7 +187,8 @@ threshold_options = together(
         "--head",
         "Head file. Default: the head shipped for these settings. There is one for vggface2 and vggface2-float with "
         "--crop detect, center and none, the default --margin and --detector, and --tta flip with --crop detect. "
-        "There is one for compact, also with --tta flip. Other settings need one from `train`.",
+        "There is one for compact and one for vggface2+compact, also with --tta flip. Other settings need one from "
+        "`train`.",
         "PATH",
     ),
     option(

@@ -20,7 +20,7 @@ from batchverify.embedding.onnx_backbone import SUFFIX as ONNX
 from batchverify.embedding.onnx_backbone import OnnxBackbone
 from batchverify.embedding.plugin import PluginBackbone, installed
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.fingerprint import BackboneSpec
+from batchverify.fingerprint import MOST_FUSED, BackboneSpec
 
 PACKAGED = "vggface2"
 COMPACT = "compact"
@@ -150,6 +150,31 @@ def dequantise(stored: Tensors) -> Tensors:
 def is_file(name: str) -> bool:
     """Whether `--backbone` names a file, by its suffix."""
     return Path(name).suffix in (*WEIGHTS, ONNX)
+
+
+def fused_names(name: str) -> list[str]:
+    """The backbones that `--backbone` names: several are joined by `+`.
+
+    A `+` in the name of a plug-in, or of a file that exists, joins nothing. Raises `UsageError` for an empty name, a
+    name that appears twice, and too many names.
+    """
+    words, names = name.split("+"), []
+    while words:
+        count = next((n for n in range(len(words), 1, -1) if _exists("+".join(words[:n]))), 1)
+        names.append("+".join(words[:count]))
+        words = words[count:]
+    if len(names) > 1 and not all(names):
+        raise UsageError(f"--backbone {name}: + joins the names of backbones, and one of them is empty")
+    for each in names:
+        if names.count(each) > 1:
+            raise UsageError(f"--backbone {name}: {each} appears twice")
+    if len(names) > MOST_FUSED:
+        raise UsageError(f"--backbone {name}: at most {MOST_FUSED} backbones can be fused")
+    return names
+
+
+def _exists(name: str) -> bool:
+    return (is_file(name) and Path(name).is_file()) or name in installed()
 
 
 def load_backbone(

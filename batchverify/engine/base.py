@@ -124,8 +124,8 @@ class Engine(Protocol):
     def embed(self, loaded: Task, positions: Sequence[int], keys: Sequence[bytes]) -> Task:
         """Embed images of a finished load, given by their positions in it. Result: `EmbeddedChunk`."""
 
-    def share(self, head: Any, vectors: np.ndarray) -> None:
-        """Give all workers the head and the (N, D) float16 vectors; comes before `score`."""
+    def share(self, head: Any, vectors: Any) -> None:
+        """Give all workers the head and the vectors of a table; comes before `score`."""
 
     def score(self, a: np.ndarray, b: np.ndarray) -> Task:
         """Score pairs of indices into the shared vectors. Result: `PairScores`."""

@@ -29,6 +29,7 @@ class EmbeddingTable:
     vectors: (N, dimension) float16, rounded as in the cache, zero where there is none. Many of them lie in a file in
     `folder` that is mapped into memory, so that the system can page them out.
     codes: (N,) int8: 0 for a vector, k > 0 for the k-th reason, -1 for not known yet.
+    keys: (N,) uint64, the start of each image's content key, 0 where it was not read; empty unless `keyed`.
     mapped_bytes: see `MAPPED_BYTES`.
     """
 
@@ -39,9 +40,16 @@ class EmbeddingTable:
         *,
         dimension: int = DIMENSION,
         mapped_bytes: int = MAPPED_BYTES,
+        keyed: bool = False,
     ) -> None:
         self.vectors = _vectors((count, dimension), folder, mapped_bytes)
         self.codes = np.full(count, _PENDING, np.int8)
+        self.keys = np.zeros(count if keyed else 0, np.uint64)
+
+    def see(self, index: int, key: bytes) -> None:
+        """Note the content of an image."""
+        if len(self.keys):
+            self.keys[index] = int.from_bytes(key[:8], "little")
 
     def put(self, index: int, vector: np.ndarray) -> None:
         """Store a (dimension,) float16 vector."""
@@ -71,6 +79,10 @@ class EmbeddingTable:
         lost = int((codes == _PENDING).sum())
         if lost:
             raise BatchverifyError(f"{lost} images have neither a vector nor a reason; please report this")
+
+    def unknown(self, wanted: np.ndarray | None) -> np.ndarray | None:
+        """Those of the (K,) `wanted` images that have neither a vector nor a reason; None for all images."""
+        return None if wanted is None else wanted[self.codes[wanted] == _PENDING]
 
     def copy(self, source: int, index: int) -> None:
         """Give an image the result of `source`, which has the same bytes."""

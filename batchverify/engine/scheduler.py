@@ -15,6 +15,7 @@ from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.engine.base import QUEUED_PER_WORKER, Engine, NodeLostError, Task, WorkerLostError, Workers
 from batchverify.engine.embedding_table import ContentIndex, EmbeddingTable
+from batchverify.engine.fused_table import FusedTable
 from batchverify.engine.stages import EmbeddedChunk, LoadedChunk, PairScores
 from batchverify.errors import BatchverifyError, first_line
 from batchverify.manifest.manifest import Block
@@ -182,6 +183,8 @@ class ImageRun:
         request = _EmbedRequest(task, [], [], [])
         position_of = {number: position for position, number in enumerate(loaded.missing)}
         for number, (index, key) in enumerate(zip(chunk, loaded.keys, strict=False)):
+            if key is not None:
+                self.embeddings.see(index, key)
             if number in loaded.cached:
                 self._take_cached(index, loaded.cached[number])
             elif number in loaded.skipped:
@@ -304,7 +307,7 @@ def score_pairs(
     engine: Engine,
     head: Any,
     blocks: Iterable[Block],
-    embeddings: EmbeddingTable,
+    embeddings: EmbeddingTable | FusedTable,
     progress: Progress,
     *,
     patience: float = PATIENCE_SECONDS,
@@ -320,7 +323,7 @@ def score_pairs(
         yield _scored(engine, embeddings, progress, patience, *window.popleft())
 
 
-def _score_block(engine: Engine, embeddings: EmbeddingTable, block: Block) -> Task:
+def _score_block(engine: Engine, embeddings: EmbeddingTable | FusedTable, block: Block) -> Task:
     usable = embeddings.usable(block.a, block.b)
     return engine.score(block.a[usable], block.b[usable])
 
@@ -337,7 +340,12 @@ def _wait_for_scores(engine: Engine, progress: Progress, patience: float, block:
 
 
 def _scored(
-    engine: Engine, embeddings: EmbeddingTable, progress: Progress, patience: float, block: Block, task: Task
+    engine: Engine,
+    embeddings: EmbeddingTable | FusedTable,
+    progress: Progress,
+    patience: float,
+    block: Block,
+    task: Task,
 ) -> tuple[Block, tuple[np.ndarray, np.ndarray]]:
     """The scores of a block. If a worker dies, another one tries: pairs of vectors are not what kills workers."""
     reason = ""

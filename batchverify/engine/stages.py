@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from batchverify.storage.location import scheme_of
 
 if TYPE_CHECKING:
     from batchverify.embedding.embedder import Embedder
-    from batchverify.heads.head import Head
 
 # A chunk is cut short once its decoded images take this many bytes.
 PIXEL_BUDGET = 256 << 20
@@ -252,8 +251,8 @@ def embed_images(
     return EmbeddedChunk(entries, embedder.compute_path, watch.seconds, peak_memory())
 
 
-def score_indices(head: Head, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
-    """Score pairs of (N,) indices into (M, D) float16 vectors."""
+def score_indices(head: Any, vectors: Any, a: np.ndarray, b: np.ndarray) -> PairScores:
+    """Score pairs of (N,) indices into the vectors that the head takes, a `Head` or a `FusedHead`."""
     watch = Stopwatch()
     with watch.stage("score"):
         probability, similarity = head.score_pairs(vectors, a, b)

@@ -32,7 +32,7 @@ class LocalEngine:
         self._work_pool = ThreadPoolExecutor(self.workers.count, "work")
         self._head: Any = None
         self._hung = False
-        self._vectors = np.zeros((0, 0), np.float16)
+        self._vectors: Any = np.zeros((0, 0), np.float16)
         self._used_embedder = False
 
     def require_shared(self, output: str | None, image_paths: Sequence[str | Skipped]) -> None:
@@ -53,7 +53,7 @@ class LocalEngine:
         view = self.plan.load.settings.view
         return Task(self._work_pool.submit(embed_images, self._embedder, images, keys, view))
 
-    def share(self, head: Any, vectors: np.ndarray) -> None:
+    def share(self, head: Any, vectors: Any) -> None:
         """See `Engine`."""
         self._head, self._vectors = head, vectors
 

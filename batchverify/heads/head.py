@@ -16,7 +16,7 @@ import numpy as np
 
 from batchverify.documents import MOST_METADATA, read_document
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.centring import centred
 from batchverify.heads.features import product
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
@@ -55,13 +55,15 @@ class Head:
 
     scorers: the logit is the mean of their scores. calibration: slope and offset of that logit. about: the
     artifact's metadata, such as `embedding` (the fingerprint it was trained for) and `thresholds`. centre: (F,)
-    float32, what is taken off every embedding before its features are computed; None for nothing.
+    float32, what is taken off every embedding before its features are computed; None for nothing. as_logits: give
+    calibrated logits in place of probabilities, for a `FusedHead`.
     """
 
     scorers: tuple[Scorer, ...]
     calibration: tuple[float, float] = (1.0, 0.0)
     about: Mapping[str, Any] = field(default_factory=dict)
     centre: np.ndarray | None = None
+    as_logits: bool = False
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Score pairs of (N, D) float16 or float32 embeddings.
@@ -101,7 +103,8 @@ class Head:
             scores = [scorer.logits(left, right) for scorer in self.scorers]
             logits = torch.stack(scores).mean(dim=0) if len(scores) > 1 else scores[0]
             slope, offset = self.calibration
-            probability[rows] = logits.mul_(slope).add_(offset).sigmoid_()[:count].numpy()
+            logits = logits.mul_(slope).add_(offset)
+            probability[rows] = (logits if self.as_logits else logits.sigmoid_())[:count].numpy()
             similarity[rows] = product(left, right).sum(dim=1)[:count].numpy()
         return probability, _clipped(similarity)
 
@@ -139,6 +142,8 @@ class Head:
         scores = [scorer.distance_logits(values[scorer.features]) for scorer in self.scorers]
         logits = sum(scores[1:], scores[0]) / np.float32(len(scores))
         slope, offset = np.float32(self.calibration[0]), np.float32(self.calibration[1])
+        if self.as_logits:
+            return logits * slope + offset, _clipped(cosine)
         # Where the exponential overflows, the probability is 0, which is right.
         with np.errstate(over="ignore"):
             return 1 / (1 + np.exp(-(logits * slope + offset))), _clipped(cosine)
@@ -187,23 +192,7 @@ class Head:
 
         Raises `UsageError` for a threshold outside 0 to 1 and for a rate that is not stored.
         """
-        if threshold is not None and at_far is not None:
-            raise UsageError("--threshold and --at-far exclude each other")
-        if threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise UsageError(f"--threshold must lie between 0 and 1, got {threshold}")
-            return threshold
-        stored = self.about["thresholds"]
-        if at_far is None:
-            return float(stored["best_f1"])
-        for entry in stored["far"]:
-            if entry["far"] == at_far:
-                return float(entry["threshold"])
-        rates = ", ".join(f"{entry['far']:g}" for entry in stored["far"]) or "none"
-        raise UsageError(
-            f"--at-far {at_far:g}: the head stores no threshold for this rate; its "
-            f"{stored['different_pairs']:,} different pairs support {rates}"
-        )
+        return stored_threshold(self.about["thresholds"], threshold, at_far)
 
     def to_bytes(self) -> bytes:
         """The artifact: one safetensors file, the same bytes for the same head."""
@@ -243,8 +232,12 @@ class Head:
         from safetensors.numpy import load
 
         try:
-            about = read_document(_metadata(data))
+            about = read_document(read_metadata(data))
             tensors = load(data)
+            if FUSION in about:
+                raise ArtifactError(
+                    f"{name}: a head of several backbones; give them all, as in --backbone A+B"
+                )
             if about["format"] != FORMAT:
                 raise ArtifactError(
                     f"{name}: the head has format {_short(about['format'])} "
@@ -289,6 +282,26 @@ def default_head_name(embedding: EmbeddingFingerprint) -> str:
     return f"head-{embedding.id}.safetensors"
 
 
+def stored_threshold(stored: Mapping[str, Any], threshold: float | None, at_far: float | None) -> float:
+    """See `Head.threshold`. stored: the thresholds in a head's metadata."""
+    if threshold is not None and at_far is not None:
+        raise UsageError("--threshold and --at-far exclude each other")
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"--threshold must lie between 0 and 1, got {threshold}")
+        return threshold
+    if at_far is None:
+        return float(stored["best_f1"])
+    for entry in stored["far"]:
+        if entry["far"] == at_far:
+            return float(entry["threshold"])
+    rates = ", ".join(f"{entry['far']:g}" for entry in stored["far"]) or "none"
+    raise UsageError(
+        f"--at-far {at_far:g}: the head stores no threshold for this rate; its "
+        f"{stored['different_pairs']:,} different pairs support {rates}"
+    )
+
+
 def _clipped(cosine: np.ndarray) -> np.ndarray:
     """(N,) cosines within -1 to 1: rows rounded to float16 are not quite of length 1. NaN stays."""
     return np.clip(cosine, np.float32(-1), np.float32(1))
@@ -307,7 +320,7 @@ def _tensor(rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else rows.copy())
 
 
-def _metadata(data: bytes) -> str:
+def read_metadata(data: bytes) -> str:
     """The JSON in a safetensors header: 8 bytes of length, then the header. Raises one of `MALFORMED`."""
     length = int.from_bytes(data[:8], "little")
     if length > len(data) - 8:
@@ -340,11 +353,15 @@ def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: M
     # Beyond float32 a score would be infinite or no number at all, and its row would say `ok`.
     if not all(scorer.bound * abs(calibration[0]) + abs(calibration[1]) < LARGEST for scorer in scorers):
         raise ValueError("its weights or its calibration are so large that scores overflow")
-    stored = about["thresholds"]
+    check_thresholds(about["thresholds"], calibration)
+
+
+def check_thresholds(stored: Mapping[str, Any], numbers: Sequence[float]) -> None:
+    """Raise one of `MALFORMED` for thresholds, or numbers of a calibration, that a run cannot use."""
     shares = [float(entry[key]) for entry in stored["far"] for key in ("far", "threshold")]
     shares.append(float(stored["best_f1"]))
     # They are used as float32.
-    if not (np.abs([*calibration, int(stored["different_pairs"]), *shares]) < LARGEST).all():
+    if not (np.abs([*numbers, int(stored["different_pairs"]), *shares]) < LARGEST).all():
         raise ValueError("its calibration or thresholds are not finite")
     if not all(0 <= share <= 1 for share in shares):
         raise ValueError("its thresholds do not lie between 0 and 1")

@@ -27,6 +27,8 @@ SCORE_SCHEMA = pa.schema(
         "error_b": pa.string(),
     }
 )
+# What a run with several backbones appends as well: those that made the score.
+BACKBONES = "backbones"
 # Spellings of labels in text, in lower case and without blanks around them. Truth values: of Python, of polars,
 # DuckDB, Spark and Arrow, of Excel and R, and of PostgreSQL. Missing values: of pandas, R, SQL and spreadsheets.
 _TRUTHS = {"false": 0, "true": 1, "f": 0, "t": 1}

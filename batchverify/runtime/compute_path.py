@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Between the paths of a run on different kinds of machines.
 _SEPARATOR = " + "
+# Between those of fused backbones.
+_MEMBERS = " | "
 _TEXT = re.compile(r"(?P<device>\S+) (?P<dtype>\w+) (?P<runtime>\w+), batches of (?P<batch_size>\d+)")
 _REASONS = {
     "int8_float32": "8-bit integers in the layers for which the weights state ranges, float32 in the others",
@@ -71,3 +73,14 @@ def paths_to_text(paths: Iterable[ComputePath]) -> str:
 def paths_from_text(text: str) -> list[ComputePath]:
     """The inverse of `paths_to_text`."""
     return [ComputePath.parse(part) for part in text.split(_SEPARATOR) if part]
+
+
+def members_to_text(texts: Sequence[str]) -> str:
+    """The texts of the paths of fused backbones, in order, as one; empty if all are."""
+    return _MEMBERS.join(texts) if any(texts) else ""
+
+
+def members_from_text(text: str, count: int) -> list[str]:
+    """The inverse of `members_to_text` for `count` backbones."""
+    texts = text.split(_MEMBERS)
+    return texts if len(texts) == count else [text] + [""] * (count - 1)

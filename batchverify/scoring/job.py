@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
-from batchverify.embedding.backbone import find_spec, is_file
+from batchverify.embedding.backbone import find_spec, fused_names, is_file
+from batchverify.embedding.download import PUBLISHED
 from batchverify.engine.base import Engine, Workers, WorkPlan, visible_gpus
 from batchverify.engine.ray.address import Address
 from batchverify.engine.stages import Loader, LoadPlan
@@ -22,6 +23,7 @@ from batchverify.engine.threads import LocalEngine
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
 from batchverify.fingerprint import BackboneSpec, EmbeddingFingerprint, EmbeddingSettings
+from batchverify.manifest.columns import BACKBONES
 from batchverify.manifest.manifest import Columns, Manifest, Scan
 from batchverify.options import RUNTIMES, EmbedOptions
 from batchverify.progress import Progress, show_download
@@ -31,6 +33,10 @@ from batchverify.runtime.devices import available_cpus
 from batchverify.storage.fence import Fence
 from batchverify.storage.location import Location
 from batchverify.version import __version__
+
+if TYPE_CHECKING:
+    from batchverify.heads.fused_head import FusedHead
+    from batchverify.heads.head import Head
 
 # Incremented when the same document and vectors would give other rows.
 ROWS_FORMAT = 4
@@ -43,7 +49,11 @@ SAMPLE = 64
 
 @dataclass(frozen=True)
 class Job:
-    """A manifest and the settings of a run, both checked."""
+    """A manifest and the settings of a run, both checked.
+
+    fused: with several backbones a job for each, in their order. The fields `backbone` and `settings` are then the
+    first one's, and `fingerprint` is that of all together.
+    """
 
     options: EmbedOptions
     manifest: Manifest
@@ -53,6 +63,7 @@ class Job:
     fingerprint: EmbeddingFingerprint
     run_id: str
     started: float
+    fused: tuple[Job, ...] = ()
 
     @classmethod
     def open(cls, manifest: Any, options: EmbedOptions) -> Job:
@@ -68,10 +79,28 @@ class Job:
         )
         # Hashed now: the files may be gone when the run record is written.
         hashed = opened.fingerprint
-        backbone = backbone_spec(options)
-        settings = options.settings(backbone)
-        fingerprint = EmbeddingFingerprint.of(backbone, settings)
-        return cls(options, opened, hashed, backbone, settings, fingerprint, uuid.uuid4().hex[:12], started)
+        members = []
+        for each in backbone_options(options):
+            backbone = backbone_spec(each)
+            settings = each.settings(backbone)
+            known = EmbeddingFingerprint.of(backbone, settings)
+            members.append(
+                cls(each, opened, hashed, backbone, settings, known, uuid.uuid4().hex[:12], started)
+            )
+        if len(members) == 1:
+            return members[0]
+        fingerprint = EmbeddingFingerprint.fused([member.fingerprint for member in members])
+        return replace(members[0], options=options, fingerprint=fingerprint, fused=tuple(members))
+
+    @property
+    def members(self) -> tuple[Job, ...]:
+        """A job for each backbone."""
+        return self.fused or (self,)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of fused backbones for people and for the column `backbones`, files without their folders."""
+        return backbone_names([member.options for member in self.fused])
 
     @property
     def scan(self) -> Scan:
@@ -79,7 +108,7 @@ class Job:
         return self.manifest.scanned
 
     def of_view(self, view: int) -> Job:
-        """A job for an augmented view of the same images, cached under its own fingerprint."""
+        """A job for an augmented view of the same images, cached under its own fingerprint; of one backbone."""
         settings = replace(self.settings, view=view)
         fingerprint = EmbeddingFingerprint.of(self.backbone, settings)
         run_id, started = uuid.uuid4().hex[:12], time.monotonic()
@@ -127,8 +156,10 @@ class Job:
         options = self.options
         # Only where it is given, so that a document without it stays what it was.
         follows = {"follow_symlinks": True} if options.follow_symlinks else {}
+        fused = {BACKBONES: self.names} if self.fused else {}
         return {
             **follows,
+            **fused,
             "format": ROWS_FORMAT,
             "manifest": self.manifest_fingerprint,
             "column_a": options.column_a,
@@ -152,7 +183,7 @@ class Job:
             "manifest": self.manifest.names,
             "manifest_fingerprint": self.manifest_fingerprint,
             "image_root": self.options.image_root,
-            "backbone_fingerprint": self.backbone.fingerprint,
+            "backbone_fingerprint": "+".join(member.backbone.fingerprint for member in self.members),
             "embedding": dict(self.fingerprint.document),
             "embedding_fingerprint": self.fingerprint.id,
             **summary,
@@ -215,6 +246,38 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
         contents = list(pool.map(lambda path: read_image(path, plan.limits, fence), sample))
     keys = [Loader.key(content) for content in contents if not isinstance(content, Skipped)]
     return float((index.find(keys) < 0).sum()) / max(len(sample), 1)
+
+
+def backbone_options(options: EmbedOptions) -> list[EmbedOptions]:
+    """The options of each backbone that `--backbone` names; `--weights` goes to those that are published."""
+    names = fused_names(options.backbone)
+    if len(names) == 1:
+        return [options]
+    takers = {name for name in names if name in PUBLISHED} or set(names)
+    return [
+        replace(options, backbone=name, weights=options.weights if name in takers else None) for name in names
+    ]
+
+
+def backbone_names(members: Sequence[EmbedOptions]) -> list[str]:
+    """The names of fused backbones for the column `backbones`: files without their folders if that is enough."""
+    paths = [Path(member.backbone) for member in members]
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else list(map(str, paths))
+
+
+def head_of(path: str | None, embeddings: Sequence[EmbeddingFingerprint]) -> Head | FusedHead:
+    """The head at `path`, or the one shipped for one or several backbones.
+
+    Raises `ArtifactError` if there is none or it does not fit.
+    """
+    if len(embeddings) > 1:
+        from batchverify.heads.fused_head import find_fused_head
+
+        return find_fused_head(path, embeddings)
+    from batchverify.heads.head import find_head
+
+    return find_head(path, embeddings[0])
 
 
 def backbone_spec(options: EmbedOptions) -> BackboneSpec:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from batchverify.documents import MOST_RECORD, read_document
 from batchverify.engine.embedding_table import EmbeddingTable
+from batchverify.engine.fused_table import FusedTable
 from batchverify.errors import BatchverifyError, ManifestError, UsageError, first_line
-from batchverify.manifest.columns import SCORE_SCHEMA, is_text, quoted, type_text
+from batchverify.manifest.columns import BACKBONES, SCORE_SCHEMA, is_text, quoted, type_text
 from batchverify.manifest.manifest import Block
 from batchverify.storage.location import Location, publish
 from batchverify.storage.object_store import retry
@@ -36,7 +37,7 @@ _FITTING = (
 SUCCESS = "_SUCCESS"
 # Types of the entries of a run record that are read back; each may be absent or null.
 RECORD_TYPES: dict[str, type] = {
-    **dict.fromkeys(("job", "options", "embedding", "failures"), dict),
+    **dict.fromkeys(("job", "options", "embedding", "failures", "backbones"), dict),
     **dict.fromkeys(("version", "run_id", "token", "compute_path", "image_root", "cache"), str),
     **dict.fromkeys(("rows", "unique_images", "scored", "failed", "failed_rows", "part_rows"), int),
     "manifest": list,
@@ -44,12 +45,18 @@ RECORD_TYPES: dict[str, type] = {
 PART = re.compile(r"^part-(\d{5,})\.parquet$")
 
 
-def output_schema(carried: pa.Schema) -> pa.Schema:
-    """The manifest's columns and then the scores; `ManifestError` if they have a name in common."""
-    for name in SCORE_SCHEMA.names:
-        if name in carried.names:
-            raise ManifestError(f"the manifest's column '{name}' has the name of an output column; rename it")
-    return pa.schema([*carried, *SCORE_SCHEMA])
+def output_schema(carried: pa.Schema, *, fused: bool = False) -> pa.Schema:
+    """The manifest's columns and then the scores; `ManifestError` if they have a name in common.
+
+    fused: with the column of the backbones that made a score.
+    """
+    scores = [*SCORE_SCHEMA, pa.field(BACKBONES, pa.string())] if fused else [*SCORE_SCHEMA]
+    for field in scores:
+        if field.name in carried.names:
+            raise ManifestError(
+                f"the manifest's column '{field.name}' has the name of an output column; rename it"
+            )
+    return pa.schema([*carried, *scores])
 
 
 def check_columns(file: str, carried: pa.Schema, blocks: Callable[[], Iterable[Block]]) -> None:
@@ -92,15 +99,26 @@ def _try_column(file: str, column: pa.Table) -> None:
 
 
 def result_table(
-    block: Block, embeddings: EmbeddingTable, scores: tuple[np.ndarray, np.ndarray], threshold: float
+    block: Block,
+    embeddings: EmbeddingTable | FusedTable,
+    scores: tuple[np.ndarray, np.ndarray],
+    threshold: float,
+    names: Sequence[str] = (),
 ) -> pa.Table:
-    """The output rows of a block. scores: (M,) probability and similarity of its M usable pairs, in order."""
+    """The output rows of a block. scores: (M,) probability and similarity of its M usable pairs, in order.
+
+    names: of fused backbones.
+    """
     unusable = ~embeddings.usable(block.a, block.b)
     probability, similarity = np.zeros(len(unusable), np.float32), np.zeros(len(unusable), np.float32)
     probability[~unusable], similarity[~unusable] = scores
     # Compared in the column's precision, so that readers who repeat the comparison get the same labels.
     label = (probability >= np.float32(threshold)).astype(np.int8)
-    error_a, error_b = embeddings.reasons(block.a), embeddings.reasons(block.b)
+    # A pair that one of several backbones has scored has no error.
+    error_a, error_b = (
+        pc.if_else(pa.array(unusable), embeddings.reasons(side), pa.scalar(None, pa.string()))
+        for side in (block.a, block.b)
+    )
     columns = [
         pa.array(probability, mask=unusable),
         pa.array(label, mask=unusable),
@@ -109,9 +127,10 @@ def result_table(
         error_a,
         error_b,
     ]
-    return pa.Table.from_arrays(
-        [*block.carried.columns, *columns], schema=output_schema(block.carried.schema)
-    )
+    if isinstance(embeddings, FusedTable):
+        columns.append(embeddings.makers(block.a, block.b, names))
+    schema = output_schema(block.carried.schema, fused=isinstance(embeddings, FusedTable))
+    return pa.Table.from_arrays([*block.carried.columns, *columns], schema=schema)
 
 
 def run_record(footer: pq.FileMetaData) -> dict[str, Any]:

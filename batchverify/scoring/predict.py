@@ -16,10 +16,18 @@ from batchverify.engine.base import WorkPlan
 from batchverify.engine.stages import LoadedImage, Loader, embed_images
 from batchverify.errors import NothingScoredError, UsageError, redacted
 from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.heads.fused_head import FusedHead
+from batchverify.heads.head import Head
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
 from batchverify.records import Skipped
-from batchverify.scoring.job import backbone_spec, work_plan
+from batchverify.scoring.job import (
+    backbone_names,
+    backbone_options,
+    backbone_spec,
+    head_of,
+    work_plan,
+)
 from batchverify.storage.location import Location, path_text, scheme_of
 from batchverify.storage.object_store import SCHEMES
 
@@ -35,7 +43,8 @@ class Prediction:
 
     probability: of two different people. label: 0 same, 1 different. similarity: cosine. boxes: x0 y0 x1 y1 of
     each face, in pixels. faces: found in each image. errors: reason and message of each image, or None. face: which
-    of several faces was taken, as `--face`.
+    of several faces was taken, as `--face`. backbones: if there are several, those that made the score; boxes, faces
+    and errors are then of the first of these, or of the first of all.
     """
 
     images: tuple[str, str]
@@ -47,6 +56,7 @@ class Prediction:
     faces: tuple[int, int]
     errors: tuple[Skipped | None, Skipped | None]
     face: str = "center"
+    backbones: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -61,7 +71,9 @@ class Prediction:
             {"reason": error.reason.value, "message": error.message} if error else None
             for error in self.errors
         ]
-        return {**vars(self), "verdict": self.verdict, "errors": errors}
+        hidden = () if self.backbones is not None else ("backbones",)
+        known = {name: value for name, value in vars(self).items() if name not in hidden}
+        return {**known, "verdict": self.verdict, "errors": errors}
 
     def sentence(self) -> str:
         """The verdict for people."""
@@ -71,6 +83,8 @@ class Prediction:
             f"{self.verdict.capitalize()}: the probability that the images show two people is "
             f"{self.probability:.4f} (threshold {self.threshold:.4f}, similarity {self.similarity:.4f})."
         )
+        if self.backbones:
+            sentence += f" The score is that of {self.backbones}."
         for image, count in zip(self.images, self.faces, strict=True):
             if count > 1:
                 sentence += f"\n{image}: {count} faces found; {CHOICES[self.face]} was taken."
@@ -95,33 +109,52 @@ def predict(
     up to 0.05. Raises `ArtifactError` and `UsageError` as `score` does, and `UsageError` for decoded images, arrays
     and bytes: results are cached by the file's bytes.
     """
-    from batchverify.heads.head import find_head
-
     images = (path_text(image_a, "image_a"), path_text(image_b, "image_b"))
     options = replace(options or ScoreOptions(), **changes)
-    backbone = backbone_spec(options)
-    settings = options.settings(backbone)
-    fingerprint = EmbeddingFingerprint.of(backbone, settings)
-    head = find_head(options.head, fingerprint)
+    each = backbone_options(options)
+    specs = [backbone_spec(member) for member in each]
+    settings = [member.settings(spec) for member, spec in zip(each, specs, strict=True)]
+    known = [EmbeddingFingerprint.of(*pair) for pair in zip(specs, settings, strict=True)]
+    head = head_of(options.head, known)
     threshold = head.threshold(options.threshold, options.at_far)
-    plan = replace(work_plan(options, settings, fingerprint), batch_size=PAIR_BATCH)
-    first, second = _entries(images, plan)
-    probability = label = similarity = None
-    if first.vector is not None and second.vector is not None:
-        scores = head(first.vector[None], second.vector[None])
-        probability, similarity = (float(values[0]) for values in scores)
-        label = int(scores[0][0] >= np.float32(threshold))
+    entries = [
+        _entries(images, replace(work_plan(*plan), batch_size=PAIR_BATCH))
+        for plan in zip(each, settings, known, strict=True)
+    ]
+    scores = _scores(head, entries)
+    makers = [pair[0].vector is not None and pair[1].vector is not None for pair in entries]
+    first, second = entries[makers.index(True) if any(makers) else 0]
+    names = backbone_names(each)
     return Prediction(
         images,
-        probability,
-        label,
-        similarity,
+        float(scores[0][0]) if scores else None,
+        int(scores[0][0] >= np.float32(threshold)) if scores else None,
+        float(scores[1][0]) if scores else None,
         threshold,
         (_box(first), _box(second)),
         (first.faces, second.faces),
         (first.skipped, second.skipped),
         options.face,
+        "+".join(name for name, made in zip(names, makers, strict=True) if made) if len(each) > 1 else None,
     )
+
+
+def _scores(
+    head: Head | FusedHead, entries: Sequence[tuple[Entry, Entry]]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Probability and similarity, (1,) each, of a pair by its entries of each backbone; None without a score."""
+    pairs = [[entry.vector for entry in pair] for pair in entries]
+    known = [all(vector is not None for vector in pair) for pair in pairs]
+    if not any(known):
+        return None
+    if not isinstance(head, FusedHead):
+        return head(*(np.asarray(vector)[None] for vector in pairs[0]))
+    empty = [np.zeros((2, member.dimension), np.float16) for member in head.members]
+    vectors = [
+        (np.stack([np.asarray(vector) for vector in pair]) if has else rows, np.array([has, has]))
+        for pair, has, rows in zip(pairs, known, empty, strict=True)
+    ]
+    return head.score_pairs(vectors, np.array([0]), np.array([1]))
 
 
 def _box(entry: Entry) -> list[float] | None:

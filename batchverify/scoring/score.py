@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from batchverify.engine.base import Engine
 from batchverify.engine.embedding_table import EmbeddingTable
-from batchverify.engine.scheduler import ImageRun, score_pairs
+from batchverify.engine.fused_table import FusedTable
+from batchverify.engine.scheduler import score_pairs
 from batchverify.errors import NothingScoredError, UsageError
+from batchverify.manifest.columns import BACKBONES
 from batchverify.manifest.manifest import Block
 from batchverify.manifest.tables import would_find
 from batchverify.options import EmbedOptions, ScoreOptions
-from batchverify.process import peak_memory
-from batchverify.progress import Progress
 from batchverify.records import Reason
-from batchverify.runtime.compute_path import ComputePath, paths_from_text, paths_to_text
-from batchverify.scoring.job import Job, engine_of
+from batchverify.runtime.compute_path import (
+    ComputePath,
+    members_from_text,
+    members_to_text,
+    paths_from_text,
+    paths_to_text,
+)
+from batchverify.scoring.embedding_run import Table, embedded, fused_summary, table_of
+from batchverify.scoring.job import Job, head_of
 from batchverify.scoring.job_folder import JobState
 from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, RowCounts
 from batchverify.scoring.parquet import (
@@ -40,6 +46,7 @@ from batchverify.storage.background import BackgroundWorker
 from batchverify.storage.location import Location
 
 if TYPE_CHECKING:
+    from batchverify.heads.fused_head import FusedHead
     from batchverify.heads.head import Head
 
 
@@ -66,9 +73,7 @@ def score_job(
 
     source: the manifest as the caller gave it. An output that the next run would read as a part of it is refused.
     """
-    from batchverify.heads.head import find_head
-
-    head = find_head(options.head, job.fingerprint)
+    head = head_of(options.head, [member.fingerprint for member in job.members])
     threshold = head.threshold(options.threshold, options.at_far)
     document = job.document(head.digest, threshold)
     if output is None:
@@ -94,8 +99,10 @@ def _spare_source(source: Any, output: Output) -> None:
         )
 
 
-def _score_in_memory(job: Job, head: Head, threshold: float, document: Mapping[str, Any]) -> ScoreSummary:
-    rows = MemoryRows(output_schema(job.scan.carried))
+def _score_in_memory(
+    job: Job, head: Head | FusedHead, threshold: float, document: Mapping[str, Any]
+) -> ScoreSummary:
+    rows = MemoryRows(output_schema(job.scan.carried, fused=bool(job.fused)))
     summary = score_rows(job, head, threshold, rows)
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
@@ -112,16 +119,21 @@ def _finished(
 
 
 def _score_to(
-    job: Job, options: ScoreOptions, head: Head, threshold: float, document: Mapping[str, Any], output: Output
+    job: Job,
+    options: ScoreOptions,
+    head: Head | FusedHead,
+    threshold: float,
+    document: Mapping[str, Any],
+    output: Output,
 ) -> ScoreSummary:
     # The manifest is read before anything is written, so that a bad one leaves no job folder.
-    schema, total = output_schema(job.scan.carried), job.scan.rows
+    schema, total = output_schema(job.scan.carried, fused=bool(job.fused)), job.scan.rows
     check_columns(job.manifest.names[0], job.scan.carried, partial(job.manifest.blocks, job.scan))
     claim = output.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
     with claim as (parts, state):
         rows = PartRows(output, parts, state, schema, total)
         try:
-            summary = score_rows(job, head, threshold, rows, rows.compute_paths)
+            summary = score_rows(job, head, threshold, rows)
         finally:
             rows.abandon()
         record = {
@@ -140,19 +152,18 @@ def embed(manifest: Any, options: EmbedOptions | None = None, **changes: Any) ->
     if options.no_cache:
         raise UsageError("embed fills the cache, so --no-cache leaves it nothing to do")
     job = Job.open(manifest, options)
-    summary, embeddings = embed_job(job)
-    check_failed(summary.failed, len(embeddings.codes), options.max_failed, summary)
+    runs = [embed_job(member) for member in job.members]
+    summaries, tables = zip(*runs, strict=True)
+    summary = fused_summary(job, summaries) if job.fused else summaries[0]
+    check_failed(FusedTable(tables).failed(), summary.unique_images, options.max_failed, summary)
     return summary
 
 
 def embed_job(job: Job) -> tuple[EmbedSummary, EmbeddingTable]:
-    """The embeddings of a manifest's unique images, cached or new."""
-    progress = Progress(quiet=job.options.quiet)
-    with engine_of(job, progress) as (engine, cache):
-        engine.require_shared(None, job.scan.images)
-        table = EmbeddingTable(len(job.scan.images), dimension=job.fingerprint.dimension)
-        embeddings = ImageRun(engine, job.scan.images, cache, progress, table).run()
-        return _summarise(job, engine, embeddings, progress), embeddings
+    """The embeddings of a manifest's unique images, cached or new, by a job of one backbone."""
+    table = EmbeddingTable(len(job.scan.images), dimension=job.fingerprint.dimension)
+    with embedded(job, table) as run:
+        return run.summary(), table
 
 
 def check_failed(failed: int, total: int, most: float, summary: EmbedSummary) -> None:
@@ -184,10 +195,13 @@ class Rows(Protocol):
     def write(self, first: int, table: pa.Table) -> None:
         """Take rows. first: the index of the first one in the whole manifest."""
 
-    def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
-        """Indices of the images to look up, None for all. Reasons in finished rows are copied to `embeddings`."""
+    def wanted(self, job: Job, embeddings: Table) -> np.ndarray | None:
+        """Indices of the images of missing rows, None for all. Reasons in finished rows go to `embeddings`."""
 
-    def record_paths(self, paths: set[ComputePath]) -> None:
+    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
+        """The compute paths of an interrupted run's vectors. member: which of several backbones made them."""
+
+    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
         """Record the compute paths of new vectors; `UsageError` if the job has vectors of another path."""
 
     def counts(self) -> RowCounts:
@@ -212,11 +226,15 @@ class MemoryRows:
         """See `Rows`."""
         self._tables.append(table)
 
-    def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
+    def wanted(self, job: Job, embeddings: Table) -> np.ndarray | None:
         """See `Rows`."""
         return None
 
-    def record_paths(self, paths: set[ComputePath]) -> None:
+    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
+        """See `Rows`."""
+        return []
+
+    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
         """See `Rows`. Not needed: the run cannot be resumed."""
 
     def counts(self) -> RowCounts:
@@ -235,16 +253,22 @@ class PartRows:
 
     def __init__(self, output: Output, parts: Parts, state: JobState, schema: pa.Schema, total: int) -> None:
         self._folder = output.folder
-        self._parts, self._state, self._has_new_vectors = parts, state, False
+        self._parts, self._state = parts, state
+        # The backbones that have made vectors in this run.
+        self._has_new_vectors: set[int] = set()
         self.resumed = RowCounts.total(parts.done.values()).rows
         self.scratch = self._folder.location.path if self._folder.location.is_local else None
         self.target: str | None = str(output.target)
         self._writer = PartWriter(parts, schema, total, output.begin_part)
 
-    @property
-    def compute_paths(self) -> list[ComputePath]:
-        """The compute paths of the job's vectors; none if no vector has been computed."""
-        return paths_from_text(self._state.get("compute_path") or "")
+    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
+        """See `Rows`."""
+        return paths_from_text(self._path_texts()[member])
+
+    def _path_texts(self) -> list[str]:
+        """The texts of the compute paths of each backbone."""
+        count = len(self._state["job"].get(BACKBONES, [""]))
+        return members_from_text(self._state.get("compute_path") or "", count)
 
     def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
         """See `Rows`."""
@@ -254,7 +278,7 @@ class PartRows:
         """See `Rows`."""
         self._writer.write(first, table)
 
-    def wanted(self, job: Job, embeddings: EmbeddingTable) -> np.ndarray | None:
+    def wanted(self, job: Job, embeddings: Table) -> np.ndarray | None:
         """See `Rows`. An image that failed in a finished row fails in the missing rows too."""
         if not self._parts.done:
             return None
@@ -270,22 +294,24 @@ class PartRows:
             start = piece.first - number * self._parts.size
             for indices, column in zip((piece.a, piece.b), reasons, strict=True):
                 embeddings.restore(indices, column.slice(start, len(indices)))
-        return np.flatnonzero(needed & (embeddings.codes < 0))
+        return np.flatnonzero(needed)
 
-    def record_paths(self, paths: set[ComputePath]) -> None:
+    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
         """See `Rows`."""
-        earlier = self.compute_paths
+        earlier = self.earlier_paths(member)
         new = [path for path in paths if not any(path.same_vectors(other) for other in earlier)]
-        if new and earlier and not self._has_new_vectors:
+        if new and earlier and member not in self._has_new_vectors:
             raise UsageError(
                 f"{self._folder.output}: this job's vectors were computed on '{paths_to_text(earlier)}', here they "
                 f"would be on '{paths_to_text(paths)}': continue on a machine like the first, or start anew with "
                 "--overwrite"
             )
         # Paths that come later are those of other nodes of this run's cluster.
-        self._has_new_vectors = True
+        self._has_new_vectors.add(member)
         if new:
-            self._state["compute_path"] = paths_to_text([*earlier, *new])
+            texts = self._path_texts()
+            texts[member] = paths_to_text([*earlier, *new])
+            self._state["compute_path"] = members_to_text(texts)
             with writing(self._folder.location):
                 self._folder.write_state(self._state)
 
@@ -298,33 +324,28 @@ class PartRows:
         self._writer.abandon()
 
 
-def score_rows(
-    job: Job, head: Head, threshold: float, rows: Rows, earlier: Sequence[ComputePath] = ()
-) -> ScoreSummary:
-    """Embed the images that are needed and score the rows that are missing. earlier: as in `Job.plan`."""
-    progress = Progress(total_rows=job.scan.rows, quiet=job.options.quiet)
-    embeddings = EmbeddingTable(len(job.scan.images), rows.scratch, dimension=job.fingerprint.dimension)
+def score_rows(job: Job, head: Head | FusedHead, threshold: float, rows: Rows) -> ScoreSummary:
+    """Embed the images that are needed and score the rows that are missing."""
+    embeddings = table_of(job, rows.scratch)
     wanted = rows.wanted(job, embeddings)
-    with engine_of(job, progress, wanted, earlier) as (engine, cache):
-        image_paths = job.scan.images
-        engine.require_shared(rows.target, image_paths)
-        ImageRun(engine, image_paths, cache, progress, embeddings, wanted, rows.record_paths).run()
+    with embedded(job, embeddings, wanted, rows) as run:
+        progress = run.progress
         progress.rows = rows.resumed
         missing = rows.missing(job.manifest.blocks(job.scan))
 
         def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
             with progress.watch.stage("write rows"):
-                rows.write(block.first, result_table(block, embeddings, scores, threshold))
+                rows.write(block.first, result_table(block, embeddings, scores, threshold, job.names))
             progress.rows += len(block.a)
 
         with BackgroundWorker() as worker:
-            for block, scores in score_pairs(engine, head, missing, embeddings, progress):
+            for block, scores in score_pairs(run.engine, head, missing, embeddings, progress):
                 worker(partial(write, block, scores))
                 progress.show()
-        images = _summarise(job, engine, embeddings, progress)
+        images = run.summary()
     counts = rows.counts()
     return ScoreSummary(
-        **vars(replace(images, compute_path=images.compute_path or paths_to_text(earlier))),
+        **vars(images),
         scored=counts.scored,
         different=counts.different,
         failed_rows=job.scan.rows - counts.scored,
@@ -332,41 +353,3 @@ def score_rows(
         threshold=threshold,
         head=head.digest,
     )
-
-
-def _summarise(job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress) -> EmbedSummary:
-    failures, paths = embeddings.failures(), engine.compute_paths()
-    failed, unique = sum(failures.values()), len(embeddings.codes)
-    stages = dict(progress.watch.seconds)
-    busy = stages.get("detect", 0.0) + stages.get("embed", 0.0)
-    available = progress.image_seconds * engine.workers.count
-    if progress.embedded:
-        stages["wait"] = max(available - busy, 0.0)
-    return EmbedSummary(
-        rows=job.scan.rows,
-        unique_images=unique,
-        embedded=progress.embedded,
-        cached=progress.cached,
-        repeated=progress.repeated,
-        failed=failed,
-        failures=failures,
-        seconds=round(time.monotonic() - job.started, 2),
-        images_per_second=round(progress.embedded / progress.image_seconds, 1) if progress.embedded else 0.0,
-        engine=engine.name,
-        compute_path=paths_to_text(paths),
-        cache=job.options.cache_root,
-        stage_seconds={name: round(seconds, 3) for name, seconds in stages.items()},
-        embedder_busy=round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
-        compute_reason=min(paths, key=str).reason if paths else "",
-        resumed=unique - failed - progress.embedded - progress.cached - progress.repeated,
-        image_seconds=round(progress.image_seconds, 3),
-        peak_memory_mb=_peaks(engine, progress),
-    )
-
-
-def _peaks(engine: Engine, progress: Progress) -> dict[str, float]:
-    """Peak memory of the driver and of the worker with the highest peak; threads count as the driver."""
-    peaks = {"driver": round(peak_memory(), 1)}
-    if engine.name != "local":
-        peaks["workers"] = round(progress.worker_memory, 1)
-    return peaks

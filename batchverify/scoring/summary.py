@@ -25,7 +25,8 @@ class EmbedSummary:
     workers together; `start` is building the embedder (its weights are packed in the first `embed`), `wait` is the
     idle time of workers that detect and embed. embedder_busy: the share of time in which those were not idle.
     compute_reason: why this compute path was chosen. image_seconds: wall-clock time until every image was done.
-    peak_memory_mb: of the `driver` and, with Ray, the highest of its `workers`.
+    peak_memory_mb: of the `driver` and, with Ray, the highest of its `workers`. backbones: if there are several, the
+    counts of each by its name; the fields above are then sums, in which an image counts once for each.
     """
 
     rows: int
@@ -46,10 +47,30 @@ class EmbedSummary:
     resumed: int = 0
     image_seconds: float = 0.0
     peak_memory_mb: Mapping[str, float] = field(default_factory=dict)
+    backbones: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, for `--json` and the run record."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        """All figures, for `--json` and the run record; `backbones` only if there are several."""
+        hidden = () if self.backbones else ("backbones",)
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in hidden
+        }
+
+    def of_backbone(self) -> dict[str, Any]:
+        """The entry of `backbones` for the one that this is the summary of."""
+        names = (
+            "embedded",
+            "cached",
+            "repeated",
+            "failed",
+            "resumed",
+            "failures",
+            "compute_path",
+            "image_seconds",
+        )
+        return {name: getattr(self, name) for name in (*names, "engine")}
 
     def lines(self) -> list[tuple[str, str]]:
         """The table for people: names and values."""
@@ -65,6 +86,9 @@ class EmbedSummary:
         if self.failed:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.failures.items())
             lines.append(("images failed", f"{self.failed:,} ({reasons})"))
+        for name, counts in self.backbones.items():
+            each = ", ".join(f"{what} {counts[what]:,}" for what in ("embedded", "cached", "failed"))
+            lines.append((f"  {name}", each))
         if self.embedded:
             stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.stage_seconds.items())
             lines.append(("computed", f"{self.compute_path} ({self.compute_reason})"))
@@ -100,7 +124,9 @@ class ScoreSummary(EmbedSummary):
             "embedded": 0,
             "cached": 0,
             "repeated": 0,
-            "resumed": record["unique_images"] - record["failed"],
+            "resumed": record["unique_images"] * max(1, len(record.get("backbones") or {}))
+            - record["failed"],
+            "backbones": {},
             "resumed_rows": record["rows"],
             "images_per_second": 0.0,
             "embedder_busy": 0.0,

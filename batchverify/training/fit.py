@@ -181,7 +181,11 @@ def fit_head(
         scorers, logits = _combined(fits, scores, labels)
         slope, offset = METHODS[options.calibration](logits, labels)
         head = Head(scorers, (slope, offset), {"embedding": dict(embedding.document)}, centre)
-        measured = _measured(head, plain_dev, logits, labels)
+        before, after = sigmoid(logits), sigmoid(slope * logits + offset)
+        impostors = probabilities(head, plain_dev.impostor_pairs())
+        measured = measured_about(
+            before, after, labels, (dev.labels, probabilities(head, plain_dev)), impostors
+        )
     more = dict(about or {})
     training = {
         **more.pop("training", {}),
@@ -195,7 +199,7 @@ def fit_head(
     networks = {
         str(spec): fit.network for spec, fit in zip(specs, fits, strict=True) if fit.network is not None
     }
-    return FittedHead(head, labels, sigmoid(slope * logits + offset), networks)
+    return FittedHead(head, labels, after, networks)
 
 
 def centred_pairs(
@@ -297,13 +301,20 @@ def _combined(
     return tuple(scorers), np.average(logits, axis=0, weights=[len(fit.scorers) for fit in fits])
 
 
-def _measured(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Calibration, thresholds and metrics for the artifact's metadata."""
-    slope, offset = head.calibration
-    before, after = sigmoid(logits), sigmoid(slope * logits + offset)
+def measured_about(
+    before: np.ndarray,
+    after: np.ndarray,
+    labels: np.ndarray,
+    dev: tuple[np.ndarray, np.ndarray],
+    impostors: np.ndarray,
+) -> dict[str, Any]:
+    """Calibration, thresholds and metrics for the artifact's metadata.
+
+    before, after: probabilities of held-out pairs without and with calibration. dev: labels and probabilities.
+    impostors: probabilities of different pairs.
+    """
     threshold = f1_threshold(after)
     rate, equal = Curve.of(labels, after).equal_error()
-    impostors = probabilities(head, dev.impostor_pairs())
     return {
         "calibration": {
             "held_out_pairs": len(labels),
@@ -318,7 +329,7 @@ def _measured(head: Head, dev: LabelledPairs, logits: np.ndarray, labels: np.nda
             "far": rate_thresholds(impostors),
         },
         "held_out": asdict(measure(labels, after, threshold)),
-        "dev": asdict(measure(dev.labels, probabilities(head, dev), threshold)),
+        "dev": asdict(measure(*dev, threshold)),
     }
 
 

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.engine.fused_table import FusedTable
 from batchverify.errors import NothingScoredError, UsageError
 from batchverify.options import TrainOptions
 from batchverify.progress import duration, tell
+from batchverify.scoring.embedding_run import fused_summary
 from batchverify.scoring.job import Job
 from batchverify.scoring.parquet import writing
 from batchverify.scoring.score import check_failed, embed_job
 from batchverify.scoring.summary import EmbedSummary
 from batchverify.storage.location import Location, expand_home
-from batchverify.training.fit import FEWEST_PAIRS, FittedHead, estimator_specs, fit_head, measure_head
+from batchverify.training.fit import FEWEST_PAIRS, estimator_specs
+from batchverify.training.fuse import FittedHeads, fit_heads, measure_heads
 from batchverify.training.network import Epoch
 from batchverify.training.pairs import (
     SHOWN,
@@ -56,7 +59,7 @@ def train(
         sets = _embed_sets(train, dev, options)
         leaks = _check(sets, options, log)
         training_pairs, view_runs = _with_views(sets[0], options)
-        options, trials = _tuned(training_pairs, sets[1].pairs, options, log)
+        options, trials = _tuned(training_pairs[0], sets[1].pairs, options, log)
         fits = _fit_repeats(sets, training_pairs, options, log)
     seconds = round(time.monotonic() - started, 2)
     record = _record(sets, fits, options, leaks)
@@ -210,11 +213,16 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class _Set:
-    """A manifest whose pairs are embedded."""
+    """A manifest whose pairs are embedded. members: the same pairs with the vectors of each backbone."""
 
     job: Job
-    pairs: LabelledPairs
+    members: tuple[LabelledPairs, ...]
     summary: EmbedSummary
+
+    @property
+    def pairs(self) -> LabelledPairs:
+        """The pairs with the vectors of the first backbone."""
+        return self.members[0]
 
 
 def _check_algorithms(options: TrainOptions) -> None:
@@ -252,7 +260,8 @@ def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> lis
             check_failed(left_out, left_out + len(each.pairs), options.max_failed, each.summary)
         except NothingScoredError as exc:
             raise NothingScoredError(f"{each.pairs.name} pairs: {exc}", exc.summary) from exc
-        each.pairs.check(FEWEST_PAIRS if each is sets[0] else 1)
+        for pairs in each.members:
+            pairs.check(FEWEST_PAIRS if each is sets[0] else 1)
     check_apart(sets[0].pairs, sets[1].pairs)
     leaks = find_leaks([each.pairs for each in sets])
     for leak in leaks:
@@ -274,7 +283,10 @@ def _refuse(leaks: Sequence[Leak]) -> None:
 
 
 def _record(
-    sets: Sequence[_Set], fits: Sequence[tuple[FittedHead, Any]], options: TrainOptions, leaks: Sequence[Leak]
+    sets: Sequence[_Set],
+    fits: Sequence[tuple[FittedHeads, Any]],
+    options: TrainOptions,
+    leaks: Sequence[Leak],
 ) -> dict[str, Any]:
     """The record of the training, for the file beside the head."""
     return {
@@ -320,6 +332,10 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
     if options.test is not None:
         manifests["test"] = options.test
     jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
+    if options.tune and jobs["training"].fused:
+        raise UsageError(
+            "--tune searches the head of one backbone: search for each, then train all with --algorithm"
+        )
     for name, job in jobs.items():
         _check_labels(name, job)
     if _same_pairs(jobs["training"], jobs["dev"]):
@@ -355,24 +371,35 @@ def _same_pairs(train: Job, dev: Job) -> bool:
 
 
 def _embed_set(name: str, job: Job) -> _Set:
-    summary, embeddings = embed_job(replace(job, started=time.monotonic()))
-    return _Set(job, LabelledPairs.collect(job.manifest, job.scan, embeddings, name), summary)
+    """Embed with each backbone; pairs with an image that one of them could not embed are left out."""
+    runs = [embed_job(replace(member, started=time.monotonic())) for member in job.members]
+    summaries, tables = zip(*runs, strict=True)
+    FusedTable(tables).keep_common()
+    members = tuple(LabelledPairs.collect(job.manifest, job.scan, table, name) for table in tables)
+    return _Set(job, members, fused_summary(job, summaries) if job.fused else summaries[0])
 
 
-def _with_views(training: _Set, options: TrainOptions) -> tuple[LabelledPairs, list[EmbedSummary]]:
-    """The training pairs with `options.augment` augmented views, and the summaries of embedding these."""
-    runs = [embed_job(training.job.of_view(view)) for view in range(1, options.augment + 1)]
-    views = [embeddings.vectors for _, embeddings in runs]
-    pairs = training.pairs.with_views(views, options.seed) if views else training.pairs
-    return pairs, [summary for summary, _ in runs]
+def _with_views(training: _Set, options: TrainOptions) -> tuple[list[LabelledPairs], list[EmbedSummary]]:
+    """The training pairs with `options.augment` augmented views, and the summaries of embedding these.
+
+    For each backbone the same pairs.
+    """
+    members, summaries = [], []
+    for job, pairs in zip(training.job.members, training.members, strict=True):
+        runs = [embed_job(job.of_view(view)) for view in range(1, options.augment + 1)]
+        views = [embeddings.vectors for _, embeddings in runs]
+        members.append(pairs.with_views(views, options.seed) if views else pairs)
+        summaries += [summary for summary, _ in runs]
+    return members, summaries
 
 
 def _fit_repeats(
-    sets: Sequence[_Set], training_pairs: LabelledPairs, options: TrainOptions, log: TrainingLog
-) -> list[tuple[FittedHead, dict[str, Any]]]:
+    sets: Sequence[_Set], training_pairs: Sequence[LabelledPairs], options: TrainOptions, log: TrainingLog
+) -> list[tuple[FittedHeads, dict[str, Any]]]:
     """One fit per seed, with its metrics on all sets."""
-    job, dev = sets[0].job, sets[1].pairs
-    left_out = len(training_pairs.left_out)
+    job, dev = sets[0].job, sets[1].members
+    embeddings = dict(zip(job.names or [""], (member.fingerprint for member in job.members), strict=True))
+    left_out = len(training_pairs[0].left_out)
     about = {"training": {"manifest_fingerprint": job.manifest_fingerprint, "left_out": left_out}}
     fits = []
     for seed in range(options.seed, options.seed + options.repeats):
@@ -380,9 +407,9 @@ def _fit_repeats(
         if options.repeats > 1:
             log.write(f"seed {seed}:")
         seeded = replace(options, seed=seed)
-        fitted = fit_head(training_pairs, dev, job.fingerprint, seeded, about, log.epoch)
+        fitted = fit_heads(training_pairs, dev, embeddings, seeded, about, log.epoch)
         metrics = {"seed": seed, **{name: fitted.head.about[name] for name in ("held_out", "dev")}}
-        metrics |= {each.pairs.name: asdict(measure_head(fitted.head, each.pairs)) for each in sets[2:]}
+        metrics |= {each.pairs.name: asdict(measure_heads(fitted.head, each.members)) for each in sets[2:]}
         fits.append((fitted, metrics))
     return fits
 

@@ -21,13 +21,17 @@ class HeadTarget(Target):
         headers = [file[8 : 8 + int.from_bytes(file[:8], "little")] for file in files]
         return [*(b"\0" + file for file in files), *(b"\1" + header for header in headers)]
 
-    def run(self, data: bytes) -> None:
-        """Read, and score."""
+    def artifact(self, data: bytes) -> bytes:
+        """The file that an input stands for."""
         artifact = data[1:]
         if data and data[0] % 2:
             artifact = len(artifact).to_bytes(8, "little") + artifact + self.ZEROS
+        return artifact
+
+    def run(self, data: bytes) -> None:
+        """Read, and score."""
         try:
-            head = Head.from_bytes(artifact, "a.safetensors")
+            head = Head.from_bytes(self.artifact(data), "a.safetensors")
         except ArtifactError as exc:
             require(str(exc).startswith("a.safetensors: ") and "\n" not in str(exc)[:300], f"{exc}")
             return

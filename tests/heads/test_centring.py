@@ -7,7 +7,7 @@ from safetensors.numpy import load, save
 
 from batchverify.errors import ArtifactError
 from batchverify.heads.centring import centred, mean_vector
-from batchverify.heads.head import CENTRE, METADATA_KEY, Head, _metadata
+from batchverify.heads.head import CENTRE, METADATA_KEY, Head, read_metadata
 
 MEAN = (vectors(300, 9).astype(np.float32) + 0.02).mean(axis=0).astype(np.float32)
 
@@ -81,6 +81,6 @@ def test_the_centre_is_part_of_the_artifact():
 )
 def test_a_centre_that_is_none_is_refused(centre):
     data = make_head().to_bytes()
-    changed = save({**load(data), CENTRE: centre}, metadata={METADATA_KEY: _metadata(data)})
+    changed = save({**load(data), CENTRE: centre}, metadata={METADATA_KEY: read_metadata(data)})
     with pytest.raises(ArtifactError, match=r"^x: not a head of batchverify: its centre "):
         Head.from_bytes(changed, "x")

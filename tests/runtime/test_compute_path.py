@@ -2,7 +2,13 @@
 
 import pytest
 
-from batchverify.runtime.compute_path import ComputePath, paths_from_text, paths_to_text
+from batchverify.runtime.compute_path import (
+    ComputePath,
+    members_from_text,
+    members_to_text,
+    paths_from_text,
+    paths_to_text,
+)
 
 TEXTS = (
     "cpu int8_bfloat16 openvino, batches of 32",
@@ -47,3 +53,14 @@ def test_reasons():
         "8-bit integers in the layers for which the weights state ranges, bfloat16 in the others; OpenVINO"
     )
     assert ComputePath("toy").reason == ""
+
+
+def test_the_paths_of_several_backbones_are_one_text():
+    one, other = (
+        "cpu int8_float32 openvino, batches of 32",
+        "cpu float32 openvino, batches of 32 + cuda x y, batches of 8",
+    )
+    for texts in ([one, other], ["", other], [one, ""], ["", "", one]):
+        assert members_from_text(members_to_text(texts), len(texts)) == texts
+    assert members_to_text(["", ""]) == "" and members_from_text("", 2) == ["", ""]
+    assert members_to_text([one]) == one and members_from_text(other, 1) == [other]

@@ -58,3 +58,15 @@ def test_shuffled_doubled_and_mirrored(folder, first):
     expected = scores(first).iloc[both.index]
     for column in ("probability", "similarity"):
         assert np.array_equal(scores(summary)[column].to_numpy(), expected[column].to_numpy())
+
+
+def test_both_packaged_backbones_together(folder):
+    manifest = pd.read_csv(folder / "test.csv")
+    manifest.groupby("label").sample(40, random_state=0).to_csv(folder / "some.csv", index=False)
+    summary = batchverify.score(
+        folder / "some.csv", backbone="vggface2+compact", cache=str(folder / "cache"), quiet=True
+    )
+    assert summary.backbones["vggface2"]["embedded"] == 0 < summary.backbones["compact"]["embedded"]
+    frame = scores(summary)
+    assert set(frame["backbones"]) == {"vggface2+compact"}
+    assert (frame["true_label"] == frame["label"]).mean() >= 0.975

@@ -74,7 +74,7 @@ class PairWorker:
         chosen = [images[position] for position in positions]
         return embed_images(self._embedder, chosen, keys, self.plan.load.settings.view)
 
-    def score(self, head: Any, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairScores:
+    def score(self, head: Any, vectors: Any, a: np.ndarray, b: np.ndarray) -> PairScores:
         """Score pairs of indices into `vectors`."""
         limit_threads(head, self._threads)
         return score_indices(head, vectors, a, b)
@@ -162,7 +162,7 @@ class RayEngine:
         self._contents[task] = keys
         return task
 
-    def share(self, head: Any, vectors: np.ndarray) -> None:
+    def share(self, head: Any, vectors: Any) -> None:
         """See `Engine`; each node has one copy in its object store, which its actors map into memory."""
         self._shared = (self._ray.put(head), self._ray.put(vectors))
 

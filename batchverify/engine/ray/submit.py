@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import batchverify
+from batchverify.embedding.backbone import fused_names, is_file
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.storage.location import scheme_of
 
@@ -26,11 +27,9 @@ LOST_SECONDS = 300.0
 RETRY_SECONDS = 2.0
 POLL_SECONDS = 0.2
 # Arguments of our commands that are paths.
-READ_PATHS = ("manifest", "train", "dev", "test", "scores", "image_root", "head", "weights", "backbone")
+READ_PATHS = ("manifest", "train", "dev", "test", "scores", "image_root", "head", "weights")
 WRITTEN_PATHS = ("output", "cache", "tensorboard")
 GLOB_CHARACTERS = frozenset("*?[")
-# A backbone with one of these suffixes is a file, not a name.
-WEIGHTS_SUFFIXES = (".pt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,14 @@ class Submission:
         arguments: of the command, by name. Raises `UsageError` for a relative path that means nothing there.
         """
         local = {name: str(value) for name, value in arguments.items() if value and not scheme_of(str(value))}
-        if not local.get("backbone", "").endswith(WEIGHTS_SUFFIXES):
-            local.pop("backbone", None)
+        backbones = [name for name in fused_names(local.pop("backbone", "")) if is_file(name)]
         for name in WRITTEN_PATHS:
             if name in local and not Path(local[name]).is_absolute():
                 raise UsageError(
                     f"{local[name]}: a relative {name} would be deleted with the job's folder on the cluster; give "
                     "an absolute path that all nodes see, or an object store (s3://…)"
                 )
-        read = [local[name] for name in READ_PATHS if name in local]
+        read = [local[name] for name in READ_PATHS if name in local] + backbones
         for path in read:
             if not Path(path).is_absolute():
                 self._require_sent(path)

@@ -15,6 +15,7 @@ from batchverify.evaluation.document import ComparisonDocument, Counts, Document
 from batchverify.evaluation.figures import NAMES, rate_name
 from batchverify.evaluation.report.galleries import Gallery
 from batchverify.evaluation.scores import FROM_REFERENCE
+from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.options import EmbedOptions
 from batchverify.version import __version__
 
@@ -259,9 +260,15 @@ def record_lead(document: Document) -> list[tuple[str, str]]:
     record = document["record"]
     embedding, options = record.get("embedding") or {}, record.get("options") or {}
     backbone, head = record.get("backbone_fingerprint"), record.get("head")
+    # Of several backbones.
+    digests = " + ".join(map(_digest, str(backbone).split("+")))
+    crops = [
+        _crop(each.document.get("crop"), each.document.get("tta"))
+        for each in EmbeddingFingerprint(embedding).members
+    ]
     entries = {
-        "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {_digest(backbone)}",
-        "Crop": _crop(embedding.get("crop"), embedding.get("tta")),
+        "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {digests}",
+        "Crop": " + ".join(crop for crop in crops if crop),
         "Head": head and f"{options.get('head', 'default')}, {_digest(head)}",
         "Threshold": threshold_text(document["threshold"]),
         "Scores written": document["scores_written"],

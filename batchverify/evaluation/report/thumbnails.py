@@ -70,7 +70,8 @@ class ImageSource:
         else:
             roots = [] if record.get("image_root") else _folders(record)
         stored = Location.parse(cache) if cache else _stated(record.get("cache"))
-        embedding = record.get("embedding") or {}
+        # Of several backbones the faces that one of them saw are shown.
+        embedding = EmbeddingFingerprint(record.get("embedding") or {}).members[0].document
         return cls(tuple(roots), str(stored) if stored else None, embedding, _limits(record.get("options")))
 
     def resolve(self, cell: str | None) -> str | Skipped:

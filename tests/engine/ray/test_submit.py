@@ -76,6 +76,8 @@ def test_variables_that_cannot_go_along(name, message):
             "h.safetensors: a relative path means nothing",
         ),
         ("score s3://b/p.csv -o s3://b/out --backbone b.pt", "b.pt: a relative path means nothing"),
+        ("score s3://b/p.csv -o s3://b/out --backbone b.onnx", "b.onnx: a relative path means nothing"),
+        ("score s3://b/p.csv -o s3://b/out --backbone compact+b.pth", "b.pth: a relative path means nothing"),
         ("score s3://b/p.csv", "Missing option '-o' / '--output'"),
         ("score s3://b/p.csv -o s3://b/out --crop nose", "'nose' is not one of"),
         ("grade s3://b/p.csv", "submit: 'grade' is not a command for a cluster"),

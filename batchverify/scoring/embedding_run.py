@@ -1,0 +1,165 @@
+"""The embeddings of a job's images: by its backbone, or by each of several, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from batchverify.engine.base import Engine
+from batchverify.engine.embedding_table import EmbeddingTable
+from batchverify.engine.fused_table import FusedTable
+from batchverify.engine.scheduler import ImageRun
+from batchverify.process import peak_memory
+from batchverify.progress import Progress
+from batchverify.runtime.compute_path import ComputePath, members_to_text, paths_to_text
+from batchverify.scoring.job import Job, engine_of
+from batchverify.scoring.summary import EmbedSummary
+
+Table = EmbeddingTable | FusedTable
+
+
+class Target(Protocol):
+    """Where the rows go that the embeddings are for; see `scoring.score.Rows`."""
+
+    target: str | None
+
+    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
+        """The compute paths of an interrupted run's vectors."""
+
+    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
+        """Record the compute paths of new vectors."""
+
+
+@dataclass
+class EmbeddingRun:
+    """A run whose images are embedded. engine, progress: of the last backbone; both are free to score pairs."""
+
+    job: Job
+    engine: Engine
+    progress: Progress
+    table: EmbeddingTable
+    earlier: Sequence[ComputePath] = ()
+    before: list[EmbedSummary] = field(default_factory=list)
+
+    def summary(self) -> EmbedSummary:
+        """What became of the images so far."""
+        last = _summarise(self.job.members[-1], self.engine, self.table, self.progress)
+        last = replace(last, compute_path=last.compute_path or paths_to_text(self.earlier))
+        return fused_summary(self.job, [*self.before, last]) if self.job.fused else last
+
+
+def table_of(job: Job, folder: str | None = None) -> Table:
+    """The empty table of a job's images, one for each of several backbones. folder: as in `EmbeddingTable`."""
+    tables = [
+        EmbeddingTable(
+            len(job.scan.images),
+            folder,
+            dimension=member.fingerprint.dimension,
+            keyed=bool(job.fused),
+        )
+        for member in job.members
+    ]
+    return FusedTable(tables) if job.fused else tables[0]
+
+
+@contextmanager
+def embedded(
+    job: Job, table: Table, wanted: np.ndarray | None = None, rows: Target | None = None
+) -> Iterator[EmbeddingRun]:
+    """Embed a job's images into its table, backbone after backbone; yields before the last engine is closed.
+
+    wanted: (K,) indices of the images that are needed, by default all. Each backbone reads the images anew.
+    """
+    tables = table.members if isinstance(table, FusedTable) else [table]
+    before: list[EmbedSummary] = []
+    for number, (member, own) in enumerate(zip(job.members, tables, strict=True)):
+        progress = Progress(total_rows=job.scan.rows, quiet=job.options.quiet)
+        pending = own.unknown(wanted)
+        earlier = rows.earlier_paths(number) if rows is not None else []
+        on_paths = partial(rows.record_paths, member=number) if rows is not None else None
+        with engine_of(member, progress, pending, earlier) as (engine, cache):
+            engine.require_shared(rows.target if rows is not None else None, job.scan.images)
+            ImageRun(engine, job.scan.images, cache, progress, own, pending, on_paths).run()
+            run = EmbeddingRun(job, engine, progress, own, earlier, before)
+            if number == len(tables) - 1:
+                yield run
+            else:
+                last = _summarise(member, engine, own, progress)
+                before.append(replace(last, compute_path=last.compute_path or paths_to_text(earlier)))
+
+
+def fused_summary(job: Job, members: Sequence[EmbedSummary]) -> EmbedSummary:
+    """The summary of several backbones: their counts and times together, with those of each in `backbones`."""
+    totals = {
+        name: sum(getattr(each, name) for each in members)
+        for name in ("embedded", "cached", "repeated", "failed", "resumed")
+    }
+    stages: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    for each in members:
+        stages.update(each.stage_seconds)
+        failures.update(each.failures)
+    seconds = sum(each.image_seconds for each in members)
+    peaks = {
+        name: max(each.peak_memory_mb.get(name, 0.0) for each in members)
+        for name in members[-1].peak_memory_mb
+    }
+    busy = sum(each.embedder_busy * each.image_seconds for each in members if each.embedded)
+    return replace(
+        members[-1],
+        **totals,
+        failures=dict(failures),
+        image_seconds=round(seconds, 3),
+        images_per_second=round(totals["embedded"] / seconds, 1) if totals["embedded"] else 0.0,
+        stage_seconds={name: round(value, 3) for name, value in stages.items()},
+        embedder_busy=round(busy / seconds, 3) if seconds else 0.0,
+        compute_path=members_to_text([each.compute_path for each in members]),
+        compute_reason=members_to_text([each.compute_reason for each in members]),
+        peak_memory_mb=peaks,
+        backbones={name: each.of_backbone() for name, each in zip(job.names, members, strict=True)},
+    )
+
+
+def _summarise(job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress) -> EmbedSummary:
+    failures, paths = embeddings.failures(), engine.compute_paths()
+    failed, unique = sum(failures.values()), len(embeddings.codes)
+    stages = dict(progress.watch.seconds)
+    busy = stages.get("detect", 0.0) + stages.get("embed", 0.0)
+    available = progress.image_seconds * engine.workers.count
+    if progress.embedded:
+        stages["wait"] = max(available - busy, 0.0)
+    return EmbedSummary(
+        rows=job.scan.rows,
+        unique_images=unique,
+        embedded=progress.embedded,
+        cached=progress.cached,
+        repeated=progress.repeated,
+        failed=failed,
+        failures=failures,
+        seconds=round(time.monotonic() - job.started, 2),
+        images_per_second=round(progress.embedded / progress.image_seconds, 1) if progress.embedded else 0.0,
+        engine=engine.name,
+        compute_path=paths_to_text(paths),
+        cache=job.options.cache_root,
+        stage_seconds={name: round(seconds, 3) for name, seconds in stages.items()},
+        embedder_busy=round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
+        compute_reason=min(paths, key=str).reason if paths else "",
+        resumed=unique - failed - progress.embedded - progress.cached - progress.repeated,
+        image_seconds=round(progress.image_seconds, 3),
+        peak_memory_mb=_peaks(engine, progress),
+    )
+
+
+def _peaks(engine: Engine, progress: Progress) -> dict[str, float]:
+    """Peak memory of the driver and of the worker with the highest peak; threads count as the driver."""
+    peaks = {"driver": round(peak_memory(), 1)}
+    if engine.name != "local":
+        peaks["workers"] = round(progress.worker_memory, 1)
+    return peaks
