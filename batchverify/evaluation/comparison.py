@@ -178,7 +178,7 @@ def _differences(
 
     spans = {}
     if units is not None and draws:
-        drawn = bootstrap(units.subset(rows), differences, draws=draws, seed=seed).spans
+        drawn = bootstrap(units.subset(rows), differences, draws=draws, seed=seed)
         # Two perfect runs differ in no draw, which does not make their difference certain.
         spans = {name: span for name, span in drawn.items() if span[0] < span[1]}
     first, second = ours.figures(), theirs.figures()

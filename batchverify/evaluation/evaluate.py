@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.errors import BatchverifyError
-from batchverify.evaluation.bootstrap import Intervals, Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary, ShareDrift
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
@@ -101,9 +101,10 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     pairs = scores.labelled_pairs()
     units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
     draws, seed = options.draws, options.seed
+    labelled = units.subset(scores.labelled) if units is not None and len(pairs.scored) else None
     document: dict[str, Any] = {
         **_describe(scores, source),
-        **_measurements(pairs, _intervals(pairs, units, scores, options)),
+        **_measurements(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
         "slices": {
             name: [each.document() for each in measure_slices(scores, cells, units, draws=draws, seed=seed)]
@@ -142,19 +143,14 @@ def _describe(scores: Scores, source: str | None) -> RunSummary:
     }
 
 
-def _intervals(
-    pairs: MeasuredPairs, units: Units | None, scores: Scores, options: EvaluateOptions
-) -> Intervals | None:
-    if units is None or not len(pairs.scored):
-        return None
-    labelled = units.subset(scores.labelled)
-    return bootstrap(labelled, pairs.figures, draws=options.draws, seed=options.seed)
+def _measurements(pairs: MeasuredPairs, units: Units | None, *, draws: int, seed: int) -> Measurements:
+    """Figures, intervals, counts and rates; NaN or None if the pairs do not support them.
 
-
-def _measurements(pairs: MeasuredPairs, intervals: Intervals | None) -> Measurements:
-    """Figures, intervals, counts and rates; NaN or None if the pairs do not support them."""
+    units: of the pairs, None for no intervals.
+    """
     figures, trials = pairs.figures(), pairs.rate_trials() | pairs.tally().trials()
-    spans, exact = with_exact_bounds(intervals.spans if intervals else {}, trials)
+    drawn = bootstrap(units, pairs.figures, draws=draws, seed=seed) if units is not None else {}
+    spans, exact = with_exact_bounds(drawn, trials)
     equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
     return {
         "metrics": {name: figures[name] for name in NAMES},
@@ -163,9 +159,9 @@ def _measurements(pairs: MeasuredPairs, intervals: Intervals | None) -> Measurem
         "equal_error_threshold": equal,
         "rates": rate_table(pairs, spans),
         "bootstrap": {
-            "draws": intervals.draws if intervals else 0,
-            "unit": intervals.unit if intervals else None,
-            "units": intervals.units if intervals else None,
+            "draws": draws if units is not None else 0,
+            "unit": units.kind if units is not None else None,
+            "units": units.count if units is not None else None,
             "exact": exact,
         },
     }

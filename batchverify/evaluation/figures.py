@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 
@@ -163,7 +162,7 @@ class MeasuredPairs:
 
     def counts(self) -> Counts:
         """The tally as whole numbers."""
-        return cast(Counts, {name: int(count) for name, count in vars(self.tally()).items()})
+        return {name: int(count) for name, count in vars(self.tally()).items()}
 
     def _tally(self, curve: Curve, weights: np.ndarray | None) -> Tally:
         index, (same, different) = self.ranking.index(self.threshold), curve.totals

@@ -143,7 +143,7 @@ class _Rates:
 
     def spans(self, units: Units, draws: int, seed: int) -> Mapping[str, Span]:
         """The bootstrap intervals of the results of `_measure`. units: of the pairs."""
-        return bootstrap(units, self._measure, draws=draws, seed=seed).spans
+        return bootstrap(units, self._measure, draws=draws, seed=seed)
 
     def intervals(self, code: int, spans: Mapping[str, Span]) -> tuple[dict[str, Span], list[str]]:
         """The intervals of a slice's rates, and which of them are exact binomial bounds."""

@@ -74,7 +74,7 @@ def test_differences_are_those_of_the_pairs_that_both_scored(runs):
         ]
         return {"auc": kept[0] - kept[1]}
 
-    spans = bootstrap(units.subset(np.flatnonzero(both)), slow, draws=50, seed=2).spans
+    spans = bootstrap(units.subset(np.flatnonzero(both)), slow, draws=50, seed=2)
     assert found["differences"]["auc"]["interval"] == pytest.approx(spans["auc"], abs=1e-9)
 
 
@@ -90,7 +90,7 @@ def test_a_paired_interval_is_narrower_than_two(runs, tmp_path):
     )
     found = compare(new, other, units, same=True, draws=50, seed=0).document["differences"]["auc"]
     pairs = MeasuredPairs(new.truth, new.probability, 0.5)
-    low, high = bootstrap(units, pairs.figures, draws=50, seed=0).spans["auc"]
+    low, high = bootstrap(units, pairs.figures, draws=50, seed=0)["auc"]
     assert found["interval"][1] - found["interval"][0] < (high - low) / 2
 
 
@@ -291,7 +291,7 @@ def test_intervals_of_slices_are_the_bootstrap_of_their_rows(tmp_path):
             def share(weights, chosen=chosen, wrong=wrong):
                 return {"share": weights[chosen] @ wrong / weights[chosen].sum()}
 
-            expected = bootstrap(units, share, draws=50, seed=4).spans["share"]
+            expected = bootstrap(units, share, draws=50, seed=4)["share"]
             assert each.intervals[rate] == pytest.approx(expected)
         assert each.exact == []
 
