@@ -83,7 +83,8 @@ def compare(
     }
     if not same:
         return Comparison(document, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    calls = [_calls(run) for run in (new, reference)]
+    # Indices into `CALLS`.
+    calls = [np.where(run.scored, run.calls, 2) for run in (new, reference)]
     moved = np.abs(new.probability - reference.probability)
     flipped = np.flatnonzero((calls[0] != calls[1]) & ~np.isnan(moved))
     document["agreement"] = _agreement(calls, new.truth)
@@ -130,11 +131,6 @@ def pairs_digest(file: ScoreFile) -> str:
             lengths[side].update(pc.binary_length(filled).to_numpy().tobytes())
             texts[side].update("".join(filled.to_pylist()).encode())
     return "".join(each.hexdigest() for each in (*lengths, *texts))
-
-
-def _calls(scores: Scores) -> np.ndarray:
-    """(N,) int64, indices into `CALLS`."""
-    return np.where(scores.scored, scores.calls.astype(np.int64), 2)
 
 
 def _agreement(calls: list[np.ndarray], truth: np.ndarray) -> list[Agreement]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batchverify.evaluation.bootstrap import Span, Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.document import Fold, Folds, Spread
-from batchverify.evaluation.figures import NAMES, MeasuredPairs
+from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, Scores
 from batchverify.manifest.columns import cell_names
 
@@ -93,14 +93,14 @@ def measure_slices(
     codes, names = slice_codes(cells)
     rows, pairs = scores.labelled, scores.labelled_pairs()
     rates = _Rates(pairs, codes[rows], len(names))
-    spans = rates.spans(units.subset(rows), draws, seed) if units and draws else None
-    marks = rates.marks(spans)
+    drawn = bootstrap(units.subset(rows), rates.measure, draws=draws, seed=seed) if units and draws else None
+    marks = rates.marks(drawn)
     return [
         Slice(
             name,
             _counts(scores, codes == code),
-            _figures(pairs, codes[rows] == code),
-            *rates.intervals(code, spans or {}),
+            pairs.subset(codes[rows] == code).figures(),
+            *rates.intervals(code, drawn or {}),
             marks[code],
         )
         for code, name in enumerate(names)
@@ -119,12 +119,6 @@ def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
     }
 
 
-def _figures(pairs: MeasuredPairs, chosen: np.ndarray) -> dict[str, float]:
-    if not chosen.any():
-        return dict.fromkeys(NAMES, math.nan)
-    return pairs.subset(chosen).figures()
-
-
 class _Rates:
     """The error rates of slices: their intervals, and whether they differ from those of all other pairs.
 
@@ -140,10 +134,6 @@ class _Rates:
             "far": self._trials["far"] & ~pairs.calls,
             "frr": self._trials["frr"] & pairs.calls,
         }
-
-    def spans(self, units: Units, draws: int, seed: int) -> Mapping[str, Span]:
-        """The bootstrap intervals of the results of `_measure`. units: of the pairs."""
-        return bootstrap(units, self._measure, draws=draws, seed=seed)
 
     def intervals(self, code: int, spans: Mapping[str, Span]) -> tuple[dict[str, Span], list[str]]:
         """The intervals of a slice's rates, and which of them are exact binomial bounds."""
@@ -161,7 +151,7 @@ class _Rates:
         spans: of the bootstrap that must agree; None for no bootstrap.
         """
         marks: list[dict[str, str]] = [{} for _ in range(self._slices)]
-        observed = self._measure(None)
+        observed = self.measure(None)
         for name in self._significant():
             gap = observed[f"{name}:gap"]
             low, high = (gap, gap) if spans is None else spans.get(f"{name}:gap", (0.0, 0.0))
@@ -185,7 +175,7 @@ class _Rates:
                 p_values[f"{rate}:{code}"] = float(p)
         return _holm(p_values)
 
-    def _measure(self, weights: np.ndarray | None) -> dict[str, float]:
+    def measure(self, weights: np.ndarray | None) -> dict[str, float]:
         """Each slice's rate as `RATE:SLICE`, and the difference from all other pairs as `RATE:SLICE:gap`.
 
         NaN without pairs.

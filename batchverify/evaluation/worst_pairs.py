@@ -96,7 +96,10 @@ def review_table(scores: Scores, rows: np.ndarray, target: Location, source: Ima
     stays = any(root.root == target.parent for root in source.roots)
     columns: dict[str, pa.Array] = {}
     for name, side in zip(("image_a", "image_b"), sides, strict=True):
-        columns[name] = pa.array([_path(row[side], source, stays) for row in read], pa.string())
+        cells = [row[side] for row in read]
+        found = cells if stays else map(source.resolve, cells)
+        paths = [path if isinstance(path, str) else cell for path, cell in zip(found, cells, strict=True)]
+        columns[name] = pa.array(paths, pa.string())
     truth = scores.truth[rows]
     columns[LABEL] = pa.array(truth, mask=truth == UNKNOWN)
     columns[PREDICTED_LABEL] = pa.array(scores.calls[rows].astype(np.int8))
@@ -112,8 +115,3 @@ def _without_formulas(table: pa.Table) -> pa.Table:
             texts = [safe(text) if text is not None else None for text in table.column(index).to_pylist()]
             table = table.set_column(index, field, pa.array(texts, field.type))
     return table
-
-
-def _path(cell: str | None, source: ImageSource, stays: bool) -> str | None:
-    path = cell if stays else source.resolve(cell)
-    return path if isinstance(path, str) else cell

@@ -28,35 +28,8 @@ NO_IMAGE = Thumbnail(None, "no image shown")
 
 
 @dataclass(frozen=True)
-class Side:
-    """One image of a pair. cell: the path as shown. path: the whole path, empty for an empty cell."""
-
-    name: str
-    cell: str
-    path: str
-    error: str | None
-    uri: str | None
-    note: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """One pair. row: counted from 1. before: the reference's probability. verdict: right, wrong or open."""
-
-    row: int
-    scored: bool
-    probability: str
-    before: str | None
-    similarity: str
-    truth: str
-    called: str
-    verdict: str
-    sides: tuple[Side, Side]
-
-
-@dataclass(frozen=True)
 class Gallery:
-    """Some pairs. shown: how many of how many. folder: the common folder of all paths."""
+    """Some pairs. shown: how many of how many. folder: the common folder of all paths. cards: see `_card`."""
 
     id: str
     title: str
@@ -64,7 +37,7 @@ class Gallery:
     shown: str
     folder: str
     has_images: bool
-    cards: tuple[Card, ...]
+    cards: list[dict[str, Any]]
 
 
 def galleries(
@@ -93,7 +66,7 @@ def galleries(
             shown=f"{len(each.rows)} of {each.total:,}" if each.total > len(each.rows) else f"{each.total:,}",
             folder=folder,
             has_images=source is not None,
-            cards=tuple(cards[row] for row in each.rows.tolist()),
+            cards=[cards[row] for row in each.rows.tolist()],
         )
         for each in selections
     ]
@@ -159,34 +132,33 @@ def _card(
     cells: Mapping[str, Any],
     images: Mapping[str | None, Thumbnail],
     folder: str,
-) -> Card:
-    truth, called, probability = (
-        int(scores.truth[row]),
-        int(scores.calls[row]),
-        float(scores.probability[row]),
-    )
+) -> dict[str, Any]:
+    """A pair for the page. row: from 1. before: the reference's probability. verdict: right, wrong or open."""
+    truth, called = int(scores.truth[row]), int(scores.calls[row])
+    probability = float(scores.probability[row])
     scored = not math.isnan(probability)
     similarity = scores.similarity[row] if scores.similarity is not None else math.nan
-    a, b = (
+    sides = [
         _side(name, cells[side], cells.get(error), images, folder)
         for name, side, error in zip("AB", scores.file.sides, ERRORS, strict=True)
-    )
-    return Card(
-        row=row + 1,
-        scored=scored,
-        probability=score(probability),
-        before=score(float(reference.probability[row])) if reference is not None else None,
-        similarity="" if math.isnan(similarity) else f"{similarity:.4f}",
-        truth=TRUTHS[truth],
-        called=TRUTHS[called],
-        verdict="open" if not scored or truth == UNKNOWN else "right" if called == truth else "wrong",
-        sides=(a, b),
-    )
+    ]
+    return {
+        "row": row + 1,
+        "scored": scored,
+        "probability": score(probability),
+        "before": score(float(reference.probability[row])) if reference is not None else None,
+        "similarity": "" if math.isnan(similarity) else f"{similarity:.4f}",
+        "truth": TRUTHS[truth],
+        "called": TRUTHS[called],
+        "verdict": "open" if not scored or truth == UNKNOWN else "right" if called == truth else "wrong",
+        "sides": sides,
+    }
 
 
 def _side(
     name: str, cell: str | None, error: str | None, images: Mapping[str | None, Thumbnail], folder: str
-) -> Side:
+) -> dict[str, Any]:
+    """One image of a pair. cell: the path as shown. path: the whole path, empty for an empty cell."""
     shown = redacted(cell.removeprefix(folder)) if cell else "(empty cell)"
     image = images.get(cell, NO_IMAGE)
-    return Side(name, shown, redacted(cell or ""), error, image.uri, image.note)
+    return {"name": name, "cell": shown, "path": redacted(cell or ""), "error": error, **vars(image)}

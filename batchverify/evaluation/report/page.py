@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.evaluation.comparison import RARE, SHARES
-from batchverify.evaluation.document import Counts, Document, Interval
+from batchverify.evaluation.document import Document, Interval
 from batchverify.evaluation.figures import NAMES, rate_name
 from batchverify.evaluation.report.galleries import Gallery
 from batchverify.evaluation.scores import FROM_REFERENCE
@@ -20,7 +20,7 @@ from batchverify.version import __version__
 
 NONE = "–"
 CARDS = ("auc", "f1", "accuracy", "far", "frr", "equal_error", "failure_rate")
-# Id, title and the kinds of labelled pairs that the figure needs.
+# Id, title and the kinds of scored pairs that the figure needs, as in `Tally`.
 EXPLORER = (
     ("far", "False accept rate", {"different"}),
     ("frr", "False reject rate", {"same"}),
@@ -88,7 +88,7 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         cards=CARDS,
         meanings=MEANINGS,
         rate_name=rate_name,
-        explorer=_explorer(document["counts"]),
+        explorer=[each[:2] for each in EXPLORER if all(document["counts"][kind] for kind in each[2])],
         sections=_sections(document, plots, galleries, measured),
         shares=SHARES,
         rare=RARE,
@@ -155,12 +155,6 @@ def _sections(
         ("record", "Run record", True),
     ]
     return [(name, title) for name, title, present in sections if present]
-
-
-def _explorer(counts: Counts) -> list[tuple[str, str]]:
-    """Ids and titles of the figures that follow the slider."""
-    scored = {"same": counts["same"], "different": counts["different"]}
-    return [(name, title) for name, title, kinds in EXPLORER if all(scored[kind] for kind in kinds)]
 
 
 def _title(name: str) -> str:
