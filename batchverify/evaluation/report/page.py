@@ -76,6 +76,7 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         "span": _span,
         "threshold": shown_threshold,
     }
+    truth = document["truth"]
     measured = any(value is not None for value in document["metrics"].values())
     return environment.from_string(_asset("report.html")).render(
         d=document,
@@ -84,12 +85,12 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         comparison=document.get("comparison"),
         plots=plots,
         galleries=galleries,
-        notes=notes(document),
+        labelled=truth["same"] + truth["different"],
+        from_reference=(truth["source"] or "").startswith(FROM_REFERENCE),
         cards=CARDS,
         meanings=MEANINGS,
         rate_name=rate_name,
         explorer=[each[:2] for each in EXPLORER if all(document["counts"][kind] for kind in each[2])],
-        sections=_sections(document, plots, galleries, measured),
         shares=SHARES,
         rare=RARE,
         lead=record_lead(document),
@@ -116,45 +117,6 @@ def embedded_json(value: Any) -> str:
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return text
-
-
-def notes(document: Document) -> list[str]:
-    """What the reader must know first."""
-    truth, texts = document["truth"], []
-    labelled = truth["same"] + truth["different"]
-    if not document["scored"]:
-        texts.append("No pair could be scored: see the failures below.")
-    if not labelled:
-        texts.append(
-            "The truth is unknown, so there are no error rates. Give a manifest with labels as --truth."
-        )
-    elif not truth["same"] or not truth["different"]:
-        missing = "different" if truth["same"] else "same"
-        texts.append(f"No pair is labelled {missing}: figures that need such pairs are left out.")
-    if (truth["source"] or "").startswith(FROM_REFERENCE):
-        texts.append(f"The truth is from {truth['source']}: the scores have none of their own.")
-    if truth["unknown"] and labelled:
-        texts.append(f"The figures leave out pairs without a label: {count(truth['unknown'])}.")
-    return texts
-
-
-def _sections(
-    document: Document, plots: Mapping[str, Any], galleries: Sequence[Gallery], measured: bool
-) -> list[tuple[str, str]]:
-    """Ids and titles of the page's sections."""
-    sections = [
-        ("figures", "Figures", measured),
-        ("distributions", "Distributions", plots.get("histograms")),
-        ("curves", "Error curves", plots.get("curves")),
-        ("calibration", "Calibration", plots.get("calibration")),
-        ("explorer", "Threshold explorer", plots.get("explorer")),
-        *((f"slices-{number}", f"By {column}", True) for number, column in enumerate(document["slices"], 1)),
-        ("folds", "Folds", document["folds"]),
-        ("comparison", "Comparison", document.get("comparison")),
-        *((each.id, each.title, True) for each in galleries),
-        ("record", "Run record", True),
-    ]
-    return [(name, title) for name, title, present in sections if present]
 
 
 def _title(name: str) -> str:
