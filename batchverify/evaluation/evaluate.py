@@ -107,7 +107,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         **_measurements(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
         "slices": {
-            name: [each.document() for each in measure_slices(scores, cells, units, draws=draws, seed=seed)]
+            name: measure_slices(scores, cells, units, draws=draws, seed=seed)
             for name, cells in grouped.items()
         },
         "record": dict(file.record),

@@ -262,19 +262,19 @@ def test_slices_are_the_figures_of_their_rows_and_the_odd_one_is_marked(tmp_path
     columns |= {"camera": cameras, "probability": pa.array(probability, mask=np.isnan(probability))}
     scores = scores_of(tmp_path / "s.parquet", columns)
     slices = measure_slices(scores, scores.file.column("camera"), read_units(scores.file), draws=60, seed=0)
-    assert sorted(each.name for each in slices) == ["east", "north", "south"]
+    assert sorted(each["value"] for each in slices) == ["east", "north", "south"]
     for each in slices:
-        inside = (cameras == each.name) & scores.scored
+        inside = (cameras == each["value"]) & scores.scored
         truth, calls = scores.truth[inside], scores.probability[inside] >= np.float32(0.5)
-        assert each.counts["pairs"] == (cameras == each.name).sum()
-        assert each.figures["f1"] == pytest.approx(reference.f1_score(truth, calls))
-        assert each.figures["frr"] == pytest.approx(calls[truth == 0].mean())
-        assert each.figures.keys() >= NAMES.keys() | {"tar@1e-1"}
+        assert each["pairs"] == (cameras == each["value"]).sum()
+        assert each["f1"] == pytest.approx(reference.f1_score(truth, calls))
+        assert each["frr"] == pytest.approx(calls[truth == 0].mean())
+        assert each.keys() >= NAMES.keys() | {"tar@1e-1"}
         p = scores.probability[inside].astype(float)
-        assert each.figures["average_precision"] == pytest.approx(reference.average_precision_score(truth, p))
-        assert each.figures["log_loss"] == pytest.approx(reference.log_loss(truth, p))
-        assert each.intervals["frr"][0] < each.figures["frr"] < each.intervals["frr"][1]
-    marks = {each.name: each.marks for each in slices}
+        assert each["average_precision"] == pytest.approx(reference.average_precision_score(truth, p))
+        assert each["log_loss"] == pytest.approx(reference.log_loss(truth, p))
+        assert each["intervals"]["frr"][0] < each["frr"] < each["intervals"]["frr"][1]
+    marks = {each["value"]: each["differs"] for each in slices}
     assert marks["east"] == {"frr": "higher"}
     assert "higher" not in str([marks["north"], marks["south"]])
 
@@ -283,7 +283,7 @@ def test_intervals_of_slices_are_the_bootstrap_of_their_rows(tmp_path):
     scores = scores_of(tmp_path / "s.parquet", draw_columns(800, seed=3))
     units, cameras = read_units(scores.file), np.array(scores.file.column("camera").to_pylist())
     for each in measure_slices(scores, scores.file.column("camera"), units, draws=50, seed=4):
-        inside = scores.scored & (cameras == each.name)
+        inside = scores.scored & (cameras == each["value"])
         for rate, kind in (("far", 1), ("frr", 0)):
             chosen = inside & (scores.truth == kind)
             wrong = scores.calls[chosen] != kind
@@ -292,8 +292,8 @@ def test_intervals_of_slices_are_the_bootstrap_of_their_rows(tmp_path):
                 return {"share": weights[chosen] @ wrong / weights[chosen].sum()}
 
             expected = bootstrap(units, share, draws=50, seed=4)["share"]
-            assert each.intervals[rate] == pytest.approx(expected)
-        assert each.exact == []
+            assert each["intervals"][rate] == pytest.approx(expected)
+        assert each["exact"] == []
 
 
 def test_a_slice_without_an_error_has_the_exact_bound(tmp_path):
@@ -304,8 +304,8 @@ def test_a_slice_without_an_error_has_the_exact_bound(tmp_path):
     for each in measure_slices(
         scores, scores.file.column("camera"), read_units(scores.file), draws=40, seed=0
     ):
-        assert each.intervals["far"] == (0, pytest.approx(1 - 0.025 ** (1 / each.counts["different"])))
-        assert each.exact == ["far", "frr"]
+        assert each["intervals"]["far"] == (0, pytest.approx(1 - 0.025 ** (1 / each["different"])))
+        assert each["exact"] == ["far", "frr"]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_slices_that_differ_by_chance_alone_are_seldom_marked(tmp_path):
     for seed in range(20):
         scores = scores_of(tmp_path / "s.parquet", draw_columns(1500, seed=seed, people=300))
         cells = pa.chunked_array([np.random.default_rng(seed).choice(list("abcde"), 1500)])
-        marked += any(each.marks for each in measure_slices(scores, cells, None, draws=0, seed=0))
+        marked += any(each["differs"] for each in measure_slices(scores, cells, None, draws=0, seed=0))
     assert marked <= 3
 
 
