@@ -120,12 +120,11 @@ def _reasons(file: ScoreFile, failed: np.ndarray) -> tuple[np.ndarray, tuple[str
     names = {OK: 0, NOT_STATED: 1}
     codes = np.zeros(len(failed), np.int16)
     if "status" in file.schema.names:
-        start = 0
-        for chunk in file.column("status", dictionary=True).chunks:
-            table = [names.setdefault(name, len(names)) for name in chunk.dictionary.to_pylist()]
-            indices = chunk.indices.fill_null(len(table)).to_numpy()
-            codes[start : start + len(chunk)] = np.array([*table, names[NOT_STATED]])[indices]
-            start += len(chunk)
+        cells = file.column("status", dictionary=True).unify_dictionaries().combine_chunks()
+        table = [names.setdefault(name, len(names)) for name in cells.dictionary.to_pylist()]
+        codes = np.array([*table, names[NOT_STATED]], np.int16)[
+            cells.indices.fill_null(len(table)).to_numpy()
+        ]
     codes[failed & (codes == 0)] = names[NOT_STATED]
     return codes, tuple(names)
 
