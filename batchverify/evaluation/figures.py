@@ -197,21 +197,17 @@ def rate_table(pairs: MeasuredPairs, intervals: Mapping[str, Interval]) -> list[
     curve, counts, rows = pairs.curve, pairs.counts(), []
     for rate in RATES:
         reason = _missing_pairs(counts, rate)
+        index = curve.at_rate(rate) if reason is None else None
         row: Rate = {
             "far": rate,
             "supported": reason is None,
             "reason": reason,
             "pairs": counts["different"],
             "needed": needed_pairs(rate),
-            "tar": None,
-            "threshold": None,
-            "interval": None,
+            "tar": float(curve.same[index] / curve.totals[0]) if index is not None else None,
+            "threshold": curve.threshold(index) if index is not None else None,
+            "interval": intervals.get(rate_name(rate)),
         }
-        if reason is None:
-            index = curve.at_rate(rate)
-            row["tar"] = float(curve.same[index] / curve.totals[0])
-            row["threshold"] = curve.threshold(index)
-            row["interval"] = intervals.get(rate_name(rate))
         rows.append(row)
     return rows
 

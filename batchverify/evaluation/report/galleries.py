@@ -6,9 +6,9 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,26 +29,30 @@ NO_IMAGE = Thumbnail(None, "no image shown")
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some pairs. shown: how many of how many. folder: the common folder of all paths. cards: see `_card`."""
+    """Pairs of one kind. total: how many there are. rows: those that are shown. cards: of these, see `_card`.
+
+    folder: the common folder of all paths.
+    """
 
     id: str
     title: str
     about: str
-    shown: str
-    folder: str
-    has_images: bool
-    cards: list[dict[str, Any]]
+    total: int
+    rows: np.ndarray
+    cards: Sequence[dict[str, Any]] = ()
+    folder: str = ""
+    has_images: bool = False
 
 
 def galleries(
     scores: Scores, reference: Scores | None, flipped: np.ndarray, *, most: int, source: ImageSource | None
 ) -> list[Gallery]:
     """Every gallery with pairs; none without image columns. source: where the images are, None to show none."""
-    selections = [each for each in _select(scores, flipped, most) if len(each.rows)]
+    selected = [each for each in _select(scores, flipped, most) if len(each.rows)]
     names, sides = scores.file.schema.names, scores.file.sides
-    if not selections or not set(sides) <= set(names):
+    if not selected or not set(sides) <= set(names):
         return []
-    rows = np.unique(np.concatenate([each.rows for each in selections]))
+    rows = np.unique(np.concatenate([each.rows for each in selected]))
     read = scores.file.take(rows, [*sides, *(name for name in ERRORS if name in names)])
     paths = list(dict.fromkeys(cells[side] for cells in read for side in sides))
     folder = common_folder(paths)
@@ -58,17 +62,10 @@ def galleries(
         row: _card(scores, reference, row, cells, images, folder)
         for row, cells in zip(rows.tolist(), read, strict=True)
     }
+    has_images = source is not None
     return [
-        Gallery(
-            id=each.id,
-            title=each.title,
-            about=each.about,
-            shown=f"{len(each.rows)} of {each.total:,}" if each.total > len(each.rows) else f"{each.total:,}",
-            folder=folder,
-            has_images=source is not None,
-            cards=[cards[row] for row in each.rows.tolist()],
-        )
-        for each in selections
+        replace(each, cards=[cards[row] for row in each.rows.tolist()], folder=folder, has_images=has_images)
+        for each in selected
     ]
 
 
@@ -91,30 +88,21 @@ def score(value: float) -> str:
     return f"{value:.4f}" if value >= 1e-3 else f"{value:.2g}"
 
 
-class _Selection(NamedTuple):
-    """The rows of a gallery. total: how many there are of the kind, shown or not."""
-
-    id: str
-    title: str
-    about: str
-    total: int
-    rows: np.ndarray
-
-
-def _select(scores: Scores, flipped: np.ndarray, most: int) -> Iterator[_Selection]:
+def _select(scores: Scores, flipped: np.ndarray, most: int) -> Iterator[Gallery]:
+    """The galleries, still without cards."""
     accepts, rejects = worst_pairs.false_accepts(scores), worst_pairs.false_rejects(scores)
     near = worst_pairs.nearest(scores)[:most]
     about = "Two people called the same; clearest errors first."
-    yield _Selection("false-accepts", "Worst false accepts", about, len(accepts), accepts[:most])
+    yield Gallery("false-accepts", "Worst false accepts", about, len(accepts), accepts[:most])
     about = "One person called different; clearest errors first."
-    yield _Selection("false-rejects", "Worst false rejects", about, len(rejects), rejects[:most])
+    yield Gallery("false-rejects", "Worst false rejects", about, len(rejects), rejects[:most])
     about = "The closest calls, whatever their truth."
-    yield _Selection("nearest", "Nearest the threshold", about, len(near), near)
+    yield Gallery("nearest", "Nearest the threshold", about, len(near), near)
     about = "Other verdicts than in the reference; largest change first."
-    yield _Selection("flipped", "Flipped pairs", about, len(flipped), flipped[:most])
+    yield Gallery("flipped", "Flipped pairs", about, len(flipped), flipped[:most])
     for index, (reason, total) in enumerate(scores.failures().items()):
         rows = worst_pairs.failed(scores, reason)[:most]
-        yield _Selection(f"failed-{index}", f"Not scored: {reason}", "", total, rows)
+        yield Gallery(f"failed-{index}", f"Not scored: {reason}", "", total, rows)
 
 
 def _warn(images: Mapping[str | None, Thumbnail]) -> None:

@@ -68,7 +68,7 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "count": count,
+        "count": "{:,}".format,
         "entry": _entry,
         "figure": figure,
         "name": _title,
@@ -133,11 +133,6 @@ def _others(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def count(value: int) -> str:
-    """A whole number with commas."""
-    return f"{value:,}"
-
-
 def figure(value: float | None) -> str:
     """A rate or probability with five decimals, small ones with an exponent; a dash for none."""
     if value is None or math.isnan(value):
@@ -161,17 +156,14 @@ def record_lead(document: Document) -> list[tuple[str, str]]:
     embedding, options = record.get("embedding") or {}, record.get("options") or {}
     backbone, head = record.get("backbone_fingerprint"), record.get("head")
     entries = {
-        "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {_digest(backbone)}",
+        "Backbone": backbone
+        and f"{options.get('backbone', EmbedOptions.backbone)}, {str(backbone)[:DIGEST]}",
         "Crop": _crop(embedding.get("crop"), embedding.get("tta")),
-        "Head": head and f"{options.get('head', 'default')}, {_digest(head)}",
+        "Head": head and f"{options.get('head', 'default')}, {str(head)[:DIGEST]}",
         "Threshold": shown_threshold(document["threshold"]),
         "Scores written": document["scores_written"],
     }
     return [(name, text) for name, text in entries.items() if text]
-
-
-def _digest(text: Any) -> str:
-    return str(text)[:DIGEST]
 
 
 def _crop(crop: Any, tta: Any) -> str | None:
