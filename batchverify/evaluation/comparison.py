@@ -60,6 +60,7 @@ class Comparison:
     rows for a plot of both probabilities.
     """
 
+    reference: Scores
     document: ComparisonDocument
     flipped: np.ndarray
     scatter: np.ndarray
@@ -82,7 +83,7 @@ def compare(
         "drift": measure_drift(new, reference),
     }
     if not same:
-        return Comparison(document, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return Comparison(reference, document, np.zeros(0, np.int64), np.zeros(0, np.int64))
     # Indices into `CALLS`.
     calls = [np.where(run.scored, run.calls, 2) for run in (new, reference)]
     moved = np.abs(new.probability - reference.probability)
@@ -91,7 +92,7 @@ def compare(
     document["flipped"] = _flips(calls, new.truth, flipped)
     document["differences"] = _differences(new, reference, units, draws, seed)
     ranked = flipped[np.argsort(-moved[flipped], kind="stable")]
-    return Comparison(document, ranked, _scatter(moved, ranked, seed))
+    return Comparison(reference, document, ranked, _scatter(moved, ranked, seed))
 
 
 def same_pairs(new: ScoreFile, reference: ScoreFile) -> bool:

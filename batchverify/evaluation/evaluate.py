@@ -53,7 +53,6 @@ class Judged:
 
     scores: Scores
     pairs: MeasuredPairs
-    reference: Scores | None
     comparison: Comparison | None
     document: Document
 
@@ -117,7 +116,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    return Judged(scores, pairs, other, comparison, cast(Document, plain(document)))
+    return Judged(scores, pairs, comparison, cast(Document, plain(document)))
 
 
 def _read_reference(name: str, options: EvaluateOptions) -> Scores:
@@ -192,7 +191,7 @@ def _page(judged: Judged, options: EvaluateOptions) -> str:
     scores, compared = judged.scores, judged.comparison
     source = None if options.no_images else _source(scores, options)
     flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
-    before = judged.reference if compared is not None and compared.document["same_pairs"] else None
+    before = compared.reference if compared is not None and compared.document["same_pairs"] else None
     shown = galleries(scores, before, flipped, most=options.examples, source=source)
     return render(judged.document, _plots(judged), shown)
 
@@ -204,7 +203,7 @@ def _source(scores: Scores, options: EvaluateOptions) -> ImageSource:
 
 
 def _plots(judged: Judged) -> dict[str, Any]:
-    scores, pairs, reference = judged.scores, judged.pairs, judged.reference
+    scores, pairs, compared = judged.scores, judged.pairs, judged.comparison
     data = {
         "histograms": plots.histograms(scores),
         "curves": plots.curves(pairs),
@@ -213,9 +212,9 @@ def _plots(judged: Judged) -> dict[str, Any]:
         "drift": None,
         "scatter": None,
     }
-    if reference is not None and judged.comparison is not None:
-        data["drift"] = plots.overlaid(scores, reference)
-        data["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
+    if compared is not None:
+        data["drift"] = plots.overlaid(scores, compared.reference)
+        data["scatter"] = plots.scatter(scores, compared.reference, compared.scatter)
     return data
 
 
