@@ -15,7 +15,7 @@ from batchverify.options import default_cache_root
 if TYPE_CHECKING:
     from batchverify.cache.image_keys import ImageKeys
     from batchverify.cache.rewriting import Erasure
-    from batchverify.evaluation.appearances import Appearances
+    from batchverify.evaluation.scores import Appearances
 
 # Images that cannot be read and are named one by one.
 SHOWN = 10
@@ -114,7 +114,7 @@ def forget(images: tuple[str, ...], cache: str | None, as_json: bool, **options:
     """
     from batchverify.cache.image_keys import keys_of, parse_key, possible_keys
     from batchverify.cache.rewriting import erase
-    from batchverify.evaluation.appearances import find_appearances
+    from batchverify.evaluation.scores import find_appearances
     from batchverify.manifest.manifest import Columns
 
     extra = [parse_key(text) for text in options["hex_keys"]]

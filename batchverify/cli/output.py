@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
@@ -118,10 +118,6 @@ def reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
             if as_json:
                 click.echo(json.dumps(summary.to_json()))
             elif not quiet:
-                _show_table(summary.lines())
-
-
-def _show_table(lines: Sequence[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        show(f"{name.ljust(width)}  {value}", err=True)
+                width = max(len(name) for name, _ in summary.lines())
+                for name, value in summary.lines():
+                    show(f"{name.ljust(width)}  {value}", err=True)

@@ -47,38 +47,24 @@ class Units:
         return first * np.where(self.a == self.b, np.int32(1), counts[self.b])
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """95 % intervals by figure. draws: how many were made. unit, units: kind and number of the units."""
-
-    spans: Mapping[str, Span]
-    draws: int
-    unit: str
-    units: int
-
-
 def bootstrap(
     units: Units, figures: Callable[[np.ndarray], Figures], *, draws: int, seed: int = 0
-) -> Intervals:
-    """The percentile intervals of all figures. figures: computes them from the (N,) weights of one draw.
+) -> dict[str, Span]:
+    """The 95 % percentile intervals of all figures. figures: computes them from the (N,) weights of one draw.
 
-    The same seed gives the same draws.
+    The same seed gives the same draws. A draw that lacks one kind of pair has no value, and a figure with fewer than
+    `FEWEST_DRAWS` values no interval.
     """
     # Each draw has its own generator, so the order in which threads end does not matter.
     with ThreadPoolExecutor(THREADS) as pool:
         drawn = list(pool.map(lambda number: figures(units.weights((seed, number))), range(draws)))
-    names = dict.fromkeys(name for each in drawn for name in each)
-    spans = {name: span for name in names if (span := _span([each.get(name, np.nan) for each in drawn]))}
-    return Intervals(spans, draws, units.kind, units.count)
-
-
-def _span(values: Sequence[float]) -> tuple[float, float] | None:
-    known = np.array([value for value in values if not np.isnan(value)])
-    # A draw that lacks one kind of pair has no value; fewer than this many values give no interval.
-    if len(known) < FEWEST_DRAWS:
-        return None
-    low, high = np.quantile(known, [TAIL, 1 - TAIL])
-    return float(low), float(high)
+    spans = {}
+    for name in dict.fromkeys(name for each in drawn for name in each):
+        known = [each[name] for each in drawn if not np.isnan(each.get(name, np.nan))]
+        if len(known) >= FEWEST_DRAWS:
+            low, high = np.quantile(known, [TAIL, 1 - TAIL]).tolist()
+            spans[name] = (low, high)
+    return spans
 
 
 def with_exact_bounds(

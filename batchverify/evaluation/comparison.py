@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchverify.evaluation.bootstrap import Units, bootstrap
 from batchverify.evaluation.document import (
@@ -60,6 +58,7 @@ class Comparison:
     rows for a plot of both probabilities.
     """
 
+    reference: Scores
     document: ComparisonDocument
     flipped: np.ndarray
     scatter: np.ndarray
@@ -82,20 +81,25 @@ def compare(
         "drift": measure_drift(new, reference),
     }
     if not same:
-        return Comparison(document, np.zeros(0, np.int64), np.zeros(0, np.int64))
-    calls = [_calls(run) for run in (new, reference)]
+        return Comparison(reference, document, np.zeros(0, np.int64), np.zeros(0, np.int64))
+    # Indices into `CALLS`.
+    calls = [np.where(run.scored, run.calls, 2) for run in (new, reference)]
     moved = np.abs(new.probability - reference.probability)
     flipped = np.flatnonzero((calls[0] != calls[1]) & ~np.isnan(moved))
     document["agreement"] = _agreement(calls, new.truth)
     document["flipped"] = _flips(calls, new.truth, flipped)
     document["differences"] = _differences(new, reference, units, draws, seed)
     ranked = flipped[np.argsort(-moved[flipped], kind="stable")]
-    return Comparison(document, ranked, _scatter(moved, ranked, seed))
+    return Comparison(reference, document, ranked, _scatter(moved, ranked, seed))
 
 
 def same_pairs(new: ScoreFile, reference: ScoreFile) -> bool:
     """Whether two runs scored the same pairs in the same order."""
-    return new.rows == reference.rows and pairs_digest(new) == pairs_digest(reference)
+    # As one type: other programs write texts in other types. Column by column, which bounds memory.
+    return new.rows == reference.rows and all(
+        new.column(ours).cast(pa.large_string()).equals(reference.column(theirs).cast(pa.large_string()))
+        for ours, theirs in zip(new.sides, reference.sides, strict=True)
+    )
 
 
 def record_differences(new: Scores, reference: Scores) -> list[RecordDifference]:
@@ -119,22 +123,6 @@ def _settings(run: Scores) -> dict[str, Any]:
         for key, value in record.items()
         if not {key, key.partition(".")[0]} & OUTCOMES and value != {}
     }
-
-
-def pairs_digest(file: ScoreFile) -> str:
-    """A hash of the two image columns, the same for every split into files and batches."""
-    lengths, texts = (tuple(hashlib.sha256() for _ in file.sides) for _ in range(2))
-    for batch in file.batches(file.sides):
-        for side, cells in enumerate(batch.columns):
-            filled = cells.cast(pa.large_string()).fill_null("\0")
-            lengths[side].update(pc.binary_length(filled).to_numpy().tobytes())
-            texts[side].update("".join(filled.to_pylist()).encode())
-    return "".join(each.hexdigest() for each in (*lengths, *texts))
-
-
-def _calls(scores: Scores) -> np.ndarray:
-    """(N,) int64, indices into `CALLS`."""
-    return np.where(scores.scored, scores.calls.astype(np.int64), 2)
 
 
 def _agreement(calls: list[np.ndarray], truth: np.ndarray) -> list[Agreement]:
@@ -178,7 +166,7 @@ def _differences(
 
     spans = {}
     if units is not None and draws:
-        drawn = bootstrap(units.subset(rows), differences, draws=draws, seed=seed).spans
+        drawn = bootstrap(units.subset(rows), differences, draws=draws, seed=seed)
         # Two perfect runs differ in no draw, which does not make their difference certain.
         spans = {name: span for name, span in drawn.items() if span[0] < span[1]}
     first, second = ours.figures(), theirs.figures()

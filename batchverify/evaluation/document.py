@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 Interval = Sequence[float]
@@ -19,15 +19,8 @@ class Truth(TypedDict):
     different: int
 
 
-class Counts(TypedDict):
-    """Labelled pairs: scored ones by truth, wrong verdicts, and failed ones by truth."""
-
-    same: int
-    different: int
-    false_accepts: int
-    false_rejects: int
-    same_failed: int
-    different_failed: int
+# Labelled pairs, by the names of `figures.Tally`.
+Counts = Mapping[str, int]
 
 
 class Rate(TypedDict):

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.errors import BatchverifyError
-from batchverify.evaluation.bootstrap import Intervals, Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
-from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary, ShareDrift
+from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
@@ -43,6 +43,7 @@ SHOWN = (
     *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
 )
+Lines = Iterator[tuple[str, str]]
 EXACT = "exact binomial bound, because all draws agree; assumes independent pairs"
 
 
@@ -52,7 +53,6 @@ class Judged:
 
     scores: Scores
     pairs: MeasuredPairs
-    reference: Scores | None
     comparison: Comparison | None
     document: Document
 
@@ -101,12 +101,13 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     pairs = scores.labelled_pairs()
     units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
     draws, seed = options.draws, options.seed
+    labelled = units.subset(scores.labelled) if units is not None and len(pairs.scored) else None
     document: dict[str, Any] = {
         **_describe(scores, source),
-        **_measurements(pairs, _intervals(pairs, units, scores, options)),
+        **_measurements(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
         "slices": {
-            name: [each.document() for each in measure_slices(scores, cells, units, draws=draws, seed=seed)]
+            name: measure_slices(scores, cells, units, draws=draws, seed=seed)
             for name, cells in grouped.items()
         },
         "record": dict(file.record),
@@ -115,7 +116,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    return Judged(scores, pairs, other, comparison, cast(Document, plain(document)))
+    return Judged(scores, pairs, comparison, cast(Document, plain(document)))
 
 
 def _read_reference(name: str, options: EvaluateOptions) -> Scores:
@@ -142,19 +143,14 @@ def _describe(scores: Scores, source: str | None) -> RunSummary:
     }
 
 
-def _intervals(
-    pairs: MeasuredPairs, units: Units | None, scores: Scores, options: EvaluateOptions
-) -> Intervals | None:
-    if units is None or not len(pairs.scored):
-        return None
-    labelled = units.subset(scores.labelled)
-    return bootstrap(labelled, pairs.figures, draws=options.draws, seed=options.seed)
+def _measurements(pairs: MeasuredPairs, units: Units | None, *, draws: int, seed: int) -> Measurements:
+    """Figures, intervals, counts and rates; NaN or None if the pairs do not support them.
 
-
-def _measurements(pairs: MeasuredPairs, intervals: Intervals | None) -> Measurements:
-    """Figures, intervals, counts and rates; NaN or None if the pairs do not support them."""
+    units: of the pairs, None for no intervals.
+    """
     figures, trials = pairs.figures(), pairs.rate_trials() | pairs.tally().trials()
-    spans, exact = with_exact_bounds(intervals.spans if intervals else {}, trials)
+    drawn = bootstrap(units, pairs.figures, draws=draws, seed=seed) if units is not None else {}
+    spans, exact = with_exact_bounds(drawn, trials)
     equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
     return {
         "metrics": {name: figures[name] for name in NAMES},
@@ -163,9 +159,9 @@ def _measurements(pairs: MeasuredPairs, intervals: Intervals | None) -> Measurem
         "equal_error_threshold": equal,
         "rates": rate_table(pairs, spans),
         "bootstrap": {
-            "draws": intervals.draws if intervals else 0,
-            "unit": intervals.unit if intervals else None,
-            "units": intervals.units if intervals else None,
+            "draws": draws if units is not None else 0,
+            "unit": units.kind if units is not None else None,
+            "units": units.count if units is not None else None,
             "exact": exact,
         },
     }
@@ -195,7 +191,7 @@ def _page(judged: Judged, options: EvaluateOptions) -> str:
     scores, compared = judged.scores, judged.comparison
     source = None if options.no_images else _source(scores, options)
     flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
-    before = judged.reference if compared is not None and compared.document["same_pairs"] else None
+    before = compared.reference if compared is not None and compared.document["same_pairs"] else None
     shown = galleries(scores, before, flipped, most=options.examples, source=source)
     return render(judged.document, _plots(judged), shown)
 
@@ -207,7 +203,7 @@ def _source(scores: Scores, options: EvaluateOptions) -> ImageSource:
 
 
 def _plots(judged: Judged) -> dict[str, Any]:
-    scores, pairs, reference = judged.scores, judged.pairs, judged.reference
+    scores, pairs, compared = judged.scores, judged.pairs, judged.comparison
     data = {
         "histograms": plots.histograms(scores),
         "curves": plots.curves(pairs),
@@ -216,9 +212,9 @@ def _plots(judged: Judged) -> dict[str, Any]:
         "drift": None,
         "scatter": None,
     }
-    if reference is not None and judged.comparison is not None:
-        data["drift"] = plots.overlaid(scores, reference)
-        data["scatter"] = plots.scatter(scores, reference, judged.comparison.scatter)
+    if compared is not None:
+        data["drift"] = plots.overlaid(scores, compared.reference)
+        data["scatter"] = plots.scatter(scores, compared.reference, compared.scatter)
     return data
 
 
@@ -246,32 +242,29 @@ class Evaluation:
 
     def lines(self) -> list[tuple[str, str]]:
         """The table on the terminal: names and values."""
-        document = self.document
-        lines = [("pairs", self._pairs())]
-        if document["failed"]:
-            reasons = ", ".join(f"{name} {count:,}" for name, count in document["failures"].items())
-            lines.append(("not scored", f"{document['failed']:,} ({reasons})"))
-        lines += [("truth", self._truth()), ("threshold", f"{document['threshold']:.4f}")]
-        metrics = document["metrics"]
-        if any(value is not None for value in metrics.values()):
-            lines += [(NAMES[name], self._figure(name)) for name in SHOWN if metrics[name] is not None]
-            lines += self._rates()
-        lines += self._folds() + self._slices() + self._comparison()
-        lines += self._bootstrap()
-        lines += [("written to", path) for path in self.written]
-        return lines
+        parts = (
+            self._run,
+            self._figures,
+            self._rates,
+            self._folds,
+            self._slices,
+            self._comparison,
+            self._bootstrap,
+        )
+        return [
+            *(line for part in parts for line in part()),
+            *(("written to", path) for path in self.written),
+        ]
 
-    def _bootstrap(self) -> list[tuple[str, str]]:
-        drawn = self.document["bootstrap"]
-        if not drawn["draws"]:
-            return []
-        method = f"95 % bootstrap intervals, {drawn['draws']} draws of {drawn['units']:,} {drawn['unit']}"
-        return [("in brackets", method), *([("*", EXACT)] if drawn["exact"] else [])]
-
-    def _pairs(self) -> str:
+    def _run(self) -> Lines:
         document = self.document
         verdicts = f"{document['called_same']:,} called same, {document['called_different']:,} different"
-        return f"{document['rows']:,}, scored {document['scored']:,}: {verdicts}"
+        yield "pairs", f"{document['rows']:,}, scored {document['scored']:,}: {verdicts}"
+        if document["failed"]:
+            reasons = ", ".join(f"{name} {count:,}" for name, count in document["failures"].items())
+            yield "not scored", f"{document['failed']:,} ({reasons})"
+        yield "truth", self._truth()
+        yield "threshold", f"{document['threshold']:.4f}"
 
     def _truth(self) -> str:
         truth = self.document["truth"]
@@ -284,33 +277,33 @@ class Evaluation:
         source = truth["source"] or ""
         return f"{text}; from {source}" if source.startswith(FROM_REFERENCE) else text
 
-    def _figure(self, name: str) -> str:
-        value, span = self.document["metrics"][name], self.document["intervals"].get(name)
-        return f"{value:.5f}{interval(span)}{self._star(name)}"
+    def _figures(self) -> Lines:
+        metrics, spans = self.document["metrics"], self.document["intervals"]
+        for name in SHOWN:
+            if metrics[name] is not None:
+                yield NAMES[name], f"{metrics[name]:.5f}{interval(spans.get(name))}{self._star(name)}"
 
     def _star(self, name: str) -> str:
         return "*" if name in self.document["bootstrap"]["exact"] else ""
 
-    def _rates(self) -> list[tuple[str, str]]:
-        lines: list[tuple[str, str]] = []
+    def _rates(self) -> Lines:
+        if all(value is None for value in self.document["metrics"].values()):
+            return
         for rate in self.document["rates"]:
             name = f"TAR at FAR {rate['far']:g}"
             if not rate["supported"]:
                 # Lower rates need the same pairs and more.
-                return [*lines, (f"{name} and below", str(rate["reason"]))]
+                yield f"{name} and below", str(rate["reason"])
+                return
             star = self._star(rate_name(rate["far"]))
-            lines.append((name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"))
-        return lines
+            yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
 
-    def _folds(self) -> list[tuple[str, str]]:
-        folds = self.document["folds"]
-        if not folds:
-            return []
-        accuracy = folds["figures"]["accuracy"]
-        return [(f"{folds['folds']} folds", f"accuracy {accuracy['mean']:.5f} ± {accuracy['std']:.5f}")]
+    def _folds(self) -> Lines:
+        if folds := self.document["folds"]:
+            accuracy = folds["figures"]["accuracy"]
+            yield f"{folds['folds']} folds", f"accuracy {accuracy['mean']:.5f} ± {accuracy['std']:.5f}"
 
-    def _slices(self) -> list[tuple[str, str]]:
-        lines = []
+    def _slices(self) -> Lines:
         for column, rows in self.document["slices"].items():
             marked = [
                 f"{row['value']}: {NAMES[rate]} {row[rate]:.4f}, {direction}"
@@ -318,45 +311,42 @@ class Evaluation:
                 for rate, direction in row["differs"].items()
             ]
             text = "; ".join(marked) or "none differs beyond chance"
-            lines.append((f"by {column}", f"{len(rows):,} values; {text}"))
-        return lines
+            yield f"by {column}", f"{len(rows):,} values; {text}"
 
-    def _comparison(self) -> list[tuple[str, str]]:
+    def _comparison(self) -> Lines:
         comparison = self.document.get("comparison")
         if comparison is None:
-            return []
-        drift, changes = comparison["drift"], comparison["record_differences"]
-        lines = [("reference", comparison["reference"])]
-        if changes:
-            lines.append(("differs in", ", ".join(each["key"] for each in changes)))
+            return
+        drift = comparison["drift"]
+        yield "reference", comparison["reference"]
+        if changes := comparison["record_differences"]:
+            yield "differs in", ", ".join(each["key"] for each in changes)
         if not comparison["same_pairs"]:
-            lines.append(("", "the runs scored different pairs: only the distributions are compared"))
+            yield "", "the runs scored different pairs: only the distributions are compared"
         for name in DISTRIBUTIONS:
             if name in drift:
                 text = f"stability index {drift[name]['stability_index']:.4f}: {drift[name]['verdict']}"
-                lines.append((f"drift of {name}", text))
-        lines += [(title, share_text(drift[share])) for share, title in SHARES.items()]
+                yield f"drift of {name}", text
+        for share, title in SHARES.items():
+            new, old = ("–" if each is None else f"{each:.4f}" for each in drift[share]["share"])
+            yield title, f"{new}, reference {old}: {drift[share]['verdict']}"
         if "flipped" in comparison:
-            lines.append(("flipped", flips_text(comparison["flipped"])))
+            flips = comparison["flipped"]
+            ways = ", ".join(f"{flips[name]:,} {name}" for name in ("fixed", "broken") if name in flips)
+            yield "flipped", f"{flips['pairs']:,} pairs" + (f"; {ways}" if ways else "")
         differences = comparison.get("differences", {})
         for figure in ("auc", "f1", "accuracy"):
             if figure in differences:
-                each = differences[figure]
-                text = f"{each['difference']:+.5f}{interval(each['interval'], '+')}"
-                lines.append((f"{NAMES[figure]}, new - reference", text))
-        return lines
+                gap, span = differences[figure]["difference"], differences[figure]["interval"]
+                yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{interval(span, '+')}"
 
-
-def share_text(drift: ShareDrift) -> str:
-    """A share in both runs, and whether the difference is more than chance."""
-    new, reference = ("–" if share is None else f"{share:.4f}" for share in drift["share"])
-    return f"{new}, reference {reference}: {drift['verdict']}"
-
-
-def flips_text(flips: Mapping[str, int]) -> str:
-    """How many pairs flipped and, if the truth is known, which way."""
-    ways = ", ".join(f"{flips[name]:,} {name}" for name in ("fixed", "broken") if name in flips)
-    return f"{flips['pairs']:,} pairs" + (f"; {ways}" if ways else "")
+    def _bootstrap(self) -> Lines:
+        drawn = self.document["bootstrap"]
+        if drawn["draws"]:
+            units = f"{drawn['units']:,} {drawn['unit']}"
+            yield "in brackets", f"95 % bootstrap intervals, {drawn['draws']} draws of {units}"
+        if drawn["exact"]:
+            yield "*", EXACT
 
 
 def interval(span: Interval | None, sign: str = "") -> str:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 
@@ -135,7 +134,7 @@ class MeasuredPairs:
         weights: (N,) of the pairs, 1 by default. The thresholds of the rates follow the weights, too.
         """
         curve = self.curve if weights is None else self.ranking.curve(weights)
-        trials = self._tally(curve, weights).trials()
+        trials = self.tally(curve, weights).trials()
         figures = dict.fromkeys(NAMES, math.nan) | {name: _share(*trial) for name, trial in trials.items()}
         if sum(curve.totals) > 0:
             figures |= self._errors(weights)
@@ -157,20 +156,18 @@ class MeasuredPairs:
         rates = self.supported() if curve.both else []
         return {rate_name(rate): (float(curve.same[curve.at_rate(rate)]), curve.totals[0]) for rate in rates}
 
-    def tally(self) -> Tally:
-        """Scored pairs, wrong verdicts at the threshold, and failed pairs."""
-        return self._tally(self.curve, None)
-
-    def counts(self) -> Counts:
-        """The tally as whole numbers."""
-        return cast(Counts, {name: int(count) for name, count in vars(self.tally()).items()})
-
-    def _tally(self, curve: Curve, weights: np.ndarray | None) -> Tally:
+    def tally(self, curve: Curve | None = None, weights: np.ndarray | None = None) -> Tally:
+        """Scored pairs, wrong verdicts at the threshold, and failed pairs. curve: that of the weights."""
+        curve = curve or self.curve
         index, (same, different) = self.ranking.index(self.threshold), curve.totals
         failed_weights = None if weights is None else weights[self.failed]
         same_failed, different_failed = np.bincount(self.truth[self.failed], failed_weights, 2).tolist()
         accepts, rejects = float(curve.different[index]), same - float(curve.same[index])
         return Tally(same, different, accepts, rejects, same_failed, different_failed)
+
+    def counts(self) -> Counts:
+        """The tally as whole numbers."""
+        return {name: int(count) for name, count in vars(self.tally()).items()}
 
     def _errors(self, weights: np.ndarray | None) -> dict[str, float]:
         """Log loss, Brier score and calibration error."""
@@ -198,21 +195,17 @@ def rate_table(pairs: MeasuredPairs, intervals: Mapping[str, Interval]) -> list[
     curve, counts, rows = pairs.curve, pairs.counts(), []
     for rate in RATES:
         reason = _missing_pairs(counts, rate)
+        index = curve.at_rate(rate) if reason is None else None
         row: Rate = {
             "far": rate,
             "supported": reason is None,
             "reason": reason,
             "pairs": counts["different"],
             "needed": needed_pairs(rate),
-            "tar": None,
-            "threshold": None,
-            "interval": None,
+            "tar": float(curve.same[index] / curve.totals[0]) if index is not None else None,
+            "threshold": curve.threshold(index) if index is not None else None,
+            "interval": intervals.get(rate_name(rate)),
         }
-        if reason is None:
-            index = curve.at_rate(rate)
-            row["tar"] = float(curve.same[index] / curve.totals[0])
-            row["threshold"] = curve.threshold(index)
-            row["interval"] = intervals.get(rate_name(rate))
         rows.append(row)
     return rows
 

@@ -1,10 +1,10 @@
-"""Outputs of `score` as arrays: columns, reasons, run records, and the truth from their labels or a manifest."""
+"""Outputs of `score` as arrays: columns, reasons, run records, the truth, and the rows that name given images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from batchverify.manifest.columns import (
     read_labels,
     read_paths,
 )
+from batchverify.manifest.paths import ImageRoot, resolve_many, to_bytes
 from batchverify.manifest.tables import TableFile, find_files
 from batchverify.scoring.parquet import SUCCESS, parse_record, part_files, run_record
 from batchverify.storage.location import Location
@@ -119,12 +120,11 @@ def _reasons(file: ScoreFile, failed: np.ndarray) -> tuple[np.ndarray, tuple[str
     names = {OK: 0, NOT_STATED: 1}
     codes = np.zeros(len(failed), np.int16)
     if "status" in file.schema.names:
-        start = 0
-        for chunk in file.column("status", dictionary=True).chunks:
-            table = [names.setdefault(name, len(names)) for name in chunk.dictionary.to_pylist()]
-            indices = chunk.indices.fill_null(len(table)).to_numpy()
-            codes[start : start + len(chunk)] = np.array([*table, names[NOT_STATED]])[indices]
-            start += len(chunk)
+        cells = file.column("status", dictionary=True).unify_dictionaries().combine_chunks()
+        table = [names.setdefault(name, len(names)) for name in cells.dictionary.to_pylist()]
+        codes = np.array([*table, names[NOT_STATED]], np.int16)[
+            cells.indices.fill_null(len(table)).to_numpy()
+        ]
     codes[failed & (codes == 0)] = names[NOT_STATED]
     return codes, tuple(names)
 
@@ -242,8 +242,10 @@ class ScoreFile:
     def column(self, name: str, *, dictionary: bool = False) -> pa.ChunkedArray:
         """A whole column. dictionary: texts dictionary-encoded, for columns of few values."""
         cells = self.table([name], dictionary=dictionary).column(0)
+        if not dictionary or cells.type == pa.dictionary(pa.int32(), pa.string()):
+            return cells
         # Parquet reads only plain strings as a dictionary, not the string types of pandas and polars.
-        return cells.cast(pa.string()).dictionary_encode() if dictionary and not _coded(cells.type) else cells
+        return cells.cast(pa.string()).dictionary_encode()
 
     def groups(self, name: str) -> pa.ChunkedArray:
         """A column whose values name groups of pairs. Raises `ManifestError` for lists and structs."""
@@ -319,10 +321,6 @@ def _require(name: str, schema: pa.Schema, columns: Iterable[str]) -> None:
             raise ManifestError(f"{name}: no column '{column}'; the file has {listed}")
 
 
-def _coded(kind: pa.DataType) -> bool:
-    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
-
-
 def _footer(part: Location) -> pq.FileMetaData:
     with _opened(part) as file:
         return pq.ParquetFile(file).metadata
@@ -363,7 +361,8 @@ def read_truth(manifest: str, scores: ScoreFile) -> np.ndarray:
     manifest without labels, for a pair with two labels, and if no pair matches.
     """
     keys, labels = _labelled(manifest, scores.sides)
-    codes, first = _unique(keys)
+    codes = keys.dictionary_encode().indices.to_numpy()
+    _, first = np.unique(codes, return_index=True)
     truth = labels[first]
     clash = np.flatnonzero(labels != truth[codes])
     if len(clash):
@@ -397,16 +396,6 @@ def _key_batches(scores: ScoreFile) -> Iterator[pa.LargeStringArray]:
 def _labelled(manifest: str, sides: tuple[str, str]) -> tuple[pa.LargeStringArray, np.ndarray]:
     """The keys and labels of a manifest's rows that have one."""
     keys, labels = [], []
-    for row_keys, row_labels in _rows(manifest, sides):
-        stated = row_labels.is_valid()
-        keys.append(row_keys.filter(stated))
-        labels.append(row_labels.filter(stated).to_numpy())
-    if not sum(map(len, keys)):
-        raise ManifestError(f"{manifest}: no row has a label")
-    return pa.concat_arrays(keys), np.concatenate(labels).astype(np.int8)
-
-
-def _rows(manifest: str, sides: tuple[str, str]) -> Iterator[tuple[pa.LargeStringArray, pa.Int8Array]]:
     for location in find_files(manifest):
         file, row = TableFile(location), 0
         schema = file.schema()
@@ -414,8 +403,13 @@ def _rows(manifest: str, sides: tuple[str, str]) -> Iterator[tuple[pa.LargeStrin
         check_label_type(str(location), schema.field(LABEL).type)
         for batch in file.batches(schema):
             paths = [read_paths(batch.column(name), str(location), row, name) for name in sides]
-            yield _keys(*paths), read_labels(batch.column(LABEL), str(location), row)
+            cells = read_labels(batch.column(LABEL), str(location), row)
+            keys.append(_keys(*paths).filter(cells.is_valid()))
+            labels.append(cells.drop_null().to_numpy())
             row += batch.num_rows
+    if not sum(map(len, keys)):
+        raise ManifestError(f"{manifest}: no row has a label")
+    return pa.concat_arrays(keys), np.concatenate(labels).astype(np.int8)
 
 
 def _keys(a: pa.Array, b: pa.Array) -> pa.LargeStringArray:
@@ -427,7 +421,36 @@ def _keys(a: pa.Array, b: pa.Array) -> pa.LargeStringArray:
     return pc.binary_join_element_wise(*ends, pa.scalar("\0", pa.large_string()))
 
 
-def _unique(keys: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) the code of each key, and (D,) the first index of each code."""
-    codes = keys.dictionary_encode().indices.to_numpy()
-    return codes, np.unique(codes, return_index=True)[1]
+@dataclass(frozen=True)
+class Appearances:
+    """rows: rows of `output` that name at least one of the images. images: how many of the images it names."""
+
+    output: str
+    rows: int
+    images: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def find_appearances(output: str, images: Collection[str]) -> Appearances:
+    """Look for images, absolute paths or URIs, in an output of `score`; nothing is changed.
+
+    Relative paths in the output start where its run record says. Raises `ManifestError` if it is not a finished
+    output.
+    """
+    scores = ScoreFile.open(output)
+    roots = scores.record.get("job", {}).get("image_root") or "."
+    finders = [ImageRoot(Location.parse(root)) for root in ([roots] if isinstance(roots, str) else roots)]
+    wanted = pa.array(sorted(map(to_bytes, images)), pa.large_binary())
+    rows, seen = 0, np.zeros(len(wanted), np.bool_)
+    for batch in scores.batches(scores.sides):
+        hit = np.zeros(batch.num_rows, np.bool_)
+        for cells in batch.columns:
+            for finder in finders:
+                found = pc.index_in(resolve_many(finder, cells.cast(pa.string())), value_set=wanted)
+                hit |= found.is_valid().to_numpy(zero_copy_only=False)
+                seen[found.drop_null().to_numpy()] = True
+        rows += int(hit.sum())
+    return Appearances(output, rows, int(seen.sum()))

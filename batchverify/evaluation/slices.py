@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from batchverify.evaluation.bootstrap import Span, Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.document import Fold, Folds, Spread
-from batchverify.evaluation.figures import NAMES, MeasuredPairs
+from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, Scores
 from batchverify.manifest.columns import cell_names
 
@@ -24,33 +24,6 @@ LEVEL = 0.05
 RATES = ("far", "frr")
 FOLD = "fold"
 FIGURES = ("accuracy", "f1", "auc", "equal_error", "far", "frr")
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The pairs with one value.
-
-    figures: as of `MeasuredPairs.figures`, NaN without truth. intervals: of `far` and `frr`. exact: which of
-    these are exact binomial bounds. marks: `far` or `frr` to `higher` or `lower`.
-    """
-
-    name: str
-    counts: dict[str, int]
-    figures: dict[str, float]
-    intervals: dict[str, Span]
-    exact: list[str]
-    marks: dict[str, str]
-
-    def document(self) -> dict[str, Any]:
-        """The row in `metrics.json`."""
-        return {
-            "value": self.name,
-            **self.counts,
-            **self.figures,
-            "intervals": self.intervals,
-            "exact": self.exact,
-            "differs": self.marks,
-        }
 
 
 def slice_codes(cells: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -88,23 +61,35 @@ def _is_blank(value: Any) -> bool:
 
 def measure_slices(
     scores: Scores, cells: pa.ChunkedArray, units: Units | None, *, draws: int, seed: int
-) -> list[Slice]:
-    """Measure every value of a column with (N,) cells. units: of all N pairs, None for no bootstrap."""
+) -> list[dict[str, Any]]:
+    """Measure every value of a column with (N,) cells: its row in `metrics.json`, figures NaN without truth.
+
+    units: of all N pairs, None for no bootstrap. `intervals` are of `far` and `frr`; `exact` says which of these are
+    exact binomial bounds, `differs` which rates are higher or lower than those of all other pairs.
+    """
     codes, names = slice_codes(cells)
     rows, pairs = scores.labelled, scores.labelled_pairs()
-    rates = _Rates(pairs, codes[rows], len(names))
-    spans = rates.spans(units.subset(rows), draws, seed) if units and draws else None
-    marks = rates.marks(spans)
-    return [
-        Slice(
-            name,
-            _counts(scores, codes == code),
-            _figures(pairs, codes[rows] == code),
-            *rates.intervals(code, spans or {}),
-            marks[code],
-        )
-        for code, name in enumerate(names)
-    ]
+    labelled = codes[rows]
+    rates = _Rates(pairs, labelled, len(names))
+    drawn = bootstrap(units.subset(rows), rates.measure, draws=draws, seed=seed) if units and draws else None
+    slices: list[dict[str, Any]] = []
+    trials = []
+    for code, name in enumerate(names):
+        inside = pairs.subset(labelled == code)
+        trials.append(inside.tally().trials())
+        spans = {rate: drawn[each] for rate in RATES if drawn and (each := f"{rate}:{code}") in drawn}
+        intervals, exact = with_exact_bounds(spans, trials[-1])
+        row = {"value": name, **_counts(scores, codes == code), **inside.figures()}
+        slices.append({**row, "intervals": intervals, "exact": exact, "differs": {}})
+    observed = rates.measure(None)
+    for rate, code in _significant(trials):
+        # The test assumes independent pairs, so the bootstrap's interval, if any, must also exclude 0.
+        name = f"{rate}:{code}:gap"
+        gap = observed[name]
+        low, high = (gap, gap) if drawn is None else drawn.get(name, (0.0, 0.0))
+        if gap != 0 and low * high > 0:
+            slices[code]["differs"][rate] = "higher" if gap > 0 else "lower"
+    return slices
 
 
 def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
@@ -119,73 +104,16 @@ def _counts(scores: Scores, chosen: np.ndarray) -> dict[str, int]:
     }
 
 
-def _figures(pairs: MeasuredPairs, chosen: np.ndarray) -> dict[str, float]:
-    if not chosen.any():
-        return dict.fromkeys(NAMES, math.nan)
-    return pairs.subset(chosen).figures()
-
-
 class _Rates:
-    """The error rates of slices: their intervals, and whether they differ from those of all other pairs.
-
-    They differ by Fisher's exact test with Holm's correction for the number of slices. The test assumes
-    independent pairs, so the bootstrap's interval of the difference, if any, must also exclude 0.
-    """
+    """The error rates of slices, and how far they are from those of all other pairs."""
 
     def __init__(self, pairs: MeasuredPairs, codes: np.ndarray, slices: int) -> None:
         self._codes, self._slices = codes, slices
         scored = ~np.isnan(pairs.probability)
         self._trials = {"far": scored & (pairs.truth == 1), "frr": scored & (pairs.truth == 0)}
-        self._wrong = {
-            "far": self._trials["far"] & ~pairs.calls,
-            "frr": self._trials["frr"] & pairs.calls,
-        }
+        self._wrong = {"far": self._trials["far"] & ~pairs.calls, "frr": self._trials["frr"] & pairs.calls}
 
-    def spans(self, units: Units, draws: int, seed: int) -> Mapping[str, Span]:
-        """The bootstrap intervals of the results of `_measure`. units: of the pairs."""
-        return bootstrap(units, self._measure, draws=draws, seed=seed).spans
-
-    def intervals(self, code: int, spans: Mapping[str, Span]) -> tuple[dict[str, Span], list[str]]:
-        """The intervals of a slice's rates, and which of them are exact binomial bounds."""
-        drawn = {rate: spans[name] for rate in RATES if (name := f"{rate}:{code}") in spans}
-        inside = self._codes == code
-        trials = {
-            rate: (float((inside & self._wrong[rate]).sum()), float((inside & self._trials[rate]).sum()))
-            for rate in drawn
-        }
-        return with_exact_bounds(drawn, trials)
-
-    def marks(self, spans: Mapping[str, Span] | None) -> list[dict[str, str]]:
-        """For each slice the rates that differ, and whether they are higher or lower.
-
-        spans: of the bootstrap that must agree; None for no bootstrap.
-        """
-        marks: list[dict[str, str]] = [{} for _ in range(self._slices)]
-        observed = self._measure(None)
-        for name in self._significant():
-            gap = observed[f"{name}:gap"]
-            low, high = (gap, gap) if spans is None else spans.get(f"{name}:gap", (0.0, 0.0))
-            if gap != 0 and low * high > 0:
-                rate, code = name.split(":")
-                marks[int(code)][rate] = "higher" if gap > 0 else "lower"
-        return marks
-
-    def _significant(self) -> list[str]:
-        """The slices' rates, as `RATE:SLICE`, that differ by the corrected test."""
-        from scipy.stats import fisher_exact
-
-        p_values: dict[str, float] = {}
-        for rate in RATES:
-            wrong = np.bincount(self._codes[self._wrong[rate]], minlength=self._slices)
-            trials = np.bincount(self._codes[self._trials[rate]], minlength=self._slices)
-            for code in np.flatnonzero((trials > 0) & (trials < trials.sum())).tolist():
-                inside = [wrong[code], trials[code] - wrong[code]]
-                outside = [wrong.sum() - wrong[code], trials.sum() - trials[code] - wrong.sum() + wrong[code]]
-                _, p = fisher_exact([inside, outside])
-                p_values[f"{rate}:{code}"] = float(p)
-        return _holm(p_values)
-
-    def _measure(self, weights: np.ndarray | None) -> dict[str, float]:
+    def measure(self, weights: np.ndarray | None) -> dict[str, float]:
         """Each slice's rate as `RATE:SLICE`, and the difference from all other pairs as `RATE:SLICE:gap`.
 
         NaN without pairs.
@@ -205,13 +133,25 @@ class _Rates:
         return np.bincount(self._codes[chosen], chosen_weights, self._slices)
 
 
-def _holm(p_values: dict[str, float]) -> list[str]:
-    """The names that pass Holm's step-down test. Source: Holm 1979."""
-    passed: list[str] = []
-    for name in sorted(p_values, key=lambda name: p_values[name]):
-        if p_values[name] > LEVEL / (len(p_values) - len(passed)):
+def _significant(trials: Sequence[Mapping[str, tuple[float, float]]]) -> list[tuple[str, int]]:
+    """The rates of slices that differ from those of all other pairs, by Fisher's exact test with Holm's correction.
+
+    trials: (wrong verdicts, pairs) by rate, for each slice. Source: Holm 1979.
+    """
+    from scipy.stats import fisher_exact
+
+    p_values: dict[tuple[str, int], float] = {}
+    for rate in RATES:
+        wrong, pairs = np.array([each[rate] for each in trials], np.int64).T
+        for code in np.flatnonzero((pairs > 0) & (pairs < pairs.sum())).tolist():
+            inside = [wrong[code], pairs[code] - wrong[code]]
+            outside = [wrong.sum() - wrong[code], pairs.sum() - pairs[code] - wrong.sum() + wrong[code]]
+            _, p_values[rate, code] = fisher_exact([inside, outside])
+    passed: list[tuple[str, int]] = []
+    for each in sorted(p_values, key=lambda each: p_values[each]):
+        if p_values[each] > LEVEL / (len(p_values) - len(passed)):
             break
-        passed.append(name)
+        passed.append(each)
     return passed
 
 

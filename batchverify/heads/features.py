@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchverify.errors import UsageError
-from batchverify.kernels.distances import EPSILON
+from batchverify.kernels.loops import EPSILON
 
 if TYPE_CHECKING:
     import torch

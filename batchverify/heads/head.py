@@ -20,7 +20,7 @@ from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.centring import centred
 from batchverify.heads.features import product
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
-from batchverify.kernels.distances import distances
+from batchverify.kernels.loops import distances
 from batchverify.runtime.devices import survive_forks
 from batchverify.storage.location import Location
 

@@ -6,7 +6,7 @@ After `PATIENCE` seconds in numpy loops, numba takes over. `BATCHVERIFY_KERNELS`
 start) or `off` (numpy only). If numba cannot be imported, numpy is used. A compiled loop that fails does not end the
 run: it is compiled again without numba's cache, and if that fails too, numpy replaces it in this process.
 
-Arrays must be C-contiguous; the loops check neither shapes nor bounds.
+Arrays must be C-contiguous, but for `distances`; the loops check neither shapes nor bounds.
 """
 
 from __future__ import annotations
@@ -80,15 +80,32 @@ def warp(image: np.ndarray, affine: np.ndarray, reach: float, crop: np.ndarray) 
 
 
 def distances(
-    first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
-) -> None:
-    """Chi-square distances and dot products of rows `a` of `first` and `b` of `second`.
+    first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chi-square distance and dot product of rows `a` of `first` and `b` of `second`: (N,) float32 each.
 
-    The distance is the sum over (x - y)² / (|x| + |y| + `EPSILON`). first, second: (M, F), (K, F) int16, the
-    bits of float16, or both int32, the bits of float32; F a multiple of `LANES`. a, b: (N,) int64. chi, dots:
-    (N,) float32, filled. Terms are added in the same order on every machine.
+    first, second: (M, F) and (K, F) float16 or float32. a, b: (N,) integers. The distance is the sum of
+    (x - y)² / (|x| + |y| + `EPSILON`). The bits are the same on every machine, for both dtypes and for (b, a).
+    Raises `ValueError` for other shapes and `IndexError` for rows that do not exist, which the loop does not check.
     """
-    _run("distances", first, second, a, b, chi, dots)
+    a, b = (np.ascontiguousarray(rows).astype(np.int64, casting="same_kind", copy=False) for rows in (a, b))
+    if len(a) != len(b) or first.shape[1] != second.shape[1]:
+        raise ValueError(f"rows {len(a)} and {len(b)} of matrices {first.shape} and {second.shape}")
+    for matrix, rows in ((first, a), (second, b)):
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(matrix):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(matrix)}")
+    if not first.dtype == second.dtype == np.float16:
+        first, second = first.astype(np.float32, copy=False), second.astype(np.float32, copy=False)
+    chi, dots = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
+    _run("distances", _bits(first), _bits(second), a, b, chi, dots)
+    return chi, dots
+
+
+def _bits(rows: np.ndarray) -> np.ndarray:
+    """(M, F) float16 or float32 to (M, F') int16 or int32 of the same bits, F' a multiple of `LANES`."""
+    missing = -rows.shape[1] % LANES
+    padded = np.pad(rows, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(rows)
+    return padded.view(np.int16 if rows.dtype == np.float16 else np.int32)
 
 
 def _run(name: str, *arguments: Any) -> Any:

@@ -93,7 +93,7 @@ def _triangle(centre: np.ndarray, reach: float) -> tuple[np.ndarray, list[np.nda
 def distances(
     first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray, chi: np.ndarray, dots: np.ndarray
 ) -> None:
-    """See `loops.distances`."""
+    """See `loops.distances`. first, second: the bits of the numbers. chi, dots: (N,) float32, filled."""
     dtype = np.float16 if first.itemsize == 2 else np.float32
     for start in range(0, len(a), _PAIRS):
         block = slice(start, start + _PAIRS)

@@ -162,20 +162,27 @@ class Manifest:
     def scan(self) -> Scan:
         """Read all rows: check them, collect the unique images, find the types of CSV columns."""
         images, rows = UniqueImages(), [0] * len(self._files)
-        kinds = LosslessTypes(self._untyped_names())
+        others = [name for name in self._types if name not in (self.columns.a, self.columns.b, LABEL)]
+        # Readers of text look whether it is UTF-8, and have to find the types. Parquet and tables have types.
+        is_text = _is_text(self._files[0])
+        kinds = LosslessTypes(others if is_text else [])
         for number, root, batch in self._batches():
             images.indices(root, self._paths(number, rows[number], batch, self.columns.a))
             images.indices(root, self._paths(number, rows[number], batch, self.columns.b))
             if self.has_label:
                 read_labels(_column(batch, LABEL), self.names[number], rows[number])
-            for name in self._unchecked_names():
+            for name in others if not is_text else ():
                 check_cells(_column(batch, name), self.names[number], rows[number], name)
             kinds.see(batch)
             rows[number] += batch.num_rows
         if not any(rows):
             more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
             raise ManifestError(f"{self.names[0]}{more}: the manifest has no rows")
-        return Scan(images, sum(rows), self._carried_schema(kinds.types()), tuple(rows))
+        types = {
+            TRUE_LABEL if name == LABEL else name: kind
+            for name, kind in (self._types | kinds.types()).items()
+        }
+        return Scan(images, sum(rows), pa.schema(types), tuple(rows))
 
     def blocks(self, scan: Scan) -> Iterator[Block]:
         """Stream the rows after a scan. Raises `ManifestError` if the rows, images or types have changed since."""
@@ -204,10 +211,6 @@ class Manifest:
 
     def _changed(self, number: int, what: str) -> ManifestError:
         return ManifestError(f"{self.names[number]}: the file changed while it was read: {what}")
-
-    def _carried_schema(self, kinds: dict[str, pa.DataType]) -> pa.Schema:
-        types = {name: kinds.get(name, kind) for name, kind in self._types.items()}
-        return pa.schema([(TRUE_LABEL if name == LABEL else name, kind) for name, kind in types.items()])
 
     def _batches(self) -> Iterator[tuple[int, ImageRoot, pa.RecordBatch]]:
         """The index of a file, the root of its images and its next rows (at least one), up to the limit."""
@@ -250,19 +253,6 @@ class Manifest:
                 cells = cells.cast(target.type)
             columns.append(cells)
         return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-    def _unchecked_names(self) -> list[str]:
-        """The columns whose texts no reader has looked at: those of Parquet and tables, but for paths and labels."""
-        if _is_text(self._files[0]):
-            return []
-        return [name for name in self._types if name not in {self.columns.a, self.columns.b, LABEL}]
-
-    def _untyped_names(self) -> list[str]:
-        """The CSV columns whose types have to be found; none for Parquet files and tables."""
-        if not _is_text(self._files[0]):
-            return []
-        known = {self.columns.a, self.columns.b, LABEL}
-        return [name for name in self._types if name not in known]
 
     def _check_columns(self) -> None:
         first = self.names[0]

@@ -9,11 +9,11 @@ manifests everywhere.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import comb, isqrt, sqrt
@@ -306,27 +306,24 @@ def _require_distinct(people: set[str]) -> None:
 
 def _write(path: Path, rows: list[_Pair], *, folded: bool) -> Path:
     """Write a manifest whole or not at all."""
+    from batchverify.storage.location import Location  # which imports pyarrow
+
     columns = (*COLUMNS, "fold") if folded else COLUMNS
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    buffer = io.BytesIO()
+    file = io.TextIOWrapper(buffer, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(file, lineterminator="\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            for row in rows:
-                images = [safe_path(os.path.relpath(image, path.parent)) for image in row[:2]]
-                people = [safe_name(person) for person in row[3:5]]
-                writer.writerow([*images, row.label, *people, *row[5 : len(columns)]])
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        writer.writerow(columns)
+        for row in rows:
+            images = [safe_path(os.path.relpath(image, path.parent)) for image in row[:2]]
+            people = [safe_name(person) for person in row[3:5]]
+            writer.writerow([*images, row.label, *people, *row[5 : len(columns)]])
+        Location(str(path)).write_bytes(buffer.getbuffer())
     except OSError as exc:
         raise UsageError(f"{path}: cannot be written: {exc.strerror}") from exc
     except UnicodeEncodeError as exc:
         raise UsageError(
             f"{path}: cannot hold {exc.object!r}, which is not valid UTF-8; rename these files"
         ) from exc
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
     return path

@@ -57,23 +57,19 @@ def find_files(source: str) -> list[Location]:
     """
     location = Location.parse(source)
     try:
-        return _find(source, location)
+        kind = location.kind()
+        if kind == "file":
+            return [location]
+        if kind == "folder":
+            candidates, problem = [file for file, _ in location.files()], "the folder holds no {} file"
+        elif _is_glob(location.path):
+            candidates, problem = _matches(location), "no {} file matches"
+        elif special := location.special():
+            raise ManifestError(f"{source}: {special}; a manifest is read more than once: save it to a file")
+        else:
+            raise ManifestError(f"{source}: no such file or folder")
     except (OSError, pa.ArrowException) as exc:
         raise ManifestError(f"{source}: cannot be read: {first_line(exc)}") from exc
-
-
-def _find(source: str, location: Location) -> list[Location]:
-    kind = location.kind()
-    if kind == "file":
-        return [location]
-    if kind == "folder":
-        candidates, problem = [file for file, _ in location.files()], "the folder holds no {} file"
-    elif _is_glob(location.path):
-        candidates, problem = _matches(location), "no {} file matches"
-    elif special := location.special():
-        raise ManifestError(f"{source}: {special}; a manifest is read more than once: save it to a file")
-    else:
-        raise ManifestError(f"{source}: no such file or folder")
     manifests = [file for file in candidates if _is_manifest(file)]
     if not manifests:
         raise ManifestError(f"{source}: {problem.format('.csv, .tsv or .parquet')}")

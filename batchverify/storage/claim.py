@@ -207,7 +207,13 @@ class Claim:
 
     def _write(self) -> None:
         self._beats += 1
-        document = {**_this_process(), "beat": self._beats}
+        document = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "machine": _machine(),
+            "started": _started(os.getpid()),
+            "beat": self._beats,
+        }
         self._own.write_bytes(json.dumps(document).encode())
 
 
@@ -230,15 +236,6 @@ def _parse(content: bytes) -> dict[str, Any]:
 def _describe(content: bytes) -> str:
     document = _parse(content)
     return f"process {document.get('process', '?')} on {document.get('host', '?')}"
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "machine": _machine(),
-        "started": _started(os.getpid()),
-    }
 
 
 def _is_alive(content: bytes) -> bool | None:

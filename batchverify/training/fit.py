@@ -21,7 +21,7 @@ from batchverify.options import ALGORITHMS, DEFAULT_ALGORITHM, TrainOptions
 from batchverify.runtime.devices import survive_forks
 from batchverify.training.calibration import METHODS, f1_threshold, platt_scaling, rate_thresholds, sigmoid
 from batchverify.training.linear import fit_linear, log_loss, squared_hinge
-from batchverify.training.network import Epoch, NetworkFit, NetworkSettings, fit_network
+from batchverify.training.network import NETWORK_OPTIONS, Epoch, NetworkFit, fit_network
 from batchverify.training.pairs import LabelledPairs
 from batchverify.version import __version__
 
@@ -105,14 +105,13 @@ class EstimatorSpec:
                 train, self.features, algorithm=self.algorithm, shrinkage=options.shrinkage, loss=loss
             )
             return FittedScorers((scorer,))
-        settings = network_settings(options)
         if checked_lr is not None:
-            settings = replace(settings, max_lr=checked_lr)
+            options = replace(options, max_lr=checked_lr)
         network = fit_network(
             train,
             dev,
             self.features,
-            settings,
+            options,
             lambda epoch: report(str(self), epoch),
             checked=checked_lr is not None,
         )
@@ -127,11 +126,6 @@ def estimator_specs(options: TrainOptions) -> list[EstimatorSpec]:
         if specs.count(spec) > 1:
             raise UsageError(f"--algorithm {spec} appears twice: both scorers would be the same")
     return specs
-
-
-def network_settings(options: TrainOptions) -> NetworkSettings:
-    """The options that concern networks."""
-    return NetworkSettings(**{name: getattr(options, name) for name in NetworkSettings.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -341,7 +335,7 @@ def _fit_options(options: TrainOptions, specs: Sequence[EstimatorSpec]) -> dict[
     """The options that affect the fit, for the metadata."""
     names = ["seed", "calibration", "augment", "centred"]
     if any(spec.algorithm == "network" for spec in specs):
-        names += [name for name in NetworkSettings.__dataclass_fields__ if name != "seed"]
+        names += NETWORK_OPTIONS
     if any(spec.algorithm != "network" for spec in specs):
         names += ["shrinkage"]
     return {"recipes": [str(spec) for spec in specs], **{name: getattr(options, name) for name in names}}

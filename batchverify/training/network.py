@@ -16,6 +16,7 @@ from batchverify.errors import TrainingError
 from batchverify.evaluation.figures import Curve
 from batchverify.heads.features import Features
 from batchverify.heads.scorer import Layer, Scorer
+from batchverify.options import TrainOptions
 from batchverify.training.linear import moments
 from batchverify.training.pairs import LabelledPairs
 
@@ -35,25 +36,12 @@ LEAST_SPREAD = 1e-6
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class NetworkSettings:
-    """Shape and training of a network head; `options.TrainOptions` has the defaults.
-
-    widths: of the hidden layers. max_lr: None for the pick of the learning-rate range test. batch_pairs: None to
-    choose it by the number of pairs. monitor: `loss`, `f1` or `auc`, on dev. snapshots: number of best epochs that
-    become an ensemble.
-    """
-
-    widths: tuple[int, ...]
-    dropout: float
-    weight_decay: float
-    epochs: int
-    patience: int
-    max_lr: float | None
-    batch_pairs: int | None
-    monitor: str
-    snapshots: int
-    seed: int
+# The options that shape and train a network. max_lr: None for the pick of the learning-rate range test. batch_pairs:
+# None to choose it by the number of pairs. snapshots: number of best epochs that become an ensemble.
+NETWORK_OPTIONS = (
+    *("widths", "dropout", "weight_decay", "epochs", "patience"),
+    *("max_lr", "batch_pairs", "monitor", "snapshots"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ def fit_network(
     train: LabelledPairs,
     dev: LabelledPairs,
     features: Features,
-    settings: NetworkSettings,
+    options: TrainOptions,
     report: Callable[[Epoch], None] = lambda _: None,
     *,
     checked: bool = False,
@@ -105,23 +93,23 @@ def fit_network(
     """Train with AdamW and one cycle of the learning rate (Smith 2018, arXiv 1803.09820).
 
     Runs the overfit check, unless `checked`, and the range test, unless a rate is given. Then trains until the best
-    epoch by `settings.monitor` is `patience` epochs old. Only the vectors of one batch are copied. Raises
+    epoch by `options.monitor` is `patience` epochs old. Only the vectors of one batch are copied. Raises
     `TrainingError` if the overfit check fails or the loss is not finite.
     """
     if not checked:
-        overfit_check(train, features, settings)
-    tested, rate = None, settings.max_lr
+        overfit_check(train, features, options)
+    tested, rate = None, options.max_lr
     if rate is None:
-        tested = range_test(train, features, settings)
+        tested = range_test(train, features, options)
         rate = tested.pick
-    network = Perceptron.untrained(train, features, settings)
-    size, rng = _batch_pairs(train, settings), np.random.default_rng(settings.seed)
-    steps = settings.epochs * -(-len(train) // size)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=settings.weight_decay)
+    network = Perceptron.untrained(train, features, options)
+    size, rng = _batch_pairs(train, options), np.random.default_rng(options.seed)
+    steps = options.epochs * -(-len(train) // size)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps)
     epochs: list[Epoch] = []
     best: list[tuple[Epoch, tuple[Layer, ...]]] = []
-    for number in range(1, settings.epochs + 1):
+    for number in range(1, options.epochs + 1):
         started, lr = time.perf_counter(), float(schedule.get_last_lr()[0])
         losses = []
         for batch in batches(train, features, size, rng):
@@ -131,21 +119,21 @@ def fit_network(
         epochs.append(epoch)
         report(epoch)
         best.append((epoch, network.snapshot()))
-        best.sort(key=lambda snapshot: -snapshot[0].merit(settings.monitor))
-        del best[settings.snapshots :]
-        if number - best[0][0].epoch >= settings.patience:
+        best.sort(key=lambda snapshot: -snapshot[0].merit(options.monitor))
+        del best[options.snapshots :]
+        if number - best[0][0].epoch >= options.patience:
             break
     scorers = tuple(Scorer("network", str(features), layers) for _, layers in best)
     return NetworkFit(scorers, epochs, best[0][0].epoch, tested, rate)
 
 
-def overfit_check(train: LabelledPairs, features: Features, settings: NetworkSettings) -> float:
+def overfit_check(train: LabelledPairs, features: Features, options: TrainOptions) -> float:
     """Accuracy on a hundred memorised training pairs, without dropout and weight decay.
 
     Raises `TrainingError` below 99 %: a network that cannot memorise so few pairs cannot learn.
     """
-    pairs = train.draw(OVERFIT_PAIRS // 2, settings.seed)
-    network = Perceptron.untrained(pairs, features, settings).eval()
+    pairs = train.draw(OVERFIT_PAIRS // 2, options.seed)
+    network = Perceptron.untrained(pairs, features, options).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=OVERFIT_RATE, weight_decay=0)
     a, b, labels = pairs.take(np.arange(len(pairs)))
     accuracy = 0.0
@@ -163,15 +151,15 @@ def overfit_check(train: LabelledPairs, features: Features, settings: NetworkSet
     )
 
 
-def range_test(train: LabelledPairs, features: Features, settings: NetworkSettings) -> RangeTest:
+def range_test(train: LabelledPairs, features: Features, options: TrainOptions) -> RangeTest:
     """Raise the rate from 1e-6 to 1 over a hundred steps; pick the rate at which the smoothed loss falls fastest.
 
     Ends early if the loss is four times its minimum. Source: Smith 2018, section 3.
     """
-    network = Perceptron.untrained(train, features, settings)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RANGE[0], weight_decay=settings.weight_decay)
-    rng = np.random.default_rng(settings.seed)
-    sizes = repeat(_batch_pairs(train, settings))
+    network = Perceptron.untrained(train, features, options)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=RANGE[0], weight_decay=options.weight_decay)
+    rng = np.random.default_rng(options.seed)
+    sizes = repeat(_batch_pairs(train, options))
     endless = chain.from_iterable(batches(train, features, size, rng) for size in sizes)
     rates: list[float] = []
     losses: list[float] = []
@@ -192,8 +180,8 @@ def range_test(train: LabelledPairs, features: Features, settings: NetworkSettin
     return RangeTest(rates, losses, rates[int(np.argmin(changes))] if len(changes) else RANGE[0])
 
 
-def _batch_pairs(train: LabelledPairs, settings: NetworkSettings) -> int:
-    return settings.batch_pairs or max(16, min(1024, len(train) // 16))
+def _batch_pairs(train: LabelledPairs, options: TrainOptions) -> int:
+    return options.batch_pairs or max(16, min(1024, len(train) // 16))
 
 
 def _step(
@@ -249,15 +237,15 @@ class Perceptron(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
 
     @classmethod
-    def untrained(cls, train: LabelledPairs, features: Features, settings: NetworkSettings) -> Perceptron:
+    def untrained(cls, train: LabelledPairs, features: Features, options: TrainOptions) -> Perceptron:
         """A network with random weights, whose features are standardised by the training pairs."""
         blocks = train.draw(STANDARDISATION_PAIRS // 2, 0).blocks()
         ordered = (_both_orders(features, *block) for block in blocks)
         _, mean, scale = moments(features(a, b).double() for a, b, _ in ordered)
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(options.seed)
         # A constant feature is not divided by its spread: its smallest change would outweigh all others.
         scale = torch.where(scale > LEAST_SPREAD, scale, 1.0)
-        return cls(features, mean.float(), scale.float(), settings.widths, settings.dropout)
+        return cls(features, mean.float(), scale.float(), options.widths, options.dropout)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Logits (B,) of pairs of (B, F) embeddings."""

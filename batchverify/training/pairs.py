@@ -250,7 +250,7 @@ def find_leaks(sets: Sequence[LabelledPairs]) -> list[Leak]:
     digests = [_image_digests(pairs) for pairs in sets]
     leaks = []
     for (one, first), (other, second) in combinations(list(zip(sets, digests, strict=True)), 2):
-        people = tuple(sorted(set(_people(one)) & set(_people(other))))
+        people = tuple(sorted(_people(one) & _people(other)))
         images = tuple(sorted((first[key], second[key]) for key in first.keys() & second.keys()))
         if people or images:
             leaks.append(Leak(one.name, other.name, people, images))
@@ -271,13 +271,8 @@ def check_apart(train: LabelledPairs, dev: LabelledPairs) -> None:
         )
 
 
-def _used_images(pairs: LabelledPairs) -> list[int]:
-    images: list[int] = pairs.images().tolist()
-    return images
-
-
-def _people(pairs: LabelledPairs) -> list[str]:
-    return [pairs.persons[image] for image in _used_images(pairs) if image in pairs.persons]
+def _people(pairs: LabelledPairs) -> set[str]:
+    return {pairs.persons[image] for image in pairs.images().tolist() if image in pairs.persons}
 
 
 def _digest(vector: np.ndarray) -> bytes:
@@ -289,14 +284,14 @@ def _image_digests(pairs: LabelledPairs) -> dict[bytes, str]:
     paths = pairs.image_paths
     return {
         _digest(pairs.vectors[image]): paths[image] if paths else f"image {image}"
-        for image in _used_images(pairs)
+        for image in pairs.images().tolist()
     }
 
 
 def _pair_keys(pairs: LabelledPairs) -> np.ndarray:
     """(N,) uint64 hashes of both images of each pair, whatever their order."""
     hashes = np.zeros(len(pairs.vectors), np.uint64)
-    for image in _used_images(pairs):
+    for image in pairs.images().tolist():
         hashes[image] = int.from_bytes(_digest(pairs.vectors[image])[:8], "little")
     a, b = hashes[pairs.a], hashes[pairs.b]
     return np.minimum(a, b) * np.uint64(0x9E3779B97F4A7C15) + np.maximum(a, b)  # wraps around

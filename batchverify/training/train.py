@@ -309,21 +309,17 @@ def _target(output: str | Path) -> Location:
     if target.suffix != SUFFIX:
         raise UsageError(f"--output {output}: the name of a head must end in {SUFFIX}")
     try:
-        _check_place(target, output)
+        if target.is_local and not Path(target.parent.path).is_dir():
+            raise UsageError(f"--output {output}: there is no folder {target.parent}")
+        if target.is_local and not os.access(target.parent.path, os.W_OK):
+            raise UsageError(f"--output {output}: the folder {target.parent} cannot be written to")
+        if target.kind() == "folder":
+            raise UsageError(f"--output {output}: this is a folder")
+        if special := target.special():
+            raise UsageError(f"--output {output}: {special}; a head is a file")
     except OSError as exc:
         raise UsageError(f"--output {output}: cannot be written: {exc}") from exc
     return target
-
-
-def _check_place(target: Location, output: str | Path) -> None:
-    if target.is_local and not Path(target.parent.path).is_dir():
-        raise UsageError(f"--output {output}: there is no folder {target.parent}")
-    if target.is_local and not os.access(target.parent.path, os.W_OK):
-        raise UsageError(f"--output {output}: the folder {target.parent} cannot be written to")
-    if target.kind() == "folder":
-        raise UsageError(f"--output {output}: this is a folder")
-    if special := target.special():
-        raise UsageError(f"--output {output}: {special}; a head is a file")
 
 
 def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
@@ -338,7 +334,9 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
         )
     for name, job in jobs.items():
         _check_labels(name, job)
-    if _same_pairs(jobs["training"], jobs["dev"]):
+    first, second = jobs["training"], jobs["dev"]
+    # `check_apart` later finds the same pairs under other names.
+    if first.manifest_fingerprint == second.manifest_fingerprint and first.scan.images == second.scan.images:
         raise UsageError(
             f"the dev pairs are the training pairs ({jobs['dev'].manifest.names[0]}): dev must show how the head "
             "does on others"
@@ -346,7 +344,12 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
     if options.strict_identities:
         # People are known now, identical images only once they are embedded.
         _refuse(shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}))
-    return [_embed_set(name, job) for name, job in jobs.items()]
+    sets = []
+    for name, job in jobs.items():
+        summary, embeddings = embed_job(replace(job, started=time.monotonic()))
+        pairs = LabelledPairs.collect(job.manifest, job.scan, embeddings, name)
+        sets.append(_Set(job, pairs, summary))
+    return sets
 
 
 def _check_labels(name: str, job: Job) -> None:
@@ -363,11 +366,6 @@ def _check_labels(name: str, job: Job) -> None:
         raise UsageError(
             f"{source}: only {same + different} {name} pairs; at least {FEWEST_PAIRS} are needed"
         )
-
-
-def _same_pairs(train: Job, dev: Job) -> bool:
-    """Whether both manifests are the same; `check_apart` later finds the same pairs under other names."""
-    return train.manifest_fingerprint == dev.manifest_fingerprint and train.scan.images == dev.scan.images
 
 
 def _embed_set(name: str, job: Job) -> _Set:

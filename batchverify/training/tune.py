@@ -95,7 +95,7 @@ def search_space(options: TrainOptions) -> list[dict[str, Any]]:
     points = _all_points(features)
     if spec:
         return [point for point in points if _algorithm(point) == algorithm]
-    return [point for point in points if _algorithm(point) != "weighted-chi2" and _fits(point)]
+    return [point for point in points if _algorithm(point) != "weighted-chi2"]
 
 
 def _run_trials(
@@ -162,16 +162,12 @@ def _algorithm(point: Mapping[str, Any]) -> str:
     return str(point["algorithms"][0].partition(":")[0])
 
 
-def _fits(point: Mapping[str, Any]) -> bool:
-    """Whether the algorithm takes the features: distances take only scalar ones."""
-    algorithm, _, features = point["algorithms"][0].partition(":")
-    return algorithm != "distance" or Features.parse(features).scalar
-
-
 def _all_points(features: str | None) -> list[dict[str, Any]]:
     """The points of all algorithms, with the given features or else with suitable ones."""
     only = (features,) if features else None
-    points: list[dict[str, Any]] = [{"algorithms": (f"distance:{name}",)} for name in only or SCALARS]
+    points: list[dict[str, Any]] = [
+        {"algorithms": (f"distance:{name}",)} for name in only or SCALARS if Features.parse(name).scalar
+    ]
     points += [
         {"algorithms": (f"{algorithm}:{name}",), "shrinkage": shrinkage}
         for algorithm, names in (("logistic", TERMS), ("weighted-chi2", ("chi2",)))

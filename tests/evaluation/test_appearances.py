@@ -7,7 +7,7 @@ from repository import REPOSITORY
 
 import batchverify
 from batchverify.errors import ManifestError
-from batchverify.evaluation.appearances import find_appearances
+from batchverify.evaluation.scores import find_appearances
 
 FOLDER = REPOSITORY / "sample_manifests"
 

@@ -8,7 +8,7 @@ import torch
 
 from batchverify.errors import UsageError
 from batchverify.heads.features import FEATURES, Feature, Features
-from batchverify.kernels.distances import EPSILON
+from batchverify.kernels.loops import EPSILON
 
 RNG = np.random.default_rng(0)
 SYMMETRIC = sorted(FEATURES.keys() - {"concat"})

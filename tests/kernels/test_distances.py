@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from batchverify.heads.features import chi_square_distance
-from batchverify.kernels.distances import EPSILON, distances
+from batchverify.kernels.loops import EPSILON, distances
 
 RNG = np.random.default_rng(3)
 

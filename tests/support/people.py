@@ -5,22 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
-from batchverify.training.network import NetworkSettings
+from batchverify.options import TrainOptions
 from batchverify.training.pairs import LabelledPairs
 
 EMBEDDING = EmbeddingFingerprint.of("ab" * 32, EmbeddingSettings())
-QUICK = NetworkSettings(
-    widths=(16, 8),
-    dropout=0.2,
-    weight_decay=0.01,
-    epochs=4,
-    patience=10,
-    max_lr=3e-3,
-    batch_pairs=None,
-    monitor="loss",
-    snapshots=1,
-    seed=0,
-)
+QUICK = TrainOptions(widths=(16, 8), dropout=0.2, weight_decay=0.01, epochs=4, patience=10, max_lr=3e-3)
 
 
 def draw_people(

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from people import QUICK, draw_people
+from people import draw_people
 
 from batchverify.errors import UsageError
 from batchverify.evaluation.figures import Curve
 from batchverify.options import ALGORITHMS, TrainOptions
-from batchverify.training.fit import EstimatorSpec, estimator_specs, network_settings
+from batchverify.training.fit import EstimatorSpec, estimator_specs
 
 NETWORK: dict[str, Any] = {"widths": (16,), "dropout": 0.1, "epochs": 4, "max_lr": 1e-2, "snapshots": 2}
 SMALL = 32
@@ -118,10 +118,6 @@ def test_a_network_that_is_checked_already_takes_the_given_rate(train, dev):
     assert seen == [("network:sqdiff", epoch) for epoch in fit.network.epochs]
     whole = spec.fit(train, dev, options)
     assert whole.network.range_test.pick == whole.network.max_lr
-
-
-def test_every_setting_of_a_network_comes_from_its_option():
-    assert network_settings(TrainOptions(**vars(QUICK))) == QUICK
 
 
 def test_fits_leave_gradients_off(train, dev):

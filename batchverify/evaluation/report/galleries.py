@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os.path import commonprefix
+from typing import Any
 
 import numpy as np
 
@@ -15,80 +16,56 @@ from batchverify.errors import redacted
 from batchverify.evaluation import worst_pairs
 from batchverify.evaluation.report.thumbnails import ImageSource, Thumbnail, thumbnails
 from batchverify.evaluation.scores import UNKNOWN, Scores
-from batchverify.evaluation.worst_pairs import Example
 
 log = logging.getLogger(__name__)
 
 TRUTHS = {0: "same person", 1: "two people", UNKNOWN: "unknown"}
 # A common folder of all paths is printed once if it has at least this many characters.
 LONG = 16
+# The columns with the reasons of the two sides; other programs may leave them out.
+ERRORS = ("error_a", "error_b")
 NO_IMAGE = Thumbnail(None, "no image shown")
 
 
 @dataclass(frozen=True)
-class Side:
-    """One image of a pair. cell: the path as shown. path: the whole path, empty for an empty cell."""
-
-    name: str
-    cell: str
-    path: str
-    error: str | None
-    uri: str | None
-    note: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """One pair. row: counted from 1. before: the reference's probability. verdict: right, wrong or open."""
-
-    row: int
-    scored: bool
-    probability: str
-    before: str | None
-    similarity: str
-    truth: str
-    called: str
-    verdict: str
-    sides: tuple[Side, Side]
-
-
-@dataclass(frozen=True)
 class Gallery:
-    """Some pairs. shown: how many of how many. folder: the common folder of all paths."""
+    """Pairs of one kind. total: how many there are. rows: those that are shown. cards: of these, see `_card`.
+
+    folder: the common folder of all paths.
+    """
 
     id: str
     title: str
     about: str
-    shown: str
-    folder: str
-    has_images: bool
-    cards: tuple[Card, ...]
+    total: int
+    rows: np.ndarray
+    cards: Sequence[dict[str, Any]] = ()
+    folder: str = ""
+    has_images: bool = False
 
 
 def galleries(
     scores: Scores, reference: Scores | None, flipped: np.ndarray, *, most: int, source: ImageSource | None
 ) -> list[Gallery]:
-    """Every gallery with pairs. source: where the images are, None to show none."""
-    selections = [each for each in _select(scores, flipped, most) if len(each.rows)]
-    rows = np.unique(np.concatenate([each.rows for each in selections] or [np.zeros(0, np.int64)]))
-    examples = {each.row: each for each in worst_pairs.read_examples(scores, rows, reference)}
-    if not examples:
+    """Every gallery with pairs; none without image columns. source: where the images are, None to show none."""
+    selected = [each for each in _select(scores, flipped, most) if len(each.rows)]
+    names, sides = scores.file.schema.names, scores.file.sides
+    if not selected or not set(sides) <= set(names):
         return []
-    cells = worst_pairs.sides(list(examples.values()))
-    folder = common_folder(cells)
-    images = thumbnails(cells, source) if source is not None else {}
+    rows = np.unique(np.concatenate([each.rows for each in selected]))
+    read = scores.file.take(rows, [*sides, *(name for name in ERRORS if name in names)])
+    paths = list(dict.fromkeys(cells[side] for cells in read for side in sides))
+    folder = common_folder(paths)
+    images = thumbnails(paths, source) if source is not None else {}
     _warn(images)
+    cards = {
+        row: _card(scores, reference, row, cells, images, folder)
+        for row, cells in zip(rows.tolist(), read, strict=True)
+    }
+    has_images = source is not None
     return [
-        Gallery(
-            id=each.id,
-            title=each.title,
-            about=each.about,
-            shown=f"{len(each.rows)} of {each.total:,}" if each.total > len(each.rows) else f"{each.total:,}",
-            folder=folder,
-            has_images=source is not None,
-            cards=tuple(_card(examples[row], scores, images, folder) for row in each.rows.tolist()),
-        )
-        for each in selections
+        replace(each, cards=[cards[row] for row in each.rows.tolist()], folder=folder, has_images=has_images)
+        for each in selected
     ]
 
 
@@ -111,45 +88,21 @@ def score(value: float) -> str:
     return f"{value:.4f}" if value >= 1e-3 else f"{value:.2g}"
 
 
-@dataclass(frozen=True)
-class _Selection:
-    """The rows of a gallery. total: how many there are of the kind, shown or not."""
-
-    id: str
-    title: str
-    about: str
-    total: int
-    rows: np.ndarray
-
-
-def _select(scores: Scores, flipped: np.ndarray, most: int) -> list[_Selection]:
-    everything = len(scores)
-    accepts = worst_pairs.false_accepts(scores, everything)
-    rejects = worst_pairs.false_rejects(scores, everything)
-    near = worst_pairs.nearest(scores, most)
-    kinds = [
-        (
-            "false-accepts",
-            "Worst false accepts",
-            "Two people called the same; clearest errors first.",
-            accepts,
-        ),
-        (
-            "false-rejects",
-            "Worst false rejects",
-            "One person called different; clearest errors first.",
-            rejects,
-        ),
-        ("nearest", "Nearest the threshold", "The closest calls, whatever their truth.", near),
-        ("flipped", "Flipped pairs", "Other verdicts than in the reference; largest change first.", flipped),
-    ]
-    selections = [
-        _Selection(name, title, about, len(rows), rows[:most]) for name, title, about, rows in kinds
-    ]
+def _select(scores: Scores, flipped: np.ndarray, most: int) -> Iterator[Gallery]:
+    """The galleries, still without cards."""
+    accepts, rejects = worst_pairs.false_accepts(scores), worst_pairs.false_rejects(scores)
+    near = worst_pairs.nearest(scores)[:most]
+    about = "Two people called the same; clearest errors first."
+    yield Gallery("false-accepts", "Worst false accepts", about, len(accepts), accepts[:most])
+    about = "One person called different; clearest errors first."
+    yield Gallery("false-rejects", "Worst false rejects", about, len(rejects), rejects[:most])
+    about = "The closest calls, whatever their truth."
+    yield Gallery("nearest", "Nearest the threshold", about, len(near), near)
+    about = "Other verdicts than in the reference; largest change first."
+    yield Gallery("flipped", "Flipped pairs", about, len(flipped), flipped[:most])
     for index, (reason, total) in enumerate(scores.failures().items()):
         rows = worst_pairs.failed(scores, reason)[:most]
-        selections.append(_Selection(f"failed-{index}", f"Not scored: {reason}", "", total, rows))
-    return selections
+        yield Gallery(f"failed-{index}", f"Not scored: {reason}", "", total, rows)
 
 
 def _warn(images: Mapping[str | None, Thumbnail]) -> None:
@@ -160,27 +113,40 @@ def _warn(images: Mapping[str | None, Thumbnail]) -> None:
         log.warning("the report shows no images (%s); see --image-root", reasons)
 
 
-def _card(example: Example, scores: Scores, images: Mapping[str | None, Thumbnail], folder: str) -> Card:
-    scored = not math.isnan(example.probability)
-    called = int(scores.calls[example.row])
-    verdict = "right" if called == example.truth else "wrong"
-    a, b = (
-        _side(name, cell, error, images.get(cell, NO_IMAGE), folder)
-        for name, cell, error in zip("AB", example.cells, example.errors, strict=True)
-    )
-    return Card(
-        row=example.row + 1,
-        scored=scored,
-        probability=score(example.probability),
-        before=score(example.before) if example.before is not None else None,
-        similarity="" if math.isnan(example.similarity) else f"{example.similarity:.4f}",
-        truth=TRUTHS[example.truth],
-        called=TRUTHS[called],
-        verdict=verdict if scored and example.truth != UNKNOWN else "open",
-        sides=(a, b),
-    )
+def _card(
+    scores: Scores,
+    reference: Scores | None,
+    row: int,
+    cells: Mapping[str, Any],
+    images: Mapping[str | None, Thumbnail],
+    folder: str,
+) -> dict[str, Any]:
+    """A pair for the page. row: from 1. before: the reference's probability. verdict: right, wrong or open."""
+    truth, called = int(scores.truth[row]), int(scores.calls[row])
+    probability = float(scores.probability[row])
+    scored = not math.isnan(probability)
+    similarity = scores.similarity[row] if scores.similarity is not None else math.nan
+    sides = [
+        _side(name, cells[side], cells.get(error), images, folder)
+        for name, side, error in zip("AB", scores.file.sides, ERRORS, strict=True)
+    ]
+    return {
+        "row": row + 1,
+        "scored": scored,
+        "probability": score(probability),
+        "before": score(float(reference.probability[row])) if reference is not None else None,
+        "similarity": "" if math.isnan(similarity) else f"{similarity:.4f}",
+        "truth": TRUTHS[truth],
+        "called": TRUTHS[called],
+        "verdict": "open" if not scored or truth == UNKNOWN else "right" if called == truth else "wrong",
+        "sides": sides,
+    }
 
 
-def _side(name: str, cell: str | None, error: str | None, image: Thumbnail, folder: str) -> Side:
+def _side(
+    name: str, cell: str | None, error: str | None, images: Mapping[str | None, Thumbnail], folder: str
+) -> dict[str, Any]:
+    """One image of a pair. cell: the path as shown. path: the whole path, empty for an empty cell."""
     shown = redacted(cell.removeprefix(folder)) if cell else "(empty cell)"
-    return Side(name, shown, redacted(cell or ""), error, image.uri, image.note)
+    image = images.get(cell, NO_IMAGE)
+    return {"name": name, "cell": shown, "path": redacted(cell or ""), "error": error, **vars(image)}

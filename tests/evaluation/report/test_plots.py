@@ -96,21 +96,19 @@ def test_examples_are_the_worst_and_the_nearest(tmp_path):
     p, truth = scores.probability.astype(float), scores.truth
     order = sorted(np.flatnonzero(scores.scored).tolist(), key=lambda row: (p[row], row))
     wrong = [row for row in order if truth[row] == 1 and p[row] < 0.5]
-    assert worst_pairs.false_accepts(scores, 3).tolist() == wrong[:3]
+    assert worst_pairs.false_accepts(scores).tolist() == wrong
     wrong = [row for row in order if truth[row] == 0 and p[row] >= 0.5]
-    assert p[worst_pairs.false_rejects(scores, 3)].tolist() == sorted(p[wrong], reverse=True)[:3]
+    assert p[worst_pairs.false_rejects(scores)].tolist() == sorted(p[wrong], reverse=True)
     near = sorted(abs(p[row] - 0.5) for row in order)
-    assert np.abs(p[worst_pairs.nearest(scores, 5)] - 0.5) == pytest.approx(near[:5])
+    assert np.abs(p[worst_pairs.nearest(scores)] - 0.5) == pytest.approx(near)
     lost = np.flatnonzero(~scores.scored)
     assert worst_pairs.failed(scores, "no_face").tolist() == lost[:4].tolist()
 
 
-def test_the_smallest_are_found_among_ties():
-    values = np.array([2, 1, 1, 3, 1, 1], np.float32)
-    assert worst_pairs.smallest(values, 2).tolist() == [1, 2]
-    assert worst_pairs.smallest(values, 5).tolist() == [1, 2, 4, 5, 0]
-    assert worst_pairs.smallest(values, 9).tolist() == [1, 2, 4, 5, 0, 3]
-    assert worst_pairs.smallest(values, 0).tolist() == []
+def test_equal_errors_keep_their_order(tmp_path):
+    probability = pa.array([0.2, 0.1, 0.1, 0.3, 0.1, 0.1], pa.float32())
+    columns = draw_columns(6, probability=probability, true_label=pa.array(np.ones(6, np.int8)))
+    assert worst_pairs.false_accepts(scores_of(tmp_path, columns)).tolist() == [1, 2, 4, 5, 0, 3]
 
 
 def test_what_cannot_be_drawn_is_none(tmp_path):
