@@ -26,8 +26,7 @@ from batchverify.runtime.devices import available_cpus, resolve_device, resolve_
 
 log = logging.getLogger(__name__)
 
-# Faces are searched for in groups of at most so many images and pixels, which bounds the memory.
-DETECT_GROUP = 16
+# Faces are searched for in groups of images with at most so many pixels, which bounds the memory.
 DETECT_PIXELS = 8_000_000
 
 
@@ -129,7 +128,7 @@ class Embedder:
         if self._detector is None:
             return [fixed_face(image, self.settings.crop, self.fingerprint.size) for image in images]
         faces: list[Face | Skipped] = []
-        for group in _groups(images):
+        for group in _groups(images, self._detector.group):
             smaller = [reduced(image) for image in group]
             detections = self._detect(self._detector, smaller)
             faces += map(self._crop, group, smaller, detections)
@@ -250,16 +249,17 @@ def _checked(images: Any) -> list[np.ndarray]:
     return images
 
 
-def _groups(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """The images in groups of at most `DETECT_GROUP` images and `DETECT_PIXELS` pixels."""
+def _groups(images: Sequence[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
+    """The images in groups of at most `most` images and `DETECT_PIXELS` pixels."""
     group: list[np.ndarray] = []
+    total = 0
     for image in images:
-        if group and (
-            len(group) == DETECT_GROUP or sum(map(_reduced_pixels, (*group, image))) > DETECT_PIXELS
-        ):
+        pixels = _reduced_pixels(image)
+        if group and (len(group) == most or total + pixels > DETECT_PIXELS):
             yield group
-            group = []
+            group, total = [], 0
         group.append(image)
+        total += pixels
     if group:
         yield group
 
