@@ -42,10 +42,10 @@ HEADER = [
     "no face, FIW",
 ]
 NOTE = (
-    "images/s: from file to vector, of View 1's test images, cold cache. no face: images of those in the pairs. Heads "
-    "and thresholds are the shipped ones, or fitted to View 1 train, never to these pairs. Five of View 1 test's same "
-    "pairs show two people to every model tried, and to a person: a sharper model loses AUC there while it gains "
-    "elsewhere."
+    "images/s: from file to vector, of View 1's test images, cold cache. no face: images of those in the pairs. "
+    "Heads and thresholds are the shipped ones, or fitted to View 1 train, never to these pairs. Five of View 1 "
+    "test's same pairs show two people to every model tried, and to a person: a sharper model loses AUC there while "
+    "it gains elsewhere."
 )
 
 

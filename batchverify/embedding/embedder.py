@@ -203,26 +203,28 @@ def _network(
 
     runtime: as the user gave it. workers, threads: see `Embedder`. options: dtype, flip and batch_size.
     """
-    network: Network
     if isinstance(backbone, PluginBackbone):
-        network = PluginNetwork(backbone, device, **options)
-    elif device != "cpu" and isinstance(backbone, OnnxBackbone):
-        from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
-
-        network = OnnxRuntimeNetwork(backbone, device, **options)
-    elif runtime == "torch":
-        raise UsageError(f"--runtime torch: {backbone.name} is an ONNX file, which OpenVINO runs on a CPU")
-    else:
-        from batchverify.embedding.cpu_network import CpuNetwork
-
-        if isinstance(backbone, OnnxBackbone):
-            # Tried with few faces: a large network takes long for all of a batch.
-            few = {**options, "batch_size": min(options["batch_size"] or 2, 2)}
-            check_network(CpuNetwork(backbone, threads=threads, **few), backbone.name)
-        return CpuNetwork(backbone, streams=workers, threads=threads, **options)
-    if not isinstance(backbone, Backbone):
+        network: Network = PluginNetwork(backbone, device, **options)
         check_network(network, backbone.name)
-    return network
+        return network
+    if isinstance(backbone, OnnxBackbone):
+        # Tried with few faces: a large network takes long for a whole batch, and what fills it up would hide how much
+        # faces change each other's vectors.
+        few = {**options, "batch_size": min(options["batch_size"] or 2, 2)}
+        if device != "cpu":
+            from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
+
+            check_network(OnnxRuntimeNetwork(backbone, device, **few), backbone.name)
+            return OnnxRuntimeNetwork(backbone, device, **options)
+        if runtime == "torch":
+            raise UsageError(
+                f"--runtime torch: {backbone.name} is an ONNX file, which OpenVINO runs on a CPU"
+            )
+    from batchverify.embedding.cpu_network import CpuNetwork
+
+    if isinstance(backbone, OnnxBackbone):
+        check_network(CpuNetwork(backbone, threads=threads, **few), backbone.name)
+    return CpuNetwork(backbone, streams=workers, threads=threads, **options)
 
 
 def _torch_device(network: Any, device: str, runtime: str, threads: int | None) -> Any:
