@@ -48,10 +48,10 @@ class EmbeddingSettings:
     """How a face gets from an image into the network, apart from the network's weights.
 
     crop: `detect` (the detector's box with a margin of `margin` of the 160 pixels), `align` (the detector's five
-    points moved to those of `template`, a name or points of a face of the backbone's size), `center` (fixed fractions) or `none` (the whole image). detector: a name in
-    `DETECTORS`. tta: `flip` averages the vectors of the crop and its mirror image. view: 0 for
-    the face itself, otherwise the number of an augmented view, for training. face: which of several faces
-    to take, a key of `FACES`. min_face: smallest face to detect, in pixels of the image reduced to
+    points moved to those of `template`, a name or points in pixels of the face), `center` (fixed fractions) or `none`
+    (the whole image). detector: a name in `DETECTORS`. tta: `flip` averages the vectors of the crop and its
+    mirror image. view: 0 for the face itself, otherwise the number of an augmented view, for training. face: which of
+    several faces to take, a key of `FACES`. min_face: smallest face to detect, in pixels of the image reduced to
     `DETECT_SIDE`; None for 20, or a 24th of the shorter side if that is larger.
     """
 

@@ -30,7 +30,10 @@ MOST_TEXT = 1000
 MOST_OUTPUT = 4096
 # Of eyes, and of the mouth and the eyes, in sides of the face. Shares in place of pixels are nearer.
 _LEAST_APART = 1 / 20
-_POINTS = "five [x, y] in pixels of the face: left and right eye as seen in the image, nose, left and right corner of the mouth"
+_POINTS = (
+    "five [x, y] in pixels of the face: left and right eye as seen in the image, nose, left and right "
+    "corner of the mouth"
+)
 REQUIRED = ("crop", "size", "colour", "mean", "scale")
 # Some models scale pixels themselves; of InsightFace's those with a subtraction and a multiplication among the first
 # nodes.
@@ -59,10 +62,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class Description:
     """The faces that a backbone takes.
 
-    crop: as `--crop`. template: of `align`, a name or five points in pixels of the face. margin: of `detect`, in pixels of a face of 160. size: side of
-    the square face in pixels. colour: order of the channels, `RGB` or `BGR`. mean, scale: of each channel in this
-    order; the network takes (pixel - mean) / scale, with pixels from 0 to 255. output: name or number of the output
-    with the vectors; None if there is only one. licence, source: texts for people.
+    crop: as `--crop`. template: of `align`, a name or five points in pixels of the face. margin: of `detect`, in
+    pixels of a face of 160. size: side of the square face in pixels. colour: order of the channels, `RGB` or `BGR`.
+    mean, scale: of each channel in this order; the network takes (pixel - mean) / scale, with pixels from 0 to 255.
+    output: name or number of the output with the vectors; None if there is only one. licence, source: texts for
+    people.
     """
 
     crop: str

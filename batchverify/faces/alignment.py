@@ -21,8 +21,9 @@ FARTHEST = 1e9
 class Template:
     """Where the five points lie in an aligned face.
 
-    name: empty of points that have none. side: of the square crop, in pixels. points: x y of the left and right eye (as seen in the image), the nose, and
-    the left and right corner of the mouth, in pixels of the crop, where whole numbers are the centres of pixels.
+    name: empty if it has none. side: of the square crop, in pixels. points: x y of the left and right eye (as seen in
+    the image), the nose, and the left and right corner of the mouth, in pixels of the crop, where whole numbers are
+    the centres of pixels.
     """
 
     name: str
@@ -66,7 +67,7 @@ TEMPLATES = {
 
 
 def template_for(template: str | Points, side: int) -> Template:
-    """The template of a crop of `side` pixels. template: a name in `TEMPLATES`, or five points in pixels of the crop."""
+    """The template of a crop of `side` pixels, by a name in `TEMPLATES` or as five points in pixels of the crop."""
     if isinstance(template, str):
         return TEMPLATES[template].resized(side)
     return Template("", side, template)
