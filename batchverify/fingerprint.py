@@ -24,7 +24,8 @@ DIMENSION = 512
 DIMENSIONS = (64, 2048)
 CROPS = ("detect", "align", "center", "none")
 DETECTORS = ("mtcnn", "retinaface")
-# Where the five points lie in an aligned face, by name (`faces/alignment.py`).
+# Where the five points lie in an aligned face: x y of each, in pixels; or by name (`faces/alignment.py`).
+Points = tuple[tuple[float, float], ...]
 DEFAULT_TEMPLATE = "vggface2"
 TTA = ("none", "flip")
 # The fixed crop: left, top, right, bottom, as fractions of the image. It fits LFW's deep-funnelled images.
@@ -52,10 +53,10 @@ class EmbeddingSettings:
     """How a face gets from an image into the network, apart from the network's weights.
 
     crop: `detect` (the detector's box with a margin of `margin` of the 160 pixels), `align` (the detector's five
-    points moved to those of `template`), `center` (fixed fractions) or `none` (the whole image). detector: a name in
-    `DETECTORS`. tta: `flip` averages the vectors of the crop and its mirror image. view: 0 for
-    the face itself, otherwise the number of an augmented view, for training. face: which of several faces
-    to take, a key of `FACES`. min_face: smallest face to detect, in pixels of the image reduced to
+    points moved to those of `template`, a name or points in pixels of the face), `center` (fixed fractions) or `none`
+    (the whole image). detector: a name in `DETECTORS`. tta: `flip` averages the vectors of the crop and its
+    mirror image. view: 0 for the face itself, otherwise the number of an augmented view, for training. face: which of
+    several faces to take, a key of `FACES`. min_face: smallest face to detect, in pixels of the image reduced to
     `DETECT_SIDE`; None for 20, or a 24th of the shorter side if that is larger.
     """
 
@@ -66,7 +67,7 @@ class EmbeddingSettings:
     face: str = "center"
     min_face: int | None = None
     detector: str = DETECTORS[0]
-    template: str = DEFAULT_TEMPLATE
+    template: str | Points = DEFAULT_TEMPLATE
 
     def __post_init__(self) -> None:
         choices_of = (("crop", CROPS), ("tta", TTA), ("face", FACES), ("detector", DETECTORS))
@@ -133,7 +134,8 @@ class EmbeddingFingerprint:
         if settings.crop == "detect":
             crop |= {"margin": settings.margin}
         if settings.crop == "align":
-            crop |= {"template": settings.template}
+            named = isinstance(settings.template, str)
+            crop |= {"template": settings.template if named else [list(point) for point in settings.template]}
         if settings.detects:
             # MTCNN is not named, so that the fingerprints of its faces stay as they were before there was a choice.
             crop |= {"detector": settings.detector} if settings.detector != "mtcnn" else {}

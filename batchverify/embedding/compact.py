@@ -19,6 +19,8 @@ ARCHITECTURE = "face-reidentification-retail-0095"
 SIZE = 128
 DIMENSION = 256
 NORMALISATION = "x, BGR"
+# Faces in a batch on CPUs: the first feature maps are a megabyte a face, and more leave its cache.
+CPU_BATCH = 4
 SETTINGS = EmbeddingSettings("align", detector="retinaface", template="reid-0095")
 
 

@@ -13,7 +13,14 @@ from typing import Any
 
 from batchverify.errors import ArtifactError
 from batchverify.faces.alignment import TEMPLATES
-from batchverify.fingerprint import CROPS, DEFAULT_MARGIN, DEFAULT_TEMPLATE, MOST_MARGIN, EmbeddingSettings
+from batchverify.fingerprint import (
+    CROPS,
+    DEFAULT_MARGIN,
+    DEFAULT_TEMPLATE,
+    MOST_MARGIN,
+    EmbeddingSettings,
+    Points,
+)
 
 COLOURS = ("RGB", "BGR")
 SIZES = (32, 512)
@@ -21,6 +28,12 @@ SIZES = (32, 512)
 LARGEST = 1e6
 MOST_TEXT = 1000
 MOST_OUTPUT = 4096
+# Of eyes, and of the mouth and the eyes, in sides of the face. Shares in place of pixels are nearer.
+_LEAST_APART = 1 / 20
+_POINTS = (
+    "five [x, y] in pixels of the face: left and right eye as seen in the image, nose, left and right "
+    "corner of the mouth"
+)
 REQUIRED = ("crop", "size", "colour", "mean", "scale")
 # Some models scale pixels themselves; of InsightFace's those with a subtraction and a multiplication among the first
 # nodes.
@@ -49,10 +62,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class Description:
     """The faces that a backbone takes.
 
-    crop: as `--crop`. template: of `align`, by name. margin: of `detect`, in pixels of a face of 160. size: side of
-    the square face in pixels. colour: order of the channels, `RGB` or `BGR`. mean, scale: of each channel in this
-    order; the network takes (pixel - mean) / scale, with pixels from 0 to 255. output: name or number of the output
-    with the vectors; None if there is only one. licence, source: texts for people.
+    crop: as `--crop`. template: of `align`, a name or five points in pixels of the face. margin: of `detect`, in
+    pixels of a face of 160. size: side of the square face in pixels. colour: order of the channels, `RGB` or `BGR`.
+    mean, scale: of each channel in this order; the network takes (pixel - mean) / scale, with pixels from 0 to 255.
+    output: name or number of the output with the vectors; None if there is only one. licence, source: texts for
+    people.
     """
 
     crop: str
@@ -60,7 +74,7 @@ class Description:
     colour: str
     mean: tuple[float, float, float]
     scale: tuple[float, float, float]
-    template: str = ""
+    template: str | Points = ""
     margin: int = DEFAULT_MARGIN
     output: str | int | None = None
     licence: str = ""
@@ -91,6 +105,8 @@ class Description:
             raise ArtifactError(f"{name}: crop align needs a template: {', '.join(TEMPLATES)}")
         if self.crop != "align" and self.template:
             raise ArtifactError(f"{name}: a template goes with crop align, not with {self.crop}")
+        if not isinstance(self.template, str) and not _is_face(self.template, self.size):
+            raise ArtifactError(f"{name}: the points of the template are not those of a face: {_POINTS}")
         return self
 
     @property
@@ -196,6 +212,27 @@ def _output(value: Any) -> str | int | None:
     return _whole(0, MOST_OUTPUT)(value)
 
 
+def _template(value: Any) -> str | Points | None:
+    """A name, or five points as lists of two numbers."""
+    if not isinstance(value, list | tuple):
+        return _choice(*TEMPLATES)(value)
+    points = [tuple(point) if isinstance(point, list | tuple) else () for point in value]
+    numbers = [number for point in points for number in point]
+    if [len(point) for point in points] != [2] * 5:
+        return None
+    if not all(type(each) in (int, float) and abs(each) <= LARGEST for each in numbers):
+        return None
+    return tuple((float(x), float(y)) for x, y in points)
+
+
+def _is_face(points: Points, size: int) -> bool:
+    """Whether five points can be those of an upright face in a crop of `size` pixels, in the order of templates."""
+    (left, top), (right, _), _, (left_corner, bottom), (right_corner, _) = points
+    near = all(-size <= each <= 2 * size for point in points for each in point)
+    least = size * _LEAST_APART
+    return near and right - left >= least and right_corner - left_corner >= least and bottom - top >= least
+
+
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and len(value) <= MOST_TEXT else None
 
@@ -203,7 +240,7 @@ def _text(value: Any) -> str | None:
 # For each key: the check, which gives the value or None, and what it asks for, in words.
 _RULES: Mapping[str, tuple[Callable[[Any], Any], str]] = {
     "crop": (_choice(*CROPS), f"one of {', '.join(CROPS)}"),
-    "template": (_choice(*TEMPLATES), f"one of {', '.join(TEMPLATES)}"),
+    "template": (_template, f"one of {', '.join(TEMPLATES)}, or {_POINTS}"),
     "margin": (_whole(0, MOST_MARGIN), f"a whole number from 0 to {MOST_MARGIN}"),
     "size": (_whole(*SIZES), f"a whole number from {SIZES[0]} to {SIZES[1]}"),
     "colour": (_choice(*COLOURS), " or ".join(COLOURS)),

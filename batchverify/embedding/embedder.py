@@ -26,8 +26,7 @@ from batchverify.runtime.devices import available_cpus, resolve_device, resolve_
 
 log = logging.getLogger(__name__)
 
-# Faces are searched for in groups of at most so many images and pixels, which bounds the memory.
-DETECT_GROUP = 16
+# Faces are searched for in groups of images with at most so many pixels, which bounds the memory.
 DETECT_PIXELS = 8_000_000
 
 
@@ -129,7 +128,7 @@ class Embedder:
         if self._detector is None:
             return [fixed_face(image, self.settings.crop, self.fingerprint.size) for image in images]
         faces: list[Face | Skipped] = []
-        for group in _groups(images):
+        for group in _groups(images, self._detector.group):
             smaller = [reduced(image) for image in group]
             detections = self._detect(self._detector, smaller)
             faces += map(self._crop, group, smaller, detections)
@@ -204,26 +203,28 @@ def _network(
 
     runtime: as the user gave it. workers, threads: see `Embedder`. options: dtype, flip and batch_size.
     """
-    network: Network
     if isinstance(backbone, PluginBackbone):
-        network = PluginNetwork(backbone, device, **options)
-    elif device != "cpu" and isinstance(backbone, OnnxBackbone):
-        from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
-
-        network = OnnxRuntimeNetwork(backbone, device, **options)
-    elif runtime == "torch":
-        raise UsageError(f"--runtime torch: {backbone.name} is an ONNX file, which OpenVINO runs on a CPU")
-    else:
-        from batchverify.embedding.cpu_network import CpuNetwork
-
-        if isinstance(backbone, OnnxBackbone):
-            # Tried with few faces: a large network takes long for all of a batch.
-            few = {**options, "batch_size": min(options["batch_size"] or 2, 2)}
-            check_network(CpuNetwork(backbone, threads=threads, **few), backbone.name)
-        return CpuNetwork(backbone, streams=workers, threads=threads, **options)
-    if not isinstance(backbone, Backbone):
+        network: Network = PluginNetwork(backbone, device, **options)
         check_network(network, backbone.name)
-    return network
+        return network
+    if isinstance(backbone, OnnxBackbone):
+        # Tried with few faces: a large network takes long for a whole batch, and what fills it up would hide how much
+        # faces change each other's vectors.
+        few = {**options, "batch_size": min(options["batch_size"] or 2, 2)}
+        if device != "cpu":
+            from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
+
+            check_network(OnnxRuntimeNetwork(backbone, device, **few), backbone.name)
+            return OnnxRuntimeNetwork(backbone, device, **options)
+        if runtime == "torch":
+            raise UsageError(
+                f"--runtime torch: {backbone.name} is an ONNX file, which OpenVINO runs on a CPU"
+            )
+    from batchverify.embedding.cpu_network import CpuNetwork
+
+    if isinstance(backbone, OnnxBackbone):
+        check_network(CpuNetwork(backbone, threads=threads, **few), backbone.name)
+    return CpuNetwork(backbone, streams=workers, threads=threads, **options)
 
 
 def _torch_device(network: Any, device: str, runtime: str, threads: int | None) -> Any:
@@ -250,16 +251,17 @@ def _checked(images: Any) -> list[np.ndarray]:
     return images
 
 
-def _groups(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """The images in groups of at most `DETECT_GROUP` images and `DETECT_PIXELS` pixels."""
+def _groups(images: Sequence[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
+    """The images in groups of at most `most` images and `DETECT_PIXELS` pixels."""
     group: list[np.ndarray] = []
+    total = 0
     for image in images:
-        if group and (
-            len(group) == DETECT_GROUP or sum(map(_reduced_pixels, (*group, image))) > DETECT_PIXELS
-        ):
+        pixels = _reduced_pixels(image)
+        if group and (len(group) == most or total + pixels > DETECT_PIXELS):
             yield group
-            group = []
+            group, total = [], 0
         group.append(image)
+        total += pixels
     if group:
         yield group
 

@@ -12,7 +12,8 @@ from batchverify.errors import ArtifactError, BatchverifyError, UsageError, firs
 
 # Faces in a batch, unless the model takes another number alone.
 GPU_BATCH = 128
-PROVIDER = "CUDAExecutionProvider"
+# What computes on a kind of device. On a CPU OpenVINO runs these files: ONNX Runtime does so only to be tested.
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
@@ -39,7 +40,7 @@ class OnnxRuntimeNetwork(Network):
             )
         super().__init__(backbone.spec, "float32", backbone.batch or batch_size or GPU_BATCH, flip)
         self._about, self._channels_first = backbone.description, backbone.layout == "NCHW"
-        self._session = _session(backbone, int(device.partition(":")[2] or 0))
+        self._session = _session(backbone, device)
         taken = self._session.get_inputs()[0]
         self._input, self._type = taken.name, _TYPES[taken.type]
         self._output = self._session.get_outputs()[backbone.output].name
@@ -59,7 +60,9 @@ class OnnxRuntimeNetwork(Network):
         return np.asarray(vectors, np.float32).reshape(len(pixels), -1)
 
 
-def _session(backbone: OnnxBackbone, number: int) -> Any:
+def _session(backbone: OnnxBackbone, device: str) -> Any:
+    kind, _, number = device.partition(":")
+    provider, settings = PROVIDERS[kind], {"device_id": int(number or 0)} if kind == "cuda" else {}
     try:
         import onnxruntime
     except ImportError as exc:
@@ -67,19 +70,19 @@ def _session(backbone: OnnxBackbone, number: int) -> Any:
             f"{backbone.name}: on a GPU ONNX files need ONNX Runtime: pip install 'batchverify[onnx-gpu]', or "
             f"compute on the CPU with --device cpu ({first_line(exc)})"
         ) from exc
-    if PROVIDER not in onnxruntime.get_available_providers():
+    if provider not in onnxruntime.get_available_providers():
         raise ArtifactError(
-            f"{backbone.name}: this ONNX Runtime has no {PROVIDER}: pip install 'batchverify[onnx-gpu]' in place of "
+            f"{backbone.name}: this ONNX Runtime has no {provider}: pip install 'batchverify[onnx-gpu]' in place of "
             "onnxruntime, or compute on the CPU with --device cpu"
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
-        providers = [(PROVIDER, {"device_id": number})]
+        providers = [(provider, settings)]
         session = onnxruntime.InferenceSession(str(backbone.path), options, providers=providers)
     except Exception as exc:  # the library has no root of its errors
         raise ArtifactError(f"{backbone.name}: ONNX Runtime cannot read it: {first_line(exc)}") from exc
     # Without the libraries of CUDA it computes on the CPU, with no more than a line in its log.
-    if PROVIDER not in session.get_providers():
+    if provider not in session.get_providers():
         raise ArtifactError(f"{backbone.name}: ONNX Runtime cannot use this GPU; add --device cpu")
     return session

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchverify.errors import UsageError
+from batchverify.fingerprint import Points
 from batchverify.kernels.loops import warp
 
-Points = tuple[tuple[float, float], ...]
 # Faces larger than so many times the crop, or as much smaller, are no faces but points that nearly coincide.
 MOST_SCALE = 200.0
 # Pixels: beyond this, positions lose their fractions.
@@ -21,8 +21,9 @@ FARTHEST = 1e9
 class Template:
     """Where the five points lie in an aligned face.
 
-    side: of the square crop, in pixels. points: x y of the left and right eye (as seen in the image), the nose, and
-    the left and right corner of the mouth, in pixels of the crop, where whole numbers are the centres of pixels.
+    name: empty if it has none. side: of the square crop, in pixels. points: x y of the left and right eye (as seen in
+    the image), the nose, and the left and right corner of the mouth, in pixels of the crop, where whole numbers are
+    the centres of pixels.
     """
 
     name: str
@@ -63,6 +64,13 @@ TEMPLATES = {
         Template("reid-0095", 128, tuple((x * 128, y * 128) for x, y in _REID_0095)),
     )
 }
+
+
+def template_for(template: str | Points, side: int) -> Template:
+    """The template of a crop of `side` pixels, by a name in `TEMPLATES` or as five points in pixels of the crop."""
+    if isinstance(template, str):
+        return TEMPLATES[template].resized(side)
+    return Template("", side, template)
 
 
 def similarities(landmarks: np.ndarray, template: Template) -> np.ndarray:

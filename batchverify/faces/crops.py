@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from batchverify.faces.alignment import TEMPLATES, Template, align, similarities
+from batchverify.faces.alignment import Template, align, similarities, template_for
 from batchverify.faces.detection import Detections
 from batchverify.fingerprint import CENTER, FACE_SIZE, EmbeddingSettings
 
@@ -62,7 +62,7 @@ def detected_face(
     box, score, count = (x0, y0, x1, y1), float(detections.scores[index]), len(detections)
     landmarks = None if detections.landmarks is None else detections.landmarks[index] * scale
     if settings.crop == "align":
-        pixels = _aligned(image, landmarks, TEMPLATES[settings.template].resized(size))
+        pixels = _aligned(image, landmarks, template_for(settings.template, size))
     else:
         face = box_face(image, box, settings.margin, score, count, size)
         pixels = None if face is None else np.rot90(face.pixels, detections.rotation // 90)

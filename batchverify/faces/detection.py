@@ -21,6 +21,8 @@ SMALLEST_FRACTION = 1 / 24
 THRESHOLDS = (0.6, 0.7, 0.7)
 # A little below the difference of logits at the first threshold.
 LEAST_LOGIT = 0.4
+# Images that are best given at once: their summed-area tables stay in the CPU's cache.
+GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class FaceDetector:
     The boxes equal those of `facenet_pytorch.MTCNN` with the same settings except for rounding. The result for an
     image does not depend on the other images of the call.
     """
+
+    group = GROUP
 
     def __init__(self, networks: Networks, blocks: BatchSizes, *, min_face: int | None = None) -> None:
         self.networks, self.blocks, self.min_face = networks, blocks, min_face

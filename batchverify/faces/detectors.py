@@ -13,9 +13,10 @@ from batchverify.fingerprint import EmbeddingSettings
 
 
 class Detector(Protocol):
-    """Finds the faces of images, for any number of threads."""
+    """Finds the faces of images, for any number of threads. group: images that it is best given at once."""
 
     blocks: BatchSizes
+    group: int
 
     def __call__(self, images: Sequence[np.ndarray], blocks: BatchSizes | None = None) -> list[Detections]:
         """The faces of each (H, W, 3) uint8 RGB image of any size. blocks: smaller ones than its own."""

@@ -293,7 +293,7 @@ def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, fac
     wanted, detector = embedder.find_faces(faces), embedder._detector
 
     class Small:
-        blocks = GPU_BATCH_SIZES
+        blocks, group = GPU_BATCH_SIZES, 16
 
         def __call__(self, pictures, blocks):
             if blocks.refine > 100:
@@ -305,7 +305,7 @@ def test_blocks_are_halved_where_memory_is_too_small_to_find_faces(backbone, fac
         np.testing.assert_allclose(ours.box, theirs.box, atol=1e-3)
     Small.blocks = BatchSizes(1, 1, 1)
     embedder._detector = lambda pictures, blocks: Small()(pictures, GPU_BATCH_SIZES)
-    embedder._detector.blocks = BatchSizes(1, 1, 1)
+    embedder._detector.blocks, embedder._detector.group = BatchSizes(1, 1, 1), 16
     with pytest.raises(BatchverifyError, match="no memory to find a face"):
         embedder.find_faces(faces)
 

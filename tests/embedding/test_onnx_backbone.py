@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx_files import MEANS, entry, expected, field, model, node, number, tensor, value, weights, write_model
+from PIL import Image
+from repository import REPOSITORY
 
 from batchverify.embedding.backbone import find_spec, load_backbone
 from batchverify.embedding.cpu_network import CpuNetwork
@@ -18,8 +20,11 @@ from batchverify.embedding.onnx_backbone import OnnxBackbone
 from batchverify.embedding.onnx_file import OnnxFile
 from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
 from batchverify.errors import ArtifactError, UsageError
+from batchverify.faces.alignment import TEMPLATES
 
 PLAIN: dict[str, Any] = {"crop": "none", "size": 112, "colour": "RGB", "mean": 127.5, "scale": 127.5}
+# InsightFace's.
+POINTS = [list(point) for point in TEMPLATES["arcface"].points]
 
 
 def faces(count: int, size: int = 112) -> np.ndarray:
@@ -165,6 +170,24 @@ def test_a_description_in_the_metadata_counts_unless_one_lies_beside_the_file(tm
             "preset must be one of insightface, adaface, sface, edgeface, 0095, facenet, got 'faces'",
         ),
         ({"preset": ["0095"]}, "preset must be one of"),
+        (
+            {"crop": "align", "template": "mine"},
+            "template must be one of vggface2, arcface, arcface-128, reid-0095, or",
+        ),
+        (
+            {"crop": "align", "template": POINTS[:4]},
+            "or five [x, y] in pixels of the face: left and right eye as",
+        ),
+        ({"crop": "align", "template": [*POINTS[:4], [1, "2"]]}, "template must be one of"),
+        ({"crop": "align", "template": [*POINTS[:4], [1, 2, 3]]}, "template must be one of"),
+        ({"crop": "align", "template": [*POINTS[:4], [1, 10**400]]}, "template must be one of"),
+        ({"crop": "align", "template": [*POINTS[:4], 5]}, "template must be one of"),
+        # The eyes the other way round, upside down, as shares of the side, beyond the face.
+        ({"crop": "align", "template": [POINTS[1], POINTS[0], *POINTS[2:]]}, "are not those of a face: five"),
+        ({"crop": "align", "template": [[x, 112 - y] for x, y in POINTS]}, "are not those of a face"),
+        ({"crop": "align", "template": [[x / 112, y / 112] for x, y in POINTS]}, "are not those of a face"),
+        ({"crop": "align", "template": [[x + 200, y] for x, y in POINTS]}, "are not those of a face"),
+        ({"crop": "none", "template": POINTS}, "a template goes with crop align, not with none"),
         ({"output": ""}, "output must be the name or the number of an output, got ''"),
         ({"licence": 5}, "licence must be a text of at most 1,000 characters, got 5"),
     ],
@@ -402,6 +425,22 @@ def test_the_fingerprint_covers_the_file_the_description_and_the_crop(tmp_path):
     path = write_model(tmp_path / "model.onnx", PLAIN, matrix=weights(96) + 1)
     assert embedder(path).fingerprint.id != ids[0]
     assert embedder(path, crop="center").settings.crop == "center"
+
+
+def test_a_template_of_ones_own_is_used_and_part_of_the_fingerprint(tmp_path):
+    samples = sorted((REPOSITORY / "sample_manifests" / "faces").glob("*.jpg"))[:2]
+    drawn = [np.asarray(Image.open(path).convert("RGB")) for path in samples]
+
+    def embedded(template: Any) -> tuple[str, np.ndarray]:
+        path = write_model(tmp_path / "model.onnx", {**PLAIN, "crop": "align", "template": template})
+        made = embedder(path)
+        assert json.loads(made.fingerprint.canonical)["crop"]["template"] == template
+        return made.fingerprint.id, made(drawn).vectors
+
+    (named, wanted), (own, found) = embedded("arcface"), embedded(POINTS)
+    np.testing.assert_array_equal(found, wanted)
+    moved, elsewhere = embedded([[x + 8.0, y] for x, y in POINTS])
+    assert len({named, own, moved}) == 3 and np.abs(elsewhere - wanted).max() > 0.01
 
 
 def test_what_a_cpu_and_a_gpu_cannot_do_is_said(tmp_path):

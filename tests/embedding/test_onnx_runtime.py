@@ -2,13 +2,17 @@
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import numpy as np
 import pytest
-from onnx_files import expected, weights, write_model
+from onnx_files import expected, node, tensor, value, weights, write_model
 
+from batchverify.embedding import embedder
+from batchverify.embedding.cpu_network import CpuNetwork
 from batchverify.embedding.network import check_network
 from batchverify.embedding.onnx_backbone import OnnxBackbone
 from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
@@ -102,3 +106,87 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
         ArtifactError, match=r"pip install 'batchverify\[onnx-gpu\]', or compute on the CPU with"
     ):
         OnnxRuntimeNetwork(backbone, "cuda")
+
+
+CROWD = [
+    node("ReduceMean", ["vectors"], ["crowd"], axes=[0], keepdims=1),
+    node("Sub", ["vectors", "crowd"], ["embedding"]),
+]
+
+
+@pytest.mark.usefixtures("library")
+def test_the_self_check_is_not_blunted_by_what_fills_a_batch_up(tmp_path):
+    """In a batch of 128 a single other face moves the mean by less than a hundredth."""
+    path = write_model(tmp_path / "model.onnx", PLAIN, after=CROWD)
+    options = {"dtype": "auto", "flip": False, "batch_size": None}
+    with pytest.raises(ArtifactError, match="depends on the other faces of its batch"):
+        embedder._network(OnnxBackbone.load(str(path)), "cuda:1", "auto", 1, 1, options)
+
+
+# The library itself, on a CPU, wherever it is installed: `pip install onnxruntime`.
+real = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="ONNX Runtime is not installed")
+TO_FLOAT = [node("Cast", ["pixels"], ["faces"], to=1)]
+LENGTH = [
+    node("ReduceL2", ["vectors"], ["norm"], axes=[1], keepdims=1),
+    node("Div", ["vectors", "norm"], ["embedding"]),
+]
+MODELS: dict[str, dict[str, Any]] = {
+    "channels last": {"layout": "NHWC"},
+    "one face at a time": {"batch": 1},
+    "four at a time, channels last": {"batch": 4, "layout": "NHWC"},
+    "bytes": {"before": TO_FLOAT, "kind": 2},
+    "halves": {"before": TO_FLOAT, "kind": 10},
+    "two outputs": {"after": LENGTH, "outputs": [value("norm", ["N", 1]), value("embedding", ["N", 96])]},
+    "maps of one pixel": {
+        "after": [node("Reshape", ["vectors", "shape"], ["embedding"])],
+        "extra": [tensor("shape", np.array([-1, 96, 1, 1]))],
+        "outputs": [value("embedding", ["N", 96, 1, 1])],
+    },
+}
+
+
+@real
+@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_gives_what_openvino_gives(tmp_path, name, size):
+    raw = {"mean": 0, "scale": 1} if name == "bytes" else {}
+    about = {**PLAIN, **raw} | ({"output": "embedding"} if name == "two outputs" else {})
+    backbone = OnnxBackbone.load(str(write_model(tmp_path / "model.onnx", about, **MODELS[name])))
+    network = OnnxRuntimeNetwork(backbone, "cpu", batch_size=size, flip=True)
+    assert network.batch_size == (backbone.batch or size or 128)
+    check_network(network, name)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
+    wanted = CpuNetwork(backbone, batch_size=size, flip=True).vectors(pixels)
+    np.testing.assert_allclose(network.vectors(pixels), wanted, atol=1e-6)
+
+
+@real
+def test_it_says_why_it_cannot(tmp_path):
+    path = write_model(tmp_path / "model.onnx", PLAIN)
+    backbone = OnnxBackbone.load(str(path))
+    crowd = OnnxBackbone.load(str(write_model(tmp_path / "crowd.onnx", PLAIN, after=CROWD)))
+    network = OnnxRuntimeNetwork(crowd, "cpu", batch_size=2)
+    with pytest.raises(ArtifactError, match="self-check failed: a face's vector depends"):
+        check_network(network, "crowd")
+    endless = np.full((48, 96), np.nan, np.float32)
+    nan = OnnxBackbone.load(str(write_model(tmp_path / "nan.onnx", PLAIN, matrix=endless)))
+    network = OnnxRuntimeNetwork(nan, "cpu")
+    with pytest.raises(
+        ArtifactError, match="self-check failed: the backbone gave vectors that are not finite"
+    ):
+        check_network(network, "nan")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match=r"ONNX Runtime cannot read it: .*parsing failed"):
+        OnnxRuntimeNetwork(backbone, "cpu")
+
+
+@real
+@pytest.mark.weights
+def test_a_real_model_gives_what_openvino_gives(shared, tmp_path):
+    path = tmp_path / "omz0095.onnx"
+    path.write_bytes((shared / "weights" / "compact" / "omz-0095" / path.name).read_bytes())
+    path.with_suffix(".json").write_text('{"preset": "0095"}')
+    backbone = OnnxBackbone.load(str(path))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 128, 128, 3), dtype=np.uint8)
+    network = OnnxRuntimeNetwork(backbone, "cpu", batch_size=4)
+    np.testing.assert_allclose(network.vectors(pixels), CpuNetwork(backbone).vectors(pixels), atol=1e-5)

@@ -23,6 +23,8 @@ class DescriptionTarget(Target):
         """Models with tensors inside and beside them; a preset and a whole description."""
         whole = {"crop": "align", "template": "arcface", "size": 112, "colour": "BGR", "mean": [1, 2.5, 3]}
         texts = [json.dumps({**whole, "scale": 128, "output": 0}), json.dumps({"preset": min(PRESETS)})]
+        points = [[38, 51.5], [73.5, 51.5], [56, 71.7], [41.5, 92.3], [70.7, 92.2]]
+        texts.append(json.dumps({**whole, "template": points, "scale": 1}))
         models = [
             write_model(
                 self.folder / "a.onnx", None, dimension=4, metadata={"batchverify": text}
