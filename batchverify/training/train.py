@@ -344,12 +344,7 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
     if options.strict_identities:
         # People are known now, identical images only once they are embedded.
         _refuse(shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}))
-    sets = []
-    for name, job in jobs.items():
-        summary, embeddings = embed_job(replace(job, started=time.monotonic()))
-        pairs = LabelledPairs.collect(job.manifest, job.scan, embeddings, name)
-        sets.append(_Set(job, pairs, summary))
-    return sets
+    return [_embed_set(name, job) for name, job in jobs.items()]
 
 
 def _check_labels(name: str, job: Job) -> None:

@@ -157,7 +157,7 @@ def record_lead(document: Document) -> list[tuple[str, str]]:
     embedding, options = record.get("embedding") or {}, record.get("options") or {}
     backbone, head = record.get("backbone_fingerprint"), record.get("head")
     # Of several backbones.
-    digests = " + ".join(map(_digest, str(backbone).split("+")))
+    digests = " + ".join(each[:DIGEST] for each in str(backbone).split("+"))
     crops = [
         _crop(each.document.get("crop"), each.document.get("tta"))
         for each in EmbeddingFingerprint(embedding).members
@@ -165,7 +165,7 @@ def record_lead(document: Document) -> list[tuple[str, str]]:
     entries = {
         "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {digests}",
         "Crop": " + ".join(crop for crop in crops if crop),
-        "Head": head and f"{options.get('head', 'default')}, {_digest(head)}",
+        "Head": head and f"{options.get('head', 'default')}, {str(head)[:DIGEST]}",
         "Threshold": shown_threshold(document["threshold"]),
         "Scores written": document["scores_written"],
     }
