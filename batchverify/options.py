@@ -49,6 +49,7 @@ class EmbedOptions:
     cache: str | None = None
     no_cache: bool = False
     retry_failed: bool = False
+    details: bool = False
     device: str = "auto"
     runtime: str = "auto"
     dtype: str = "auto"

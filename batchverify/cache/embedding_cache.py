@@ -21,6 +21,7 @@ from batchverify.cache.segment import (
     check_entries,
     failure_schema,
     failure_table,
+    has_details,
     read_rows,
     read_segment,
     short_keys,
@@ -80,6 +81,8 @@ class EmbeddingCache:
     `get_many` reads, `append` collects, `commit` writes a segment atomically. Nothing is locked: at worst two
     writers write the same vector. Raises `ArtifactError` if the folder cannot be used or holds another
     fingerprint.
+
+    details: leave out vectors whose details are not known, and read the details of the others.
     """
 
     def __init__(
@@ -92,13 +95,14 @@ class EmbeddingCache:
         compute_path: str = "",
         commit_rows: int = COMMIT_ROWS,
         commit_seconds: float = COMMIT_SECONDS,
+        details: bool = False,
     ) -> None:
         self.root = Location.parse(str(root))
         self.fingerprint = fingerprint
         self.folder = self.root.join(VERSION, fingerprint.id)
         self.provenance = Provenance(fingerprint.id, run_id, compute_path)
         self.bad_segments: set[str] = set()
-        self._dimension = fingerprint.dimension
+        self._dimension, self._details = fingerprint.dimension, details
         self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
         self._pending: list[Entry] = []
         # Keys of the pending entries and of the last commit.
@@ -129,14 +133,20 @@ class EmbeddingCache:
 
     def refresh(self) -> KeyIndex:
         """List the segments and read their keys. Of several rows of one key the first one counts."""
-        keys_of = self._read_all("data", vector_schema(self._dimension), short_keys, ["key"])
-        names, keys = list(keys_of), list(keys_of.values())
-        lengths = [len(segment_keys) for segment_keys in keys]
+        columns = ["key", "sharpness"] if self._details else ["key"]
+        found = self._read_all("data", vector_schema(self._dimension), self._known_keys, columns)
+        keys, rows = [keys for keys, _ in found.values()], [rows for _, rows in found.values()]
         sorted_keys, first = np.unique(np.concatenate([np.zeros(0, "S16"), *keys]), return_index=True)
-        segment = np.repeat(np.arange(len(keys), dtype=np.int32), lengths)[first]
-        row = np.concatenate([np.zeros(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)])[first]
-        self._index = KeyIndex(sorted_keys, segment, row, tuple(names), self._read_failures())
+        segment = np.repeat(np.arange(len(keys), dtype=np.int32), list(map(len, keys)))[first]
+        row = np.concatenate([np.zeros(0, np.int32), *rows])[first]
+        self._index = KeyIndex(sorted_keys, segment, row, tuple(found), self._read_failures())
         return self._index
+
+    def _known_keys(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """The short keys of the rows that count, and their (N,) int32 places in the segment."""
+        keys, rows = short_keys(table), np.arange(table.num_rows, dtype=np.int32)
+        known = has_details(table) if self._details else slice(None)
+        return keys[known], rows[known]
 
     def get_many(self, keys: Sequence[bytes]) -> list[Entry | None]:
         """The entries of 32-byte `keys`, None where absent. A vector takes precedence over a failure."""
@@ -215,7 +225,7 @@ class EmbeddingCache:
         if str(location) in self.bad_segments:
             return []
         try:
-            entries = read_rows(location, self.fingerprint.id, self._dimension, rows)
+            entries = read_rows(location, self.fingerprint.id, self._dimension, rows, details=self._details)
             check_entries(entries)
             return entries
         except FileNotFoundError:

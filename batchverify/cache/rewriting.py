@@ -36,8 +36,10 @@ from batchverify.cache.segment import (
     DAMAGE,
     Provenance,
     compute_path_of,
+    has_details,
     key_bytes,
     read_segment,
+    with_details,
     write_segment,
 )
 from batchverify.errors import ArtifactError, UsageError
@@ -313,14 +315,18 @@ class _Eraser:
 class _Keys:
     """A segment with its (N,) S32 keys.
 
-    stays: (N,) bool, the rows that no other row of their key beats. rival: whether a key has several rows.
+    details: (N,) bool, the rows whose details are known. stays: (N,) bool, the rows that no other row of their key
+    beats. rival: whether a key has several rows. second: whether a row stays beside an earlier one of its key, which
+    has no details.
     """
 
     segment: StoredSegment
     compute_path: str
     keys: np.ndarray
+    details: np.ndarray
     stays: np.ndarray
     rival: bool = False
+    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -337,6 +343,9 @@ class _Compactor:
         folder = self.rewriter.folder()
         groups: dict[str, list[_Keys]] = {}
         for each in self._sound(folder):
+            # Merged, it might come before the segment with the earlier rows.
+            if each.second:
+                continue
             if self._is_small(each) or not each.stays.all():
                 groups.setdefault(each.compute_path, []).append(each)
         for group in groups.values():
@@ -371,12 +380,14 @@ class _Compactor:
             if segment.kind != self.kind:
                 continue
             with suppress(FileNotFoundError):
-                table = self.rewriter.read(folder, segment, ["key"])
+                columns = ["key", "sharpness"] if self.kind == "data" else ["key"]
+                table = self.rewriter.read(folder, segment, columns)
                 if isinstance(table, Exception):
                     self.compaction.damaged[str(segment.location)] = one_line(table)
                     continue
                 keys = np.frombuffer(key_bytes(table), "S32")
-                found.append(_Keys(segment, compute_path_of(table), keys, np.ones(len(keys), np.bool_)))
+                stays = np.ones(len(keys), np.bool_)
+                found.append(_Keys(segment, compute_path_of(table), keys, has_details(table), stays))
         return found
 
     def _is_whole(self, folder: FingerprintFolder, segment: StoredSegment) -> bool:
@@ -390,19 +401,28 @@ class _Compactor:
         return error is None
 
     def _decide(self, known: Sequence[_Keys]) -> list[_Keys]:
-        """Which rows stay: of vectors the first one of a key, of failures the last one, as readers have it."""
+        """Which rows stay: of vectors the first one of a key, of failures the last one, as readers have it.
+
+        The first row of a key with details stays, too: runs with `--details` read that one.
+        """
         every = np.concatenate([np.zeros(0, "S32"), *(each.keys for each in known)])
         turn = slice(None) if self.kind == "data" else slice(None, None, -1)
         _, first, group, count = np.unique(
             every[turn], return_index=True, return_inverse=True, return_counts=True
         )
-        stays = np.zeros(len(every), np.bool_)
+        stays, second = np.zeros((2, len(every)), np.bool_)
         stays[first] = True
+        detailed = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *(each.details for each in known)]))
+        second[detailed[np.unique(every[detailed], return_index=True)[1]]] = True
+        second &= ~stays
+        stays |= second
         borders = np.cumsum([len(each.keys) for each in known])[:-1]
-        split = zip(np.split(stays[turn], borders), np.split((count[group] > 1)[turn], borders), strict=True)
+        split = zip(
+            *(np.split(rows[turn], borders) for rows in (stays, count[group] > 1, second)), strict=True
+        )
         return [
-            replace(each, stays=stay, rival=bool(repeats.any()))
-            for each, (stay, repeats) in zip(known, split, strict=False)
+            replace(each, stays=stay, rival=bool(repeats.any()), second=bool(late.any()))
+            for each, (stay, repeats, late) in zip(known, split, strict=False)
         ]
 
     def _bundles(self, group: Sequence[_Keys]) -> Iterator[list[_Keys]]:
@@ -425,6 +445,7 @@ class _Compactor:
             table = self.rewriter.read(folder, each.segment)
             if isinstance(table, Exception):
                 raise ArtifactError(f"{each.segment.location}: {one_line(table)}")
+            table = with_details(table) if self.kind == "data" else table
             parts.append(table.filter(pa.array(each.stays)))
         table = pa.concat_tables(parts)
         self.rewriter.replace(folder, [each.segment for each in bundle], table)

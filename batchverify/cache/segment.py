@@ -40,11 +40,23 @@ CACHED_GROUPS = 256
 CACHED_FOOTERS = 128
 _NAME = re.compile(r"^(\d{20})-\w+-[0-9a-f]{8}-r(\d+)\.parquet$", re.ASCII)
 _ENTRY_COLUMNS = ["key", "box", "confidence", "embedding", "faces"]
+# Numbers of five landmarks.
+_POINTS = 10
+# Columns of `data/` segments that older versions did not write and do not read. NaN stands for what is not known.
+# Whoever knows the sharpness of an image knows all of its details.
+DETAIL_SCHEMA = pa.schema(
+    {"landmarks": pa.list_(pa.float32(), _POINTS), "rotation": pa.float32(), "sharpness": pa.float32()}
+)
+_TURNS = (0, 90, 180, 270)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image's result. key: 32 bytes. vector: (D,) float16, or None with a cacheable `skipped`."""
+    """One image's result. key: 32 bytes. vector: (D,) float16, or None with a cacheable `skipped`.
+
+    box, confidence, faces, landmarks (x y of five points, NaN without any), rotation: see `Face`. sharpness: see
+    `faces/quality.py`; NaN in an entry of an older version, whose landmarks and rotation are not known either.
+    """
 
     key: bytes
     vector: np.ndarray | None
@@ -52,6 +64,9 @@ class Entry:
     confidence: float = float("nan")
     faces: int = 0
     skipped: Skipped | None = None
+    landmarks: Sequence[float] = (float("nan"),) * _POINTS
+    rotation: int = 0
+    sharpness: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -104,14 +119,37 @@ def vector_table(entries: Sequence[Entry], run_id: str) -> pa.Table:
     """The table of a `data/` segment, from entries with vectors."""
     vectors = np.stack([entry.vector for entry in entries if entry.vector is not None]).astype(np.float16)
     boxes = np.array([entry.box for entry in entries], np.float32)
+    points = np.array([entry.landmarks for entry in entries], np.float32)
     columns = {
         "key": [entry.key for entry in entries],
         "box": pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4),
         "confidence": [entry.confidence for entry in entries],
         "embedding": pa.FixedShapeTensorArray.from_numpy_ndarray(vectors),
         "faces": [min(entry.faces, np.iinfo(np.int16).max) for entry in entries],
+        "landmarks": pa.FixedSizeListArray.from_arrays(points.ravel(), _POINTS),
+        "rotation": [entry.rotation for entry in entries],
+        "sharpness": [entry.sharpness for entry in entries],
     }
-    return _table(columns, vector_schema(vectors.shape[1]), run_id)
+    return _table(columns, pa.schema([*vector_schema(vectors.shape[1]), *DETAIL_SCHEMA]), run_id)
+
+
+def with_details(table: pa.Table) -> pa.Table:
+    """A `data/` table with the columns of details, whose values are not known if it has none."""
+    if DETAIL_SCHEMA.names[-1] in table.column_names:
+        return table
+    unknown = pa.array(np.full(table.num_rows, np.nan, np.float32))
+    points = pa.array(np.full(table.num_rows * _POINTS, np.nan, np.float32))
+    columns = (pa.FixedSizeListArray.from_arrays(points, _POINTS), unknown, unknown)
+    for name, column in zip(DETAIL_SCHEMA.names, columns, strict=True):
+        table = table.append_column(name, column)
+    return table
+
+
+def has_details(table: pa.Table) -> np.ndarray:
+    """For which rows of a `data/` table, read with the column `sharpness`, the details are known: (N,) bool."""
+    if "sharpness" not in table.column_names:
+        return np.zeros(table.num_rows, np.bool_)
+    return ~np.isnan(table.column("sharpness").to_numpy())
 
 
 def failure_table(entries: Sequence[Entry], run_id: str) -> pa.Table:
@@ -182,7 +220,7 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
     # Metadata of columns would tell more, but pyarrow ends the process where they are damaged.
     if max(_group_sizes(footer), default=0) > MOST_GROUP:
         raise ValueError(f"has a row group of more than {MOST_GROUP:,} rows")
-    for field in schema:
+    for field in (*schema, *(DETAIL_SCHEMA.field(name) for name in _details_in(footer))):
         index = file_schema.get_field_index(field.name)
         if index < 0:
             raise ValueError(f"column {field.name} is missing")
@@ -192,6 +230,12 @@ def read_footer(location: Location, fingerprint: str, schema: pa.Schema) -> pq.F
             types = [f"{each.type}{'' if each.nullable else ' not null'}" for each in (column, field)]
             raise ValueError(f"column {field.name} is {types[0]}, not {types[1]}")
     return footer
+
+
+def _details_in(footer: pq.FileMetaData) -> list[str]:
+    """The columns of details that a segment has: all of them or none."""
+    names = footer.schema.to_arrow_schema().names
+    return DETAIL_SCHEMA.names if any(name in names for name in DETAIL_SCHEMA.names) else []
 
 
 def _metadata(location: Location) -> pq.FileMetaData:
@@ -218,9 +262,15 @@ def _group_sizes(footer: pq.FileMetaData) -> list[int]:
 def read_segment(
     location: Location, fingerprint: str, schema: pa.Schema, *, columns: list[str] | None = None
 ) -> pa.Table:
-    """Read a segment, all columns by default; checks what `read_footer` checks, and page checksums."""
+    """Read a segment, all columns by default; checks what `read_footer` checks, and page checksums.
+
+    columns: those of details are left out if the segment has none.
+    """
     footer = read_footer(location, fingerprint, schema)
-    return _read(location, footer, range(footer.num_row_groups), columns or schema.names)
+    details = _details_in(footer)
+    wanted = [*schema.names, *details] if columns is None else columns
+    present = [name for name in wanted if name in details or name not in DETAIL_SCHEMA.names]
+    return _read(location, footer, range(footer.num_row_groups), present)
 
 
 def _read(location: Location, footer: pq.FileMetaData, groups: Sequence[int], columns: list[str]) -> pa.Table:
@@ -247,14 +297,19 @@ def compute_path_of(table: pa.Table) -> str:
     return str(json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")).get("compute_path", ""))
 
 
-def read_rows(location: Location, fingerprint: str, dimension: int, rows: np.ndarray) -> list[Entry]:
+def read_rows(
+    location: Location, fingerprint: str, dimension: int, rows: np.ndarray, *, details: bool = False
+) -> list[Entry]:
     """The entries at `rows` (N,) of a `data/` segment; raises what `read_footer` raises.
 
-    A published segment never changes, so footers and row groups stay cached.
+    details: also read landmarks, rotation and sharpness. A published segment never changes, so footers and row
+    groups stay cached.
     """
     starts = _footer(location, fingerprint, dimension).starts
     groups = np.searchsorted(starts, rows, side="right") - 1
-    decoded = {group: _group(location, fingerprint, dimension, group) for group in set(groups.tolist())}
+    decoded = {
+        group: _group(location, fingerprint, dimension, group, details) for group in set(groups.tolist())
+    }
     offsets = rows - starts[groups]
     return [decoded[group].entry(row) for group, row in zip(groups.tolist(), offsets.tolist(), strict=True)]
 
@@ -272,26 +327,31 @@ def _footer(location: Location, fingerprint: str, dimension: int) -> _Footer:
 
 
 @lru_cache(maxsize=CACHED_GROUPS)
-def _group(location: Location, fingerprint: str, dimension: int, group: int) -> _Rows:
+def _group(location: Location, fingerprint: str, dimension: int, group: int, details: bool) -> _Rows:
     footer = _footer(location, fingerprint, dimension).metadata
-    return _Rows.of(_read(location, footer, [group], _ENTRY_COLUMNS))
+    more = _details_in(footer) if details else []
+    return _Rows.of(_read(location, footer, [group], [*_ENTRY_COLUMNS, *more]))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A decoded row group. keys: 32 N bytes. vectors: (N, D) float16. boxes: four values per row."""
+    """A decoded row group. keys: 32 N bytes. vectors: (N, D) float16. boxes: four values per row.
+
+    details: landmarks, rotation and sharpness of each row; none if they are not known or were not read.
+    """
 
     keys: bytes
     vectors: np.ndarray
     boxes: list[list[float]]
     confidence: list[float]
     faces: list[int]
+    details: list[tuple[list[float], int, float]]
 
     @classmethod
     def of(cls, table: pa.Table) -> _Rows:
         boxes = table.column("box").combine_chunks().flatten().to_numpy().reshape(-1, 4).tolist()
         confidence, faces = (table.column(name).to_numpy().tolist() for name in ("confidence", "faces"))
-        return cls(key_bytes(table), vector_column(table), boxes, confidence, faces)
+        return cls(key_bytes(table), vector_column(table), boxes, confidence, faces, _details(table))
 
     def entry(self, row: int) -> Entry:
         """One row; its vector is copied so that it keeps no row group in memory."""
@@ -301,7 +361,22 @@ class _Rows:
             self.boxes[row],
             self.confidence[row],
             self.faces[row],
+            None,
+            *(self.details[row] if self.details else ()),
         )
+
+
+def _details(table: pa.Table) -> list[tuple[list[float], int, float]]:
+    """Landmarks, rotation and sharpness of each row; `ValueError` for numbers that no version writes."""
+    if "sharpness" not in table.column_names:
+        return []
+    points = table.column("landmarks").combine_chunks().flatten().to_numpy().reshape(-1, _POINTS)
+    rotation, sharpness = (table.column(name).to_numpy() for name in ("rotation", "sharpness"))
+    known = has_details(table)
+    if np.isinf(points).any() or np.isinf(sharpness).any() or not np.isin(rotation[known], _TURNS).all():
+        raise ValueError("the details of a face hold numbers that are not possible")
+    turns = np.where(known, rotation, 0).astype(np.int64)
+    return list(zip(points.tolist(), turns.tolist(), sharpness.tolist(), strict=True))
 
 
 def check_entries(entries: Sequence[Entry]) -> None:

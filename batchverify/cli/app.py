@@ -14,6 +14,7 @@ from batchverify.cli.evaluate import evaluate
 from batchverify.cli.options import (
     backbone_options,
     cache_option,
+    details_option,
     device_options,
     json_option,
     manifest_options,
@@ -97,6 +98,7 @@ def main() -> None:
     manifest_options,
     backbone_options,
     threshold_options,
+    details_option,
     overwrite_option,
     part_rows_option,
     cache_option,
@@ -109,7 +111,7 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
 
     MANIFEST is a CSV, TSV or Parquet file, a folder, a glob or a URI. OUT gets its columns and these:
     probability (of two different people), label (0 same, 1 different), similarity (cosine), status, error_a,
-    error_b. Every row comes back, in order.
+    error_b; with --details also what is known of each face. Every row comes back, in order.
 
     After a kill, Ctrl-C or a failure, run the same command again to finish the rest. Until then OUT.job
     keeps the state of the run.
@@ -126,7 +128,7 @@ def score(manifest: str, output: str, as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("manifest")
-@together(manifest_options, backbone_options, cache_option, run_options, talk_options)
+@together(manifest_options, backbone_options, details_option, cache_option, run_options, talk_options)
 def embed(manifest: str, as_json: bool, **options: Any) -> None:
     """Embed the images of a manifest into the cache, without scoring pairs."""
     set_up(options["verbose"])
@@ -139,7 +141,15 @@ def embed(manifest: str, as_json: bool, **options: Any) -> None:
 @main.command()
 @click.option("-i1", "--image-a", required=True, metavar="A", help="The first image.")
 @click.option("-i2", "--image-b", required=True, metavar="B", help="The second image.")
-@together(backbone_options, threshold_options, cache_option, no_cache_option, device_options, json_option)
+@together(
+    backbone_options,
+    threshold_options,
+    details_option,
+    cache_option,
+    no_cache_option,
+    device_options,
+    json_option,
+)
 def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
     """Say whether two images show the same person.
 

@@ -157,6 +157,12 @@ part_rows_option = option(
     "folder, 50,000 in a single file. A job that is resumed keeps its own.",
     "N",
 )
+details_option = option(
+    "--details",
+    "Also say of each image: the face's box, size and landmarks, the detector's confidence, the number of faces, the "
+    "rotation and the sharpness. Images that an older version put into the cache are embedded again.",
+    is_flag=True,
+)
 no_cache_option = option("--no-cache", "Neither read nor write a cache.", is_flag=True)
 run_options = together(
     option("--retry-failed", "Try images again whose failure is cached.", is_flag=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from tempfile import TemporaryFile, gettempdir
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchverify.cache.segment import Entry
 from batchverify.errors import BatchverifyError
 from batchverify.fingerprint import DIMENSION
 from batchverify.records import Reason, Skipped
@@ -21,6 +23,18 @@ _PENDING = -1
 _OK = 0
 # Bytes that are stored of a key.
 _KEY_BYTES = 16
+# What a table keeps of each face under `--details`, 72 bytes; see `Entry`. Without a detector only the sharpness
+# means something, and the confidence is NaN.
+DETAILS = np.dtype(
+    [
+        ("box", np.float32, 4),
+        ("landmarks", np.float32, 10),
+        ("confidence", np.float32),
+        ("faces", np.float32),
+        ("rotation", np.float32),
+        ("sharpness", np.float32),
+    ]
+)
 
 
 class EmbeddingTable:
@@ -30,7 +44,8 @@ class EmbeddingTable:
     `folder` that is mapped into memory, so that the system can page them out.
     codes: (N,) int8: 0 for a vector, k > 0 for the k-th reason, -1 for not known yet.
     keys: (N,) uint64, the start of each image's content key, 0 where it was not read; empty unless `keyed`.
-    mapped_bytes: see `MAPPED_BYTES`.
+    mapped_bytes: see `MAPPED_BYTES`. details: (N,) of type `DETAILS`, zero where there is no vector; None if they are
+    not kept.
     """
 
     def __init__(
@@ -41,8 +56,10 @@ class EmbeddingTable:
         dimension: int = DIMENSION,
         mapped_bytes: int = MAPPED_BYTES,
         keyed: bool = False,
+        details: bool = False,
     ) -> None:
-        self.vectors = _vectors((count, dimension), folder, mapped_bytes)
+        self.vectors = _zeros((count, dimension), np.dtype(np.float16), folder, mapped_bytes)
+        self.details = _zeros((count,), DETAILS, folder, mapped_bytes) if details else None
         self.codes = np.full(count, _PENDING, np.int8)
         self.keys = np.zeros(count if keyed else 0, np.uint64)
 
@@ -55,6 +72,11 @@ class EmbeddingTable:
         """Store a (dimension,) float16 vector."""
         self.vectors[index] = vector
         self.codes[index] = _OK
+
+    def describe(self, index: int, entry: Entry) -> None:
+        """Store the details of a face, if they are kept."""
+        if self.details is not None:
+            self.details[index] = tuple(getattr(entry, name) for name in DETAILS.names or ())
 
     def fail(self, index: int, skipped: Skipped) -> None:
         """Store the reason why an image has no vector."""
@@ -87,6 +109,8 @@ class EmbeddingTable:
     def copy(self, source: int, index: int) -> None:
         """Give an image the result of `source`, which has the same bytes."""
         self.vectors[index] = self.vectors[source]
+        if self.details is not None:
+            self.details[index] = self.details[source]
         self.codes[index] = self.codes[source]
 
     def usable(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -103,11 +127,11 @@ class EmbeddingTable:
         return {name: count for name, count in counts.items() if count}
 
 
-def _vectors(shape: tuple[int, int], folder: str | None, mapped_bytes: int) -> np.ndarray:
-    """float16 zeros of a shape. Raises `BatchverifyError` if they do not fit on the disk."""
-    size = shape[0] * shape[1] * 2
+def _zeros(shape: tuple[int, ...], kind: np.dtype, folder: str | None, mapped_bytes: int) -> np.ndarray:
+    """Zeros of a shape and type. Raises `BatchverifyError` if they do not fit on the disk."""
+    size = math.prod(shape) * kind.itemsize
     if size <= mapped_bytes:
-        return np.zeros(shape, np.float16)
+        return np.zeros(shape, kind)
     try:
         with TemporaryFile(dir=folder) as file:
             # Reserved now: a disk that fills up later would end the process without a message.
@@ -116,7 +140,7 @@ def _vectors(shape: tuple[int, int], folder: str | None, mapped_bytes: int) -> n
             else:
                 file.truncate(size)
             # The file has no name, and loses its disk space when the process ends.
-            return np.memmap(file, np.float16, "r+", shape=shape).view(np.ndarray)
+            return np.memmap(file, kind, "r+", shape=shape).view(np.ndarray)
     except OSError as exc:
         where = folder or gettempdir()
         raise BatchverifyError(f"{where}: no room for {size / 1e9:.1f} GB of vectors: {exc}") from exc

@@ -204,6 +204,7 @@ class ImageRun:
             self._fail(index, entry.skipped)
         elif entry.vector is not None:
             self.embeddings.put(index, entry.vector)
+            self.embeddings.describe(index, entry)
             self.progress.cached += 1
 
     def _take_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
@@ -243,6 +244,7 @@ class ImageRun:
                 self._fail(index, entry.skipped)
             elif entry.vector is not None:
                 self.embeddings.put(index, entry.vector)
+                self.embeddings.describe(index, entry)
                 self.progress.embedded += 1
             for other in self._waiting.pop(entry.key, []):
                 self._copy(index, other)

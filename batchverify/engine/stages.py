@@ -17,6 +17,7 @@ from batchverify.cache.image_keys import content_key
 from batchverify.cache.segment import Entry
 from batchverify.faces.crops import Face, augmented, fixed_face
 from batchverify.faces.images import decode, decoder_set, read_image, too_large_dependence
+from batchverify.faces.quality import sharpness
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.process import peak_memory
 from batchverify.progress import Stopwatch
@@ -45,7 +46,7 @@ class LoadPlan:
     """The settings of loading.
 
     cache: its root, or None. fence: the folder that local images must lie in, or None. pixel_budget: see
-    `PIXEL_BUDGET`.
+    `PIXEL_BUDGET`. details: vectors in the cache count only if the details of their faces are known.
     """
 
     settings: EmbeddingSettings
@@ -55,6 +56,7 @@ class LoadPlan:
     retry_failed: bool = False
     fence: str | None = None
     pixel_budget: int = PIXEL_BUDGET
+    details: bool = False
 
 
 @dataclass
@@ -105,7 +107,9 @@ class Loader:
         self.plan = plan
         self._fence = Fence(plan.fence) if plan.fence is not None else None
         self._cache = (
-            EmbeddingCache(plan.cache, plan.fingerprint, index=index) if plan.cache is not None else None
+            EmbeddingCache(plan.cache, plan.fingerprint, index=index, details=plan.details)
+            if plan.cache is not None
+            else None
         )
         self._valid = {
             Reason.UNDECODABLE: decoder_set(),
@@ -237,18 +241,27 @@ def embed_images(
         embedded = embedder.embed_faces(faces)
     vectors = embedded.vectors.astype(np.float16)
     entries = [
-        Entry(key, None, skipped=skipped)
-        if skipped is not None
-        else Entry(
+        Entry(
             key,
             vectors[row],
             tuple(embedded.boxes[row].tolist()),
             float(embedded.confidence[row]),
             int(embedded.faces[row]),
+            **_details(face),
         )
-        for row, (key, skipped) in enumerate(zip(keys, embedded.skipped, strict=True))
+        if isinstance(face, Face)
+        else Entry(key, None, skipped=face)
+        for row, (key, face) in enumerate(zip(keys, faces, strict=True))
     ]
     return EmbeddedChunk(entries, embedder.compute_path, watch.seconds, peak_memory())
+
+
+def _details(face: Face) -> dict[str, Any]:
+    """What an entry also says of a face."""
+    details: dict[str, Any] = {"rotation": face.rotation, "sharpness": sharpness(face.pixels)}
+    if face.landmarks is not None:
+        details["landmarks"] = face.landmarks.ravel().tolist()
+    return details
 
 
 def score_indices(head: Any, vectors: Any, a: np.ndarray, b: np.ndarray) -> PairScores:

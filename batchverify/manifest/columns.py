@@ -29,6 +29,17 @@ SCORE_SCHEMA = pa.schema(
 )
 # What a run with several backbones appends as well: those that made the score.
 BACKBONES = "backbones"
+# The columns that `--details` appends to these for each side, as NAME_a and NAME_b.
+DETAIL_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("face_x0", "face_y0", "face_x1", "face_y1", "face_size"), pa.float32()),
+        "landmarks": pa.list_(pa.float32()),
+        "confidence": pa.float32(),
+        "faces": pa.int16(),
+        "rotation": pa.int16(),
+        "sharpness": pa.float32(),
+    }
+)
 # Spellings of labels in text, in lower case and without blanks around them. Truth values: of Python, of polars,
 # DuckDB, Spark and Arrow, of Excel and R, and of PostgreSQL. Missing values: of pandas, R, SQL and spreadsheets.
 _TRUTHS = {"false": 0, "true": 1, "f": 0, "t": 1}

@@ -63,6 +63,7 @@ def table_of(job: Job, folder: str | None = None) -> Table:
             folder,
             dimension=member.fingerprint.dimension,
             keyed=bool(job.fused),
+            details=member.options.details,
         )
         for member in job.members
     ]

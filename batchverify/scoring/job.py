@@ -119,7 +119,7 @@ class Job:
         root = self.options.cache_root
         if root is None:
             return None
-        cache = EmbeddingCache(root, self.fingerprint, run_id=self.run_id)
+        cache = EmbeddingCache(root, self.fingerprint, run_id=self.run_id, details=self.options.details)
         cache.create()
         cache.refresh()
         return cache
@@ -155,10 +155,10 @@ class Job:
         """
         options = self.options
         # Only where it is given, so that a document without it stays what it was.
-        follows = {"follow_symlinks": True} if options.follow_symlinks else {}
+        given = {name: True for name in ("follow_symlinks", "details") if getattr(options, name)}
         fused = {BACKBONES: self.names} if self.fused else {}
         return {
-            **follows,
+            **given,
             **fused,
             "format": ROWS_FORMAT,
             "manifest": self.manifest_fingerprint,
@@ -249,13 +249,22 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
 
 
 def backbone_options(options: EmbedOptions) -> list[EmbedOptions]:
-    """The options of each backbone that `--backbone` names; `--weights` goes to those that are published."""
+    """The options of each backbone that `--backbone` names; `--weights` goes to those that are published.
+
+    Details are those of the first: the others need none.
+    """
     names = fused_names(options.backbone)
     if len(names) == 1:
         return [options]
     takers = {name for name in names if name in PUBLISHED} or set(names)
     return [
-        replace(options, backbone=name, weights=options.weights if name in takers else None) for name in names
+        replace(
+            options,
+            backbone=name,
+            weights=options.weights if name in takers else None,
+            details=options.details and number == 0,
+        )
+        for number, name in enumerate(names)
     ]
 
 
@@ -294,7 +303,9 @@ def work_plan(
     root = options.cache_root
     # Workers may run in another folder: paths are made absolute. Links stay, whose names tell what a file is.
     cache = str(Location.parse(root)) if root is not None else None
-    load = LoadPlan(settings, fingerprint, options.limits, cache, options.retry_failed)
+    load = LoadPlan(
+        settings, fingerprint, options.limits, cache, options.retry_failed, details=options.details
+    )
     backbone = str(Path(options.backbone).absolute()) if is_file(options.backbone) else options.backbone
     weights = str(Path(options.weights).resolve()) if options.weights else None
     return WorkPlan(

@@ -23,6 +23,7 @@ from batchverify.engine.fused_table import FusedTable
 from batchverify.errors import BatchverifyError, ManifestError, UsageError, first_line
 from batchverify.manifest.columns import BACKBONES, SCORE_SCHEMA, is_text, quoted, type_text
 from batchverify.manifest.manifest import Block
+from batchverify.scoring.details import DETAIL_FIELDS, detail_columns
 from batchverify.storage.location import Location, publish
 from batchverify.storage.object_store import retry
 from batchverify.storage.temporary import drop, hold, temporary_name
@@ -45,18 +46,20 @@ RECORD_TYPES: dict[str, type] = {
 PART = re.compile(r"^part-(\d{5,})\.parquet$")
 
 
-def output_schema(carried: pa.Schema, *, fused: bool = False) -> pa.Schema:
-    """The manifest's columns and then the scores; `ManifestError` if they have a name in common.
+def output_schema(carried: pa.Schema, *, fused: bool = False, details: bool = False) -> pa.Schema:
+    """The manifest's columns, the scores and the details; `ManifestError` if they have a name in common.
 
     fused: with the column of the backbones that made a score.
     """
     scores = [*SCORE_SCHEMA, pa.field(BACKBONES, pa.string())] if fused else [*SCORE_SCHEMA]
-    for field in scores:
+    more = DETAIL_FIELDS if details else []
+    for field in (*scores, *more):
         if field.name in carried.names:
+            by = " of --details" if field in more else ""
             raise ManifestError(
-                f"the manifest's column '{field.name}' has the name of an output column; rename it"
+                f"the manifest's column '{field.name}' has the name of an output column{by}; rename it"
             )
-    return pa.schema([*carried, *scores])
+    return pa.schema([*carried, *scores, *more])
 
 
 def check_columns(file: str, carried: pa.Schema, blocks: Callable[[], Iterable[Block]]) -> None:
@@ -105,9 +108,9 @@ def result_table(
     threshold: float,
     names: Sequence[str] = (),
 ) -> pa.Table:
-    """The output rows of a block. scores: (M,) probability and similarity of its M usable pairs, in order.
+    """The output rows of a block, with details if the table has them.
 
-    names: of fused backbones.
+    scores: (M,) probability and similarity of its M usable pairs, in order. names: of fused backbones.
     """
     unusable = ~embeddings.usable(block.a, block.b)
     probability, similarity = np.zeros(len(unusable), np.float32), np.zeros(len(unusable), np.float32)
@@ -127,9 +130,15 @@ def result_table(
         error_a,
         error_b,
     ]
+    fused = isinstance(embeddings, FusedTable)
     if isinstance(embeddings, FusedTable):
         columns.append(embeddings.makers(block.a, block.b, names))
-    schema = output_schema(block.carried.schema, fused=isinstance(embeddings, FusedTable))
+    # The details of fused backbones are those of the first.
+    described = embeddings.members[0] if isinstance(embeddings, FusedTable) else embeddings
+    details = described.details is not None
+    if details:
+        columns += [column for side in (block.a, block.b) for column in detail_columns(described, side)]
+    schema = output_schema(block.carried.schema, fused=fused, details=details)
     return pa.Table.from_arrays([*block.carried.columns, *columns], schema=schema)
 
 

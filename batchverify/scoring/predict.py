@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from batchverify.heads.head import Head
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
 from batchverify.records import Skipped
+from batchverify.scoring.details import details_of
 from batchverify.scoring.job import (
     backbone_names,
     backbone_options,
@@ -44,7 +45,8 @@ class Prediction:
     probability: of two different people. label: 0 same, 1 different. similarity: cosine. boxes: x0 y0 x1 y1 of
     each face, in pixels. faces: found in each image. errors: reason and message of each image, or None. face: which
     of several faces was taken, as `--face`. backbones: if there are several, those that made the score; boxes, faces
-    and errors are then of the first of these, or of the first of all.
+    and errors are then of the first of these, or of the first of all. details: of each image, as in the columns of
+    `score`; None if they were not asked for.
     """
 
     images: tuple[str, str]
@@ -57,6 +59,7 @@ class Prediction:
     errors: tuple[Skipped | None, Skipped | None]
     face: str = "center"
     backbones: str | None = None
+    details: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 
     @property
     def verdict(self) -> str:
@@ -71,14 +74,14 @@ class Prediction:
             {"reason": error.reason.value, "message": error.message} if error else None
             for error in self.errors
         ]
-        hidden = () if self.backbones is not None else ("backbones",)
+        hidden = [name for name in ("backbones", "details") if getattr(self, name) is None]
         known = {name: value for name, value in vars(self).items() if name not in hidden}
         return {**known, "verdict": self.verdict, "errors": errors}
 
     def sentence(self) -> str:
         """The verdict for people."""
         if self.probability is None or self.similarity is None:
-            return "Not scored."
+            return "\n".join(["Not scored.", *self._detail_lines()])
         sentence = (
             f"{self.verdict.capitalize()}: the probability that the images show two people is "
             f"{self.probability:.4f} (threshold {self.threshold:.4f}, similarity {self.similarity:.4f})."
@@ -88,7 +91,15 @@ class Prediction:
         for image, count in zip(self.images, self.faces, strict=True):
             if count > 1:
                 sentence += f"\n{image}: {count} faces found; {CHOICES[self.face]} was taken."
-        return sentence
+        return "\n".join([sentence, *self._detail_lines()])
+
+    def _detail_lines(self) -> list[str]:
+        """What is known of each image, one line each."""
+        lines = []
+        for image, details in zip(self.images, self.details or (), strict=False):
+            known = [f"{name} {_shown(value)}" for name, value in details.items() if value is not None]
+            lines.append(f"{redacted(image)}: {', '.join(known) or 'nothing known'}")
+        return lines
 
     def require(self) -> None:
         """Raise `NothingScoredError` if there is no probability."""
@@ -136,6 +147,7 @@ def predict(
         (first.skipped, second.skipped),
         options.face,
         "+".join(name for name, made in zip(names, makers, strict=True) if made) if len(each) > 1 else None,
+        (details_of(entries[0][0]), details_of(entries[0][1])) if options.details else None,
     )
 
 
@@ -155,6 +167,11 @@ def _scores(
         for pair, has, rows in zip(pairs, known, empty, strict=True)
     ]
     return head.score_pairs(vectors, np.array([0]), np.array([1]))
+
+
+def _shown(value: float | Sequence[float]) -> str:
+    """A number, or several, for people."""
+    return f"{value:.4g}" if isinstance(value, int | float) else " ".join(f"{each:.1f}" for each in value)
 
 
 def _box(entry: Entry) -> list[float] | None:

@@ -102,7 +102,7 @@ def _spare_source(source: Any, output: Output) -> None:
 def _score_in_memory(
     job: Job, head: Head | FusedHead, threshold: float, document: Mapping[str, Any]
 ) -> ScoreSummary:
-    rows = MemoryRows(output_schema(job.scan.carried, fused=bool(job.fused)))
+    rows = MemoryRows(output_schema(job.scan.carried, fused=bool(job.fused), details=job.options.details))
     summary = score_rows(job, head, threshold, rows)
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
@@ -127,7 +127,10 @@ def _score_to(
     output: Output,
 ) -> ScoreSummary:
     # The manifest is read before anything is written, so that a bad one leaves no job folder.
-    schema, total = output_schema(job.scan.carried, fused=bool(job.fused)), job.scan.rows
+    schema, total = (
+        output_schema(job.scan.carried, fused=bool(job.fused), details=job.options.details),
+        job.scan.rows,
+    )
     check_columns(job.manifest.names[0], job.scan.carried, partial(job.manifest.blocks, job.scan))
     claim = output.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
     with claim as (parts, state):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ from s3_server import s3_client, s3_options, s3_server
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.maintenance import verify_cache
 from batchverify.cache.rewriting import compact, erase
-from batchverify.cache.segment import Entry
+from batchverify.cache.segment import DETAIL_SCHEMA, Entry
 from batchverify.errors import UsageError
 
 SCRIPT = """
@@ -182,6 +183,67 @@ def test_a_row_of_a_damaged_segment_beats_no_other(tmp_path: Path) -> None:
     assert list(done.damaged) == [str(bad)] and (done.before, done.after) == (3, 2)
     verify_cache(str(tmp_path), quarantine=True)
     assert values(EmbeddingCache(str(tmp_path), FINGERPRINT).get_many([key(1)])) == values([entry(1)])
+
+
+def detailed(number: int, seed: int | None = None) -> Entry:
+    points = [float(number + n) for n in range(10)]
+    return replace(entry(number, seed=seed), landmarks=points, rotation=90, sharpness=number + 0.5)
+
+
+def details(root: Path, *numbers: int) -> list[object]:
+    """What a run with `--details` reads."""
+    entries = EmbeddingCache(str(root), FINGERPRINT, details=True).get_many([key(n) for n in numbers])
+    found = [each and (list(each.landmarks), each.rotation, each.sharpness) for each in entries]
+    return [*values(entries), *found]
+
+
+def test_details_stay_and_so_does_the_earlier_row_without_them(tmp_path: Path) -> None:
+    """Runs without `--details` go on to read the first row of a key, also where a merged segment comes before it."""
+    write(tmp_path, [detailed(9)])
+    write(tmp_path, [entry(1), entry(2), detailed(3)])
+    cache = EmbeddingCache(str(tmp_path), FINGERPRINT, compute_path="another")
+    cache.append([detailed(1, seed=50), detailed(4)])
+    cache.commit()
+    write(tmp_path, [entry(1, seed=60), detailed(1, seed=70), detailed(5)])
+    cache.append([detailed(2, seed=80), detailed(9, seed=90)])
+    cache.commit()
+    keys = [key(n) for n in (1, 2, 3, 4, 5, 9)]
+    plain = values(EmbeddingCache(str(tmp_path), FINGERPRINT).get_many(keys))
+    full = details(tmp_path, 1, 2, 3, 4, 5, 9)
+    assert plain[:2] == values([entry(1), entry(2)])
+    assert full[:6] == values(
+        [detailed(1, 50), detailed(2, 80), detailed(3), detailed(4), detailed(5), detailed(9)]
+    )
+    assert full[6] == ([float(1 + n) for n in range(10)], 90, 1.5)
+    done = compact(str(tmp_path))
+    assert (done.before, done.after, done.duplicates) == (5, 3, 2)
+    assert values(EmbeddingCache(str(tmp_path), FINGERPRINT).get_many(keys)) == plain
+    assert details(tmp_path, 1, 2, 3, 4, 5, 9) == full
+    erase(str(tmp_path), [key(1)])
+    assert details(tmp_path, 1, 2, 3, 4, 5, 9)[1:6] == full[1:6]
+    assert EmbeddingCache(str(tmp_path), FINGERPRINT).get_many([key(1)]) == [None]
+    assert details(tmp_path, 1) == [None, None]
+    assert verify_cache(str(tmp_path)).ok
+
+
+def test_segments_with_and_without_details_are_merged(tmp_path: Path) -> None:
+    [old] = write(tmp_path, [entry(1)])
+    table = pq.read_table(old).drop_columns(DETAIL_SCHEMA.names)
+    pq.write_table(table, old, compression="none", write_page_checksum=True)
+    write(tmp_path, [detailed(2)])
+    assert details(tmp_path, 1) == [None, None]
+    full = details(tmp_path, 1, 2)
+    compact(str(tmp_path))
+    assert len(segments(tmp_path)) == 1
+    assert details(tmp_path, 1, 2) == full
+    cache = EmbeddingCache(str(tmp_path), FINGERPRINT)
+    assert values(cache.get_many([key(1), key(2)])) == values([entry(1), entry(2)])
+
+
+def test_impossible_details_count_as_damage(tmp_path: Path) -> None:
+    write(tmp_path, [replace(detailed(1), rotation=45)])
+    write(tmp_path, [replace(detailed(2), landmarks=[float("inf")] * 10)])
+    assert details(tmp_path, 1, 2) == [None] * 4
 
 
 def test_one_process_at_a_time_rewrites(tmp_path: Path) -> None:

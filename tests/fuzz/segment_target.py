@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 from cache_samples import FINGERPRINT, entry, failure, key, segments, write
 from target import Target, require
 
@@ -44,14 +45,17 @@ class SegmentTarget(Target):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data[1:])
         try:
-            cache = EmbeddingCache(str(root), FINGERPRINT)
-            cache.refresh()
-            entries = cache.get_many([key(number) for number in range(self.ROWS)])
+            entries = []
+            for details in (False, True):
+                cache = EmbeddingCache(str(root), FINGERPRINT, details=details)
+                cache.refresh()
+                entries += cache.get_many([key(number) for number in range(self.ROWS)])
         finally:
             file.unlink()
         for each in entries:
             if each is not None and each.vector is not None:
                 require(bad_norm(each.vector[None]) is None, "a vector that is not of length 1")
+                require(not np.isinf([*each.landmarks, each.sharpness]).any(), "details that are infinite")
         require(not segments(root), "segments are left")
 
 
