@@ -27,6 +27,11 @@ class FusedTable:
         """(M, D) float16 vectors of each backbone, and (M,) bool for which images there is one."""
         return [(table.vectors, table.codes == 0) for table in self.members]
 
+    @property
+    def details(self) -> np.ndarray | None:
+        """The first backbone's."""
+        return self.members[0].details
+
     def usable(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Which pairs of (N,) indices have two vectors of one backbone: (N,) bool."""
         usable: np.ndarray = np.any(self._usable(a, b), axis=0)

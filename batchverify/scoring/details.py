@@ -18,15 +18,12 @@ SIDES = ("a", "b")
 DETAIL_FIELDS = [field.with_name(f"{field.name}_{side}") for side in SIDES for field in DETAIL_SCHEMA]
 
 
-def detail_columns(embeddings: EmbeddingTable, indices: np.ndarray) -> list[pa.Array]:
-    """The columns of one side, in the order of `DETAIL_SCHEMA`, for (N,) indices of images.
+def detail_columns(details: np.ndarray, reasons: pa.Array) -> list[pa.Array]:
+    """The columns of one side, in the order of `DETAIL_SCHEMA`, for N images.
 
-    embeddings: a table with details. What is not known is null. Boxes and landmarks are in pixels of the upright
-    original.
+    details: (N,) of type `DETAILS`. reasons: (N,) why an image failed, null where it did not. What is not known is
+    null. Boxes and landmarks are in pixels of the upright original.
     """
-    if embeddings.details is None:
-        raise ValueError("the table keeps no details")
-    details, reasons = embeddings.details[indices], embeddings.reasons(indices)
     embedded = reasons.is_null().to_numpy(zero_copy_only=False)
     found = embedded & ~np.isnan(details["confidence"])
     without = pc.equal(reasons, Reason.NO_FACE.value).fill_null(False).to_numpy(zero_copy_only=False)
@@ -52,7 +49,7 @@ def details_of(entry: Entry) -> dict[str, Any]:
     else:
         table.put(0, np.zeros(0))
         table.describe(0, entry)
-    columns = detail_columns(table, np.zeros(1, np.int64))
+    columns = detail_columns(np.asarray(table.details), table.reasons(np.zeros(1, np.int64)))
     return {name: column[0].as_py() for name, column in zip(DETAIL_SCHEMA.names, columns, strict=True)}
 
 

@@ -133,12 +133,11 @@ def result_table(
     fused = isinstance(embeddings, FusedTable)
     if isinstance(embeddings, FusedTable):
         columns.append(embeddings.makers(block.a, block.b, names))
-    # The details of fused backbones are those of the first.
-    described = embeddings.members[0] if isinstance(embeddings, FusedTable) else embeddings
-    details = described.details is not None
-    if details:
-        columns += [column for side in (block.a, block.b) for column in detail_columns(described, side)]
-    schema = output_schema(block.carried.schema, fused=fused, details=details)
+    details = embeddings.details
+    if details is not None:
+        for side in (block.a, block.b):
+            columns += detail_columns(details[side], embeddings.reasons(side))
+    schema = output_schema(block.carried.schema, fused=fused, details=details is not None)
     return pa.Table.from_arrays([*block.carried.columns, *columns], schema=schema)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -14,10 +15,15 @@ from PIL import Image, ImageFilter
 
 import batchverify
 from batchverify.cache.segment import DETAIL_SCHEMA as CACHED
+from batchverify.cache.segment import Entry
 from batchverify.cli.app import main
+from batchverify.engine.embedding_table import EmbeddingTable
+from batchverify.engine.fused_table import FusedTable
 from batchverify.errors import ManifestError, UsageError
 from batchverify.manifest.columns import DETAIL_SCHEMA, SCORE_SCHEMA
+from batchverify.manifest.manifest import Block
 from batchverify.scoring.details import DETAIL_FIELDS
+from batchverify.scoring.parquet import result_table
 
 NAMES = [field.name for field in DETAIL_FIELDS]
 ADA = SAMPLES / "faces" / "ada_1.jpg"
@@ -160,6 +166,46 @@ def test_a_column_of_the_same_name_is_refused_with_details_only(cache):
     with pytest.raises(ManifestError, match="column 'faces_b' has the name of an output column of --details"):
         batchverify.score(frame, details=True, **options)
     assert batchverify.score(frame, **options).to_pandas().faces_b.tolist() == [7, 7]
+
+
+def test_of_several_backbones_the_first_says_them(pairs, cache, tmp_path):
+    """MTCNN misses the face upside down: RetinaFace's score stands, and the details say that there was none."""
+    Image.open(ADA).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "down.png")
+    frame = pd.DataFrame(
+        {"image_a": [str(pairs.parent / "face.png")], "image_b": [str(tmp_path / "down.png")]}
+    )
+
+    def scored(backbone: str) -> pd.Series:
+        options = OPTIONS | {"backbone": backbone, "cache": cache, "details": True, "image_root": "/"}
+        return batchverify.score(frame, **options).to_pandas().iloc[0]
+
+    retina, both, turned = (scored(each) for each in ("compact", "vggface2+compact", "compact+vggface2"))
+    assert (both.status, both.backbones) == ("ok", "compact") and pd.isna(both.error_b)
+    assert both.faces_b == 0
+    assert [name for name in NAMES if name.endswith("_b") and pd.notna(both[name])] == ["faces_b"]
+    assert both.faces_a == 1 and pd.isna(both.landmarks_a)
+    assert turned.rotation_b == 180 and turned.probability == both.probability
+    for name in NAMES:
+        np.testing.assert_array_equal(turned[name], retina[name])
+
+
+def test_nothing_is_said_of_a_picture_that_another_replaced_between_two_backbones():
+    tables = [EmbeddingTable(2, keyed=True, details=number == 0) for number in range(2)]
+    for number, own in enumerate(tables):
+        for index in range(2):
+            entry = Entry(
+                bytes([1 + index + number * index] * 32), np.ones(512, np.float16), confidence=0.9, faces=3
+            )
+            own.see(index, entry.key)
+            own.put(index, np.ones(512, np.float16))
+            own.describe(index, entry)
+    carried = pa.record_batch({"image_a": ["same.png"], "image_b": ["replaced.png"]})
+    block = Block(0, carried, np.array([0]), np.array([1]))
+    none = np.zeros(0, np.float32)
+    [row] = result_table(block, FusedTable(tables), (none, none), 0.5, ["x", "y"]).to_pylist()
+    assert (row["error_a"], row["error_b"]) == (None, "unreadable")
+    assert row["faces_a"] == 3
+    assert not [name for name in NAMES if name.endswith("_b") and row[name] is not None]
 
 
 @pytest.mark.ray
