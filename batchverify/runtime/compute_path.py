@@ -80,6 +80,11 @@ def members_to_text(texts: Sequence[str]) -> str:
     return _MEMBERS.join(texts) if any(texts) else ""
 
 
+def shown_members(text: str) -> str:
+    """The different parts of such a text, for people: a backbone whose vectors were all cached has none."""
+    return _MEMBERS.join(dict.fromkeys(part for part in text.split(_MEMBERS) if part))
+
+
 def members_from_text(text: str, count: int) -> list[str]:
     """The inverse of `members_to_text` for `count` backbones."""
     texts = text.split(_MEMBERS)

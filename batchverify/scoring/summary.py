@@ -11,6 +11,7 @@ import pyarrow as pa
 from batchverify.errors import UsageError
 from batchverify.process import peak_memory
 from batchverify.progress import duration
+from batchverify.runtime.compute_path import shown_members
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +92,8 @@ class EmbedSummary:
             lines.append((f"  {name}", each))
         if self.embedded:
             stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.stage_seconds.items())
-            lines.append(("computed", f"{self.compute_path} ({self.compute_reason})"))
+            path, reason = shown_members(self.compute_path), shown_members(self.compute_reason)
+            lines.append(("computed", f"{path} ({reason})"))
             lines.append(("stages", f"{stages}; embedder busy {self.embedder_busy:.0%}"))
         if self.peak_memory_mb:
             peaks = ", ".join(f"{name} {peak:,.0f} MB" for name, peak in self.peak_memory_mb.items())

@@ -8,6 +8,7 @@ from batchverify.runtime.compute_path import (
     members_to_text,
     paths_from_text,
     paths_to_text,
+    shown_members,
 )
 
 TEXTS = (
@@ -64,3 +65,11 @@ def test_the_paths_of_several_backbones_are_one_text():
         assert members_from_text(members_to_text(texts), len(texts)) == texts
     assert members_to_text(["", ""]) == "" and members_from_text("", 2) == ["", ""]
     assert members_to_text([one]) == one and members_from_text(other, 1) == [other]
+
+
+def test_backbones_that_computed_nothing_and_equal_paths_are_not_shown():
+    assert shown_members(members_to_text(["", "cpu float32 openvino, batches of 4"])) == (
+        "cpu float32 openvino, batches of 4"
+    )
+    assert shown_members(members_to_text(["a", "b", "a"])) == "a | b"
+    assert shown_members("") == ""
