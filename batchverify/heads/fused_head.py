@@ -10,7 +10,7 @@ from functools import cached_property
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,15 +20,16 @@ from batchverify.fingerprint import FUSION, MOST_FUSED, EmbeddingFingerprint
 from batchverify.heads.head import (
     FORMAT,
     MALFORMED,
-    MOST_BYTES,
     Head,
     check_thresholds,
+    read_artifact,
     read_metadata,
     stored_threshold,
 )
 from batchverify.heads.scorer import Scorer
 from batchverify.storage.location import Location
 
+Member = TypeVar("Member")
 # The tensors of an artifact: the files of the members' heads.
 _MEMBER = "head."
 # Slopes and offsets beyond are no calibration of a sum of logits.
@@ -143,12 +144,7 @@ class FusedHead:
     @classmethod
     def load(cls, location: str | Path | Location) -> FusedHead:
         """Read an artifact from a path or URI. Raises `ArtifactError` if it is not a head of several backbones."""
-        location = location if isinstance(location, Location) else Location.parse(location)
-        try:
-            data = location.read_bytes(MOST_BYTES)
-        except OSError as exc:
-            raise ArtifactError(f"{location}: the head cannot be read: {exc}") from exc
-        return cls.from_bytes(data, str(location))
+        return cls.from_bytes(*read_artifact(location))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> FusedHead:
@@ -205,7 +201,7 @@ def combination_key(embeddings: Sequence[EmbeddingFingerprint]) -> str:
     return "+".join(sorted(map(_identity, embeddings)))
 
 
-def all_combinations(members: Sequence[Head]) -> list[tuple[Head, ...]]:
+def all_combinations(members: Sequence[Member]) -> list[tuple[Member, ...]]:
     """Every combination of two or more members."""
     return [chosen for count in range(2, len(members) + 1) for chosen in combinations(members, count)]
 

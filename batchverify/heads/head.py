@@ -217,13 +217,7 @@ class Head:
     @classmethod
     def load(cls, location: str | Path | Location) -> Head:
         """Read an artifact from a path or URI. Raises `ArtifactError` if it is not a head."""
-        if not isinstance(location, Location):
-            location = Location.parse(location)
-        try:
-            data = location.read_bytes(MOST_BYTES)
-        except OSError as exc:
-            raise ArtifactError(f"{location}: the head cannot be read: {exc}") from exc
-        return cls.from_bytes(data, str(location))
+        return cls.from_bytes(*read_artifact(location))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Head:
@@ -318,6 +312,15 @@ def _tensor(rows: np.ndarray) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else rows.copy())
+
+
+def read_artifact(location: str | Path | Location) -> tuple[bytes, str]:
+    """The bytes of a head's file at a path or URI, and its name for messages. Raises `ArtifactError`."""
+    location = location if isinstance(location, Location) else Location.parse(location)
+    try:
+        return location.read_bytes(MOST_BYTES), str(location)
+    except OSError as exc:
+        raise ArtifactError(f"{location}: the head cannot be read: {exc}") from exc
 
 
 def read_metadata(data: bytes) -> str:

@@ -50,8 +50,7 @@ class EmbeddingRun:
 
     def summary(self) -> EmbedSummary:
         """What became of the images so far."""
-        last = _summarise(self.job.members[-1], self.engine, self.table, self.progress)
-        last = replace(last, compute_path=last.compute_path or paths_to_text(self.earlier))
+        last = _summarise(self.job.members[-1], self.engine, self.table, self.progress, self.earlier)
         return fused_summary(self.job, [*self.before, last]) if self.job.fused else last
 
 
@@ -92,8 +91,7 @@ def embedded(
             if number == len(tables) - 1:
                 yield run
             else:
-                last = _summarise(member, engine, own, progress)
-                before.append(replace(last, compute_path=last.compute_path or paths_to_text(earlier)))
+                before.append(_summarise(member, engine, own, progress, earlier))
 
 
 def fused_summary(job: Job, members: Sequence[EmbedSummary]) -> EmbedSummary:
@@ -128,7 +126,10 @@ def fused_summary(job: Job, members: Sequence[EmbedSummary]) -> EmbedSummary:
     )
 
 
-def _summarise(job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress) -> EmbedSummary:
+def _summarise(
+    job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress, earlier: Sequence[ComputePath]
+) -> EmbedSummary:
+    """What became of the images of one backbone. earlier: compute paths of an interrupted run."""
     failures, paths = embeddings.failures(), engine.compute_paths()
     failed, unique = sum(failures.values()), len(embeddings.codes)
     stages = dict(progress.watch.seconds)
@@ -147,7 +148,7 @@ def _summarise(job: Job, engine: Engine, embeddings: EmbeddingTable, progress: P
         seconds=round(time.monotonic() - job.started, 2),
         images_per_second=round(progress.embedded / progress.image_seconds, 1) if progress.embedded else 0.0,
         engine=engine.name,
-        compute_path=paths_to_text(paths),
+        compute_path=paths_to_text(paths or earlier),
         cache=job.options.cache_root,
         stage_seconds={name: round(seconds, 3) for name, seconds in stages.items()},
         embedder_busy=round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,

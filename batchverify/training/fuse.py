@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from batchverify.evaluation.figures import Metrics, measure
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.heads.fused_head import FusedHead, combination_key
+from batchverify.heads.fused_head import FusedHead, all_combinations, combination_key
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
 from batchverify.training.calibration import METHODS, sigmoid
@@ -70,10 +69,9 @@ def fit_heads(
 def _calibrated(fits: Sequence[FittedHead], options: TrainOptions) -> FusedHead:
     """The fitted heads with a calibration for every combination of them."""
     calibrations = {}
-    for count in range(2, len(fits) + 1):
-        for chosen in combinations(fits, count):
-            key = combination_key([fit.head.embedding for fit in chosen])
-            calibrations[key] = METHODS[options.calibration](_total(chosen), fits[0].labels)
+    for chosen in all_combinations(fits):
+        key = combination_key([fit.head.embedding for fit in chosen])
+        calibrations[key] = METHODS[options.calibration](_total(chosen), fits[0].labels)
     return FusedHead(tuple(fit.head for fit in fits), calibrations, {})
 
 
