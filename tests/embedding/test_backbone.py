@@ -55,13 +55,13 @@ def nowhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def lfw_vectors(shared, tmp_path_factory):
-    """The images of a third of LFW View 1's test pairs, cut in the middle.
+    """The images of a sixth of LFW View 1's test pairs, cut in the middle.
 
     (packaged vectors, float vectors, image names, rows)
     """
     folder = tmp_path_factory.mktemp("lfw")
     lines = prepare_lfw(shared / "data" / "lfw", folder).manifests["test"].read_text().splitlines()
-    rows = [line.split(",") for line in lines[1::3]]
+    rows = [line.split(",") for line in lines[1::6]]
     names = sorted({name for row in rows for name in row[:2]})
     pictures = [np.asarray(Image.open(folder / name)) for name in names]
     weights = shared / "weights" / FLOAT_FILE
@@ -76,7 +76,7 @@ def lfw_vectors(shared, tmp_path_factory):
 def test_the_packaged_vectors_are_the_published_ones_but_for_rounding(lfw_vectors):
     own, published, names, _ = lfw_vectors
     cosines = (own * published).sum(axis=1)
-    assert len(names) > 600
+    assert len(names) > 300
     assert np.median(cosines) >= 0.999
     assert cosines.min() >= 0.99
 
@@ -87,7 +87,7 @@ def test_the_packaged_weights_verify_as_well_as_the_published_ones(lfw_vectors):
     a, b = ([names.index(row[side]) for row in rows] for side in (0, 1))
     labels = [int(row[2]) for row in rows]
     areas = [roc_auc_score(labels, -(each[a] * each[b]).sum(axis=1)) for each in (own, published)]
-    assert len(rows) == 334
+    assert len(rows) == 167
     assert min(areas) >= 0.998
     assert abs(areas[0] - areas[1]) <= 0.0005
 
