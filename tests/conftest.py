@@ -1,11 +1,14 @@
-"""Shared fixtures: where the real weights and faces lie."""
+"""Shared fixtures: where the real weights and faces lie, embedded samples, a Ray that runs."""
 
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from repository import REPOSITORY
+from repository import REPOSITORY, SUPPORT
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +40,33 @@ def cache(embedded_samples, tmp_path_factory) -> str:
 def out(request, tmp_path) -> Path:
     """An output's path: a file and a folder."""
     return tmp_path / "o" / request.param
+
+
+@pytest.fixture(scope="session")
+def ray_module() -> Iterator[ModuleType]:
+    """Ray; what runs of it in this process at the end of the session is shut down."""
+    import ray
+
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def running_ray(ray_module) -> ModuleType:
+    """A Ray with two CPUs in this process: that of the tests before, if it runs."""
+    if not ray_module.is_initialized():
+        ray_module.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": str(SUPPORT)}},
+        )
+    return ray_module
+
+
+@pytest.fixture
+def no_ray(ray_module) -> None:
+    """No Ray runs in this process: the test starts its own."""
+    ray_module.shutdown()

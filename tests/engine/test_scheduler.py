@@ -1,9 +1,7 @@
 """The scheduler with both engines: once per image, in order, whatever dies on the way."""
 
-import logging
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from repository import SUPPORT
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify.cache.embedding_cache import EmbeddingCache
@@ -45,22 +42,6 @@ def run(
 def local(plan: ToyPlan) -> LocalEngine:
     index = open_cache(plan).index if plan.load.cache else None
     return LocalEngine(plan, index, Workers(2, 1, 2))
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(SUPPORT)}},
-    )
-    yield
-    ray.shutdown()
 
 
 def on_ray(plan: ToyPlan):
@@ -158,7 +139,7 @@ def test_ctrl_c_keeps_what_was_embedded(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("running_ray")
 def test_ray_does_what_threads_do(tmp_path):
     image_paths = mixed_references(tmp_path / "pictures")
     threads, cluster = toy_plan(tmp_path / "threads"), toy_plan(tmp_path / "ray")
@@ -174,7 +155,7 @@ def test_ray_does_what_threads_do(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("running_ray")
 def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "batchverify.engine.base.Workers.for_cpus", lambda cpus: Workers(cpus, 1, cpus, chunk=4)
@@ -195,7 +176,7 @@ def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tm
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("running_ray")
 def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path):
     plan = toy_plan(tmp_path)
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(1)]
@@ -450,7 +431,7 @@ def test_patience_says_what_it_waits_for(tmp_path, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("running_ray")
 def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(tmp_path, monkeypatch, caplog):
     import ray
 

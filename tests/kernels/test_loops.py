@@ -173,7 +173,12 @@ ABSENT = "import sys; sys.modules['numba'] = None\n"
 
 def call(folder: Path | str, code: str = CALL, *, at: Path = PACKAGE.parent, **environment: str) -> list[str]:
     """The lines that the code prints with the package at a folder."""
-    ours = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(at), loops.VARIABLE: "on", "PYTHONDONTWRITEBYTECODE": "1"}
+    ours = {
+        "NUMBA_CACHE_DIR": str(folder),
+        "PYTHONPATH": str(at),
+        loops.VARIABLE: "on",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     variables = {**os.environ, **ours, **environment}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=at)

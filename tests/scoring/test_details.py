@@ -209,8 +209,9 @@ def test_nothing_is_said_of_a_picture_that_another_replaced_between_two_backbone
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("running_ray")
 def test_details_come_from_the_workers_of_ray(pairs, rows):
-    options = OPTIONS | {"engine": "ray", "num_cpus": 1, "no_cache": True, "details": True}
+    options = OPTIONS | {"engine": "ray", "no_cache": True, "details": True}
     frame = batchverify.score(pairs, **options).to_pandas()
     assert frame[NAMES].isna().equals(rows[NAMES].isna())
     numbers = [name for name in NAMES if not name.startswith("landmarks")]

@@ -323,8 +323,9 @@ def test_a_manifest_with_a_column_of_that_name_is_refused(place, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("running_ray")
 def test_rows_under_ray_are_the_same(place):
-    known = options(place, engine="ray", num_cpus=2)
+    known = options(place, engine="ray")
     assert score(place).to_arrow().equals(batchverify.score(place / "mixed.csv", **known).to_arrow())
 
 

@@ -160,6 +160,7 @@ def test_without_a_cache_the_bits_are_the_same(scored):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("no_ray")
 def test_engines_agree_on_one_cache_and_on_fresh_ones(scored, cache, tmp_path):
     fresh = batchverify.score(FACES, cache=str(tmp_path), engine="ray", num_cpus=2, quiet=True)
     assert (fresh.engine, fresh.embedded) == ("ray", 24)

@@ -105,6 +105,7 @@ def test_a_trial_whose_network_cannot_learn_returns_the_error():
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("no_ray")
 class TestOnRay:
     """Each search starts a Ray and ends it."""
 

@@ -18,7 +18,6 @@ from batchverify.engine.ray.cluster import (
     first_nodes,
     uses_gpus,
 )
-from batchverify.engine.ray.start import start_ray
 from batchverify.errors import BatchverifyError, UsageError
 
 pytestmark = pytest.mark.ray
@@ -110,25 +109,16 @@ def stillborn() -> type:
     return Stillborn
 
 
-@pytest.fixture(scope="module")
-def ray():
-    import ray
-
-    start_ray(None, 1, verbose=False)
-    yield ray
-    ray.shutdown()
-
-
-def test_a_ray_that_runs_answers(ray):
-    Address(ray.get_runtime_context().gcs_address).require_answer()
+def test_a_ray_that_runs_answers(running_ray):
+    Address(running_ray.get_runtime_context().gcs_address).require_answer()
 
 
 @pytest.fixture
-def pool_of(ray, tmp_path):
+def pool_of(running_ray, tmp_path):
     pools = []
 
     def build(count: int) -> ActorPool:
-        actors = ray.remote(num_cpus=0, max_restarts=0)(stillborn())
+        actors = running_ray.remote(num_cpus=0, max_restarts=0)(stillborn())
 
         def start(*_: object):
             return actors.remote(tmp_path / "deaths", count)
