@@ -192,6 +192,32 @@ def test_a_holder_that_was_suspended_goes_on_if_nobody_came(folder: Location) ->
     process.communicate()
 
 
+@pytest.mark.parametrize("somebody_came", [False, True])
+def test_a_claim_that_was_not_renewed_in_time_is_asked_about_before_a_write(
+    store: Store, folder: Location, monkeypatch: pytest.MonkeyPatch, somebody_came: bool
+) -> None:
+    # Its thread never comes to renew it; the clock alone moves.
+    claim = Claim(folder, beat=600)
+    claim.take()
+    (written,) = names(store, folder)
+    if somebody_came:
+        folder.join("claim-of-another").write_bytes(b"{}")
+    # In time nobody is asked: the folder is still this run's.
+    claim.check()
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 5 * 600)
+    if somebody_came:
+        with pytest.raises(BatchverifyError, match="another run took over"):
+            claim.check()
+        assert written not in names(store, folder)
+    else:
+        claim.check()
+        # Renewed by that: the store is not asked again.
+        store.client().delete_object(Bucket="jobs", Key=written)
+        claim.check()
+    claim.release()
+
+
 def is_lost(claim: Claim) -> bool:
     try:
         claim.check()
