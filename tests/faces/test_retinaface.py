@@ -163,6 +163,14 @@ def test_sixteen_bits_and_folding_move_no_face_by_a_twentieth_of_a_pixel(shared,
 
 
 @pytest.mark.weights
+def test_faces_upside_down_are_seldom_taken_for_upright_ones(shared, detector):
+    paths = sorted((shared / "data/lfw/lfw-deepfunneled").glob("*/*.jpg"))[::25]
+    found = detector([np.asarray(Image.open(path).convert("RGB"))[::-1, ::-1] for path in paths])
+    assert len(found) >= 200
+    assert sum(faces.rotation != 180 for faces in found) <= 5
+
+
+@pytest.mark.weights
 def test_the_job_still_makes_the_packaged_bytes(shared):
     assert retinaface_bytes(shared / PUBLISHED) == weights_path().read_bytes()
 
