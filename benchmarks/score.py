@@ -1,7 +1,7 @@
 """`batchverify score` from start to exit: `python benchmarks/score.py [ROOT] [--synthetic N] [--beside CHECKOUT]`.
 
-Cold and warm cache, and the other paths of a CPU, beside `benchmarks/peer.py`, which does the same manifest with
-facenet-pytorch; then four sizes, to see how time and memory grow.
+Cold and warm cache, the other paths of a CPU and the compact backbone, beside `benchmarks/peer.py`, which does the
+same manifest with facenet-pytorch; then four sizes, to see how time and memory grow.
 """
 
 import json
@@ -23,6 +23,8 @@ SIZES = (500, 1000, 2500, 4992)
 # Beside the defaults, on a CPU.
 CROPS = ("detect", "center")
 OTHER_WAYS = (["--dtype", "float32"], ["--runtime", "torch"])
+# Beside the detected crop: its own crop is an aligned face.
+COMPACT = ["--backbone", "compact"]
 # A process counts the memory of the one that started it into its peak: a small one stands between, and keeps the
 # peak of the command alone.
 BETWEEN = """
@@ -67,12 +69,15 @@ def score(manifest: Path, cache: Path, *options: str, checkout: Path | None = No
     return run(*command, "--json", "--overwrite", *options, checkout=checkout)
 
 
-def ways(device: str, beside: Path | None) -> list[tuple[str, list[str], Path | None]]:
+def ways(device: str, crop: str, beside: Path | None) -> list[tuple[str, list[str], Path | None]]:
     """(name, options, checkout) of every path that a device has; the first is the default."""
-    found: list[tuple[str, list[str], Path | None]] = [("ours", [], None)]
+    cut = ["--crop", crop]
+    found: list[tuple[str, list[str], Path | None]] = [("ours", cut, None)]
     if device == "cpu":
-        found += [(f"ours, {' '.join(each)}", each, None) for each in OTHER_WAYS]
-    return found + ([(f"{beside.name}, another checkout", [], beside)] if beside else [])
+        found += [(f"ours, {' '.join(each)}", [*cut, *each], None) for each in OTHER_WAYS]
+    if crop == "detect":
+        found.append((f"ours, {' '.join(COMPACT)}", COMPACT, None))
+    return found + ([(f"{beside.name}, another checkout", cut, beside)] if beside else [])
 
 
 def compared(manifest: Path, folder: Path, crop: str, device: str, beside: Path | None) -> list[list[str]]:
@@ -80,10 +85,10 @@ def compared(manifest: Path, folder: Path, crop: str, device: str, beside: Path 
     script = str(Path(__file__).parent / "peer.py")
     peer = run(script, str(manifest), str(folder / "peer.parquet"), crop, resolve_device(device))
     rows = [[f"{crop}: facenet-pytorch script", f"{peer.seconds:.1f}", "1.00", f"{peer.megabytes:,.0f}", ""]]
-    for number, (name, options, checkout) in enumerate(ways(resolve_device(device), beside)):
+    for number, (name, options, checkout) in enumerate(ways(resolve_device(device), crop, beside)):
         cache = folder / f"cache-{crop}-{number}"
         for state in ("cold cache", "warm cache")[: 1 if number else 2]:
-            ours = score(manifest, cache, "--crop", crop, "--device", device, *options, checkout=checkout)
+            ours = score(manifest, cache, "--device", device, *options, checkout=checkout)
             ratio = f"{peer.seconds / ours.seconds:.2f}"
             row = [f"{crop}: {name}, {state}", f"{ours.seconds:.1f}", ratio, f"{ours.megabytes:,.0f}"]
             rows.append([*row, stages(json.loads(ours.said), ours.seconds)])
