@@ -223,7 +223,7 @@ def _plots(judged: Judged) -> dict[str, Any]:
         "curves": plots.curves(pairs),
         "calibration": plots.calibration(pairs),
         "explorer": plots.explorer(scores),
-        "discards": [each for each in judged.document["quality"] if each["pairs"]] or None,
+        "discards": [each if each["pairs"] else None for each in judged.document["quality"]],
         "drift": None,
         "scatter": None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ from score_tables import draw_columns
 GROUPS = "abc"
 
 
-def group_of(person: str, groups: str = GROUPS) -> str:
+def group_of(person: str, groups: Sequence[str] = GROUPS) -> str:
     """The group of `person N`."""
     return groups[int(person.split()[1]) % len(groups)]
 
 
 def grouped_columns(
-    pairs: int, seed: int = 0, *, people: int = 30, groups: str = GROUPS, failed: float = 0.05, **changes: Any
+    pairs: int,
+    seed: int = 0,
+    *,
+    people: int = 30,
+    groups: Sequence[str] = GROUPS,
+    failed: float = 0.05,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Columns of a score table with `group_a` and `group_b`, and a quality of each side that tells of errors."""
     columns = draw_columns(pairs, seed, people=people, failed=failed)
@@ -31,7 +38,7 @@ def grouped_columns(
     return {name: each for name, each in (columns | sides | quality | changes).items() if each is not None}
 
 
-def write_people(path: Path, people: int = 30, groups: str = GROUPS) -> str:
+def write_people(path: Path, people: int = 30, groups: Sequence[str] = GROUPS) -> str:
     """A CSV file of people with their groups."""
     names = [f"person {each}" for each in range(people)]
     pd.DataFrame({"person": names, "origin": [group_of(each, groups) for each in names]}).to_csv(

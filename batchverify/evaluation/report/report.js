@@ -118,6 +118,7 @@
   // A place for each column of --quality; intervals as shades.
   function discards() {
     plots.discards.forEach((about, index) => {
+      if (!about) return;
       const x = about.shares.map((share) => 100 * share);
       const shade = (name, colour) => {
         const known = about.intervals[name].map((span, at) => [x[at], span]).filter(([, span]) => span);
