@@ -242,7 +242,7 @@ class Discards(TypedDict):
     different: list[float]
     fnmr: list[float]
     fmr: list[float]
-    intervals: dict[str, list[Interval | None]]
+    intervals: Mapping[str, Sequence[Interval | None]]
     at_fmr: AtRate | None
     area: float
     area_over_random: float

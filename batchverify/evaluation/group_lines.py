@@ -22,7 +22,7 @@ def group_lines(groups: GroupsDocument | None) -> Iterator[tuple[str, str]]:
     if groups["missing"]:
         more = ", …" if groups["missing"] > len(groups["missing_examples"]) else ""
         names = ", ".join(groups["missing_examples"]) + more
-        yield "", f"{groups['missing']:,} people are not in the table and count as not stated: {names}"
+        yield "people not in it", f"{groups['missing']:,}, counted as not stated: {names}"
     row = groups["not_stated"]
     if row["same"] or row["different"]:
         yield "group not stated", f"{row['same']:,} same, {row['different']:,} different pairs"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,11 @@ def report(tmp_path_factory):
     names = [f"a rather long name of group {each}" for each in range(12)]
     columns = grouped_columns(1500, people=60, groups=names, none=np.full(1500, np.nan))
     path = write_scores(folder / "s.parquet", columns)
-    options = {"group_a": "group_a", "group_b": "group_b", "quality": ("none", "sharpness", "-similarity")}
+    options: dict[str, Any] = {
+        "group_a": "group_a",
+        "group_b": "group_b",
+        "quality": ("none", "sharpness", "-similarity"),
+    }
     batchverify.evaluate(path, folder / "out", draws=100, no_images=True, **options)
     return folder / "out" / "report.html", json.loads((folder / "out" / "metrics.json").read_text())
 
@@ -80,7 +85,7 @@ def test_names_of_groups_and_columns_are_text(tmp_path):
     columns = {EVIL if name == "camera" else name: each for name, each in columns.items()}
     columns[EVIL] = np.arange(200)
     path = write_scores(tmp_path / "s.parquet", columns)
-    options = {"group_a": "group_a", "group_b": "group_b", "quality": (EVIL,)}
+    options: dict[str, Any] = {"group_a": "group_a", "group_b": "group_b", "quality": (EVIL,)}
     batchverify.evaluate(path, tmp_path / "out", draws=0, no_images=True, **options)
     text = (tmp_path / "out" / "report.html").read_text()
     assert EVIL not in text
