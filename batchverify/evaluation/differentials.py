@@ -55,8 +55,8 @@ def measure_differentials(
 ) -> Differentials:
     """Every measure of some groups. rates: (G,). highest: (G,), where the interval of a rate of 0 ends.
 
-    drawn: (draws, G) rates of draws of people, draws may be 0. With rates of 0 a ratio is infinite: its `value` is
-    None, and `at_least` says what it comes to with each 0 at the end of its interval.
+    drawn: (draws, G) rates of draws of people, draws may be 0. With rates of 0 a ratio is infinite, its `value` None.
+    `at_least` is the lowest value with these rates anywhere in their intervals; None without rates of 0.
     """
     reason = "needs two groups" if len(names) < 2 else None if rates.any() else "no errors"
     found: Differentials = {
@@ -78,16 +78,22 @@ def _differential(
     measure: Callable[[np.ndarray], np.ndarray], rates: np.ndarray, highest: np.ndarray, drawn: np.ndarray
 ) -> Differential:
     value = float(measure(rates))
-    infinite = math.isinf(value)
-    bounded = np.where(rates == 0, highest, rates)
-    # Both ratios have the worst rate above the line, and it is not 0: no bound may take its place.
-    least = max(1.0, float(measure(bounded) * rates.max() / bounded.max())) if infinite else None
     return {
-        "value": None if infinite else value,
-        "at_least": least,
+        "value": None if math.isinf(value) else value,
+        "at_least": None if rates.all() else _at_least(measure, rates, highest),
         "interval": span_of(measure(drawn)) if len(drawn) else None,
         "by_chance": _by_chance(measure, rates, drawn),
     }
+
+
+def _at_least(measure: Callable[[np.ndarray], np.ndarray], rates: np.ndarray, highest: np.ndarray) -> float:
+    """The lowest value of a measure with every rate of 0 anywhere below its bound.
+
+    It lies where these rates are as high as their bounds allow, up to one of the other rates or bounds.
+    """
+    levels = np.where(rates == 0, highest, rates)
+    raised = [np.where(rates == 0, np.minimum(highest, level), rates) for level in levels]
+    return float(measure(np.stack(raised)).min())
 
 
 def _by_chance(

@@ -36,7 +36,7 @@ def group_lines(groups: GroupsDocument | None) -> Iterator[tuple[str, str]]:
             f"within one group {_rate(groups['within'], rate)}, across {_rate(groups['across'], rate)}",
         )
         large, every = (groups["differentials"][rate][name] for name in ("large_enough", "all"))
-        yield from _measures(title, every if large["reason"] else large, len(rows))
+        yield from _measures(title, every if large["reason"] else large, _among(large, len(rows)))
 
 
 def _rate(row: GroupRow, rate: str) -> str:
@@ -44,17 +44,24 @@ def _rate(row: GroupRow, rate: str) -> str:
     return "–" if value is None else f"{value:.5f}{_span(row['intervals'].get(rate), '.5f')}"
 
 
-def _measures(title: str, found: Differentials, groups: int) -> Iterator[tuple[str, str]]:
+def _among(large: Differentials, groups: int) -> str:
+    """Which groups are compared."""
+    count = len(large["groups"])
+    return ", all too small" if large["reason"] else f", of {count} groups" * (count < groups)
+
+
+def _measures(title: str, found: Differentials, among: str) -> Iterator[tuple[str, str]]:
     if found["reason"]:
         yield f"{title} of groups", found["reason"]
         return
-    some = "" if len(found["groups"]) == groups else f", {len(found['groups'])} of {groups} groups"
     for name, text in (("worst_over_gmean", "worst over geometric mean"), ("gini", "Gini coefficient")):
         each = found["measures"][name]
-        value = f"{each['value']:.3f}" if each["value"] is not None else f"at least {each['at_least']:.3f}"
+        least = f"at least {each['at_least']:.3f}" if each["at_least"] is not None else ""
+        value = f"{each['value']:.3f}" if each["value"] is not None else ""
         chance = f", by chance up to {each['by_chance']:.3f}" if each["by_chance"] is not None else ""
-        worst = f"; worst {found['worst']}, best {found['best']}{some}" if name != "gini" else ""
-        yield f"{title}, {text}", f"{value}{_span(each['interval'], '.3f')}{chance}{worst}"
+        worst = f"; worst {found['worst']}, best {found['best']}{among}" if name != "gini" else ""
+        shown = f"{', '.join(filter(None, (value, least)))}{_span(each['interval'], '.3f')}"
+        yield f"{title}, {text}", f"{shown}{chance}{worst}"
 
 
 def quality_lines(qualities: Sequence[Discards]) -> Iterator[tuple[str, str]]:

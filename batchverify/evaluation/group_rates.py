@@ -133,7 +133,8 @@ class GroupSample:
         counts, drawn = self.gather(self.count()), self.gather(drawn)
         within = np.where(line < size, size, line)
         # Once by group, once with all groups together.
-        spans = self._spans(counts, drawn, line, seed) | self._spans(counts, drawn, within, seed, size)
+        spans = self._spans(counts, drawn, line, seed, range(size))
+        spans |= self._spans(counts, drawn, within, seed, range(size, size + 3))
         people = [self._people(each, size + 3) for each in (line, within)]
         names = (*self.names, WITHIN, ACROSS, NOT_STATED)
         rows = [
@@ -145,21 +146,21 @@ class GroupSample:
         return rows
 
     def _spans(
-        self, counts: np.ndarray, drawn: np.ndarray, line: np.ndarray, seed: int, start: int = 0
+        self, counts: np.ndarray, drawn: np.ndarray, line: np.ndarray, seed: int, lines: range
     ) -> dict[tuple[int, int], tuple[Span, bool]]:
-        """The intervals of lines from `start` on, by line and truth, and whether they are exact.
+        """The intervals of some lines, by line and truth, and whether they are exact.
 
-        line: (M,) the line of each pair.
+        line: (M,) the line of each pair, all pairs of `lines` among them.
         """
         rates, total = shares(drawn), counts.sum(axis=-1)
         flat = (counts[..., 1] == 0) | (counts[..., 1] == total)
-        chosen = np.flatnonzero(flat[line, self.truth] & (line >= start))
+        chosen = np.flatnonzero(flat[line, self.truth] & (line >= lines.start))
         kinds = line[chosen] * 2 + self.truth[chosen]
         disjoint = count_disjoint(
             self.units.a[chosen], self.units.b[chosen], kinds, 2 * len(counts), seed=seed
         ).reshape(-1, 2)
         spans: dict[tuple[int, int], tuple[Span, bool]] = {}
-        for at in range(start, len(counts)):
+        for at in lines:
             for kind in (0, 1):
                 exact = exact_span(counts[at, kind, 1], total[at, kind], int(disjoint[at, kind]))
                 if span := exact or span_of(rates[:, at, kind]):
@@ -187,7 +188,7 @@ class GroupSample:
     def matrix(self, drawn: np.ndarray, seed: int) -> GroupMatrix:
         """False match rates of different pairs by the groups of both people."""
         counts = self.count()
-        spans = self._spans(counts, drawn, self.cell, seed)
+        spans = self._spans(counts, drawn, self.cell, seed, range(self.cells))
         ends = np.full((2, self.cells), np.nan)
         for (cell, truth), (span, _) in spans.items():
             if truth:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from batchverify.evaluation.differentials import (
+    MEASURES,
     gini,
     measure_differentials,
     worst_over_best,
@@ -56,9 +57,23 @@ def test_a_rate_of_0_makes_a_ratio_at_least_what_its_bound_makes_it():
     assert measures["worst_over_gmean"]["value"] is None
     assert measures["worst_over_gmean"]["at_least"] == pytest.approx(0.04 / slow_gmean([0.01, 0.02, 0.04]))
     assert measures["worst_over_best"]["at_least"] == pytest.approx(4)
-    # The Gini coefficient is defined.
+    # The Gini coefficient is defined, and lowest with the 0 at its bound.
     assert measures["gini"]["value"] == pytest.approx(slow_gini([0.0, 0.02, 0.04]))
-    assert measures["gini"]["at_least"] is None
+    assert measures["gini"]["at_least"] == pytest.approx(slow_gini([0.01, 0.02, 0.04]))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_at_least_is_the_lowest_value_with_zeros_anywhere_below_their_bounds(seed):
+    rng = np.random.default_rng(seed)
+    rates, highest = rng.random(4) * [0, 0, 1, 1], rng.random(4)
+    found = measure_differentials(list("abcd"), rates, highest, np.zeros((0, 4)))["measures"]
+    tried = np.where(rates == 0, np.maximum(rng.random((4000, 4)) * highest, 1e-9), rates)
+    # Both zeros alike is one of the best choices.
+    tried[2000:, :2] = np.minimum(tried[2000:, :1], highest[:2])
+    for name, measure in MEASURES.items():
+        lowest = measure(tried).min()
+        assert found[name]["at_least"] <= lowest + 1e-9
+        assert found[name]["at_least"] == pytest.approx(lowest, abs=0.05)
 
 
 def test_a_bound_above_all_rates_says_nothing():

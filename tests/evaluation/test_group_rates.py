@@ -155,6 +155,19 @@ def test_a_group_without_errors_has_the_bound_of_its_people_with_and_without_dra
         assert (found["matrix"]["low"][1][1] is None) == (draws == 0)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1e-4, 1.0])
+def test_no_errors_and_nothing_but_errors_have_bounds_in_every_line(tmp_path, threshold):
+    scores = write_scores(tmp_path / "s.parquet", grouped_columns(PAIRS, failed=0))
+    options = {"group_a": "group_a", "group_b": "group_b", "draws": 40, "threshold": threshold}
+    found = batchverify.evaluate(scores, **options).document["groups"]
+    rate = "fnmr" if threshold == 1 else "fmr"
+    for row in (*found["groups"], found["within"]):
+        assert row[rate] == 0
+        assert rate in row["exact"]
+        assert row["intervals"][rate][0] == 0 < row["intervals"][rate][1] < 1
+    assert found["differentials"][rate]["all"]["reason"] == "no errors"
+
+
 def test_one_group_and_no_labels_are_measured_as_far_as_they_go(tmp_path):
     one = write_scores(tmp_path / "one.parquet", grouped_columns(80, groups="a"))
     found = batchverify.evaluate(one, group_a="group_a", group_b="group_b", draws=40).document["groups"]
