@@ -44,3 +44,22 @@ def test_rates_of_0_and_1_have_bounds_of_so_many_trials():
     assert exact_span(500, 500, 30) == (pytest.approx(0.025 ** (1 / 30)), 1.0)
     assert exact_span(1, 500, 30) is None
     assert exact_span(0, 0, 0) is None
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_the_bound_of_no_false_matches_holds_where_pairs_share_people(share):
+    """Some people match each other falsely: in 2,000 draws of people the bound holds, that of all pairs does not."""
+    people, draws, rng = 40, 2000, np.random.default_rng(0)
+    a, b = np.triu_indices(people, 1)
+    disjoint = int(count_disjoint(a, b, np.zeros(len(a), np.int64), 1)[0])
+    truth = share**2
+    alike = rng.random((draws, people)) < share
+    wrong = (alike[:, a] & alike[:, b]).sum(axis=1)
+    none = int((wrong == 0).sum())
+    assert none
+    missed, missed_by_all = (
+        none * (exact_span(0, len(a), trials)[1] < truth) / draws for trials in (disjoint, len(a))
+    )
+    assert missed <= 0.025
+    if share == 0.1:
+        assert missed_by_all > 0.05
