@@ -40,7 +40,9 @@ def gini(rates: np.ndarray) -> np.ndarray:
     count = rates.shape[-1]
     ranks = 2 * np.arange(1, count + 1) - count - 1
     with np.errstate(invalid="ignore"):
-        return np.sort(rates, axis=-1) @ ranks / ((count - 1) * rates.sum(axis=-1))
+        found = np.sort(rates, axis=-1) @ ranks / ((count - 1) * rates.sum(axis=-1))
+    # Rounding may make equal rates slightly less than 0.
+    return np.maximum(found, 0.0)
 
 
 MEASURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -45,6 +45,7 @@ def test_measures_are_those_of_loops(count, seed):
 def test_equal_groups_and_one_bad_group_are_the_ends_of_the_scale():
     equal, one = np.full(5, 0.02), np.array([0.0, 0.0, 0.0, 0.0, 0.1])
     assert (float(gini(equal)), float(worst_over_gmean(equal))) == (pytest.approx(0), pytest.approx(1))
+    assert (gini(np.full((3, 50), [[0.1], [0.003], [1 / 3]])) >= 0).all()
     # Without the factor G / (G - 1) it would be 0.8.
     assert float(gini(one)) == pytest.approx(1)
 
