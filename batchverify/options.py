@@ -199,7 +199,9 @@ class EvaluateOptions:
     """Options of `evaluate`.
 
     truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
-    examples: pairs of each kind in the report. export_worst: number of pairs and the file to write.
+    examples: pairs of each kind in the report. export_worst: number of pairs and the file to write. group_a,
+    group_b: columns with the group of each side's person; or group: such a column of people, a table of people.
+    quality: columns to discard pairs by, with `-` before them if high values are bad. wanted_fnmr: rates to reach.
     """
 
     truth: str | None = None
@@ -213,9 +215,17 @@ class EvaluateOptions:
     cache: str | None = None
     no_images: bool = False
     export_worst: tuple[int, str] | None = None
+    group_a: str | None = None
+    group_b: str | None = None
+    people: str | None = None
+    group: str | None = None
+    quality: tuple[str, ...] = ()
+    wanted_fnmr: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
+        self._check_groups()
+        self._check_quality()
         _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
         _require(
             self, "draws", lambda count: 0 <= count <= MOST_DRAWS, f"must lie between 0 and {MOST_DRAWS:,}"
@@ -226,6 +236,27 @@ class EvaluateOptions:
         _require(self, "examples", lambda count: 0 <= count <= MOST_EXAMPLES, rule)
         if self.export_worst is not None and self.export_worst[0] < 1:
             raise UsageError(f"--export-worst must name at least 1 pair, got {self.export_worst[0]}")
+
+    def _check_groups(self) -> None:
+        for one, other in (("group_a", "group_b"), ("people", "group")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                first, second = (f"--{name.replace('_', '-')}" for name in (one, other))
+                raise UsageError(f"{first} and {second} belong together; only one is given")
+        if self.people is not None:
+            object.__setattr__(self, "people", os.fspath(self.people))
+        if self.people is not None and self.group_a is not None:
+            raise UsageError("groups come from --group-a and --group-b or from --people, not from both")
+
+    def _check_quality(self) -> None:
+        quality = (self.quality,) if isinstance(self.quality, str) else tuple(dict.fromkeys(self.quality))
+        object.__setattr__(self, "quality", quality)
+        wanted = self.wanted_fnmr if isinstance(self.wanted_fnmr, Sequence) else (self.wanted_fnmr,)
+        object.__setattr__(self, "wanted_fnmr", tuple(wanted))
+        for rate in self.wanted_fnmr:
+            if not 0 < rate < 1:
+                raise UsageError(f"--wanted-fnmr must lie between 0 and 1, got {rate!r}")
+        if self.wanted_fnmr and not quality:
+            raise UsageError("--wanted-fnmr needs --quality, the column to discard pairs by")
 
 
 def default_cache_root() -> str:

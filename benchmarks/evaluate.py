@@ -1,7 +1,8 @@
 """`batchverify evaluate` from process start to exit: `python benchmarks/evaluate.py [--pairs N] [--record]`.
 
 Its time, its peak memory and the size of the report, without pictures. Scores are drawn at random, as `score` writes
-them: a million pairs with 200 draws over people, the same by camera, and ten million without intervals.
+them: a million pairs with 200 draws over people, the same by camera, the same with ten groups of people and
+a quality, and ten million without intervals.
 """
 
 import json
@@ -19,7 +20,10 @@ from batchverify.scoring.parquet import RECORD_KEY
 
 THRESHOLD = 0.5
 CAMERAS = np.array([f"camera {each}" for each in range(8)])
+GROUPS = np.array([f"group {each}" for each in range(10)])
 FAILED = 0.01
+GROUP_OPTIONS = ("--group-a", "group_a", "--group-b", "group_b")
+QUALITY_OPTIONS = ("--quality", "sharpness")
 # Rows drawn and written at once.
 BITE = 1_000_000
 
@@ -42,6 +46,10 @@ def draw(pairs: int, people: int, rng: np.random.Generator) -> pa.Table:
             "person_a": names.take(pa.array(a)),
             "person_b": names.take(pa.array(b)),
             "camera": pa.array(CAMERAS[rng.integers(0, len(CAMERAS), pairs)]),
+            "group_a": pa.array(GROUPS[a % len(GROUPS)]),
+            "group_b": pa.array(GROUPS[b % len(GROUPS)]),
+            "sharpness_a": pa.array(rng.random(pairs, np.float32)),
+            "sharpness_b": pa.array(rng.random(pairs, np.float32)),
             "probability": pa.array(probability, mask=lost),
             "label": pa.array((probability >= np.float32(THRESHOLD)).astype(np.int8), mask=lost),
             "similarity": pa.array(similarity, mask=lost),
@@ -91,6 +99,10 @@ def main(pairs: int, most: int, people: int, record: bool) -> None:
         rows = [
             measure("200 draws over people", few, pairs),
             measure("200 draws over people, --by camera", few, pairs, "--by", "camera"),
+            measure("200 draws over people, 10 groups", few, pairs, *GROUP_OPTIONS),
+            measure(
+                "200 draws over people, 10 groups, --quality", few, pairs, *GROUP_OPTIONS, *QUALITY_OPTIONS
+            ),
             measure("--draws 0", many, most, "--draws", "0"),
         ]
     header = ["run", "pairs", "seconds", "peak MB of its process", "report MB"]

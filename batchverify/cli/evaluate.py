@@ -25,6 +25,23 @@ _options = together(
         "COLUMN",
         multiple=True,
     ),
+    option("--group-a", "Column with the group of the first image's person: error rates by group.", "COLUMN"),
+    option("--group-b", "Column with the group of the second image's person.", "COLUMN"),
+    option("--people", "Table with a column person, one row for each person, for --group.", "TABLE"),
+    option("--group", "Column of the table of --people with the group of each person.", "COLUMN"),
+    option(
+        "--quality",
+        "Error rates after discarding the pairs of lowest value in this column, or of COLUMN_a and COLUMN_b the "
+        "lower. With - before it the highest are discarded. Repeatable.",
+        "COLUMN",
+        multiple=True,
+    ),
+    option(
+        "--wanted-fnmr",
+        "How many pairs must be discarded for this false non-match rate, besides those of the table. Repeatable.",
+        "X",
+        multiple=True,
+    ),
     option("--threshold", "Judge SCORES at this threshold. Default: the threshold of the run.", "X"),
     option("--draws", "Bootstrap draws behind the 95 % intervals, at least 40; 0: no intervals.", "N"),
     seed_option,

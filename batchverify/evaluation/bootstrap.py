@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +16,7 @@ THREADS = 2
 # The share of draws beyond either end of a 95 % interval.
 TAIL = 0.025
 
+Measured = TypeVar("Measured")
 Figures = Mapping[str, float]
 Span = tuple[float, float]
 
@@ -55,9 +58,7 @@ def bootstrap(
     The same seed gives the same draws. A draw that lacks one kind of pair has no value, and a figure with fewer than
     `FEWEST_DRAWS` values no interval.
     """
-    # Each draw has its own generator, so the order in which threads end does not matter.
-    with ThreadPoolExecutor(THREADS) as pool:
-        drawn = list(pool.map(lambda number: figures(units.weights((seed, number))), range(draws)))
+    drawn = each_draw(units, figures, draws=draws, seed=seed)
     spans = {}
     for name in dict.fromkeys(name for each in drawn for name in each):
         known = [each[name] for each in drawn if not np.isnan(each.get(name, np.nan))]
@@ -65,6 +66,31 @@ def bootstrap(
             low, high = np.quantile(known, [TAIL, 1 - TAIL]).tolist()
             spans[name] = (low, high)
     return spans
+
+
+def each_draw(
+    units: Units, measured: Callable[[np.ndarray], Measured], *, draws: int, seed: int = 0
+) -> list[Measured]:
+    """What a function of the (N,) weights says of each draw; the same seed gives the same draws."""
+    # Each draw has its own generator, so the order in which threads end does not matter.
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda number: measured(units.weights((seed, number))), range(draws)))
+
+
+def span_of(values: np.ndarray) -> Span | None:
+    """The 95 % percentile interval of (draws,) values, of which some may be infinite; NaN is a draw without a value.
+
+    None for fewer values than `FEWEST_DRAWS`, and if all of them agree.
+    """
+    known = np.sort(values[~np.isnan(values)])
+    if len(known) < FEWEST_DRAWS or known[0] == known[-1]:
+        return None
+    if np.isfinite(known[-1]):
+        low, high = np.quantile(known, [TAIL, 1 - TAIL]).tolist()
+        return low, high
+    # Between a number and infinity there is nothing to interpolate.
+    last = len(known) - 1
+    return float(known[math.floor(last * TAIL)]), float(known[math.ceil(last * (1 - TAIL))])
 
 
 def with_exact_bounds(

@@ -144,6 +144,112 @@ class ComparisonDocument(_SamePairs):
     drift: Drift
 
 
+class GroupRow(TypedDict):
+    """Pairs of people of a group, or of several: numbers of scored pairs, wrong verdicts, rates.
+
+    units: who is in these pairs, by rate: people or images. exact: rates of 0 or 1, whose interval is not the
+    bootstrap's. too_small: by rate, why a group is too small for it.
+    """
+
+    group: str
+    same: int
+    different: int
+    false_non_matches: int
+    false_matches: int
+    fnmr: float
+    fmr: float
+    units: dict[str, int]
+    intervals: dict[str, Interval]
+    exact: list[str]
+    too_small: dict[str, str]
+
+
+class GroupMatrix(TypedDict):
+    """Different pairs by the groups of both people: symmetric lists of G lists, in the order of the groups."""
+
+    pairs: list[list[int]]
+    false_matches: list[list[int]]
+    fmr: list[list[float]]
+    low: list[list[float | None]]
+    high: list[list[float | None]]
+
+
+class Differential(TypedDict):
+    """A measure of how far groups are apart. interval: its high end is None if it is infinite."""
+
+    value: float | None
+    at_least: float | None
+    interval: Interval | None
+    by_chance: float | None
+
+
+class Differentials(TypedDict):
+    """The measures of some groups; none if `reason` says why."""
+
+    groups: list[str]
+    reason: str | None
+    worst: str | None
+    best: str | None
+    measures: dict[str, Differential]
+
+
+class GroupsDocument(TypedDict):
+    """Error rates of groups of people. differentials: by rate, of `all` groups and of those `large_enough`."""
+
+    source: str
+    unit: str
+    missing: int
+    missing_examples: list[str]
+    in_several: int
+    limits: dict[str, int]
+    groups: list[GroupRow]
+    within: GroupRow
+    across: GroupRow
+    not_stated: GroupRow
+    matrix: GroupMatrix
+    differentials: dict[str, dict[str, Differentials]]
+
+
+class Wanted(TypedDict):
+    """The share of pairs to discard for a false non-match rate; None with a reason. cut: the quality there."""
+
+    fnmr: float
+    share: float | None
+    interval: Interval | None
+    cut: float | None
+    reason: str | None
+
+
+class AtRate(TypedDict):
+    """The false non-match rate at a false match rate, with a new threshold at every share."""
+
+    fmr: float
+    fnmr: list[float]
+    threshold: list[float]
+
+
+class Discards(TypedDict):
+    """Error rates after discarding the pairs of worst quality, at each of `shares`."""
+
+    column: str
+    values: list[str]
+    bad: str
+    pairs: int
+    without: int
+    shares: list[float]
+    cuts: list[float]
+    same: list[float]
+    different: list[float]
+    fnmr: list[float]
+    fmr: list[float]
+    intervals: Mapping[str, Sequence[Interval | None]]
+    at_fmr: AtRate | None
+    area: float
+    area_over_random: float
+    area_interval: Interval | None
+    wanted: list[Wanted]
+
+
 class RunSummary(TypedDict):
     """The run, labelled or not."""
 
@@ -181,4 +287,6 @@ class Document(RunSummary, Measurements, _Added):
 
     folds: Folds | None
     slices: dict[str, list[dict[str, Any]]]
+    groups: GroupsDocument | None
+    quality: list[Discards]
     record: dict[str, Any]

@@ -17,8 +17,13 @@ import pyarrow as pa
 from batchverify.errors import BatchverifyError
 from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
+from batchverify.evaluation.discards import measure_discards
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
+from batchverify.evaluation.group_lines import group_lines, quality_lines
+from batchverify.evaluation.group_rates import measure_groups
+from batchverify.evaluation.groups import read_groups
+from batchverify.evaluation.qualities import read_quality
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
@@ -91,6 +96,8 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     """Measure a run, and compare it with its reference if there is one."""
     file = ScoreFile.open(name)
     grouped = {name: file.groups(name) for name in options.by}
+    groups = read_groups(file, options)
+    qualities = [read_quality(file, name) for name in options.quality]
     truth = read_truth(options.truth, file) if options.truth else None
     scores = read_scores(file, threshold=options.threshold, truth=truth)
     other = _read_reference(reference, options) if reference is not None else None
@@ -101,6 +108,8 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     pairs = scores.labelled_pairs()
     units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
     draws, seed = options.draws, options.seed
+    # Groups count people without draws, too.
+    people = (units or read_units(file)) if groups is not None else None
     labelled = units.subset(scores.labelled) if units is not None and len(pairs.scored) else None
     document: dict[str, Any] = {
         **_describe(scores, source),
@@ -110,6 +119,11 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
             name: measure_slices(scores, cells, units, draws=draws, seed=seed)
             for name, cells in grouped.items()
         },
+        "groups": groups and people and measure_groups(groups, scores, people, draws=draws, seed=seed),
+        "quality": [
+            measure_discards(each, scores, units, options.wanted_fnmr, draws=draws, seed=seed)
+            for each in qualities
+        ],
         "record": dict(file.record),
     }
     comparison = None
@@ -209,6 +223,7 @@ def _plots(judged: Judged) -> dict[str, Any]:
         "curves": plots.curves(pairs),
         "calibration": plots.calibration(pairs),
         "explorer": plots.explorer(scores),
+        "discards": [each if each["pairs"] else None for each in judged.document["quality"]],
         "drift": None,
         "scatter": None,
     }
@@ -248,6 +263,8 @@ class Evaluation:
             self._rates,
             self._folds,
             self._slices,
+            lambda: group_lines(self.document["groups"]),
+            lambda: quality_lines(self.document["quality"]),
             self._comparison,
             self._bootstrap,
         )

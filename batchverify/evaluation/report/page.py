@@ -14,6 +14,7 @@ from batchverify.evaluation.comparison import RARE, SHARES
 from batchverify.evaluation.document import Document, Interval
 from batchverify.evaluation.figures import NAMES, rate_name
 from batchverify.evaluation.report.galleries import Gallery
+from batchverify.evaluation.report.plots import heat
 from batchverify.evaluation.scores import FROM_REFERENCE
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.options import EmbedOptions
@@ -62,11 +63,15 @@ DIGEST = 12
 
 def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gallery]) -> str:
     """The page. plots: the data of the plots by name. galleries: the pairs to show."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "count": "{:,}".format,
@@ -74,6 +79,8 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         "figure": figure,
         "name": _title,
         "others": _others,
+        "ratio": ratio,
+        "short": short,
         "span": _span,
         "threshold": shown_threshold,
     }
@@ -94,6 +101,7 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         explorer=[each[:2] for each in EXPLORER if all(document["counts"][kind] for kind in each[2])],
         shares=SHARES,
         rare=RARE,
+        heat=heat(document["groups"]["matrix"]["fmr"]) if document["groups"] else [],
         lead=record_lead(document),
         # The template marks these as safe: our own files and Plotly's script, and JSON without `<`.
         css=_asset("report.css"),
@@ -139,6 +147,16 @@ def figure(value: float | None) -> str:
     if value is None or math.isnan(value):
         return NONE
     return f"{value:.5f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.3g}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio or coefficient with three digits after the point, large ones with fewer; a dash for none."""
+    return NONE if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def short(value: float | None) -> str:
+    """A rate with two digits; a dash for none."""
+    return NONE if value is None else f"{value:.2g}"
 
 
 def shown_threshold(value: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,20 @@ def overlaid(new: Scores, reference: Scores) -> dict[str, Any] | None:
         counts = np.histogram(run.probability[run.scored], edges)[0]
         shares[name] = _rounded(counts / counts.sum())
     return {"edges": _rounded(edges), "shares": shares}
+
+
+def heat(rates: Sequence[Sequence[float | None]]) -> list[list[int]]:
+    """How hot each cell of a matrix of rates is, 0 to 100 on a log scale; 0 for rates of 0 and for none."""
+    known = [each for row in rates for each in row if each]
+    if not known:
+        return [[0 for _ in row] for row in rates]
+    low, high = math.log(min(known)), math.log(max(known))
+    # The lowest rate above 0 is told from 0, and equal rates are not all at the top.
+    span = max(high - low, math.log(10))
+    return [
+        [round(15 + 85 * (1 - (high - math.log(each)) / span)) if each else 0 for each in row]
+        for row in rates
+    ]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

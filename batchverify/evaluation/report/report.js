@@ -115,13 +115,32 @@
       { shapes: [upright(threshold[1]), level(threshold[0])] }));
   }
 
+  // A place for each column of --quality; intervals as shades.
+  function discards() {
+    plots.discards.forEach((about, index) => {
+      if (!about) return;
+      const x = about.shares.map((share) => 100 * share);
+      const shade = (name, colour) => {
+        const known = about.intervals[name].map((span, at) => [x[at], span]).filter(([, span]) => span);
+        const back = [...known].reverse();
+        return { type: "scatter", mode: "lines", x: [...known, ...back].map(([share]) => share), y: [...known.map(([, span]) => span[0]), ...back.map(([, span]) => span[1])],
+          fill: "toself", fillcolor: `${css(colour)}30`, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+      };
+      const line = (name, y, more) => ({ type: "scatter", mode: "lines", name, x, y, hovertemplate: "%{x} %: %{y:.5f}<extra></extra>", line: { width: 2.5, ...more } });
+      const traces = [shade("fnmr", "same"), shade("fmr", "different"), line("FNMR", about.fnmr, { color: css("same") }), line("FMR", about.fmr, { color: css("different") })];
+      if (about.at_fmr) traces.push(line(`FNMR at FMR ${about.at_fmr.fmr}`, about.at_fmr.fnmr, { color: css("run"), dash: "dash" }));
+      draw(`discards-${index + 1}`, traces, layout({ title: { text: "pairs discarded, %" }, range: [0, x[x.length - 1]] },
+        { title: { text: "error rate" }, rangemode: "tozero" }, { shapes: about.fnmr[0] === null ? [] : [level(about.fnmr[0])] }));
+    });
+  }
+
   function draw(id, traces, about) {
     const place = document.getElementById(`plot-${id}`);
     if (place) Plotly.react(place, traces, about, { displayModeBar: false, responsive: true });
   }
 
   function drawAll() {
-    for (const [name, drawing] of Object.entries({ histograms, curves, calibration, drift, scatter })) {
+    for (const [name, drawing] of Object.entries({ histograms, curves, calibration, drift, scatter, discards })) {
       // One plot that fails must not stop the others.
       try { if (plots[name]) drawing(); } catch (error) { console.error(name, error); }
     }
