@@ -199,7 +199,7 @@ class EvaluateOptions:
     """Options of `evaluate`.
 
     truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
-    examples: pairs of each kind in the report. export_worst: number of pairs and the file to write.
+    examples: pairs of each kind in the report. export_worst, suspects: number of pairs and the file to write.
     """
 
     truth: str | None = None
@@ -213,6 +213,7 @@ class EvaluateOptions:
     cache: str | None = None
     no_images: bool = False
     export_worst: tuple[int, str] | None = None
+    suspects: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
@@ -226,6 +227,8 @@ class EvaluateOptions:
         _require(self, "examples", lambda count: 0 <= count <= MOST_EXAMPLES, rule)
         if self.export_worst is not None and self.export_worst[0] < 1:
             raise UsageError(f"--export-worst must name at least 1 pair, got {self.export_worst[0]}")
+        if self.suspects is not None and self.suspects[0] < 1:
+            raise UsageError(f"--suspects must name at least 1 pair, got {self.suspects[0]}")
 
 
 def default_cache_root() -> str:

@@ -26,8 +26,13 @@ class Forest:
     tree: np.ndarray
 
     @classmethod
-    def of(cls, a: np.ndarray, b: np.ndarray, weights: np.ndarray, nodes: int) -> Forest:
-        """The maximum spanning forest. a, b: (E,) ends of distinct edges, none from a node to itself."""
+    def of(
+        cls, a: np.ndarray, b: np.ndarray, weights: np.ndarray, nodes: int, first: np.ndarray | None = None
+    ) -> Forest:
+        """The maximum spanning forest. a, b: (E,) ends of distinct edges, none from a node to itself.
+
+        first: (V,) bool, the nodes that a tree starts at if it has any.
+        """
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
@@ -37,7 +42,8 @@ class Forest:
         costs[order] = np.arange(1, len(a) + 1)
         chosen = minimum_spanning_tree(coo_matrix((costs, (a, b)), (nodes, nodes)).tocsr()).tocoo()
         _, tree = connected_components(chosen, directed=False)
-        tops = np.unique(tree, return_index=True)[1]
+        ordered = np.arange(nodes) if first is None else np.argsort(~first, kind="stable")
+        tops = ordered[np.unique(tree[ordered], return_index=True)[1]]
         rows = np.concatenate([chosen.row, np.full(len(tops), nodes)])
         columns = np.concatenate([chosen.col, tops])
         whole = coo_matrix((np.ones(len(rows)), (rows, columns)), (nodes + 1, nodes + 1)).tocsr()
