@@ -11,8 +11,8 @@ import numpy as np
 
 # Probabilities nearer 0 or 1 say no more than these.
 LEAST = 1e-7
-# The bounds of a noise rate that labels are weighed with. Ten benchmarks have 3.3 % of wrong labels on average (Northcutt,
-# Athalye and Mueller 2021); what the scores of a good head agree with may still hold some.
+# The bounds of the noise rate that labels are weighed with. Ten benchmarks have 3.3 % of wrong labels on average
+# (Northcutt, Athalye and Mueller 2021), so that none at all is not to be reckoned with.
 FEWEST, MOST = 0.01, 0.2
 
 

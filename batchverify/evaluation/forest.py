@@ -1,4 +1,4 @@
-"""Chains of pairs: a maximum spanning forest, with sums over its cuts and minima along its paths, in near-linear time.
+"""Chains of pairs: a maximum spanning forest, sums over its cuts and minima along its paths, in near-linear time.
 
 Everything works on whole arrays by pointer doubling: one round for each power of two up to the depth of the trees.
 """
@@ -72,7 +72,7 @@ class Forest:
         return jumps
 
     def below(self, values: np.ndarray) -> np.ndarray:
-        """(V + 1,) float64: for each node the sum of the values (V + 1,) of all nodes of its tree below it and its own."""
+        """(V + 1,) float64: for each node the sum of the values (V + 1,) of itself and all nodes below it."""
         sums = values.astype(np.float64)
         top = len(sums) - 1
         for jump in self.jumps:

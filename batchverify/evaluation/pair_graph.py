@@ -25,8 +25,8 @@ UNNAMED = -1
 class Edges:
     """E distinct pairs: the same two images with one label count once, in either order.
 
-    a, b: (E,) images, a <= b. labels: (E,) 0 or 1. weights: (E,) log-odds that the label is right, by itself. row: (E,)
-    the first row of each. of_row: (N,) the edge of each row.
+    a, b: (E,) images, a <= b. labels: (E,) 0 or 1. weights: (E,) log-odds that the label is right, by its own score.
+    row: (E,) the first row of each. of_row: (N,) the edge of each row.
     """
 
     a: np.ndarray

@@ -8,7 +8,6 @@ import numpy as np
 
 from batchverify.errors import redacted
 from batchverify.evaluation.evidence import Evidence
-from batchverify.evaluation.pair_graph import UNNAMED
 
 # Rows that a reason lists.
 LISTED = 4

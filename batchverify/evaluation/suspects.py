@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import expit
 
 from batchverify.errors import UsageError, redacted
 from batchverify.evaluation.document import SuspectImage, SuspectsDocument
@@ -19,6 +18,8 @@ from batchverify.evaluation.worst_pairs import check_target, review_table, write
 from batchverify.storage.location import Location
 
 OPTION = "--suspects"
+# Log-odds beyond this are a likelihood of 0 or 1.
+MOST = 100.0
 # Images that the document lists.
 LISTED = 100
 
@@ -27,7 +28,7 @@ LISTED = 100
 class Suspects:
     """S labels that something speaks against, the most suspect first.
 
-    rows: (S,) of the table. likelihood: (S,) float32, the probability that the label is wrong. reasons: why, in words.
+    rows: (S,) of the table. likelihood: (S,) float32, that the label is wrong, from 0 to 1. reasons: why, in words.
     """
 
     rows: np.ndarray
@@ -42,7 +43,7 @@ def find_suspects(scores: Scores, most: int) -> Suspects:
     ranked = evidence.ranked()
     chosen = ranked[:most]
     reasons = [reason(evidence, place) for place in chosen.tolist()]
-    likelihood = expit(evidence.against[chosen]).astype(np.float32)
+    likelihood = (1 / (1 + np.exp(-np.clip(evidence.against[chosen], -MOST, MOST)))).astype(np.float32)
     document = _document(scores, evidence, ranked, len(chosen))
     return Suspects(evidence.rows[chosen], likelihood, reasons, document)
 
