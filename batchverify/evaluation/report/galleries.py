@@ -17,6 +17,7 @@ from batchverify.evaluation import worst_pairs
 from batchverify.evaluation.report.thumbnails import ImageSource, Thumbnail, thumbnails
 from batchverify.evaluation.scores import UNKNOWN, Scores
 from batchverify.evaluation.suspects import Suspects
+from batchverify.options import MOST_EXAMPLES
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def _select(scores: Scores, flipped: np.ndarray, most: int, suspects: Suspects |
     """The galleries, still without cards."""
     if suspects is not None:
         about = "Labels that are probably wrong, the most suspect first; below each pair is the reason."
-        rows, found = suspects.rows[:most], suspects.document["found"]
+        rows, found = suspects.rows[:MOST_EXAMPLES], suspects.document["found"]
         yield Gallery("suspects", "Suspect labels", about, found, rows, reasons=suspects.reasons)
     accepts, rejects = worst_pairs.false_accepts(scores), worst_pairs.false_rejects(scores)
     near = worst_pairs.nearest(scores)[:most]
