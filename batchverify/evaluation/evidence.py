@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchverify.errors import ManifestError
 from batchverify.evaluation.confident_learning import ConfidentLearning
@@ -43,7 +44,11 @@ class Evidence:
     @classmethod
     def of(cls, scores: Scores) -> Evidence:
         """Raises `ManifestError` for a table without images, and if no pair has both a label and a score."""
-        rows = np.flatnonzero(scores.scored & (scores.truth != UNKNOWN))
+        usable = scores.scored & (scores.truth != UNKNOWN)
+        for side in scores.file.table(scores.file.sides).columns:
+            # Other programs may write a score beside a blank cell.
+            usable &= pc.not_equal(side.cast(pa.large_string()), "").fill_null(False).to_numpy()
+        rows = np.flatnonzero(usable)
         if not len(rows):
             raise ManifestError(
                 f"{scores.file.name}: no pair has both a label and a score, so no label can be a suspect; --truth "

@@ -205,6 +205,12 @@ def test_pairs_without_a_score_or_a_label_are_left_out(tmp_path):
     assert (document["labels"], document["not_scored"], document["contradictions"]) == (42, 1, 0)
 
 
+def test_a_score_beside_a_blank_cell_is_left_out(tmp_path):
+    pairs = [(None, "b", 0, 0.9), ("", "c", 0, 0.9), ("d", "e", 0, 0.9), *background()]
+    scores = scored(tmp_path, pairs)
+    assert found(scores)[0] == [3]
+
+
 def test_thresholds_are_mean_self_confidence():
     """The worked example of the paper's method for two classes, by hand."""
     labels = np.array([0, 0, 0, 1, 1, 1])
