@@ -45,7 +45,8 @@ class Evidence:
     def of(cls, scores: Scores) -> Evidence:
         """Raises `ManifestError` for a table without images, and if no pair has both a label and a score."""
         usable = scores.scored & (scores.truth != UNKNOWN)
-        for side in scores.file.table(scores.file.sides).columns:
+        cells = scores.file.table(scores.file.sides)
+        for side in cells.columns:
             # Other programs may write a score beside a blank cell.
             usable &= pc.not_equal(side.cast(pa.large_string()), "").fill_null(False).to_numpy()
         rows = np.flatnonzero(usable)
@@ -55,7 +56,7 @@ class Evidence:
                 "names a manifest with labels"
             )
         labels = scores.truth[rows].astype(np.int64)
-        (a, b), images = _numbered(scores.file.table(scores.file.sides).take(pa.array(rows)))
+        (a, b), images = _numbered(cells.take(pa.array(rows)))
         names, people, misnamed = _names(scores, rows, a, b, len(images))
         learned = ConfidentLearning.of(scores.probability[rows], labels)
         trust = np.log(1 / learned.noise - 1)
