@@ -105,7 +105,7 @@ def _cards(gallery: Gallery, cards: Mapping[int, dict[str, Any]]) -> list[dict[s
 def _select(scores: Scores, flipped: np.ndarray, most: int, suspects: Suspects | None) -> Iterator[Gallery]:
     """The galleries, still without cards."""
     if suspects is not None:
-        about = "Labels that are probably wrong, the most suspect first; below each pair is the reason."
+        about = "Labels that may be wrong, the most suspect first, each with its reason."
         rows, found = suspects.rows[:MOST_EXAMPLES], suspects.document["found"]
         yield Gallery("suspects", "Suspect labels", about, found, rows, reasons=suspects.reasons)
     accepts, rejects = worst_pairs.false_accepts(scores), worst_pairs.false_rejects(scores)
