@@ -186,7 +186,6 @@ class SuspectsDocument(TypedDict):
     not_scored: int
     found: int
     listed: int
-    likely: int
     contradictions: int
     against_names: int
     thresholds: dict[str, float | None]

@@ -361,11 +361,19 @@ class Evaluation:
 
     def _suspects(self) -> Lines:
         if suspects := self.document.get("suspects"):
-            text = f"{suspects['listed']:,} of {suspects['found']:,} written, {suspects['likely']:,} likely wrong"
-            left = suspects["not_scored"]
-            yield "suspect labels", text + (f"; {left:,} labels without a score left out" if left else "")
+            yield "suspect labels", f"{suspects['listed']:,} of {suspects['found']:,} written"
+            yield (
+                "",
+                f"{sum(suspects['off_diagonal'].values()):,} against which the scores are as sure as elsewhere",
+            )
+            yield (
+                "",
+                f"{suspects['contradictions']:,} contradict a chain, {suspects['against_names']:,} the names",
+            )
+            if left := suspects["not_scored"]:
+                yield "", f"{left:,} labels without a score are left out"
             for each in suspects["images"][:SHOWN_IMAGES]:
-                counts = f"scores against {each['disputed']:,} of its {each['pairs']:,} labels"
+                counts = f"the scores are against {each['disputed']:,} of its {each['pairs']:,} labels same"
                 yield "suspect image", f"{each['image']}: {counts}"
 
     def _bootstrap(self) -> Lines:

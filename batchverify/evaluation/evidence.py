@@ -17,8 +17,6 @@ from batchverify.manifest.columns import cell_names
 
 # A label that contradicts the names of its own row is more suspect than any that the scores alone speak against.
 NAMED = 100.0
-# An image is suspect as a whole from so many distinct pairs on, if the scores are against more than half of them.
-FEWEST_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -76,25 +74,14 @@ class Evidence:
         return self.graph.against[self.graph.edges.of_row] + NAMED * self.against_names
 
     @cached_property
-    def disputed(self) -> np.ndarray:
-        """(V,) of how many distinct pairs of an image the scores prefer the other label."""
-        return self._pairs(self.learned.margin[self.graph.edges.row] < 0.5)
+    def same(self) -> tuple[np.ndarray, np.ndarray]:
+        """(V,) the distinct pairs labelled same of each image, and how many of these labels the scores dispute."""
+        return self.graph.edges.same(len(self.images))
 
     @cached_property
-    def pairs(self) -> np.ndarray:
-        """(V,) in how many distinct pairs an image is."""
-        return self._pairs(np.ones(len(self.graph.edges.row)))
-
-    @cached_property
-    def wrong_images(self) -> np.ndarray:
+    def odd(self) -> np.ndarray:
         """(V,) bool: images that are suspect as a whole."""
-        return (self.pairs >= FEWEST_PAIRS) & (2 * self.disputed > self.pairs)
-
-    def _pairs(self, weights: np.ndarray) -> np.ndarray:
-        edges = self.graph.edges
-        apart = np.where(edges.a != edges.b, weights, 0.0)
-        sums = sum(np.bincount(end, apart, len(self.images)) for end in (edges.a, edges.b))
-        return np.asarray(sums).astype(np.int64)
+        return self.graph.edges.odd(len(self.images))
 
     def ranked(self) -> np.ndarray:
         """Places in `rows` of all labels that anything speaks against, the most suspect first."""

@@ -14,10 +14,13 @@ import numpy as np
 
 from batchverify.evaluation.forest import NO_EDGE, Forest
 
-# One score moves the log-odds by no more than this, so that no single one outweighs several labels.
-SURE = 6.0
+# A score moves the log-odds by at most this share of the trust in a label, so that none outweighs a label by itself.
+# Chosen on FIW train pairs: from .6 to .9 it matters little, above hard pairs come before wrong labels.
+SURE = 0.75
 # Of a pair that contradicts itself: more than all else together.
 CERTAIN = 50.0
+# An image is suspect as a whole if it is in so many distinct pairs labelled same and the scores dispute most of them.
+FEWEST_PAIRS = 3
 UNNAMED = -1
 
 
@@ -26,13 +29,15 @@ class Edges:
     """E distinct pairs: the same two images with one label count once, in either order.
 
     a, b: (E,) images, a <= b. labels: (E,) 0 or 1. weights: (E,) log-odds that the label is right, by its own score.
-    row: (E,) the first row of each. of_row: (N,) the edge of each row.
+    disputed: (E,) bool, the score prefers the other label. row: (E,) the first row of each. of_row: (N,) the edge of
+    each row.
     """
 
     a: np.ndarray
     b: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
+    disputed: np.ndarray
     row: np.ndarray
     of_row: np.ndarray
 
@@ -50,9 +55,24 @@ class Edges:
         low, high = np.minimum(a, b).astype(np.int64), np.maximum(a, b).astype(np.int64)
         keys = (low * images + high) * 2 + labels
         _, row, of_row = np.unique(keys, return_index=True, return_inverse=True)
-        score = np.bincount(of_row, np.clip(different, -SURE, SURE)) / np.bincount(of_row)
-        weights = trust + np.where(labels[row] == 1, score, -score)
-        return cls(low[row], high[row], labels[row], weights, row, of_row)
+        score = np.bincount(of_row, different) / np.bincount(of_row)
+        support = np.where(labels[row] == 1, score, -score)
+        weights = trust + np.clip(support, -SURE * trust, SURE * trust)
+        return cls(low[row], high[row], labels[row], weights, support < 0, row, of_row)
+
+    def same(self, images: int) -> tuple[np.ndarray, np.ndarray]:
+        """(V,) in how many pairs labelled same each image is, and in how many of these the scores dispute that."""
+        chosen = (self.labels == 0) & (self.a != self.b)
+        pairs, disputed = (
+            np.bincount(self.a[each], minlength=images) + np.bincount(self.b[each], minlength=images)
+            for each in (chosen, chosen & self.disputed)
+        )
+        return pairs, disputed
+
+    def odd(self, images: int) -> np.ndarray:
+        """(V,) bool, images that are suspect as a whole: perhaps of another person than all their labels say."""
+        pairs, disputed = self.same(images)
+        return (pairs >= FEWEST_PAIRS) & (2 * disputed > pairs)
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,7 @@ class PairGraph:
         chained = np.flatnonzero(proper & (edges.labels == 0))
         ends, weights = (edges.a[chained], edges.b[chained]), edges.weights[chained]
         forest = Forest.of(*ends, weights, images, first=names != UNNAMED)
-        links = _cuts(edges, forest, chained)
+        links = _cuts(edges, forest, chained, edges.odd(images))
         within = forest.tree[edges.a] == forest.tree[edges.b]
         contradictions = np.flatnonzero(proper & within & (edges.labels == 1))
         blamed = forest.climb(links, edges.a[contradictions], edges.b[contradictions])[1]
@@ -125,14 +145,18 @@ def _judge(
     return same, weakest
 
 
-def _cuts(edges: Edges, forest: Forest, chained: np.ndarray) -> np.ndarray:
-    """(V + 1,) for each link the sum of the weights of all edges labelled same that join its two sides."""
+def _cuts(edges: Edges, forest: Forest, chained: np.ndarray, odd: np.ndarray) -> np.ndarray:
+    """(V + 1,) for each link the sum of the weights of all edges labelled same that join its two sides.
+
+    Disputed labels of an odd image do not support each other: one wrong picture explains them all.
+    """
     has = forest.edge != NO_EDGE
     own = np.zeros(len(forest.edge))
     own[has] = edges.weights[chained[forest.edge[has]]]
     is_link = np.zeros(len(chained), np.bool_)
     is_link[forest.edge[has]] = True
-    others = chained[~is_link]
+    dependent = edges.disputed & (odd[edges.a] | odd[edges.b])
+    others = chained[~is_link & ~dependent[chained]]
     return own + forest.crossing(edges.a[others], edges.b[others], edges.weights[others])
 
 

@@ -84,10 +84,10 @@ def _score(evidence: Evidence, place: int) -> Iterator[str]:
 
 def _images(evidence: Evidence, place: int) -> Iterator[str]:
     for image in dict.fromkeys((int(evidence.a[place]), int(evidence.b[place]))):
-        if evidence.wrong_images[image]:
-            against, pairs = evidence.disputed[image], evidence.pairs[image]
+        if evidence.odd[image]:
+            pairs, disputed = (counts[image] for counts in evidence.same)
             cell = redacted(str(evidence.images[image]))
-            yield f"the scores are against {against:,} of {pairs:,} labels of {cell}: perhaps a wrong picture"
+            yield f"the scores are against {disputed:,} of {pairs:,} labels same of {cell}: perhaps a wrong picture"
 
 
 def _rows(evidence: Evidence, edges: np.ndarray) -> np.ndarray:

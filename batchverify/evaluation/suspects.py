@@ -56,7 +56,6 @@ def _document(scores: Scores, evidence: Evidence, ranked: np.ndarray, listed: in
         "not_scored": int((~scores.scored & (scores.truth != UNKNOWN)).sum()),
         "found": len(ranked),
         "listed": listed,
-        "likely": int((evidence.against > 0).sum()),
         "contradictions": len(graph.contradictions),
         "against_names": int(evidence.against_names.sum()),
         "thresholds": {"same": learned.thresholds[0], "different": learned.thresholds[1]},
@@ -69,13 +68,14 @@ def _document(scores: Scores, evidence: Evidence, ranked: np.ndarray, listed: in
 
 def _images(evidence: Evidence) -> list[SuspectImage]:
     """The images that are suspect as a whole, those with most disputed labels first."""
-    images = np.flatnonzero(evidence.wrong_images)
-    images = images[np.argsort(-evidence.disputed[images], kind="stable")][:LISTED]
+    pairs, disputed = evidence.same
+    images = np.flatnonzero(evidence.odd)
+    images = images[np.argsort(-disputed[images], kind="stable")][:LISTED]
     return [
         {
             "image": redacted(str(evidence.images[image])),
-            "disputed": int(evidence.disputed[image]),
-            "pairs": int(evidence.pairs[image]),
+            "disputed": int(disputed[image]),
+            "pairs": int(pairs[image]),
         }
         for image in images.tolist()
     ]
