@@ -361,7 +361,10 @@ class Evaluation:
 
     def _suspects(self) -> Lines:
         if suspects := self.document.get("suspects"):
-            yield "suspect labels", f"{suspects['listed']:,} of {suspects['found']:,} written"
+            yield (
+                "suspect labels",
+                f"{suspects['listed']:,} written; something speaks against {suspects['found']:,}",
+            )
             yield (
                 "",
                 f"{sum(suspects['off_diagonal'].values()):,} against which the scores are as sure as elsewhere",

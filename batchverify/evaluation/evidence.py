@@ -83,11 +83,15 @@ class Evidence:
         """(V,) bool: images that are suspect as a whole."""
         return self.graph.edges.odd(len(self.images))
 
+    @cached_property
+    def suspect(self) -> np.ndarray:
+        """(M,) bool: labels that anything speaks against."""
+        return (self.against > 0) | (self.learned.margin < 0.5)
+
     def ranked(self) -> np.ndarray:
-        """Places in `rows` of all labels that anything speaks against, the most suspect first."""
-        margin = self.learned.margin
-        chosen = np.flatnonzero((self.against > 0) | (margin < 0.5))
-        return chosen[np.lexsort((chosen, margin[chosen], -self.against[chosen]))]
+        """Places in `rows`: the labels that anything speaks against, the most suspect first, then all others."""
+        places = np.arange(len(self.rows))
+        return np.lexsort((places, self.learned.margin, -self.against, ~self.suspect))
 
 
 def _numbered(table: pa.Table) -> tuple[tuple[np.ndarray, np.ndarray], pa.Array]:

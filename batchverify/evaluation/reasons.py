@@ -18,7 +18,15 @@ def reason(evidence: Evidence, place: int) -> str:
     """All that speaks against one label. place: in `evidence.rows`."""
     parts = (_itself, _names, _other_labels, _chain, _accusers, _score, _images)
     text = "; ".join(sentence for part in parts for sentence in part(evidence, place))
-    return text or "the chains of pairs speak against the label"
+    return text or _least_sure(evidence, place)
+
+
+def _least_sure(evidence: Evidence, place: int) -> str:
+    """Of a label that no single pair disputes."""
+    if evidence.against[place] > 0:
+        return "the chains of pairs speak against the label"
+    says = f"{SAYS[evidence.labels[place]]} {evidence.learned.margin[place]:.4f}"
+    return f"nothing speaks against it, but it is less sure than the rest: {says}"
 
 
 def _itself(evidence: Evidence, place: int) -> Iterator[str]:

@@ -26,7 +26,7 @@ LISTED = 100
 
 @dataclass(frozen=True)
 class Suspects:
-    """S labels that something speaks against, the most suspect first.
+    """S labels, the most suspect first.
 
     rows: (S,) of the table. likelihood: (S,) float32, that the label is wrong, from 0 to 1. reasons: why, in words.
     """
@@ -40,21 +40,20 @@ class Suspects:
 def find_suspects(scores: Scores, most: int) -> Suspects:
     """At most `most` suspect labels. Raises `ManifestError` if no pair has a label and a score."""
     evidence = Evidence.of(scores)
-    ranked = evidence.ranked()
-    chosen = ranked[:most]
+    chosen = evidence.ranked()[:most]
     reasons = [reason(evidence, place) for place in chosen.tolist()]
     likelihood = (1 / (1 + np.exp(-np.clip(evidence.against[chosen], -MOST, MOST)))).astype(np.float32)
-    document = _document(scores, evidence, ranked, len(chosen))
+    document = _document(scores, evidence, len(chosen))
     return Suspects(evidence.rows[chosen], likelihood, reasons, document)
 
 
-def _document(scores: Scores, evidence: Evidence, ranked: np.ndarray, listed: int) -> SuspectsDocument:
+def _document(scores: Scores, evidence: Evidence, listed: int) -> SuspectsDocument:
     learned, graph = evidence.learned, evidence.graph
     off = learned.off_diagonal
     return {
         "labels": len(evidence.rows),
         "not_scored": int((~scores.scored & (scores.truth != UNKNOWN)).sum()),
-        "found": len(ranked),
+        "found": int(evidence.suspect.sum()),
         "listed": listed,
         "contradictions": len(graph.contradictions),
         "against_names": int(evidence.against_names.sum()),

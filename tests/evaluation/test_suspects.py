@@ -52,11 +52,19 @@ def background(count=40) -> list[tuple[Any, ...]]:
 def found(scores, most=10) -> tuple[list[int], list[str]]:
     """The suspects' rows, from 1 as they are shown, and the reasons."""
     suspects = find_suspects(scores, most)
-    return (suspects.rows + 1).tolist(), list(suspects.reasons)
+    count = suspects.document["found"]
+    return (suspects.rows[:count] + 1).tolist(), list(suspects.reasons[:count])
 
 
 def test_a_table_without_a_wrong_label_has_no_suspect(tmp_path):
-    assert found(scored(tmp_path, background())) == ([], [])
+    scores = scored(tmp_path, [("a", "b", 0, 0.3), *background()])
+    assert found(scores) == ([], [])
+    suspects = find_suspects(scores, 3)
+    assert suspects.rows[0] == 0 and len(suspects.rows) == 3
+    assert (
+        suspects.reasons[0]
+        == "nothing speaks against it, but it is less sure than the rest: one person 0.7000"
+    )
 
 
 def test_the_scores_alone_name_the_pair(tmp_path):
@@ -191,7 +199,7 @@ def test_a_wrong_picture_is_named(tmp_path):
     crowd: list[tuple[Any, ...]] = [(f"a{i}", f"a{j}", 0, None) for i in range(4) for j in range(i)]
     pairs = [*((f"a{each}", "odd.jpg", 0, 0.98) for each in range(4)), *crowd, *background()]
     scores = scored(tmp_path, pairs)
-    suspects = find_suspects(scores, 9)
+    suspects = find_suspects(scores, 4)
     assert sorted((suspects.rows + 1).tolist()) == [1, 2, 3, 4]
     said = "the scores are against 4 of 4 labels same of odd.jpg: perhaps a wrong picture"
     assert all(said in reason for reason in suspects.reasons)
@@ -343,7 +351,7 @@ def test_metrics_and_terminal_say_what_was_found(tmp_path):
     assert document["not_scored"] == failed and document["labels"] == 400 - failed
     assert document["listed"] == 5 and document["found"] >= wrong.sum()
     for line in (
-        f"5 of {document['found']} written",
+        f"5 written; something speaks against {document['found']}",
         f"{wrong.sum()} the names",
         f"{failed} labels without a score",
     ):

@@ -106,8 +106,8 @@ def _select(scores: Scores, flipped: np.ndarray, most: int, suspects: Suspects |
     """The galleries, still without cards."""
     if suspects is not None:
         about = "Labels that may be wrong, the most suspect first, each with its reason."
-        rows, found = suspects.rows[:MOST_EXAMPLES], suspects.document["found"]
-        yield Gallery("suspects", "Suspect labels", about, found, rows, reasons=suspects.reasons)
+        rows, reasons = suspects.rows, suspects.reasons
+        yield Gallery("suspects", "Suspect labels", about, len(rows), rows[:MOST_EXAMPLES], reasons=reasons)
     accepts, rejects = worst_pairs.false_accepts(scores), worst_pairs.false_rejects(scores)
     near = worst_pairs.nearest(scores)[:most]
     about = "Two people called the same; clearest errors first."
