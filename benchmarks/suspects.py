@@ -1,9 +1,9 @@
 """How well `evaluate --suspects` finds wrong labels: `python benchmarks/suspects.py --lfw MANIFEST --fiw MANIFEST`.
 
-Two tables. View 1 test (`--lfw`): the ranks of five pairs labelled same that show two people. Labelled pairs of
-another set (`--fiw`): a share of the labels is turned round, and so many suspects are asked for as were turned round;
-printed is the share of these that were. Three ways: with `person_a` and `person_b`, without them, and by the
-normalised margin of confident learning alone.
+Two tables. View 1 test (`--lfw`): the ranks of five doubtful pairs labelled same. Labelled pairs of another set
+(`--fiw`): a share of the labels is turned round, and so many suspects are asked for as were turned round; printed is
+the share of these that were. Three ways: with `person_a` and `person_b`, without them, and by the normalised margin
+of confident learning alone.
 """
 
 import tempfile
@@ -20,8 +20,19 @@ import batchverify
 from batchverify.evaluation.confident_learning import ConfidentLearning
 
 BACKBONES = ("vggface2", "compact", "vggface2+compact")
-# Pairs of View 1 test labelled same that show two people, to every model tried and to a person.
-DOUBTFUL: tuple[tuple[str, str], ...] = ()
+# The five pairs of View 1 test labelled same that `compact` calls two people.
+DOUBTFUL = (
+    ("Cristina_Fernandez_0001.jpg", "Cristina_Fernandez_0002.jpg"),
+    ("Elisabeth_Schumacher_0001.jpg", "Elisabeth_Schumacher_0002.jpg"),
+    ("Janica_Kostelic_0001.jpg", "Janica_Kostelic_0002.jpg"),
+    ("Amelie_Mauresmo_0001.jpg", "Amelie_Mauresmo_0021.jpg"),
+    ("Surakait_Sathirathai_0001.jpg", "Surakait_Sathirathai_0002.jpg"),
+)
+NOTE = (
+    "The five are the pairs labelled same that compact calls two people, so its own row proves little. Seen by eye, "
+    "the first three show two people; we are not sure of the last two. Names are not turned round with the labels: "
+    "with names, each such label contradicts its own row."
+)
 ASKED = 15
 PEOPLE = ("person_a", "person_b")
 WAYS = ("with names", "without names", "scores alone")
@@ -31,7 +42,8 @@ def suspects(scores: Path, most: int) -> pa.Table:
     """The suspects of a score table, as `--suspects` writes them."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "suspects.parquet"
-        batchverify.evaluate(scores, draws=0, suspects=(most, str(target)))
+        # A changed copy has no run record. No rank depends on the threshold.
+        batchverify.evaluate(scores, draws=0, threshold=0.5, suspects=(most, str(target)))
         return pq.read_table(target)
 
 
@@ -43,12 +55,7 @@ def doubtful_row(backbone: str, scores: Path) -> list[str]:
     )
     ranks = [pairs.index(pair) + 1 if pair in pairs else None for pair in DOUBTFUL]
     shown = [str(rank) if rank else "–" for rank in ranks]
-    return [
-        backbone,
-        *shown,
-        f"{sum(rank is not None for rank in ranks)} of {len(DOUBTFUL)}",
-        str(len(found)),
-    ]
+    return [backbone, *shown, f"{sum(rank is not None for rank in ranks)} of {len(DOUBTFUL)}"]
 
 
 def file_name(path: str) -> str:
@@ -66,7 +73,7 @@ def flipped(scores: Path, target: Path, share: float, seed: int, *, names: bool)
     place = whole.column_names.index("true_label")
     changed = whole.set_column(place, "true_label", pa.array(truth))
     kept = [name for name in changed.column_names if names or name not in PEOPLE]
-    pq.write_table(changed.select(kept).replace_schema_metadata(whole.schema.metadata), target)
+    pq.write_table(changed.select(kept), target)
     return rows
 
 
@@ -127,10 +134,11 @@ def main(
             )
             scores = scored(fiw, backbone, folder / f"fiw{number}.parquet", options)
             turned += [flipped_row(backbone, scores, folder, share, seed) for seed in range(seeds)]
-    header = ["backbone", *("–".join(pair) for pair in DOUBTFUL), f"among the first {ASKED}", "suspects"]
+    names = [pair[0].rpartition("_")[0] for pair in DOUBTFUL]
+    header = ["backbone", *names, f"among the first {ASKED}"]
     body = f"Ranks in View 1 test:\n\n{table(header, doubtful)}\n\n"
     body += f"Precision at the number of labels turned round, {share:.0%} of them:\n\n"
-    body += table(["backbone", "seed", "turned round", *WAYS], turned)
+    body += f"{table(['backbone', 'seed', 'turned round', *WAYS], turned)}\n\n{NOTE}"
     command = "python benchmarks/suspects.py --lfw MANIFEST --fiw MANIFEST"
     publish("Suspect labels", command, body, record=record)
 
