@@ -199,7 +199,7 @@ class EvaluateOptions:
     """Options of `evaluate`.
 
     truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
-    examples: pairs of each kind in the report. export_worst: number of pairs and the file to write. group_a,
+    examples: pairs of each kind in the report. export_worst, suspects: number of pairs and the file to write. group_a,
     group_b: columns with the group of each side's person; or group: such a column of people, a table of people.
     quality: columns to discard pairs by, with `-` before them if high values are bad. wanted_fnmr: rates to reach.
     """
@@ -221,6 +221,7 @@ class EvaluateOptions:
     group: str | None = None
     quality: tuple[str, ...] = ()
     wanted_fnmr: tuple[float, ...] = ()
+    suspects: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
@@ -236,6 +237,8 @@ class EvaluateOptions:
         _require(self, "examples", lambda count: 0 <= count <= MOST_EXAMPLES, rule)
         if self.export_worst is not None and self.export_worst[0] < 1:
             raise UsageError(f"--export-worst must name at least 1 pair, got {self.export_worst[0]}")
+        if self.suspects is not None and self.suspects[0] < 1:
+            raise UsageError(f"--suspects must name at least 1 pair, got {self.suspects[0]}")
 
     def _check_groups(self) -> None:
         for one, other in (("group_a", "group_b"), ("people", "group")):

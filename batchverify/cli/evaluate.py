@@ -64,6 +64,12 @@ _options = together(
         metavar="N PATH",
         help="Write the N worst pairs to a .csv or .parquet file for review: a manifest that `train` reads.",
     ),
+    click.option(
+        "--suspects",
+        type=(int, str),
+        metavar="N PATH",
+        help="Write the N labels most likely wrong, with reasons, to a new .csv or .parquet file for review.",
+    ),
     json_option,
     click.option("-q", "--quiet", is_flag=True, help="Show no summary."),
     click.option("-v", "--verbose", is_flag=True, help="Log more."),

@@ -277,8 +277,31 @@ class Measurements(TypedDict):
     bootstrap: Bootstrap
 
 
+class SuspectImage(TypedDict):
+    """An image whose labels the scores are mostly against."""
+
+    image: str
+    disputed: int
+    pairs: int
+
+
+class SuspectsDocument(TypedDict):
+    """Labels that are probably wrong, in numbers; `--suspects` writes the labels themselves."""
+
+    labels: int
+    not_scored: int
+    found: int
+    listed: int
+    contradictions: int
+    against_names: int
+    thresholds: dict[str, float | None]
+    off_diagonal: dict[str, int]
+    images: list[SuspectImage]
+
+
 class _Added(TypedDict, total=False):
     comparison: ComparisonDocument
+    suspects: SuspectsDocument
     seconds: float
 
 

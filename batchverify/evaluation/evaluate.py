@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from batchverify.errors import BatchverifyError
+from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
@@ -38,6 +38,12 @@ from batchverify.evaluation.scores import (
     read_units,
 )
 from batchverify.evaluation.slices import FOLD, measure_folds, measure_slices, summarise_folds
+from batchverify.evaluation.suspects import (
+    Suspects,
+    check_suspects_target,
+    find_suspects,
+    write_suspects,
+)
 from batchverify.evaluation.worst_pairs import check_target, write_review
 from batchverify.options import EvaluateOptions
 from batchverify.storage.location import Location, path_text
@@ -48,6 +54,8 @@ SHOWN = (
     *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
 )
+# Suspect images on the terminal.
+SHOWN_IMAGES = 5
 Lines = Iterator[tuple[str, str]]
 EXACT = "exact binomial bound, because all draws agree; assumes independent pairs"
 
@@ -60,6 +68,7 @@ class Judged:
     pairs: MeasuredPairs
     comparison: Comparison | None
     document: Document
+    suspects: Suspects | None = None
 
 
 def evaluate(
@@ -81,6 +90,9 @@ def evaluate(
     options = replace(options or EvaluateOptions(), **changes)
     inputs = [path_text(each) for each in (scores, reference, options.truth) if each is not None]
     review = check_target(options.export_worst[1], inputs) if options.export_worst else None
+    suspects = check_suspects_target(options.suspects[1], inputs) if options.suspects else None
+    if suspects is not None and suspects == review:
+        raise UsageError(f"{suspects}: named by --export-worst and --suspects; name two files")
     judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
     judged.document["seconds"] = round(time.monotonic() - started, 2)
     written: list[str] = []
@@ -89,6 +101,9 @@ def evaluate(
     if review is not None and options.export_worst is not None:
         write_review(judged.scores, options.export_worst[0], review, _source(judged.scores, options))
         written.append(str(review))
+    if suspects is not None and judged.suspects is not None:
+        write_suspects(judged.scores, judged.suspects, suspects, _source(judged.scores, options))
+        written.append(str(suspects))
     return Evaluation(judged.document, tuple(written))
 
 
@@ -130,7 +145,10 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    return Judged(scores, pairs, comparison, cast(Document, plain(document)))
+    suspects = find_suspects(scores, options.suspects[0]) if options.suspects else None
+    if suspects is not None:
+        document["suspects"] = suspects.document
+    return Judged(scores, pairs, comparison, cast(Document, plain(document)), suspects)
 
 
 def _read_reference(name: str, options: EvaluateOptions) -> Scores:
@@ -206,7 +224,7 @@ def _page(judged: Judged, options: EvaluateOptions) -> str:
     source = None if options.no_images else _source(scores, options)
     flipped = compared.flipped if compared is not None else np.zeros(0, np.int64)
     before = compared.reference if compared is not None and compared.document["same_pairs"] else None
-    shown = galleries(scores, before, flipped, most=options.examples, source=source)
+    shown = galleries(scores, before, flipped, most=options.examples, source=source, suspects=judged.suspects)
     return render(judged.document, _plots(judged), shown)
 
 
@@ -266,6 +284,7 @@ class Evaluation:
             lambda: group_lines(self.document["groups"]),
             lambda: quality_lines(self.document["quality"]),
             self._comparison,
+            self._suspects,
             self._bootstrap,
         )
         return [
@@ -356,6 +375,26 @@ class Evaluation:
             if figure in differences:
                 gap, span = differences[figure]["difference"], differences[figure]["interval"]
                 yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{interval(span, '+')}"
+
+    def _suspects(self) -> Lines:
+        if suspects := self.document.get("suspects"):
+            yield (
+                "suspect labels",
+                f"{suspects['listed']:,} written; something speaks against {suspects['found']:,}",
+            )
+            yield (
+                "",
+                f"{sum(suspects['off_diagonal'].values()):,} against which the scores are as sure as elsewhere",
+            )
+            yield (
+                "",
+                f"{suspects['contradictions']:,} contradict a chain, {suspects['against_names']:,} the names",
+            )
+            if left := suspects["not_scored"]:
+                yield "", f"{left:,} labels without a score are left out"
+            for each in suspects["images"][:SHOWN_IMAGES]:
+                counts = f"the scores are against {each['disputed']:,} of its {each['pairs']:,} labels same"
+                yield "suspect image", f"{each['image']}: {counts}"
 
     def _bootstrap(self) -> Lines:
         drawn = self.document["bootstrap"]

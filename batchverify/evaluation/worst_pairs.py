@@ -57,14 +57,14 @@ def failed(scores: Scores, reason: str) -> np.ndarray:
     return np.flatnonzero(~scores.scored & (scores.reason == code))[:FAILED]
 
 
-def check_target(path: str, inputs: Sequence[str] = ()) -> Location:
+def check_target(path: str, inputs: Sequence[str] = (), option: str = "--export-worst") -> Location:
     """Where the pairs go. Raises `UsageError` for another format, and for a place among the inputs."""
     target = Location.parse(path)
     if target.suffix not in FORMATS:
-        raise UsageError(f"{path}: --export-worst writes {' or '.join(FORMATS)} files")
+        raise UsageError(f"{path}: {option} writes {' or '.join(FORMATS)} files")
     for source in map(Location.parse, inputs):
         if source in (target, target.parent):
-            raise UsageError(f"{path}: --export-worst would write into the input {source}; name another file")
+            raise UsageError(f"{path}: {option} would write into the input {source}; name another file")
     return target
 
 
@@ -75,7 +75,11 @@ def write_review(scores: Scores, most: int, target: Location, source: ImageSourc
     run's. Paths are made absolute unless the file lies in the folder where relative paths start. A CSV file holds no
     formulas.
     """
-    table = review_table(scores, worst(scores)[:most], target, source)
+    return write_table(review_table(scores, worst(scores)[:most], target, source), target)
+
+
+def write_table(table: pa.Table, target: Location) -> int:
+    """Write a manifest for review as CSV, without formulas, or Parquet, and return its number of rows."""
     buffer = io.BytesIO()
     if target.suffix == ".csv":
         pacsv.write_csv(_without_formulas(table), buffer)

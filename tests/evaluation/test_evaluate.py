@@ -434,6 +434,9 @@ def test_every_key_and_figure_is_described(tmp_path):
     keys, figures = described()
     columns = draw_columns(120, fold=[each % 3 for each in range(120)])
     runs = [write_scores(tmp_path / f"{name}.parquet", columns) for name in ("new", "old")]
-    found = batchverify.evaluate(runs[0], reference=runs[1], by="camera", draws=40).document
+    suspects = (5, str(tmp_path / "suspects.csv"))
+    found = batchverify.evaluate(
+        runs[0], reference=runs[1], by="camera", draws=40, suspects=suspects
+    ).document
     assert set(found) == keys
     assert set(found["metrics"]) == set(NAMES) == figures

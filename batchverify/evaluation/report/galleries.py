@@ -16,6 +16,8 @@ from batchverify.errors import redacted
 from batchverify.evaluation import worst_pairs
 from batchverify.evaluation.report.thumbnails import ImageSource, Thumbnail, thumbnails
 from batchverify.evaluation.scores import UNKNOWN, Scores
+from batchverify.evaluation.suspects import Suspects
+from batchverify.options import MOST_EXAMPLES
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ NO_IMAGE = Thumbnail(None, "no image shown")
 class Gallery:
     """Pairs of one kind. total: how many there are. rows: those that are shown. cards: of these, see `_card`.
 
-    folder: the common folder of all paths.
+    folder: the common folder of all paths. reasons: why each row is here, in words; empty where the title says it.
     """
 
     id: str
@@ -42,13 +44,20 @@ class Gallery:
     cards: Sequence[dict[str, Any]] = ()
     folder: str = ""
     has_images: bool = False
+    reasons: Sequence[str] = ()
 
 
 def galleries(
-    scores: Scores, reference: Scores | None, flipped: np.ndarray, *, most: int, source: ImageSource | None
+    scores: Scores,
+    reference: Scores | None,
+    flipped: np.ndarray,
+    *,
+    most: int,
+    source: ImageSource | None,
+    suspects: Suspects | None = None,
 ) -> list[Gallery]:
     """Every gallery with pairs; none without image columns. source: where the images are, None to show none."""
-    selected = [each for each in _select(scores, flipped, most) if len(each.rows)]
+    selected = [each for each in _select(scores, flipped, most, suspects) if len(each.rows)]
     names, sides = scores.file.schema.names, scores.file.sides
     if not selected or not set(sides) <= set(names):
         return []
@@ -64,8 +73,7 @@ def galleries(
     }
     has_images = source is not None
     return [
-        replace(each, cards=[cards[row] for row in each.rows.tolist()], folder=folder, has_images=has_images)
-        for each in selected
+        replace(each, cards=_cards(each, cards), folder=folder, has_images=has_images) for each in selected
     ]
 
 
@@ -88,8 +96,18 @@ def score(value: float) -> str:
     return f"{value:.4f}" if value >= 1e-3 else f"{value:.2g}"
 
 
-def _select(scores: Scores, flipped: np.ndarray, most: int) -> Iterator[Gallery]:
+def _cards(gallery: Gallery, cards: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cards of a gallery's rows, with its reasons."""
+    reasons = dict(zip(gallery.rows.tolist(), gallery.reasons, strict=False))
+    return [cards[row] | {"reason": reasons.get(row)} for row in gallery.rows.tolist()]
+
+
+def _select(scores: Scores, flipped: np.ndarray, most: int, suspects: Suspects | None) -> Iterator[Gallery]:
     """The galleries, still without cards."""
+    if suspects is not None:
+        about = "Labels that may be wrong, the most suspect first, each with its reason."
+        rows, reasons = suspects.rows, suspects.reasons
+        yield Gallery("suspects", "Suspect labels", about, len(rows), rows[:MOST_EXAMPLES], reasons=reasons)
     accepts, rejects = worst_pairs.false_accepts(scores), worst_pairs.false_rejects(scores)
     near = worst_pairs.nearest(scores)[:most]
     about = "Two people called the same; clearest errors first."

@@ -1,0 +1,123 @@
+"""The evidence against the labels of a scored table: its scores, its chains of pairs, its names of people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchverify.errors import ManifestError
+from batchverify.evaluation.confident_learning import ConfidentLearning
+from batchverify.evaluation.pair_graph import UNNAMED, Edges, PairGraph
+from batchverify.evaluation.scores import PERSONS, UNKNOWN, Scores
+from batchverify.manifest.columns import cell_names
+
+# A label that contradicts the names of its own row is more suspect than any that the scores alone speak against.
+NAMED = 100.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks against the labels of the M pairs that have a label and a score.
+
+    rows: (M,) their rows in the table, from 0. labels: (M,) 0 or 1. a, b: (M,) numbers of their images. images: (V,)
+    the cells. names: (V,) the name of each image as a number in `people`, `UNNAMED` for none. misnamed: (M,) bool,
+    the row has another name for an image than most rows.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    images: pa.Array
+    names: np.ndarray
+    people: pa.Array
+    misnamed: np.ndarray
+    learned: ConfidentLearning
+    graph: PairGraph
+
+    @classmethod
+    def of(cls, scores: Scores) -> Evidence:
+        """Raises `ManifestError` for a table without images, and if no pair has both a label and a score."""
+        usable = scores.scored & (scores.truth != UNKNOWN)
+        cells = scores.file.table(scores.file.sides)
+        for side in cells.columns:
+            # Other programs may write a score beside a blank cell.
+            usable &= pc.not_equal(side.cast(pa.large_string()), "").fill_null(False).to_numpy()
+        rows = np.flatnonzero(usable)
+        if not len(rows):
+            raise ManifestError(
+                f"{scores.file.name}: no pair has both a label and a score, so no label can be a suspect; --truth "
+                "names a manifest with labels"
+            )
+        labels = scores.truth[rows].astype(np.int64)
+        (a, b), images = _numbered(cells.take(pa.array(rows)))
+        names, people, misnamed = _names(scores, rows, a, b, len(images))
+        learned = ConfidentLearning.of(scores.probability[rows], labels)
+        trust = np.log(1 / learned.noise - 1)
+        edges = Edges.of(a, b, labels, learned.log_odds, trust, len(images))
+        graph = PairGraph.of(edges, len(images), names, trust)
+        return cls(rows, labels, a, b, images, names, people, misnamed, learned, graph)
+
+    @cached_property
+    def against_names(self) -> np.ndarray:
+        """(M,) bool: both images have a name, and the label says otherwise than the two names."""
+        a, b = self.names[self.a], self.names[self.b]
+        return (a != UNNAMED) & (b != UNNAMED) & ((a != b) != (self.labels == 1))
+
+    @cached_property
+    def against(self) -> np.ndarray:
+        """(M,) log-odds that the label is wrong."""
+        return self.graph.against[self.graph.edges.of_row] + NAMED * self.against_names
+
+    @cached_property
+    def same(self) -> tuple[np.ndarray, np.ndarray]:
+        """(V,) the distinct pairs labelled same of each image, and how many of these labels the scores dispute."""
+        return self.graph.edges.same(len(self.images))
+
+    @cached_property
+    def odd(self) -> np.ndarray:
+        """(V,) bool: images that are suspect as a whole."""
+        return self.graph.edges.odd(len(self.images))
+
+    @cached_property
+    def suspect(self) -> np.ndarray:
+        """(M,) bool: labels that anything speaks against."""
+        return (self.against > 0) | (self.learned.margin < 0.5)
+
+    def ranked(self) -> np.ndarray:
+        """Places in `rows`: the labels that anything speaks against, the most suspect first, then all others."""
+        places = np.arange(len(self.rows))
+        return np.lexsort((places, self.learned.margin, -self.against, ~self.suspect))
+
+
+def _numbered(table: pa.Table) -> tuple[tuple[np.ndarray, np.ndarray], pa.Array]:
+    """The cells of two columns as numbers, and the distinct cells."""
+    chunks = [chunk.cast(pa.large_string()) for side in table.columns for chunk in side.chunks]
+    encoded = pa.chunked_array(chunks, pa.large_string()).combine_chunks().dictionary_encode()
+    numbers = encoded.indices.fill_null(UNNAMED).to_numpy().astype(np.int64)
+    a, b = np.split(numbers, 2)
+    return (a, b), encoded.dictionary
+
+
+def _names(
+    scores: Scores, rows: np.ndarray, a: np.ndarray, b: np.ndarray, images: int
+) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """(V,) the commonest name of each image, the names, and (M,) which rows have another for one of their images."""
+    if not set(PERSONS) <= set(scores.file.schema.names):
+        return np.full(images, UNNAMED), pa.array([], pa.large_string()), np.zeros(len(rows), np.bool_)
+    cells = scores.file.table(PERSONS).take(pa.array(rows))
+    (person_a, person_b), people = _numbered(pa.table([cell_names(side) for side in cells.columns], PERSONS))
+    image, name = np.concatenate([a, b]), np.concatenate([person_a, person_b])
+    known = name != UNNAMED
+    keys, counts = np.unique(image[known] * (len(people) + 1) + name[known], return_counts=True)
+    of_image, of_name = np.divmod(keys, len(people) + 1)
+    names = np.full(images, UNNAMED)
+    # Of equally common names the last written stays: that which appears first.
+    order = np.lexsort((-of_name, counts))
+    names[of_image[order]] = of_name[order]
+    differs = known & (names[image] != name)
+    return names, people, differs[: len(rows)] | differs[len(rows) :]

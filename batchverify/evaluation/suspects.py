@@ -1,0 +1,118 @@
+"""Labels that are probably wrong: found, ranked, and written as a manifest for review."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from batchverify.errors import UsageError, redacted
+from batchverify.evaluation.document import SuspectImage, SuspectsDocument
+from batchverify.evaluation.evidence import Evidence
+from batchverify.evaluation.reasons import reason
+from batchverify.evaluation.report.thumbnails import ImageSource
+from batchverify.evaluation.scores import UNKNOWN, Scores
+from batchverify.evaluation.worst_pairs import check_target, review_table, write_table
+from batchverify.storage.location import Location
+
+OPTION = "--suspects"
+# Log-odds beyond this are a likelihood of 0 or 1.
+MOST = 100.0
+# Images that the document lists.
+LISTED = 100
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """S labels, the most suspect first.
+
+    rows: (S,) of the table. likelihood: (S,) float32, that the label is wrong, from 0 to 1. reasons: why, in words.
+    """
+
+    rows: np.ndarray
+    likelihood: np.ndarray
+    reasons: Sequence[str]
+    document: SuspectsDocument
+
+
+def find_suspects(scores: Scores, most: int) -> Suspects:
+    """At most `most` suspect labels. Raises `ManifestError` if no pair has a label and a score."""
+    evidence = Evidence.of(scores)
+    chosen = evidence.ranked()[:most]
+    reasons = [reason(evidence, place) for place in chosen.tolist()]
+    likelihood = (1 / (1 + np.exp(-np.clip(evidence.against[chosen], -MOST, MOST)))).astype(np.float32)
+    document = _document(scores, evidence, len(chosen))
+    return Suspects(evidence.rows[chosen], likelihood, reasons, document)
+
+
+def _document(scores: Scores, evidence: Evidence, listed: int) -> SuspectsDocument:
+    learned, graph = evidence.learned, evidence.graph
+    off = learned.off_diagonal
+    return {
+        "labels": len(evidence.rows),
+        "not_scored": int((~scores.scored & (scores.truth != UNKNOWN)).sum()),
+        "found": int(evidence.suspect.sum()),
+        "listed": listed,
+        "contradictions": len(graph.contradictions),
+        "against_names": int(evidence.against_names.sum()),
+        "thresholds": {"same": learned.thresholds[0], "different": learned.thresholds[1]},
+        "off_diagonal": {
+            name: int(off[evidence.labels == label].sum()) for label, name in enumerate(("same", "different"))
+        },
+        "images": _images(evidence),
+    }
+
+
+def _images(evidence: Evidence) -> list[SuspectImage]:
+    """The images that are suspect as a whole, those with most disputed labels first."""
+    pairs, disputed = evidence.same
+    images = np.flatnonzero(evidence.odd)
+    images = images[np.argsort(-disputed[images], kind="stable")][:LISTED]
+    return [
+        {
+            "image": redacted(str(evidence.images[image])),
+            "disputed": int(disputed[image]),
+            "pairs": int(pairs[image]),
+        }
+        for image in images.tolist()
+    ]
+
+
+def check_suspects_target(path: str, inputs: Sequence[str]) -> Location:
+    """Where the suspects go. Raises `UsageError` for another format, an input or a file that exists."""
+    target = check_target(path, inputs, option=OPTION)
+    # A reviewer may have filled it in.
+    if target.kind() != "absent":
+        raise UsageError(
+            f"{path}: {OPTION} writes a new file, and this one exists; remove it or name another"
+        )
+    return target
+
+
+def write_suspects(scores: Scores, suspects: Suspects, target: Location, source: ImageSource) -> None:
+    """Write the suspects as a manifest that `train` and `score` read."""
+    write_table(suspects_table(scores, suspects, target, source), target)
+
+
+def suspects_table(scores: Scores, suspects: Suspects, target: Location, source: ImageSource) -> pa.Table:
+    """The suspects as a manifest, with `rank`, `row`, `suspicion` and `reason`.
+
+    The scores have names of their own (`run_probability`, `run_similarity`), because `score` appends `probability`.
+    """
+    rows = suspects.rows
+    table = review_table(scores, rows, target, source)
+    names = ["run_probability" if name == "probability" else name for name in table.column_names]
+    table = table.rename_columns(names)
+    if scores.similarity is not None:
+        table = table.append_column("run_similarity", pa.array(scores.similarity[rows]))
+    added = {
+        "rank": pa.array(np.arange(1, len(rows) + 1, dtype=np.int32)),
+        "row": pa.array(rows + 1, pa.int64()),
+        "suspicion": pa.array(suspects.likelihood),
+        "reason": pa.array(suspects.reasons, pa.string()),
+    }
+    for name, column in added.items():
+        table = table.append_column(name, column)
+    return table
