@@ -189,6 +189,12 @@ run_options = together(
     option("--max-megabytes", "Do not read larger files.", "X"),
     option("--max-failed", "Exit with code 3 if a larger share of the rows could not be scored.", "SHARE"),
 )
+confidence_option = option(
+    "--confidence",
+    "With --at-far X: the highest threshold whose false accept rate is at most X with this confidence, whatever the "
+    "people are like; 0.95 for 95 %.",
+    "SHARE",
+)
 threshold_options = together(
     option(
         "--head",
@@ -204,6 +210,14 @@ threshold_options = together(
         "X",
     ),
     option("--at-far", "Use the head's threshold for this false accept rate.", "X"),
+    confidence_option,
+    option(
+        "--review",
+        "Add a column of three verdicts, same, different and review, such that other people's different pairs are "
+        "called same at rate FAR at most, and same pairs different at rate FRR at most.",
+        "FAR FRR",
+        type=(float, float),
+    ),
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout."

@@ -19,6 +19,7 @@ from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
+from batchverify.evaluation.head_threshold import chosen_threshold
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
@@ -92,7 +93,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     file = ScoreFile.open(name)
     grouped = {name: file.groups(name) for name in options.by}
     truth = read_truth(options.truth, file) if options.truth else None
-    scores = read_scores(file, threshold=options.threshold, truth=truth)
+    scores = read_scores(file, threshold=chosen_threshold(file, options), truth=truth)
     other = _read_reference(reference, options) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
     source = options.truth
