@@ -201,6 +201,23 @@ class TrainOptions(EmbedOptions):
 
 
 @dataclass(frozen=True)
+class CalibrateOptions(EmbedOptions):
+    """Options of `calibrate`: those of embedding and how scores become probabilities.
+
+    apart_from: manifests with whose people and images the labelled pairs may share nothing.
+    """
+
+    calibration: str = "platt"
+    apart_from: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.apart_from
+        object.__setattr__(self, "apart_from", (given,) if isinstance(given, str) else tuple(given))
+        _require_choice(self, "calibration", CALIBRATIONS)
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
     """Options of `evaluate`.
 

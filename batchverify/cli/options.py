@@ -228,6 +228,9 @@ talk_options = together(
     click.option("-v", "--verbose", is_flag=True, help="Log more, Ray's own messages included."),
 )
 seed_option = option("--seed", "Seed of all random draws.", "N")
+calibration_option = option(
+    "--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)
+)
 train_options = together(
     option("--test", "Manifest of pairs to measure the finished head on; not used for training.", "TEST"),
     click.option(
@@ -275,7 +278,7 @@ train_options = together(
         "from 5,000 dev pairs on.",
         "N",
     ),
-    option("--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)),
+    calibration_option,
     option("--augment", "Also learn from N augmented views of each training image.", "N"),
     option("--tune", "Search for the best settings on dev in N trials with Ray Tune; 0: no search.", "N"),
     seed_option,

@@ -178,14 +178,13 @@ def fit_head(
         head = Head(scorers, (slope, offset), {"embedding": dict(embedding.document)}, centre)
         before, after = sigmoid(logits), sigmoid(slope * logits + offset)
         impostors = probabilities(head, plain_dev.impostor_pairs())
+        of_dev = probabilities(head, plain_dev)
         unseen = UnseenPairs.of(
-            plain_dev,
-            lambda a, b: probabilities(head, replace(plain_dev, a=a, b=b)),
+            HeldOut.first(plain_dev, of_dev),
             HeldOut.first(train, trusted_out_of_fold(specs, after[: len(labels) - len(dev)])),
+            score=lambda a, b: probabilities(head, replace(plain_dev, a=a, b=b)),
         )
-        measured = measured_about(
-            before, after, labels, (dev.labels, probabilities(head, plain_dev)), impostors, unseen
-        )
+        measured = measured_about(before, after, labels, (dev.labels, of_dev), impostors, unseen)
     more = dict(about or {})
     training = {
         **more.pop("training", {}),

@@ -86,7 +86,7 @@ def _calibrated(fits: Sequence[FittedHead], options: TrainOptions) -> FusedHead:
 
 def _total(fits: Sequence[FittedHead]) -> np.ndarray:
     """The sums of the heads' logits of held-out pairs: (N,)."""
-    total: np.ndarray = np.sum([_logits(fit.probabilities) for fit in fits], axis=0)
+    total: np.ndarray = np.sum([logits_of(fit.probabilities) for fit in fits], axis=0)
     return total
 
 
@@ -100,19 +100,20 @@ def _measured(
     """Calibration, thresholds and metrics for the artifact's metadata."""
     total, (slope, offset) = _total(fits), head.calibration(head.members)
     after = sigmoid(slope * total + offset)
+    of_dev = fused_probabilities(head, dev)
     unseen = UnseenPairs.of(
-        dev[0],
-        lambda a, b: fused_probabilities(head, [replace(pairs, a=a, b=b) for pairs in dev]),
+        HeldOut.first(dev[0], of_dev),
         HeldOut.first(
             train[0], trusted_out_of_fold(estimator_specs(options), after[: len(after) - len(dev[0])])
         ),
+        score=lambda a, b: fused_probabilities(head, [replace(pairs, a=a, b=b) for pairs in dev]),
     )
     impostors = fused_probabilities(head, [pairs.impostor_pairs() for pairs in dev])
     return measured_about(
         sigmoid(total),
         after,
         fits[0].labels,
-        (dev[0].labels, fused_probabilities(head, dev)),
+        (dev[0].labels, of_dev),
         impostors,
         unseen,
     )
@@ -131,7 +132,7 @@ def measure_heads(head: Any, members: Sequence[LabelledPairs]) -> Metrics:
     return measure(members[0].labels, fused_probabilities(head, members), head.threshold())
 
 
-def _logits(probabilities: np.ndarray) -> np.ndarray:
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
     """The inverse of `sigmoid`, finite."""
     tiny = np.finfo(np.float64).tiny
     return np.log(np.maximum(probabilities, tiny)) - np.log(np.maximum(1 - probabilities, tiny))

@@ -61,15 +61,14 @@ class UnseenPairs:
     unit: str
 
     @classmethod
-    def of(cls, dev: LabelledPairs, score: ScorePairs, *others: HeldOut) -> UnseenPairs:
-        """From dev and other held-out pairs. score: of dev's images.
+    def of(cls, *held: HeldOut, score: ScorePairs | None = None) -> UnseenPairs:
+        """From held-out pairs. score: of the images of the first set, None if other pairs of them have no score.
 
-        If dev names people, they are matched at random with each other; otherwise its labelled different pairs serve.
-        Of same pairs each person gives one.
+        With it, if that set names people, they are matched at random with each other. Otherwise the labelled
+        different pairs serve. Of same pairs each person gives one.
         """
-        held = [HeldOut.first(dev, score(dev.a, dev.b)), *others]
         different = [each.of_label(DIFFERENT) for each in held]
-        matched = _matched(dev, score)
+        matched = _matched(held[0].pairs, score) if score is not None else different[0]
         if len(matched.scores) > len(_disjoint(different[:1])):
             different[0] = matched
         same = _disjoint([each.of_label(SAME) for each in held])
