@@ -171,8 +171,24 @@ class Measurements(TypedDict):
     bootstrap: Bootstrap
 
 
+class ReviewDocument(TypedDict):
+    """The verdicts of `--review`: wanted rates, thresholds, counts by verdict, also by truth, and figures."""
+
+    far: float
+    frr: float
+    same_below: float
+    different_from: float
+    verdicts: dict[str, int]
+    share: float
+    truth: dict[str, dict[str, int]]
+    figures: dict[str, float]
+    intervals: dict[str, Interval]
+    exact: list[str]
+
+
 class _Added(TypedDict, total=False):
     comparison: ComparisonDocument
+    review: ReviewDocument
     seconds: float
 
 

@@ -24,6 +24,8 @@ from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
 from batchverify.evaluation.report.thumbnails import ImageSource
+from batchverify.evaluation.review_verdicts import NAMES as REVIEW_NAMES
+from batchverify.evaluation.review_verdicts import measure_review
 from batchverify.evaluation.scores import (
     FROM_REFERENCE,
     ScoreFile,
@@ -36,6 +38,7 @@ from batchverify.evaluation.scores import (
 from batchverify.evaluation.slices import FOLD, measure_folds, measure_slices, summarise_folds
 from batchverify.evaluation.worst_pairs import check_target, write_review
 from batchverify.options import EvaluateOptions
+from batchverify.scoring.summary import shown_review
 from batchverify.storage.location import Location, path_text
 from batchverify.version import __version__
 
@@ -113,6 +116,9 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         },
         "record": dict(file.record),
     }
+    review = measure_review(scores, labelled, draws=draws, seed=seed)
+    if review is not None:
+        document["review"] = review
     comparison = None
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
@@ -247,6 +253,7 @@ class Evaluation:
             self._run,
             self._figures,
             self._rates,
+            self._review,
             self._folds,
             self._slices,
             self._comparison,
@@ -298,6 +305,18 @@ class Evaluation:
                 return
             star = self._star(rate_name(rate["far"]))
             yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
+
+    def _review(self) -> Lines:
+        review = self.document.get("review")
+        if review is not None:
+            yield "verdicts", shown_review({**review, **review["verdicts"]}, sum(review["verdicts"].values()))
+            for name, text in REVIEW_NAMES.items():
+                if review["figures"][name] is not None:
+                    star = "*" if name in review["exact"] else ""
+                    yield (
+                        text,
+                        f"{review['figures'][name]:.5f}{interval(review['intervals'].get(name))}{star}",
+                    )
 
     def _folds(self) -> Lines:
         if folds := self.document["folds"]:

@@ -14,6 +14,7 @@ from batchverify.evaluation.comparison import RARE, SHARES
 from batchverify.evaluation.document import Document, Interval
 from batchverify.evaluation.figures import NAMES, rate_name
 from batchverify.evaluation.report.galleries import Gallery
+from batchverify.evaluation.review_verdicts import NAMES as REVIEW_NAMES
 from batchverify.evaluation.scores import FROM_REFERENCE
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.options import EmbedOptions
@@ -94,6 +95,7 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         explorer=[each[:2] for each in EXPLORER if all(document["counts"][kind] for kind in each[2])],
         shares=SHARES,
         rare=RARE,
+        review_names=REVIEW_NAMES,
         lead=record_lead(document),
         # The template marks these as safe: our own files and Plotly's script, and JSON without `<`.
         css=_asset("report.css"),
