@@ -18,7 +18,7 @@ from batchverify.heads.review_band import ReviewBand
 
 DRAWS = 2000
 # In a draw: people, different pairs of each with others, same pairs of each.
-PEOPLE, MATES, SHOTS = 600, 4, 3
+PEOPLE, MATES, SHOTS = 800, 4, 3
 CONFIDENCES = (0.9, 0.95, 0.99)
 FAR, FRR = 0.02, 0.02
 # Different pairs score like N(0, 1) in all, same pairs like N(-SAME_MEAN, 1).

@@ -188,7 +188,6 @@ class ReviewDocument(TypedDict):
 
 class _Added(TypedDict, total=False):
     comparison: ComparisonDocument
-    review: ReviewDocument
     seconds: float
 
 
@@ -196,5 +195,6 @@ class Document(RunSummary, Measurements, _Added):
     """The whole file. slices: by column; a row mixes fixed keys with figures, which no TypedDict can express."""
 
     folds: Folds | None
+    review: ReviewDocument | None
     slices: dict[str, list[dict[str, Any]]]
     record: dict[str, Any]

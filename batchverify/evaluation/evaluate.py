@@ -110,15 +110,13 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         **_describe(scores, source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
+        "review": measure_review(scores, labelled, draws=draws, seed=seed),
         "slices": {
             name: measure_slices(scores, cells, units, draws=draws, seed=seed)
             for name, cells in grouped.items()
         },
         "record": dict(file.record),
     }
-    review = measure_review(scores, labelled, draws=draws, seed=seed)
-    if review is not None:
-        document["review"] = review
     comparison = None
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
@@ -307,7 +305,7 @@ class Evaluation:
             yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
 
     def _review(self) -> Lines:
-        review = self.document.get("review")
+        review = self.document["review"]
         if review is not None:
             yield "verdicts", shown_review({**review, **review["verdicts"]}, sum(review["verdicts"].values()))
             for name, text in REVIEW_NAMES.items():

@@ -158,11 +158,11 @@ def test_wrong_options_are_refused(options, message):
 
 def test_one_pair_gets_the_verdict_of_its_row(reviewed, head, cache):
     row = pd.read_parquet(reviewed).iloc[0]
-    images = [str(SAMPLES / row[f"image_{side}"]) for side in "ab"]
-    prediction = batchverify.predict(*images, head=head, cache=cache, review=RATES)
+    a, b = (str(SAMPLES / row[f"image_{side}"]) for side in "ab")
+    prediction = batchverify.predict(a, b, head=head, cache=cache, review=RATES)
     assert prediction.to_json()["review"]["verdict"] == row.verdict
     assert f"Verdict of --review: {row.verdict}" in prediction.sentence()
-    assert "review" not in batchverify.predict(*images, head=head, cache=cache).to_json()
+    assert "review" not in batchverify.predict(a, b, head=head, cache=cache).to_json()
 
 
 def test_evaluation_says_what_the_band_buys(reviewed, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +129,7 @@ def test_a_known_line_is_found_and_its_error_goes():
     ((slope, offset),) = Refit.of(scored, "platt").own
     assert (slope, offset) == (pytest.approx(0.5, abs=0.05), pytest.approx(1.5, abs=0.2))
     crossed = cross_validated(scored, "platt")
+    assert crossed is not None
     assert calibration_error(scored.pairs.labels, crossed) < 0.03
     assert calibration_error(scored.pairs.labels, 1 / (1 + np.exp(-scored.logits[0]))) > 0.1
 
@@ -183,7 +183,7 @@ def test_a_head_of_several_backbones_gets_all_its_calibrations_anew():
     for one, other in zip(head.members, new.members, strict=True):
         assert one.scorers == other.scorers or one.scorers[0].features == other.scorers[0].features
         assert one.calibration != other.calibration
-    expected = Refit.of(ScoredPairs(own[0], logits), "platt").probabilities(SimpleNamespace(logits=logits))
+    expected = Refit.of(ScoredPairs(own[0], logits), "platt").probabilities(ScoredPairs(own[0], logits))
     assert np.abs(fused_probabilities(new, own) - expected).max() < 1e-3
     again = FusedHead.from_bytes(new.to_bytes(), "head")
     assert again.digest == new.digest
