@@ -28,8 +28,10 @@ def measure_review(scores: Scores, units: Units | None, *, draws: int, seed: int
     units: of the labelled pairs, None for no intervals. Raises `ManifestError` for other verdicts than the three.
     """
     record = scores.file.record.get("review")
-    if record is None or VERDICT not in scores.file.schema.names:
+    if VERDICT not in scores.file.schema.names or not isinstance(record, dict):
         return None
+    if not {"far", "frr", "same_below", "different_from"} <= record.keys():
+        raise ManifestError(f"{scores.file.name}: the run record lacks the rates and thresholds of --review")
     verdicts = _verdicts(scores)
     rows = scores.labelled
     labelled = rows[verdicts[rows] >= 0]

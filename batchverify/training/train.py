@@ -141,6 +141,7 @@ class TrainSummary:
                 f"rate {thresholds['equal_error']['rate']:.4f} at {thresholds['equal_error']['threshold']:.4f}",
             ),
             ("false accept", self._rates(thresholds)),
+            ("with 95 %", self._bounds(thresholds)),
             ("time", duration(self.seconds)),
             ("written to", f"{self.head}, {self.record}"),
         ]
@@ -164,6 +165,14 @@ class TrainSummary:
         rates = ", ".join(f"{entry['far']:g} at {entry['threshold']:.4f}" for entry in thresholds["far"])
         pairs = f"{thresholds['different_pairs']:,} different pairs"
         return f"{rates} (of {pairs})" if rates else f"no rate: {pairs} support none"
+
+    @staticmethod
+    def _bounds(thresholds: Mapping[str, Any]) -> str:
+        """What the thresholds at false accept rates let through at most."""
+        bounds = thresholds["bounds"]
+        rates = ", ".join(f"{each['bounds']['0.95']:.2g} for {each['far']:g}" for each in thresholds["far"])
+        pairs = f"{bounds['different']['pairs']:,} different pairs that share no {bounds['unit']}"
+        return f"at most {rates} (of {pairs})" if rates else f"no bound: {pairs}"
 
 
 class TrainingLog:
