@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.documents import MOST_RECORD, read_document
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation.scores import UNKNOWN, ScoreFile, read_scores, read_units
 from batchverify.fingerprint import FUSION
 from batchverify.heads.fused_head import FusedHead
-from batchverify.heads.head import Head, read_artifact, read_metadata
+from batchverify.heads.head import Head
 from batchverify.manifest.manifest import Columns, Manifest
 from batchverify.options import CalibrateOptions
 from batchverify.progress import duration
@@ -227,7 +227,7 @@ def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog)
     target = Location.parse(path)
     record_path = target.parent.join(f"{PurePosixPath(target.path).stem}.training.json")
     with suppress(OSError, ValueError, LookupError, TypeError, BatchverifyError):
-        record = json.loads(record_path.read_bytes())
+        record = read_document(record_path.read_bytes(MOST_RECORD), MOST_RECORD)
         training = head.about["training"]["manifest_fingerprint"]
         if record["head"]["training"]["manifest_fingerprint"] != training:
             return []
@@ -285,7 +285,7 @@ def _read_output(labelled: str | Path, path: str | None) -> _Source:
         raise UsageError(f"{labelled}: its probabilities were shifted by --prior; score the pairs without it")
     if path is None:
         raise UsageError(f"{labelled}: an output of `score` needs the file of its head, not `{SHIPPED}`")
-    if FUSION in json.loads(read_metadata(read_artifact(path)[0])):
+    if FUSION in (file.record.get("embedding") or {}):
         raise UsageError(
             f"{labelled}: a head of several backbones needs the manifest, not an output of `score`"
         )

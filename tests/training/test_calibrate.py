@@ -9,7 +9,7 @@ from people import draw_people
 from train_samples import DEV, TRAIN, Bench, pairs_of
 
 import batchverify
-from batchverify.errors import UsageError
+from batchverify.errors import ArtifactError, UsageError
 from batchverify.evaluation.figures import calibration_error
 from batchverify.fingerprint import BackboneSpec, EmbeddingFingerprint, EmbeddingSettings
 from batchverify.heads.fused_head import FusedHead
@@ -113,6 +113,20 @@ def test_an_output_of_score_serves_as_well(bench, tmp_path):
         calibrate(summary.head, scores, tmp_path / "again.safetensors", quiet=True)
     with pytest.raises(UsageError, match="needs the file of its head"):
         calibrate("shipped", scores, tmp_path / "again.safetensors", quiet=True)
+
+
+def test_damaged_heads_and_records_are_no_tracebacks(bench, tmp_path):
+    scores, head = tmp_path / "scores.parquet", tmp_path / "copy.safetensors"
+    options = {"cache": bench.cache, "quiet": True}
+    batchverify.score(bench.folder / "own.csv", scores, head=str(bench.head), **options)
+    (tmp_path / "bad.safetensors").write_bytes(b"{}")
+    for pairs in (scores, bench.folder / "own.csv"):
+        with pytest.raises(ArtifactError, match="not a head"):
+            calibrate(tmp_path / "bad.safetensors", pairs, tmp_path / "new.safetensors", **options)
+    head.write_bytes(bench.head.read_bytes())
+    (tmp_path / "copy.training.json").write_text("[" * 100_000)
+    summary = calibrate(head, bench.folder / "own.csv", tmp_path / "new.safetensors", **options)
+    assert summary.apart_from == ()
 
 
 def biased(people, seed, slope=0.5, offset=1.5):
