@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from batchverify.evaluation.evaluate import evaluate
     from batchverify.scoring.predict import predict
     from batchverify.scoring.score import embed, score
+    from batchverify.training.calibrate import calibrate
     from batchverify.training.train import train
 
-__all__ = ["Embedder", "__version__", "embed", "evaluate", "predict", "score", "train"]
+__all__ = ["Embedder", "__version__", "calibrate", "embed", "evaluate", "predict", "score", "train"]
 
 _HOMES = {
     "Embedder": "embedding.embedder",
+    "calibrate": "training.calibrate",
     "embed": "scoring.score",
     "evaluate": "evaluation.evaluate",
     "predict": "scoring.predict",

@@ -119,17 +119,23 @@ class EmbedOptions:
 class ScoreOptions(EmbedOptions):
     """Options of `score`: those of embedding, the head with its threshold, and how the output is written.
 
+    review: the wanted false accept and false reject rates of the column `verdict`; None for no such column.
     part_rows: rows of a part, which a kill costs at most; None for 1,000,000 in a folder and 50,000 in a file.
     """
 
     head: str | None = None
     threshold: float | None = None
     at_far: float | None = None
+    confidence: float | None = None
+    review: tuple[float, float] | None = None
     overwrite: bool = False
     part_rows: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_confidence(self)
+        if self.review is not None:
+            _check_review(self)
         _require(self, "part_rows", lambda count: count >= 1, "must be at least 1")
 
 
@@ -195,6 +201,23 @@ class TrainOptions(EmbedOptions):
 
 
 @dataclass(frozen=True)
+class CalibrateOptions(EmbedOptions):
+    """Options of `calibrate`: those of embedding and how scores become probabilities.
+
+    apart_from: manifests with whose people and images the labelled pairs may share nothing.
+    """
+
+    calibration: str = "platt"
+    apart_from: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.apart_from
+        object.__setattr__(self, "apart_from", (given,) if isinstance(given, str) else tuple(given))
+        _require_choice(self, "calibration", CALIBRATIONS)
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
     """Options of `evaluate`.
 
@@ -207,6 +230,9 @@ class EvaluateOptions:
     truth: str | None = None
     by: tuple[str, ...] = ()
     threshold: float | None = None
+    at_far: float | None = None
+    confidence: float | None = None
+    head: str | None = None
     draws: int = 200
     seed: int = 0
     examples: int = 12
@@ -228,6 +254,9 @@ class EvaluateOptions:
         self._check_groups()
         self._check_quality()
         _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+        _require_confidence(self)
+        if self.threshold is not None and self.at_far is not None:
+            raise UsageError("--threshold and --at-far exclude each other")
         _require(
             self, "draws", lambda count: 0 <= count <= MOST_DRAWS, f"must lie between 0 and {MOST_DRAWS:,}"
         )
@@ -286,6 +315,27 @@ def _require(options: Any, name: str, is_valid: Callable[[Any], bool], rule: str
     value = getattr(options, name)
     if value is not None and not is_valid(value):
         raise UsageError(f"--{name.replace('_', '-')} {rule}, got {value!r}")
+
+
+def _require_confidence(options: Any) -> None:
+    rule = "must be a share from 0.5 to below 1"
+    _require(options, "confidence", lambda share: 0.5 <= share < 1, rule)
+    if options.confidence is None:
+        return
+    if options.at_far is None:
+        raise UsageError("--confidence says how sure the rate of --at-far must be: give both")
+    _require(options, "at_far", lambda rate: 0 < rate < 1, "must lie between 0 and 1 with --confidence")
+
+
+def _check_review(options: Any) -> None:
+    """Raise `UsageError` unless `review` is two rates; they become a tuple of floats."""
+    rates = options.review
+    if not isinstance(rates, list | tuple) or len(rates) != len(("FAR", "FRR")):
+        raise UsageError(f"--review takes two rates, FAR and FRR, got {rates!r}")
+    for rate in rates:
+        if not isinstance(rate, int | float) or not 0 < rate < 1:
+            raise UsageError(f"--review: rates must lie between 0 and 1, got {rate!r}")
+    object.__setattr__(options, "review", (float(rates[0]), float(rates[1])))
 
 
 def _require_choice(options: Any, name: str, choices: Sequence[str]) -> None:

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from batchverify.cli.options import follow_symlinks_option, json_option, option, seed_option, together
+from batchverify.cli.options import (
+    confidence_option,
+    follow_symlinks_option,
+    json_option,
+    option,
+    seed_option,
+    together,
+)
 from batchverify.cli.output import reporting, set_up
 from batchverify.options import EvaluateOptions
 
@@ -43,6 +50,9 @@ _options = together(
         multiple=True,
     ),
     option("--threshold", "Judge SCORES at this threshold. Default: the threshold of the run.", "X"),
+    option("--at-far", "Judge SCORES at the threshold of their head for this false accept rate.", "X"),
+    confidence_option,
+    option("--head", "Head of --at-far. Default: from the run record.", "PATH"),
     option("--draws", "Bootstrap draws behind the 95 % intervals, at least 40; 0: no intervals.", "N"),
     seed_option,
     option("--examples", "Pairs of each kind in the report's galleries.", "N"),

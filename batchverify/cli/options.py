@@ -189,6 +189,12 @@ run_options = together(
     option("--max-megabytes", "Do not read larger files.", "X"),
     option("--max-failed", "Exit with code 3 if a larger share of the rows could not be scored.", "SHARE"),
 )
+confidence_option = option(
+    "--confidence",
+    "With --at-far X: the highest threshold whose false accept rate is at most X with this confidence, whatever the "
+    "people are like; 0.95 for 95 %.",
+    "SHARE",
+)
 threshold_options = together(
     option(
         "--head",
@@ -204,6 +210,14 @@ threshold_options = together(
         "X",
     ),
     option("--at-far", "Use the head's threshold for this false accept rate.", "X"),
+    confidence_option,
+    option(
+        "--review",
+        "Add a column of three verdicts, same, different and review, such that other people's different pairs are "
+        "called same at rate FAR at most, and same pairs different at rate FRR at most.",
+        "FAR FRR",
+        type=(float, float),
+    ),
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout."
@@ -214,6 +228,9 @@ talk_options = together(
     click.option("-v", "--verbose", is_flag=True, help="Log more, Ray's own messages included."),
 )
 seed_option = option("--seed", "Seed of all random draws.", "N")
+calibration_option = option(
+    "--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)
+)
 train_options = together(
     option("--test", "Manifest of pairs to measure the finished head on; not used for training.", "TEST"),
     click.option(
@@ -261,7 +278,7 @@ train_options = together(
         "from 5,000 dev pairs on.",
         "N",
     ),
-    option("--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)),
+    calibration_option,
     option("--augment", "Also learn from N augmented views of each training image.", "N"),
     option("--tune", "Search for the best settings on dev in N trials with Ray Tune; 0: no search.", "N"),
     seed_option,

@@ -31,6 +31,7 @@ OUTCOMES = {
     "image_seconds", "images_per_second", "job", "output", "part_rows", "peak_memory_mb", "repeated",
     "resumed", "resumed_rows", "rows", "run_id", "scored", "seconds", "stage_seconds", "token",
     "unique_images", "options.overwrite", "options.quiet", "options.verbose",
+    "review.same", "review.different", "review.review",
 }
 # fmt: on
 CALLS = ("same", "different", "not scored")

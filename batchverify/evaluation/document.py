@@ -299,6 +299,21 @@ class SuspectsDocument(TypedDict):
     images: list[SuspectImage]
 
 
+class ReviewDocument(TypedDict):
+    """The verdicts of `--review`: wanted rates, thresholds, counts by verdict, also by truth, and figures."""
+
+    far: float
+    frr: float
+    same_below: float
+    different_from: float
+    verdicts: dict[str, int]
+    share: float
+    truth: dict[str, dict[str, int]]
+    figures: dict[str, float]
+    intervals: dict[str, Interval]
+    exact: list[str]
+
+
 class _Added(TypedDict, total=False):
     comparison: ComparisonDocument
     suspects: SuspectsDocument
@@ -309,6 +324,7 @@ class Document(RunSummary, Measurements, _Added):
     """The whole file. slices: by column; a row mixes fixed keys with figures, which no TypedDict can express."""
 
     folds: Folds | None
+    review: ReviewDocument | None
     slices: dict[str, list[dict[str, Any]]]
     groups: GroupsDocument | None
     quality: list[Discards]

@@ -23,11 +23,14 @@ from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate
 from batchverify.evaluation.group_lines import group_lines, quality_lines
 from batchverify.evaluation.group_rates import measure_groups
 from batchverify.evaluation.groups import read_groups
+from batchverify.evaluation.head_threshold import chosen_threshold
 from batchverify.evaluation.qualities import read_quality
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
 from batchverify.evaluation.report.thumbnails import ImageSource
+from batchverify.evaluation.review_verdicts import NAMES as REVIEW_NAMES
+from batchverify.evaluation.review_verdicts import measure_review
 from batchverify.evaluation.scores import (
     FROM_REFERENCE,
     ScoreFile,
@@ -46,6 +49,7 @@ from batchverify.evaluation.suspects import (
 )
 from batchverify.evaluation.worst_pairs import check_target, write_review
 from batchverify.options import EvaluateOptions
+from batchverify.scoring.summary import shown_review
 from batchverify.storage.location import Location, path_text
 from batchverify.version import __version__
 
@@ -114,7 +118,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     groups = read_groups(file, options)
     qualities = [read_quality(file, name) for name in options.quality]
     truth = read_truth(options.truth, file) if options.truth else None
-    scores = read_scores(file, threshold=options.threshold, truth=truth)
+    scores = read_scores(file, threshold=chosen_threshold(file, options), truth=truth)
     other = _read_reference(reference, options) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
     source = options.truth
@@ -130,6 +134,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         **_describe(scores, source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
+        "review": measure_review(scores, labelled, draws=draws, seed=seed),
         "slices": {
             name: measure_slices(scores, cells, units, draws=draws, seed=seed)
             for name, cells in grouped.items()
@@ -279,6 +284,7 @@ class Evaluation:
             self._run,
             self._figures,
             self._rates,
+            self._review,
             self._folds,
             self._slices,
             lambda: group_lines(self.document["groups"]),
@@ -333,6 +339,18 @@ class Evaluation:
                 return
             star = self._star(rate_name(rate["far"]))
             yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
+
+    def _review(self) -> Lines:
+        review = self.document["review"]
+        if review is not None:
+            yield "verdicts", shown_review({**review, **review["verdicts"]}, sum(review["verdicts"].values()))
+            for name, text in REVIEW_NAMES.items():
+                if review["figures"][name] is not None:
+                    star = "*" if name in review["exact"] else ""
+                    yield (
+                        text,
+                        f"{review['figures'][name]:.5f}{interval(review['intervals'].get(name))}{star}",
+                    )
 
     def _folds(self) -> Lines:
         if folds := self.document["folds"]:

@@ -26,6 +26,7 @@ from batchverify.heads.head import (
     read_metadata,
     stored_threshold,
 )
+from batchverify.heads.review_band import ReviewBand
 from batchverify.heads.scorer import Scorer
 from batchverify.storage.location import Location
 
@@ -105,9 +106,15 @@ class FusedHead:
         """SHA-256 of the artifact in hex: the head's identity in run records."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def threshold(self, threshold: float | None = None, at_far: float | None = None) -> float:
+    def threshold(
+        self, threshold: float | None = None, at_far: float | None = None, confidence: float | None = None
+    ) -> float:
         """See `Head.threshold`."""
-        return stored_threshold(self.about["thresholds"], threshold, at_far)
+        return stored_threshold(self.about["thresholds"], threshold, at_far, confidence)
+
+    def review(self, far: float, frr: float) -> ReviewBand:
+        """See `Head.review`."""
+        return ReviewBand.of(self.about["thresholds"], far, frr)
 
     def arranged(self, embeddings: Sequence[EmbeddingFingerprint]) -> FusedHead:
         """The head with its members in the order of these embeddings. Raises `ArtifactError` if it does not fit."""

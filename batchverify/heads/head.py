@@ -17,8 +17,10 @@ import numpy as np
 from batchverify.documents import MOST_METADATA, read_document
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
+from batchverify.heads.bounds import UNITS, Tail, guaranteed_threshold
 from batchverify.heads.centring import centred
 from batchverify.heads.features import product
+from batchverify.heads.review_band import ReviewBand
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
 from batchverify.kernels.loops import distances
 from batchverify.runtime.devices import survive_forks
@@ -187,12 +189,20 @@ class Head:
                 "(the head's against this run's); give a matching head with --head"
             )
 
-    def threshold(self, threshold: float | None = None, at_far: float | None = None) -> float:
+    def threshold(
+        self, threshold: float | None = None, at_far: float | None = None, confidence: float | None = None
+    ) -> float:
         """The given threshold, or the stored one for a false accept rate, or the one of best expected F1.
 
-        Raises `UsageError` for a threshold outside 0 to 1 and for a rate that is not stored.
+        With a confidence it is the highest whose false accept rate is at most `at_far` with that confidence. Raises
+        `UsageError` for a threshold outside 0 to 1, for a rate that is not stored, and for one that the pairs behind
+        the head cannot promise.
         """
-        return stored_threshold(self.about["thresholds"], threshold, at_far)
+        return stored_threshold(self.about["thresholds"], threshold, at_far, confidence)
+
+    def review(self, far: float, frr: float) -> ReviewBand:
+        """The band between the verdicts `same` and `different`; raises what `ReviewBand.of` raises."""
+        return ReviewBand.of(self.about["thresholds"], far, frr)
 
     def to_bytes(self) -> bytes:
         """The artifact: one safetensors file, the same bytes for the same head."""
@@ -276,7 +286,12 @@ def default_head_name(embedding: EmbeddingFingerprint) -> str:
     return f"head-{embedding.id}.safetensors"
 
 
-def stored_threshold(stored: Mapping[str, Any], threshold: float | None, at_far: float | None) -> float:
+def stored_threshold(
+    stored: Mapping[str, Any],
+    threshold: float | None,
+    at_far: float | None,
+    confidence: float | None = None,
+) -> float:
     """See `Head.threshold`. stored: the thresholds in a head's metadata."""
     if threshold is not None and at_far is not None:
         raise UsageError("--threshold and --at-far exclude each other")
@@ -286,6 +301,8 @@ def stored_threshold(stored: Mapping[str, Any], threshold: float | None, at_far:
         return threshold
     if at_far is None:
         return float(stored["best_f1"])
+    if confidence is not None:
+        return guaranteed_threshold(stored, at_far, confidence)
     for entry in stored["far"]:
         if entry["far"] == at_far:
             return float(entry["threshold"])
@@ -368,3 +385,8 @@ def check_thresholds(stored: Mapping[str, Any], numbers: Sequence[float]) -> Non
         raise ValueError("its calibration or thresholds are not finite")
     if not all(0 <= share <= 1 for share in shares):
         raise ValueError("its thresholds do not lie between 0 and 1")
+    if "bounds" in stored:
+        for label in ("different", "same"):
+            Tail.from_json(stored["bounds"][label])
+        if stored["bounds"]["unit"] not in UNITS:
+            raise ValueError("its bounds have no unit")

@@ -37,6 +37,7 @@ from batchverify.version import __version__
 if TYPE_CHECKING:
     from batchverify.heads.fused_head import FusedHead
     from batchverify.heads.head import Head
+    from batchverify.heads.review_band import ReviewBand
 
 # Incremented when the same document and vectors would give other rows.
 ROWS_FORMAT = 4
@@ -148,18 +149,20 @@ class Job:
             plan, device=device, dtype=path.dtype, runtime=path.runtime, batch_size=path.batch_size
         )
 
-    def document(self, head: str, threshold: float) -> dict[str, Any]:
+    def document(self, head: str, threshold: float, band: ReviewBand | None = None) -> dict[str, Any]:
         """Everything that affects a row: two runs with equal documents write equal rows.
 
-        head: its digest. The types of the carried columns follow from the manifest's bytes.
+        head: its digest. band: of --review. The types of the carried columns follow from the manifest's bytes.
         """
         options = self.options
         # Only where it is given, so that a document without it stays what it was.
         given = {name: True for name in ("follow_symlinks", "details") if getattr(options, name)}
         fused = {BACKBONES: self.names} if self.fused else {}
+        review = {"review": band.to_json()} if band is not None else {}
         return {
             **given,
             **fused,
+            **review,
             "format": ROWS_FORMAT,
             "manifest": self.manifest_fingerprint,
             "column_a": options.column_a,

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.heads.review_band import DIFFERENT, REVIEW, SAME, VERDICT, ReviewBand
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.job_folder import JobFolder, JobState, differences
 from batchverify.scoring.parquet import (
@@ -42,6 +43,8 @@ FOLDER_ROWS = 1_000_000
 FILE_ROWS = 50_000
 # Names with these suffixes are refused: they would become folders, which nobody expects.
 OTHER_FORMATS = {".csv", ".tsv", ".json", ".jsonl", ".txt", ".xlsx", ".pq", ".gz", ".zst", ".bz2", ".zip"}
+# Counts of a part that only `--review` gives.
+VERDICT_COUNTS = ("same_verdicts", "different_verdicts")
 _FOREIGN = "not written by batchverify; give another output with -o"
 
 
@@ -306,31 +309,57 @@ def _real(location: Location) -> str:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """The metadata in the footer of a part. token: of the attempt that wrote it. different: rows labelled 1."""
+    """The metadata in the footer of a part. token: of the attempt that wrote it. different: rows labelled 1.
+
+    same_verdicts, different_verdicts: rows with these verdicts of `--review`.
+    """
 
     token: str
     part: int
     rows: int
     scored: int
     different: int
+    same_verdicts: int = 0
+    different_verdicts: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The metadata as stored in the footer."""
-        return {**vars(self), "record": SUCCESS}
+        """The metadata as stored in the footer; counts of verdicts only if there are any."""
+        hidden = [name for name in VERDICT_COUNTS if not getattr(self, name)]
+        return {
+            **{name: value for name, value in vars(self).items() if name not in hidden},
+            "record": SUCCESS,
+        }
 
     @classmethod
     def of(cls, table: pa.Table, token: str, part: int) -> PartRecord:
         """The metadata of a part that holds these result rows."""
         label = table.column("label")
-        return cls(token, part, len(label), len(label) - label.null_count, pc.sum(label).as_py() or 0)
+        verdicts = [0, 0]
+        if VERDICT in table.column_names:
+            cells = table.column(VERDICT)
+            verdicts = [pc.sum(pc.equal(cells, name)).as_py() or 0 for name in (SAME, DIFFERENT)]
+        different = pc.sum(label).as_py() or 0
+        return cls(token, part, len(label), len(label) - label.null_count, different, *verdicts)
 
 
 class RowCounts(NamedTuple):
-    """Rows, those of them that were scored, and those labelled 1."""
+    """Rows, those of them that were scored, those labelled 1, and those with the verdicts of `--review`."""
 
     rows: int
     scored: int
     different: int
+    same_verdicts: int = 0
+    different_verdicts: int = 0
+
+    def review(self, band: ReviewBand) -> dict[str, Any]:
+        """For a run's summary: the thresholds of `--review` and how many rows have which verdict."""
+        undecided = self.scored - self.same_verdicts - self.different_verdicts
+        return {
+            **band.to_json(),
+            SAME: self.same_verdicts,
+            DIFFERENT: self.different_verdicts,
+            REVIEW: undecided,
+        }
 
     @classmethod
     def total(cls, parts: Collection[PartRecord]) -> RowCounts:
@@ -365,7 +394,9 @@ class Parts:
         for file in part_files(self.folder):
             metadata, count = footer_and_rows(file)
             if metadata.get("token") == self.token and self.file(int(metadata["part"])).name == file.name:
-                record = PartRecord(**{name: metadata[name] for name in PartRecord.__dataclass_fields__})
+                names = [name for name in PartRecord.__dataclass_fields__ if name not in VERDICT_COUNTS]
+                counts = {name: metadata.get(name, 0) for name in VERDICT_COUNTS}
+                record = PartRecord(**{name: metadata[name] for name in names}, **counts)
                 if record.rows == count == self._rows_in(record.part, rows):
                     self.done[record.part] = record
 

@@ -21,6 +21,7 @@ from batchverify.documents import MOST_RECORD, read_document
 from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.engine.fused_table import FusedTable
 from batchverify.errors import BatchverifyError, ManifestError, UsageError, first_line
+from batchverify.heads.review_band import VERDICT, VERDICTS, ReviewBand
 from batchverify.manifest.columns import BACKBONES, SCORE_SCHEMA, is_text, quoted, type_text
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.details import DETAIL_FIELDS, detail_columns
@@ -38,7 +39,7 @@ _FITTING = (
 SUCCESS = "_SUCCESS"
 # Types of the entries of a run record that are read back; each may be absent or null.
 RECORD_TYPES: dict[str, type] = {
-    **dict.fromkeys(("job", "options", "embedding", "failures", "backbones"), dict),
+    **dict.fromkeys(("job", "options", "embedding", "failures", "backbones", "review"), dict),
     **dict.fromkeys(("version", "run_id", "token", "compute_path", "image_root", "cache"), str),
     **dict.fromkeys(("rows", "unique_images", "scored", "failed", "failed_rows", "part_rows"), int),
     "manifest": list,
@@ -46,16 +47,20 @@ RECORD_TYPES: dict[str, type] = {
 PART = re.compile(r"^part-(\d{5,})\.parquet$")
 
 
-def output_schema(carried: pa.Schema, *, fused: bool = False, details: bool = False) -> pa.Schema:
+def output_schema(
+    carried: pa.Schema, *, fused: bool = False, details: bool = False, review: bool = False
+) -> pa.Schema:
     """The manifest's columns, the scores and the details; `ManifestError` if they have a name in common.
 
-    fused: with the column of the backbones that made a score.
+    fused: with the column of the backbones that made a score. review: with the column of three verdicts.
     """
     scores = [*SCORE_SCHEMA, pa.field(BACKBONES, pa.string())] if fused else [*SCORE_SCHEMA]
-    more = DETAIL_FIELDS if details else []
+    details_fields = DETAIL_FIELDS if details else []
+    more = [*([pa.field(VERDICT, pa.string())] if review else []), *details_fields]
     for field in (*scores, *more):
         if field.name in carried.names:
-            by = " of --details" if field in more else ""
+            option = "--details" if field in details_fields else "--review"
+            by = f" of {option}" if field in more else ""
             raise ManifestError(
                 f"the manifest's column '{field.name}' has the name of an output column{by}; rename it"
             )
@@ -107,10 +112,12 @@ def result_table(
     scores: tuple[np.ndarray, np.ndarray],
     threshold: float,
     names: Sequence[str] = (),
+    band: ReviewBand | None = None,
 ) -> pa.Table:
     """The output rows of a block, with details if the table has them.
 
     scores: (M,) probability and similarity of its M usable pairs, in order. names: of fused backbones.
+    band: gives the column of three verdicts.
     """
     unusable = ~embeddings.usable(block.a, block.b)
     probability, similarity = np.zeros(len(unusable), np.float32), np.zeros(len(unusable), np.float32)
@@ -133,11 +140,16 @@ def result_table(
     fused = isinstance(embeddings, FusedTable)
     if isinstance(embeddings, FusedTable):
         columns.append(embeddings.makers(block.a, block.b, names))
+    if band is not None:
+        verdicts = pa.array(band.verdicts(probability), mask=unusable)
+        columns.append(pa.array(VERDICTS).take(verdicts))
     details = embeddings.details
     if details is not None:
         for side in (block.a, block.b):
             columns += detail_columns(details[side], embeddings.reasons(side))
-    schema = output_schema(block.carried.schema, fused=fused, details=details is not None)
+    schema = output_schema(
+        block.carried.schema, fused=fused, details=details is not None, review=band is not None
+    )
     return pa.Table.from_arrays([*block.carried.columns, *columns], schema=schema)
 
 

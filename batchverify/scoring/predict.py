@@ -18,6 +18,7 @@ from batchverify.errors import NothingScoredError, UsageError, redacted
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.fused_head import FusedHead
 from batchverify.heads.head import Head
+from batchverify.heads.review_band import VERDICT, VERDICTS, ReviewBand
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ScoreOptions
 from batchverify.records import Skipped
@@ -46,7 +47,8 @@ class Prediction:
     each face, in pixels. faces: found in each image. errors: reason and message of each image, or None. face: which
     of several faces was taken, as `--face`. backbones: if there are several, those that made the score; boxes, faces
     and errors are then of the first of these, or of the first of all. details: of each image, as in the columns of
-    `score`; None if they were not asked for.
+    `score`; None if they were not asked for. review: with `--review`, its rates, its thresholds and as `verdict` the
+    cell of the column `verdict`.
     """
 
     images: tuple[str, str]
@@ -60,6 +62,7 @@ class Prediction:
     face: str = "center"
     backbones: str | None = None
     details: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
+    review: Mapping[str, Any] | None = None
 
     @property
     def verdict(self) -> str:
@@ -74,7 +77,7 @@ class Prediction:
             {"reason": error.reason.value, "message": error.message} if error else None
             for error in self.errors
         ]
-        hidden = [name for name in ("backbones", "details") if getattr(self, name) is None]
+        hidden = [name for name in ("backbones", "details", "review") if getattr(self, name) is None]
         known = {name: value for name, value in vars(self).items() if name not in hidden}
         return {**known, "verdict": self.verdict, "errors": errors}
 
@@ -88,6 +91,11 @@ class Prediction:
         )
         if self.backbones:
             sentence += f" The score is that of {self.backbones}."
+        if self.review:
+            sentence += (
+                f"\nVerdict of --review: {self.review['verdict']} (same below {self.review['same_below']:.4f}, "
+                f"different from {self.review['different_from']:.4f})."
+            )
         for image, count in zip(self.images, self.faces, strict=True):
             if count > 1:
                 sentence += f"\n{image}: {count} faces found; {CHOICES[self.face]} was taken."
@@ -127,7 +135,8 @@ def predict(
     settings = [member.settings(spec) for member, spec in zip(each, specs, strict=True)]
     known = [EmbeddingFingerprint.of(*pair) for pair in zip(specs, settings, strict=True)]
     head = head_of(options.head, known)
-    threshold = head.threshold(options.threshold, options.at_far)
+    threshold = head.threshold(options.threshold, options.at_far, options.confidence)
+    band = head.review(*options.review) if options.review is not None else None
     entries = [
         _entries(images, replace(work_plan(*plan), batch_size=PAIR_BATCH))
         for plan in zip(each, settings, known, strict=True)
@@ -148,6 +157,7 @@ def predict(
         options.face,
         "+".join(name for name, made in zip(names, makers, strict=True) if made) if len(each) > 1 else None,
         (details_of(entries[0][0]), details_of(entries[0][1])) if options.details else None,
+        _review(band, scores[0] if scores else None),
     )
 
 
@@ -167,6 +177,14 @@ def _scores(
         for pair, has, rows in zip(pairs, known, empty, strict=True)
     ]
     return head.score_pairs(vectors, np.array([0]), np.array([1]))
+
+
+def _review(band: ReviewBand | None, probability: np.ndarray | None) -> dict[str, Any] | None:
+    """The rates and thresholds of `--review` and its verdict, None without a score."""
+    if band is None:
+        return None
+    verdict = VERDICTS[int(band.verdicts(probability)[0])] if probability is not None else None
+    return {**band.to_json(), VERDICT: verdict}
 
 
 def _shown(value: float | Sequence[float]) -> str:

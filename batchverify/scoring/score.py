@@ -48,6 +48,7 @@ from batchverify.storage.location import Location
 if TYPE_CHECKING:
     from batchverify.heads.fused_head import FusedHead
     from batchverify.heads.head import Head
+    from batchverify.heads.review_band import ReviewBand
 
 
 def score(
@@ -74,16 +75,16 @@ def score_job(
     source: the manifest as the caller gave it. An output that the next run would read as a part of it is refused.
     """
     head = head_of(options.head, [member.fingerprint for member in job.members])
-    threshold = head.threshold(options.threshold, options.at_far)
-    document = job.document(head.digest, threshold)
+    judge = Judge.of(head, options)
+    document = job.document(head.digest, judge.threshold, judge.band)
     if output is None:
-        summary = _score_in_memory(job, head, threshold, document)
+        summary = _score_in_memory(job, judge, document)
     else:
         names = [Location.parse(name) for name in job.manifest.names]
         target = Output(output, names, part_rows=options.part_rows)
         _spare_source(source, target)
         finished = _finished(job, options, target, document)
-        summary = finished or _score_to(job, options, head, threshold, document, target)
+        summary = finished or _score_to(job, options, judge, document, target)
         summary = replace(summary, output=os.fspath(output))
     check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
     return summary
@@ -99,11 +100,29 @@ def _spare_source(source: Any, output: Output) -> None:
         )
 
 
-def _score_in_memory(
-    job: Job, head: Head | FusedHead, threshold: float, document: Mapping[str, Any]
-) -> ScoreSummary:
-    rows = MemoryRows(output_schema(job.scan.carried, fused=bool(job.fused), details=job.options.details))
-    summary = score_rows(job, head, threshold, rows)
+@dataclass(frozen=True)
+class Judge:
+    """What gives scores and verdicts. band: of three verdicts, with `--review`."""
+
+    head: Head | FusedHead
+    threshold: float
+    band: ReviewBand | None = None
+
+    @classmethod
+    def of(cls, head: Head | FusedHead, options: ScoreOptions) -> Judge:
+        """The head with the thresholds that the options choose. Raises `UsageError` for those that it lacks."""
+        threshold = head.threshold(options.threshold, options.at_far, options.confidence)
+        return cls(head, threshold, head.review(*options.review) if options.review is not None else None)
+
+    def schema(self, job: Job) -> pa.Schema:
+        """The columns of the output."""
+        details, review = job.options.details, self.band is not None
+        return output_schema(job.scan.carried, fused=bool(job.fused), details=details, review=review)
+
+
+def _score_in_memory(job: Job, judge: Judge, document: Mapping[str, Any]) -> ScoreSummary:
+    rows = MemoryRows(judge.schema(job))
+    summary = score_rows(job, judge, rows)
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
 
@@ -121,22 +140,18 @@ def _finished(
 def _score_to(
     job: Job,
     options: ScoreOptions,
-    head: Head | FusedHead,
-    threshold: float,
+    judge: Judge,
     document: Mapping[str, Any],
     output: Output,
 ) -> ScoreSummary:
     # The manifest is read before anything is written, so that a bad one leaves no job folder.
-    schema, total = (
-        output_schema(job.scan.carried, fused=bool(job.fused), details=job.options.details),
-        job.scan.rows,
-    )
+    schema, total = judge.schema(job), job.scan.rows
     check_columns(job.manifest.names[0], job.scan.carried, partial(job.manifest.blocks, job.scan))
     claim = output.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
     with claim as (parts, state):
         rows = PartRows(output, parts, state, schema, total)
         try:
-            summary = score_rows(job, head, threshold, rows)
+            summary = score_rows(job, judge, rows)
         finally:
             rows.abandon()
         record = {
@@ -327,7 +342,7 @@ class PartRows:
         self._writer.abandon()
 
 
-def score_rows(job: Job, head: Head | FusedHead, threshold: float, rows: Rows) -> ScoreSummary:
+def score_rows(job: Job, judge: Judge, rows: Rows) -> ScoreSummary:
     """Embed the images that are needed and score the rows that are missing."""
     embeddings = table_of(job, rows.scratch)
     wanted = rows.wanted(job, embeddings)
@@ -338,11 +353,12 @@ def score_rows(job: Job, head: Head | FusedHead, threshold: float, rows: Rows) -
 
         def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
             with progress.watch.stage("write rows"):
-                rows.write(block.first, result_table(block, embeddings, scores, threshold, job.names))
+                table = result_table(block, embeddings, scores, judge.threshold, job.names, judge.band)
+                rows.write(block.first, table)
             progress.rows += len(block.a)
 
         with BackgroundWorker() as worker:
-            for block, scores in score_pairs(run.engine, head, missing, embeddings, progress):
+            for block, scores in score_pairs(run.engine, judge.head, missing, embeddings, progress):
                 worker(partial(write, block, scores))
                 progress.show()
         images = run.summary()
@@ -353,6 +369,7 @@ def score_rows(job: Job, head: Head | FusedHead, threshold: float, rows: Rows) -
         different=counts.different,
         failed_rows=job.scan.rows - counts.scored,
         resumed_rows=rows.resumed,
-        threshold=threshold,
-        head=head.digest,
+        threshold=judge.threshold,
+        head=judge.head.digest,
+        review=counts.review(judge.band) if judge.band is not None else None,
     )

@@ -52,7 +52,7 @@ class EmbedSummary:
 
     def to_json(self) -> dict[str, Any]:
         """All figures, for `--json` and the run record; `backbones` only if there are several."""
-        hidden = () if self.backbones else ("backbones",)
+        hidden = [name for name in ("backbones", "review") if not getattr(self, name, None)]
         return {
             name: value
             for name, value in vars(self).items()
@@ -107,6 +107,7 @@ class ScoreSummary(EmbedSummary):
     """What `score` did.
 
     rows = scored + failed_rows. different: rows labelled 1. resumed_rows: rows that an earlier run had finished.
+    review: with `--review`, its rates and thresholds, and the rows with each verdict.
     """
 
     scored: int = 0
@@ -116,6 +117,7 @@ class ScoreSummary(EmbedSummary):
     threshold: float = 0.5
     head: str = ""
     output: str | None = None
+    review: Mapping[str, Any] | None = None
     _table: pa.Table | None = field(default=None, repr=False)
 
     @classmethod
@@ -173,6 +175,17 @@ class ScoreSummary(EmbedSummary):
         if self.resumed_rows:
             lines.insert(1, ("done earlier", f"{self.resumed_rows:,} pairs, not scored again"))
         lines.append(("threshold", f"{self.threshold:.4f}"))
+        if self.review is not None:
+            lines.append(("verdicts", shown_review(self.review, self.scored)))
         if self.output:
             lines.append(("written to", self.output))
         return lines
+
+
+def shown_review(review: Mapping[str, Any], scored: int) -> str:
+    """The verdicts of `--review` and its thresholds, for people. scored: rows with a verdict."""
+    share = review["review"] / scored if scored else 0.0
+    return (
+        f"{review['same']:,} same (below {review['same_below']:.4f}), {review['different']:,} different (from "
+        f"{review['different_from']:.4f}), {review['review']:,} for review ({share:.1%})"
+    )

@@ -20,6 +20,7 @@ from batchverify.heads.scorer import Scorer
 from batchverify.options import ALGORITHMS, DEFAULT_ALGORITHM, TrainOptions
 from batchverify.runtime.devices import survive_forks
 from batchverify.training.calibration import METHODS, f1_threshold, platt_scaling, rate_thresholds, sigmoid
+from batchverify.training.guarantees import HeldOut, UnseenPairs
 from batchverify.training.linear import fit_linear, log_loss, squared_hinge
 from batchverify.training.network import NETWORK_OPTIONS, Epoch, NetworkFit, fit_network
 from batchverify.training.pairs import LabelledPairs
@@ -177,9 +178,13 @@ def fit_head(
         head = Head(scorers, (slope, offset), {"embedding": dict(embedding.document)}, centre)
         before, after = sigmoid(logits), sigmoid(slope * logits + offset)
         impostors = probabilities(head, plain_dev.impostor_pairs())
-        measured = measured_about(
-            before, after, labels, (dev.labels, probabilities(head, plain_dev)), impostors
+        of_dev = probabilities(head, plain_dev)
+        unseen = UnseenPairs.of(
+            HeldOut.first(plain_dev, of_dev),
+            HeldOut.first(train, trusted_out_of_fold(specs, after[: len(labels) - len(dev)])),
+            score=lambda a, b: probabilities(head, replace(plain_dev, a=a, b=b)),
         )
+        measured = measured_about(before, after, labels, (dev.labels, of_dev), impostors, unseen)
     more = dict(about or {})
     training = {
         **more.pop("training", {}),
@@ -232,6 +237,15 @@ def _out_of_fold(
         fit = spec.fit(train.subset(inside), dev, options, checked_lr=checked_lr)
         scores[outside] = fit.scores(train.subset(outside))
     return scores
+
+
+def trusted_out_of_fold(specs: Sequence[EstimatorSpec], out_of_fold: np.ndarray) -> np.ndarray:
+    """The out-of-fold probabilities that bounds may count, all or none.
+
+    A fold's fit has seen the second person of some different pairs. That says nothing about a distance, which fits
+    two numbers; heads with weights of their own are bounded by dev alone.
+    """
+    return out_of_fold if all(spec.algorithm == "distance" for spec in specs) else out_of_fold[:0]
 
 
 def splits(train: LabelledPairs, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -301,11 +315,12 @@ def measured_about(
     labels: np.ndarray,
     dev: tuple[np.ndarray, np.ndarray],
     impostors: np.ndarray,
+    unseen: UnseenPairs,
 ) -> dict[str, Any]:
     """Calibration, thresholds and metrics for the artifact's metadata.
 
     before, after: probabilities of held-out pairs without and with calibration. dev: labels and probabilities.
-    impostors: probabilities of different pairs.
+    impostors: probabilities of different pairs. unseen: what bounds are counted from.
     """
     threshold = f1_threshold(after)
     rate, equal = Curve.of(labels, after).equal_error()
@@ -320,7 +335,8 @@ def measured_about(
             "held_out_pairs": len(labels),
             "equal_error": {"threshold": equal, "rate": rate},
             "different_pairs": len(impostors),
-            "far": rate_thresholds(impostors),
+            "far": unseen.with_bounds(rate_thresholds(impostors)),
+            "bounds": unseen.about(),
         },
         "held_out": asdict(measure(labels, after, threshold)),
         "dev": asdict(measure(*dev, threshold)),

@@ -14,7 +14,16 @@ from batchverify.heads.fused_head import FusedHead, all_combinations, combinatio
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
 from batchverify.training.calibration import METHODS, sigmoid
-from batchverify.training.fit import FittedHead, Report, fit_head, measure_head, measured_about
+from batchverify.training.fit import (
+    FittedHead,
+    Report,
+    estimator_specs,
+    fit_head,
+    measure_head,
+    measured_about,
+    trusted_out_of_fold,
+)
+from batchverify.training.guarantees import HeldOut, UnseenPairs
 from batchverify.training.network import Epoch, NetworkFit
 from batchverify.training.pairs import LabelledPairs
 from batchverify.version import __version__
@@ -50,7 +59,7 @@ def fit_heads(
         for own, own_dev, (name, embedding) in zip(train, dev, embeddings.items(), strict=True)
     ]
     head = _calibrated(fits, options)
-    measured = _measured(head, fits, dev)
+    measured = _measured(head, fits, train, dev, options)
     networks = {
         f"{name} {spec}": network
         for name, fit in zip(embeddings, fits, strict=True)
@@ -77,20 +86,36 @@ def _calibrated(fits: Sequence[FittedHead], options: TrainOptions) -> FusedHead:
 
 def _total(fits: Sequence[FittedHead]) -> np.ndarray:
     """The sums of the heads' logits of held-out pairs: (N,)."""
-    total: np.ndarray = np.sum([_logits(fit.probabilities) for fit in fits], axis=0)
+    total: np.ndarray = np.sum([logits_of(fit.probabilities) for fit in fits], axis=0)
     return total
 
 
-def _measured(head: FusedHead, fits: Sequence[FittedHead], dev: Sequence[LabelledPairs]) -> dict[str, Any]:
+def _measured(
+    head: FusedHead,
+    fits: Sequence[FittedHead],
+    train: Sequence[LabelledPairs],
+    dev: Sequence[LabelledPairs],
+    options: TrainOptions,
+) -> dict[str, Any]:
     """Calibration, thresholds and metrics for the artifact's metadata."""
     total, (slope, offset) = _total(fits), head.calibration(head.members)
+    after = sigmoid(slope * total + offset)
+    of_dev = fused_probabilities(head, dev)
+    unseen = UnseenPairs.of(
+        HeldOut.first(dev[0], of_dev),
+        HeldOut.first(
+            train[0], trusted_out_of_fold(estimator_specs(options), after[: len(after) - len(dev[0])])
+        ),
+        score=lambda a, b: fused_probabilities(head, [replace(pairs, a=a, b=b) for pairs in dev]),
+    )
     impostors = fused_probabilities(head, [pairs.impostor_pairs() for pairs in dev])
     return measured_about(
         sigmoid(total),
-        sigmoid(slope * total + offset),
+        after,
         fits[0].labels,
-        (dev[0].labels, fused_probabilities(head, dev)),
+        (dev[0].labels, of_dev),
         impostors,
+        unseen,
     )
 
 
@@ -107,7 +132,7 @@ def measure_heads(head: Any, members: Sequence[LabelledPairs]) -> Metrics:
     return measure(members[0].labels, fused_probabilities(head, members), head.threshold())
 
 
-def _logits(probabilities: np.ndarray) -> np.ndarray:
+def logits_of(probabilities: np.ndarray) -> np.ndarray:
     """The inverse of `sigmoid`, finite."""
     tiny = np.finfo(np.float64).tiny
     return np.log(np.maximum(probabilities, tiny)) - np.log(np.maximum(1 - probabilities, tiny))

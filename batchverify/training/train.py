@@ -54,7 +54,7 @@ def train(
     started = time.monotonic()
     options = replace(options or TrainOptions(), **changes)
     _check_algorithms(options)
-    target = _target(output)
+    target = head_target(output)
     with TrainingLog(options.epochs, quiet=options.quiet, tensorboard=options.tensorboard) as log:
         sets = _embed_sets(train, dev, options)
         leaks = _check(sets, options, log)
@@ -141,6 +141,7 @@ class TrainSummary:
                 f"rate {thresholds['equal_error']['rate']:.4f} at {thresholds['equal_error']['threshold']:.4f}",
             ),
             ("false accept", self._rates(thresholds)),
+            ("with 95 %", self._bounds(thresholds)),
             ("time", duration(self.seconds)),
             ("written to", f"{self.head}, {self.record}"),
         ]
@@ -164,6 +165,14 @@ class TrainSummary:
         rates = ", ".join(f"{entry['far']:g} at {entry['threshold']:.4f}" for entry in thresholds["far"])
         pairs = f"{thresholds['different_pairs']:,} different pairs"
         return f"{rates} (of {pairs})" if rates else f"no rate: {pairs} support none"
+
+    @staticmethod
+    def _bounds(thresholds: Mapping[str, Any]) -> str:
+        """What the thresholds at false accept rates let through at most."""
+        bounds = thresholds["bounds"]
+        rates = ", ".join(f"{each['bounds']['0.95']:.2g} for {each['far']:g}" for each in thresholds["far"])
+        pairs = f"{bounds['different']['pairs']:,} different pairs that share no {bounds['unit']}"
+        return f"at most {rates} (of {pairs})" if rates else f"no bound: {pairs}"
 
 
 class TrainingLog:
@@ -212,7 +221,7 @@ class TrainingLog:
 
 
 @dataclass(frozen=True)
-class _Set:
+class EmbeddedSet:
     """A manifest whose pairs are embedded. members: the same pairs with the vectors of each backbone."""
 
     job: Job
@@ -251,11 +260,11 @@ def _tuned(
     return options, record
 
 
-def _check(sets: Sequence[_Set], options: TrainOptions, log: TrainingLog) -> list[Leak]:
+def _check(sets: Sequence[EmbeddedSet], options: TrainOptions, log: TrainingLog) -> list[Leak]:
     """Log what is left out and what leaks. Raises `UsageError` for unsuitable pairs and `--strict-identities`."""
     for each in sets:
         left_out = len(each.pairs.left_out)
-        _log_left_out(each.pairs, log)
+        log_left_out(each.pairs, log)
         try:
             check_failed(left_out, left_out + len(each.pairs), options.max_failed, each.summary)
         except NothingScoredError as exc:
@@ -283,7 +292,7 @@ def _refuse(leaks: Sequence[Leak]) -> None:
 
 
 def _record(
-    sets: Sequence[_Set],
+    sets: Sequence[EmbeddedSet],
     fits: Sequence[tuple[FittedHeads, Any]],
     options: TrainOptions,
     leaks: Sequence[Leak],
@@ -291,6 +300,7 @@ def _record(
     """The record of the training, for the file beside the head."""
     return {
         "head": dict(fits[0][0].head.about),
+        "manifests": {each.pairs.name: each.job.manifest.names for each in sets},
         "options": options.as_record(),
         "metrics": [metrics for _, metrics in fits],
         "networks": [
@@ -303,7 +313,7 @@ def _record(
     }
 
 
-def _target(output: str | Path) -> Location:
+def head_target(output: str | Path) -> Location:
     """The head's location, checked before anything is embedded."""
     target = Location.parse(output)
     if target.suffix != SUFFIX:
@@ -322,7 +332,7 @@ def _target(output: str | Path) -> Location:
     return target
 
 
-def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
+def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[EmbeddedSet]:
     """Open and check all manifests, then embed them."""
     manifests = {"training": train, "dev": dev}
     if options.test is not None:
@@ -333,7 +343,7 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
             "--tune searches the head of one backbone: search for each, then train all with --algorithm"
         )
     for name, job in jobs.items():
-        _check_labels(name, job)
+        check_labels(name, job)
     first, second = jobs["training"], jobs["dev"]
     # `check_apart` later finds the same pairs under other names.
     if first.manifest_fingerprint == second.manifest_fingerprint and first.scan.images == second.scan.images:
@@ -344,10 +354,10 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[_Set]:
     if options.strict_identities:
         # People are known now, identical images only once they are embedded.
         _refuse(shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}))
-    return [_embed_set(name, job) for name, job in jobs.items()]
+    return [embed_set(name, job) for name, job in jobs.items()]
 
 
-def _check_labels(name: str, job: Job) -> None:
+def check_labels(name: str, job: Job) -> None:
     """Raise `UsageError`, before anything is embedded, if a label is missing or there are too few pairs."""
     names = job.manifest.names
     same, different = count_labels(job.manifest, job.scan)
@@ -363,16 +373,18 @@ def _check_labels(name: str, job: Job) -> None:
         )
 
 
-def _embed_set(name: str, job: Job) -> _Set:
+def embed_set(name: str, job: Job) -> EmbeddedSet:
     """Embed with each backbone; pairs with an image that one of them could not embed are left out."""
     runs = [embed_job(replace(member, started=time.monotonic())) for member in job.members]
     summaries, tables = zip(*runs, strict=True)
     FusedTable(tables).keep_common()
     members = tuple(LabelledPairs.collect(job.manifest, job.scan, table, name) for table in tables)
-    return _Set(job, members, fused_summary(job, summaries) if job.fused else summaries[0])
+    return EmbeddedSet(job, members, fused_summary(job, summaries) if job.fused else summaries[0])
 
 
-def _with_views(training: _Set, options: TrainOptions) -> tuple[list[LabelledPairs], list[EmbedSummary]]:
+def _with_views(
+    training: EmbeddedSet, options: TrainOptions
+) -> tuple[list[LabelledPairs], list[EmbedSummary]]:
     """The training pairs with `options.augment` augmented views, and the summaries of embedding these.
 
     For each backbone the same pairs.
@@ -387,7 +399,10 @@ def _with_views(training: _Set, options: TrainOptions) -> tuple[list[LabelledPai
 
 
 def _fit_repeats(
-    sets: Sequence[_Set], training_pairs: Sequence[LabelledPairs], options: TrainOptions, log: TrainingLog
+    sets: Sequence[EmbeddedSet],
+    training_pairs: Sequence[LabelledPairs],
+    options: TrainOptions,
+    log: TrainingLog,
 ) -> list[tuple[FittedHeads, dict[str, Any]]]:
     """One fit per seed, with its metrics on all sets."""
     job, dev = sets[0].job, sets[1].members
@@ -407,7 +422,8 @@ def _fit_repeats(
     return fits
 
 
-def _log_left_out(pairs: LabelledPairs, log: TrainingLog) -> None:
+def log_left_out(pairs: LabelledPairs, log: TrainingLog) -> None:
+    """Log the first pairs that could not be embedded."""
     count = len(pairs.left_out)
     if count:
         verb = "pair could not be embedded and is" if count == 1 else "pairs could not be embedded and are"

@@ -229,6 +229,8 @@ def header(name: str, shape: list[int], offsets: list[int]) -> bytes:
 
 
 ONE = {"0.0.weight": np.ones((1, 512), np.float32), "0.0.bias": np.zeros(1, np.float32)}
+TAIL = {"pairs": 9, "ranks": [1], "scores": [0.5]}
+BOUNDS = {"unit": "people", "different": TAIL, "same": TAIL}
 DAMAGED = {
     "empty": b"",
     "cut": make_head().to_bytes()[:-100],
@@ -265,6 +267,10 @@ DAMAGED = {
     "a threshold above 1": damaged("thresholds", best_f1=1.5),
     "a rate's threshold below 0": damaged("thresholds", far=[{"far": 0.1, "threshold": -1, "pairs": 9}]),
     "infinite pairs": damaged("thresholds", different_pairs=float("inf")),
+    "bounds of nothing": damaged("thresholds", bounds=None),
+    "bounds without tails": damaged("thresholds", bounds={"unit": "people"}),
+    "bounds of planets": damaged("thresholds", bounds={**BOUNDS, "unit": "planets"}),
+    "bounds beyond 1": damaged("thresholds", bounds={**BOUNDS, "same": {**TAIL, "scores": [1.5]}}),
     "a number beyond floats": damaged("thresholds", best_f1=10**400),
     "no rates": damaged("thresholds", far=None),
     "slope of text": damaged("calibration", slope="steep"),

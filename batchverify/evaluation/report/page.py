@@ -15,6 +15,7 @@ from batchverify.evaluation.document import Document, Interval
 from batchverify.evaluation.figures import NAMES, rate_name
 from batchverify.evaluation.report.galleries import Gallery
 from batchverify.evaluation.report.plots import heat
+from batchverify.evaluation.review_verdicts import NAMES as REVIEW_NAMES
 from batchverify.evaluation.scores import FROM_REFERENCE
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.options import EmbedOptions
@@ -102,6 +103,7 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         shares=SHARES,
         rare=RARE,
         heat=heat(document["groups"]["matrix"]["fmr"]) if document["groups"] else [],
+        review_names=REVIEW_NAMES,
         lead=record_lead(document),
         # The template marks these as safe: our own files and Plotly's script, and JSON without `<`.
         css=_asset("report.css"),

@@ -1,0 +1,49 @@
+"""The threshold of the head that scored a run, for `evaluate --at-far`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from batchverify.errors import ArtifactError, UsageError
+from batchverify.evaluation.scores import ScoreFile
+from batchverify.fingerprint import FUSION, EmbeddingFingerprint
+from batchverify.heads.fused_head import FusedHead, fused_head_name
+from batchverify.heads.head import Head, default_head_name
+from batchverify.options import EvaluateOptions
+
+
+def chosen_threshold(file: ScoreFile, options: EvaluateOptions) -> float | None:
+    """The threshold that the options ask for; None for that of the run.
+
+    Raises `UsageError` if the head of the scores is not known or lacks the threshold.
+    """
+    if options.at_far is None:
+        return options.threshold
+    return scoring_head(file, options.head).threshold(None, options.at_far, options.confidence)
+
+
+def scoring_head(file: ScoreFile, path: str | None) -> Head | FusedHead:
+    """The head that made the scores. path: its file; None for that of the run record, or else the shipped one.
+
+    Raises `UsageError` if it is not known or the file is another head, `ArtifactError` if it cannot be read.
+    """
+    record = file.record
+    digest, embedding = record.get("head"), record.get("embedding")
+    if not digest or not embedding:
+        raise UsageError(f"{file.name}: no run record that names a head, so --at-far has none to ask")
+    fused = FUSION in embedding
+    name = path or (record.get("options") or {}).get("head") or _shipped(embedding, fused=fused)
+    try:
+        head = FusedHead.load(name) if fused else Head.load(name)
+    except ArtifactError as exc:
+        raise ArtifactError(f"{exc}; give the head of the scores with --head") from exc
+    if head.digest != digest:
+        raise UsageError(f"{name}: not the head that scored {file.name}; give that one with --head")
+    return head
+
+
+def _shipped(embedding: dict[str, object], *, fused: bool) -> str:
+    fingerprint = EmbeddingFingerprint(embedding).with_default_choice()
+    name = fused_head_name(fingerprint) if fused else default_head_name(fingerprint)
+    return str(Path(str(files("batchverify.heads") / "weights" / name)))
