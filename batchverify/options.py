@@ -222,9 +222,10 @@ class EvaluateOptions:
     """Options of `evaluate`.
 
     truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
-    examples: pairs of each kind in the report. export_worst, suspects: number of pairs and the file to write. group_a,
-    group_b: columns with the group of each side's person; or group: such a column of people, a table of people.
-    quality: columns to discard pairs by, with `-` before them if high values are bad. wanted_fnmr: rates to reach.
+    examples: pairs of each kind in the report. export_worst, suspects: number of pairs and the file to write.
+    group_a, group_b: columns with the group of each side's person; or group: such a column of people, a table of
+    people. quality: columns to discard pairs by, with `-` before them if high values are bad. wanted_fnmr: rates to
+    reach.
     """
 
     truth: str | None = None
