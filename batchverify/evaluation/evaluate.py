@@ -42,6 +42,7 @@ from batchverify.version import __version__
 SHOWN = (
     *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
+    *("mcc", "fmr1000", "d_prime", "min_cllr"),
 )
 Lines = Iterator[tuple[str, str]]
 EXACT = "exact binomial bound, because all draws agree; assumes independent pairs"
