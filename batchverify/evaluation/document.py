@@ -171,7 +171,26 @@ class Measurements(TypedDict):
     bootstrap: Bootstrap
 
 
+class ExtremeRate(TypedDict):
+    """An extrapolated threshold for a false accept rate, as a probability."""
+
+    far: float
+    threshold: float
+    interval: Interval | None
+
+
+class Extremes(TypedDict):
+    """What the tail of the different pairs' scores says beyond what was counted; `reason` if it says nothing."""
+
+    reason: str | None
+    pairs: int
+    tail: dict[str, float] | None
+    rates: list[ExtremeRate]
+    at_threshold: dict[str, Any] | None
+
+
 class _Added(TypedDict, total=False):
+    extremes: Extremes
     comparison: ComparisonDocument
     seconds: float
 

@@ -18,6 +18,7 @@ from batchverify.errors import BatchverifyError
 from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
+from batchverify.evaluation.extremes import extrapolate
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
@@ -106,6 +107,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     document: dict[str, Any] = {
         **_describe(scores, source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
+        "extremes": extrapolate(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
         "slices": {
             name: measure_slices(scores, cells, units, draws=draws, seed=seed)
@@ -247,6 +249,7 @@ class Evaluation:
             self._run,
             self._figures,
             self._rates,
+            self._extremes,
             self._folds,
             self._slices,
             self._comparison,
@@ -298,6 +301,13 @@ class Evaluation:
                 return
             star = self._star(rate_name(rate["far"]))
             yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
+
+    def _extremes(self) -> Lines:
+        extremes = self.document.get("extremes")
+        for rate in extremes["rates"] if extremes else []:
+            ends = rate["interval"]
+            span = f"  [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
+            yield f"FAR {rate['far']:g} extrapolated", f"at threshold {rate['threshold']:.3g}{span}"
 
     def _folds(self) -> Lines:
         if folds := self.document["folds"]:
