@@ -200,6 +200,7 @@ class EvaluateOptions:
 
     truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
     examples: pairs of each kind in the report. export_worst: number of pairs and the file to write.
+    tables: also write the figures as CSV and LaTeX.
     """
 
     truth: str | None = None
@@ -213,6 +214,7 @@ class EvaluateOptions:
     cache: str | None = None
     no_images: bool = False
     export_worst: tuple[int, str] | None = None
+    tables: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))

@@ -47,6 +47,7 @@ _options = together(
         metavar="N PATH",
         help="Write the N worst pairs to a .csv or .parquet file for review: a manifest that `train` reads.",
     ),
+    click.option("--tables", is_flag=True, help="Also write the figures as figures.csv and figures.tex."),
     json_option,
     click.option("-q", "--quiet", is_flag=True, help="Show no summary."),
     click.option("-v", "--verbose", is_flag=True, help="Log more."),

@@ -34,6 +34,7 @@ from batchverify.evaluation.scores import (
     read_units,
 )
 from batchverify.evaluation.slices import FOLD, measure_folds, measure_slices, summarise_folds
+from batchverify.evaluation.tables import as_csv, as_latex
 from batchverify.evaluation.worst_pairs import check_target, write_review
 from batchverify.options import EvaluateOptions
 from batchverify.storage.location import Location, path_text
@@ -179,6 +180,8 @@ def _folds(scores: Scores, pairs: MeasuredPairs) -> Folds | None:
 def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[str]:
     page = _page(judged, options)
     contents = {"metrics.json": json.dumps(judged.document, indent=1, allow_nan=False), "report.html": page}
+    if options.tables:
+        contents |= {"figures.csv": as_csv(judged.document), "figures.tex": as_latex(judged.document)}
     try:
         if folder.is_local:
             Path(folder.path).mkdir(parents=True, exist_ok=True)

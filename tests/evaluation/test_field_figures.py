@@ -111,10 +111,10 @@ def test_weights_are_repeated_pairs():
 
 def test_perfect_and_useless_scores():
     truth = np.array([0, 0, 1, 1])
-    perfect = MeasuredPairs(truth, np.float32([0, 0, 1, 1]), 0.5).figures()
+    perfect = MeasuredPairs(truth, np.array([0, 0, 1, 1], np.float32), 0.5).figures()
     assert (perfect["mcc"], perfect["min_cllr"], perfect["zero_fmr"]) == (1, 0, 0)
     assert math.isnan(perfect["d_prime"])
-    useless = MeasuredPairs(truth, np.float32([0.5, 0.5, 0.5, 0.5]), 0.5).figures()
+    useless = MeasuredPairs(truth, np.array([0.5, 0.5, 0.5, 0.5], np.float32), 0.5).figures()
     assert (useless["mcc"], useless["cllr"], useless["min_cllr"]) == (0, 1, 1)
-    one_kind = MeasuredPairs(truth[:2], np.float32([0.1, 0.2]), 0.5).figures()
+    one_kind = MeasuredPairs(truth[:2], np.array([0.1, 0.2], np.float32), 0.5).figures()
     assert math.isnan(one_kind["mcc"]) and math.isnan(one_kind["cllr"])
