@@ -200,7 +200,8 @@ class EvaluateOptions:
 
     truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
     examples: pairs of each kind in the report. export_worst: number of pairs and the file to write.
-    tables: also write the figures as CSV and LaTeX.
+    tables: also write the figures as CSV and LaTeX. score: a column of scores of another system, of which
+    `higher_is` says what a high one means; `threshold` is then in its units.
     """
 
     truth: str | None = None
@@ -215,10 +216,14 @@ class EvaluateOptions:
     no_images: bool = False
     export_worst: tuple[int, str] | None = None
     tables: bool = False
+    score: str | None = None
+    higher_is: str = "same"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
-        _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+        if self.score is None:
+            _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+        _require_choice(self, "higher_is", ("same", "different"))
         _require(
             self, "draws", lambda count: 0 <= count <= MOST_DRAWS, f"must lie between 0 and {MOST_DRAWS:,}"
         )

@@ -26,6 +26,16 @@ _options = together(
         multiple=True,
     ),
     option("--threshold", "Judge SCORES at this threshold. Default: the threshold of the run.", "X"),
+    option(
+        "--score",
+        "SCORES or REFERENCE is a CSV or Parquet file of another system with its scores in this column.",
+        "COLUMN",
+    ),
+    option(
+        "--higher-is",
+        "What a high score of --score means: same (a similarity) or different (a distance).",
+        "same|different",
+    ),
     option("--draws", "Bootstrap draws behind the 95 % intervals, at least 40; 0: no intervals.", "N"),
     seed_option,
     option("--examples", "Pairs of each kind in the report's galleries.", "N"),

@@ -191,6 +191,7 @@ class Extremes(TypedDict):
 
 class _Added(TypedDict, total=False):
     extremes: Extremes
+    score: dict[str, Any]
     comparison: ComparisonDocument
     seconds: float
 

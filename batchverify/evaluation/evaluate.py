@@ -20,6 +20,7 @@ from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison,
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
 from batchverify.evaluation.extremes import extrapolate
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
+from batchverify.evaluation.other_scores import OtherScores, open_scores, read_any
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
@@ -29,7 +30,6 @@ from batchverify.evaluation.scores import (
     ScoreFile,
     Scores,
     describe_truth,
-    read_scores,
     read_truth,
     read_units,
 )
@@ -92,10 +92,10 @@ def evaluate(
 
 def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     """Measure a run, and compare it with its reference if there is one."""
-    file = ScoreFile.open(name)
+    file = open_scores(name, options.score, options.higher_is)
     grouped = {name: file.groups(name) for name in options.by}
     truth = read_truth(options.truth, file) if options.truth else None
-    scores = read_scores(file, threshold=options.threshold, truth=truth)
+    scores = read_any(file, options.threshold if _owns(file, options) else None, truth)
     other = _read_reference(reference, options) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
     source = options.truth
@@ -108,6 +108,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     document: dict[str, Any] = {
         **_describe(scores, source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
+        **_other_units(scores, pairs),
         "extremes": extrapolate(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
         "slices": {
@@ -125,8 +126,31 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
 
 def _read_reference(name: str, options: EvaluateOptions) -> Scores:
     """The other run at its own threshold; `--threshold` serves a table that states none."""
-    file = ScoreFile.open(name)
-    return read_scores(file, threshold=None if "threshold" in file.record else options.threshold)
+    file = open_scores(name, options.score, options.higher_is)
+    given = _owns(file, options) and "threshold" not in file.record
+    return read_any(file, options.threshold if given else None, None)
+
+
+def _owns(file: ScoreFile, options: EvaluateOptions) -> bool:
+    """Whether `--threshold` is in the units of this file: with `--score`, those of the other system."""
+    return options.score is None or isinstance(file, OtherScores)
+
+
+def _other_units(scores: Scores, pairs: MeasuredPairs) -> dict[str, Any]:
+    """Of another system: its column, what became 0 and 1, and the thresholds in its own units."""
+    file = scores.file
+    if not isinstance(file, OtherScores):
+        return {}
+    equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
+    return {
+        "score": {
+            "column": file.score,
+            "higher_is": file.higher_is,
+            "scaled_from": [file.low, file.high],
+            "threshold": file.unscaled(scores.threshold),
+            "equal_error_threshold": file.unscaled(equal),
+        }
+    }
 
 
 def _describe(scores: Scores, source: str | None) -> RunSummary:
@@ -213,7 +237,7 @@ def _plots(judged: Judged) -> dict[str, Any]:
     data = {
         "histograms": plots.histograms(scores),
         "curves": plots.curves(pairs),
-        "calibration": plots.calibration(pairs),
+        "calibration": plots.calibration(pairs) if pairs.calibrated else None,
         "explorer": plots.explorer(scores),
         "drift": None,
         "scatter": None,
@@ -272,6 +296,9 @@ class Evaluation:
             yield "not scored", f"{document['failed']:,} ({reasons})"
         yield "truth", self._truth()
         yield "threshold", f"{document['threshold']:.4f}"
+        if score := document.get("score"):
+            text = f"scaled to 0 to 1; the threshold is {score['threshold']:.6g} there"
+            yield f"column {score['column']}", text
 
     def _truth(self) -> str:
         truth = self.document["truth"]

@@ -171,6 +171,8 @@ def extrapolate(pairs: MeasuredPairs, units: Units | None, *, draws: int, seed: 
 
     The scores are the negative log-odds of the different pairs. units: of the pairs; None for no intervals.
     """
+    if not pairs.calibrated:
+        return {"reason": "not a probability", "pairs": 0, "tail": None, "rates": [], "at_threshold": None}
     rows = pairs.scored[pairs.truth[pairs.scored] == 1]
     scores, level = -log_odds(pairs.probability[rows]), -float(log_odds(np.array([pairs.threshold]))[0])
     found: Extremes = {

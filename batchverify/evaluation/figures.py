@@ -71,18 +71,20 @@ class MeasuredPairs:
 
     truth: (N,) integers, 0 same or 1 different. probability: (N,) float32 or float64, of different; NaN if not
     scored. A pair is called different if its probability is at or above the threshold, compared in its dtype.
+    calibrated: False if these are other scores between 0 and 1; figures of probabilities are then NaN.
     """
 
     truth: np.ndarray
     probability: np.ndarray
     threshold: float
+    calibrated: bool = True
 
     def __len__(self) -> int:
         return len(self.truth)
 
     def subset(self, rows: np.ndarray) -> MeasuredPairs:
         """Some of the pairs. rows: (M,) indices or (N,) bool."""
-        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold)
+        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold, self.calibrated)
 
     @cached_property
     def scored(self) -> np.ndarray:
@@ -121,9 +123,10 @@ class MeasuredPairs:
         return _log_losses(self.truth[self.scored], self.probability[self.scored])
 
     @cached_property
-    def _log_odds(self) -> np.ndarray:
-        """(S,) float64, of each scored pair."""
-        return field_figures.log_odds(self.probability[self.scored])
+    def _spread_scores(self) -> np.ndarray:
+        """(S,) float64, the log-odds of each scored pair; its score if that is no probability."""
+        known = self.probability[self.scored]
+        return field_figures.log_odds(known) if self.calibrated else known.astype(np.float64)
 
     @cached_property
     def _residuals(self) -> np.ndarray:
@@ -142,7 +145,7 @@ class MeasuredPairs:
         curve = self.curve if weights is None else self.ranking.curve(weights)
         trials = self.tally(curve, weights).trials()
         figures = dict.fromkeys(NAMES, math.nan) | {name: _share(*trial) for name, trial in trials.items()}
-        if sum(curve.totals) > 0:
+        if sum(curve.totals) > 0 and self.calibrated:
             figures |= self._errors(weights)
         if not curve.both:
             return figures | {"precision": math.nan}
@@ -196,8 +199,10 @@ class MeasuredPairs:
         return {
             "mcc": field_figures.matthews(*verdicts),
             "hter": (tally.false_accepts / tally.different + tally.false_rejects / tally.same) / 2,
-            "d_prime": field_figures.decidability(same, different, self._log_odds),
-            "cllr": field_figures.cost_of_log_ratios(self._losses, same, different),
+            "d_prime": field_figures.decidability(same, different, self._spread_scores),
+            "cllr": field_figures.cost_of_log_ratios(self._losses, same, different)
+            if self.calibrated
+            else math.nan,
             "min_cllr": field_figures.minimum_cost(np.diff(curve.same), np.diff(curve.different)),
             **{name: rejected / tally.same for name, rejected in self._points(curve).items()},
         }
