@@ -31,7 +31,7 @@ def people(manifests: list[str]) -> dict[Path, str]:
 
 def vectors(folder: Path) -> dict[bytes, np.ndarray]:
     """The cached vectors by the SHA-256 of their images."""
-    found = {}
+    found: dict[bytes, np.ndarray] = {}
     for part in sorted((folder / "data").glob("*.parquet")):
         table = pq.read_table(part, columns=["key", "embedding"])
         cells = zip(table["key"].to_pylist(), table["embedding"].to_pylist(), strict=True)

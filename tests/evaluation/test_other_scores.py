@@ -8,6 +8,7 @@ import pytest
 
 from batchverify.errors import ManifestError
 from batchverify.evaluation.evaluate import evaluate
+from batchverify.options import EvaluateOptions
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def test_they_are_compared_with_one_of_our_runs(cells, tmp_path):
     ours = ours.append_column("probability", pa.array((1 - cells["cosine"].to_numpy()) / 2, pa.float32()))
     run = save(ours.replace_schema_metadata(record), tmp_path / "ours.parquet")
     for first, second in ((run, theirs), (theirs, run)):
-        options = {"score": "cosine", "draws": 40, "no_images": True}
-        found = evaluate(first, tmp_path / "out", second, **options).document
+        options = EvaluateOptions(score="cosine", draws=40, no_images=True)
+        found = evaluate(first, tmp_path / "out", second, options).document
         assert found["comparison"]["same_pairs"]
         assert abs(found["comparison"]["differences"]["auc"]["difference"]) < 1e-4
         assert (tmp_path / "out" / "report.html").exists()

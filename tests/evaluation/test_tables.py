@@ -2,10 +2,11 @@
 
 import csv
 import io
+from typing import Any
 
 from batchverify.evaluation.tables import as_csv, as_latex
 
-DOCUMENT = {
+DOCUMENT: Any = {
     "metrics": {"auc": 0.987654321, "f1": None, "d_prime": 3.25},
     "intervals": {"auc": (0.97, 0.99), "tar@1e-3": (0.5, 0.75)},
     "rates": [{"far": 1e-3, "tar": 0.625}, {"far": 1e-4, "tar": None}],
