@@ -226,6 +226,8 @@ class EvaluateOptions:
     group_a, group_b: columns with the group of each side's person; or group: such a column of people, a table of
     people. quality: columns to discard pairs by, with `-` before them if high values are bad. wanted_fnmr: rates to
     reach.
+    tables: also write the figures as CSV and LaTeX. score: a column of scores of another system, of which
+    `higher_is` says what a high one means; `threshold` is then in its units.
     """
 
     truth: str | None = None
@@ -249,15 +251,20 @@ class EvaluateOptions:
     quality: tuple[str, ...] = ()
     wanted_fnmr: tuple[float, ...] = ()
     suspects: tuple[int, str] | None = None
+    tables: bool = False
+    score: str | None = None
+    higher_is: str = "same"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by", (self.by,) if isinstance(self.by, str) else tuple(self.by))
         self._check_groups()
         self._check_quality()
-        _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
         _require_confidence(self)
         if self.threshold is not None and self.at_far is not None:
             raise UsageError("--threshold and --at-far exclude each other")
+        if self.score is None:
+            _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+        _require_choice(self, "higher_is", ("same", "different"))
         _require(
             self, "draws", lambda count: 0 <= count <= MOST_DRAWS, f"must lie between 0 and {MOST_DRAWS:,}"
         )

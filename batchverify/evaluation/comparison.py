@@ -158,7 +158,8 @@ def _differences(
     if not len(rows):
         return {}
     ours, theirs = (
-        MeasuredPairs(new.truth[rows], run.probability[rows], run.threshold) for run in (new, reference)
+        MeasuredPairs(new.truth[rows], run.probability[rows], run.threshold, run.calibrated)
+        for run in (new, reference)
     )
 
     def differences(weights: np.ndarray | None) -> dict[str, float]:

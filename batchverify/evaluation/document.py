@@ -314,7 +314,27 @@ class ReviewDocument(TypedDict):
     exact: list[str]
 
 
+class ExtremeRate(TypedDict):
+    """An extrapolated threshold for a false accept rate, as a probability."""
+
+    far: float
+    threshold: float
+    interval: Interval | None
+
+
+class Extremes(TypedDict):
+    """What the tail of the different pairs' scores says beyond what was counted; `reason` if it says nothing."""
+
+    reason: str | None
+    pairs: int
+    tail: dict[str, float] | None
+    rates: list[ExtremeRate]
+    at_threshold: dict[str, Any] | None
+
+
 class _Added(TypedDict, total=False):
+    extremes: Extremes
+    score: dict[str, Any]
     comparison: ComparisonDocument
     suspects: SuspectsDocument
     seconds: float

@@ -19,11 +19,13 @@ from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
+from batchverify.evaluation.extremes import extrapolate
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.group_lines import group_lines, quality_lines
 from batchverify.evaluation.group_rates import measure_groups
 from batchverify.evaluation.groups import read_groups
 from batchverify.evaluation.head_threshold import chosen_threshold
+from batchverify.evaluation.other_scores import OtherScores, open_scores, read_any
 from batchverify.evaluation.qualities import read_quality
 from batchverify.evaluation.report import plots
 from batchverify.evaluation.report.galleries import galleries
@@ -36,7 +38,6 @@ from batchverify.evaluation.scores import (
     ScoreFile,
     Scores,
     describe_truth,
-    read_scores,
     read_truth,
     read_units,
 )
@@ -47,6 +48,7 @@ from batchverify.evaluation.suspects import (
     find_suspects,
     write_suspects,
 )
+from batchverify.evaluation.tables import as_csv, as_latex
 from batchverify.evaluation.worst_pairs import check_target, write_review
 from batchverify.options import EvaluateOptions
 from batchverify.scoring.summary import shown_review
@@ -57,6 +59,7 @@ from batchverify.version import __version__
 SHOWN = (
     *("auc", "f1", "precision", "recall", "accuracy", "far", "frr", "failure_rate"),
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
+    *("mcc", "fmr1000", "d_prime", "min_cllr"),
 )
 # Suspect images on the terminal.
 SHOWN_IMAGES = 5
@@ -113,12 +116,12 @@ def evaluate(
 
 def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     """Measure a run, and compare it with its reference if there is one."""
-    file = ScoreFile.open(name)
+    file = open_scores(name, options.score, options.higher_is)
     grouped = {name: file.groups(name) for name in options.by}
     groups = read_groups(file, options)
     qualities = [read_quality(file, name) for name in options.quality]
     truth = read_truth(options.truth, file) if options.truth else None
-    scores = read_scores(file, threshold=chosen_threshold(file, options), truth=truth)
+    scores = read_any(file, chosen_threshold(file, options) if _owns(file, options) else None, truth)
     other = _read_reference(reference, options) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
     source = options.truth
@@ -133,6 +136,8 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     document: dict[str, Any] = {
         **_describe(scores, source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
+        **_other_units(scores, pairs),
+        "extremes": extrapolate(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
         "review": measure_review(scores, labelled, draws=draws, seed=seed),
         "slices": {
@@ -158,8 +163,31 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
 
 def _read_reference(name: str, options: EvaluateOptions) -> Scores:
     """The other run at its own threshold; `--threshold` serves a table that states none."""
-    file = ScoreFile.open(name)
-    return read_scores(file, threshold=None if "threshold" in file.record else options.threshold)
+    file = open_scores(name, options.score, options.higher_is)
+    given = _owns(file, options) and "threshold" not in file.record
+    return read_any(file, options.threshold if given else None, None)
+
+
+def _owns(file: ScoreFile, options: EvaluateOptions) -> bool:
+    """Whether `--threshold` is in the units of this file: with `--score`, those of the other system."""
+    return options.score is None or isinstance(file, OtherScores)
+
+
+def _other_units(scores: Scores, pairs: MeasuredPairs) -> dict[str, Any]:
+    """Of another system: its column, what became 0 and 1, and the thresholds in its own units."""
+    file = scores.file
+    if not isinstance(file, OtherScores):
+        return {}
+    equal = pairs.curve.equal_error()[1] if pairs.curve.both else None
+    return {
+        "score": {
+            "column": file.score,
+            "higher_is": file.higher_is,
+            "scaled_from": [file.low, file.high],
+            "threshold": file.unscaled(scores.threshold),
+            "equal_error_threshold": file.unscaled(equal),
+        }
+    }
 
 
 def _describe(scores: Scores, source: str | None) -> RunSummary:
@@ -213,6 +241,8 @@ def _folds(scores: Scores, pairs: MeasuredPairs) -> Folds | None:
 def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[str]:
     page = _page(judged, options)
     contents = {"metrics.json": json.dumps(judged.document, indent=1, allow_nan=False), "report.html": page}
+    if options.tables:
+        contents |= {"figures.csv": as_csv(judged.document), "figures.tex": as_latex(judged.document)}
     try:
         if folder.is_local:
             Path(folder.path).mkdir(parents=True, exist_ok=True)
@@ -244,7 +274,7 @@ def _plots(judged: Judged) -> dict[str, Any]:
     data = {
         "histograms": plots.histograms(scores),
         "curves": plots.curves(pairs),
-        "calibration": plots.calibration(pairs),
+        "calibration": plots.calibration(pairs) if pairs.calibrated else None,
         "explorer": plots.explorer(scores),
         "discards": [each if each["pairs"] else None for each in judged.document["quality"]],
         "drift": None,
@@ -285,6 +315,7 @@ class Evaluation:
             self._figures,
             self._rates,
             self._review,
+            self._extremes,
             self._folds,
             self._slices,
             lambda: group_lines(self.document["groups"]),
@@ -307,6 +338,9 @@ class Evaluation:
             yield "not scored", f"{document['failed']:,} ({reasons})"
         yield "truth", self._truth()
         yield "threshold", f"{document['threshold']:.4f}"
+        if score := document.get("score"):
+            text = f"scaled to 0 to 1; the threshold is {score['threshold']:.6g} there"
+            yield f"column {score['column']}", text
 
     def _truth(self) -> str:
         truth = self.document["truth"]
@@ -351,6 +385,13 @@ class Evaluation:
                         text,
                         f"{review['figures'][name]:.5f}{interval(review['intervals'].get(name))}{star}",
                     )
+
+    def _extremes(self) -> Lines:
+        extremes = self.document.get("extremes")
+        for rate in extremes["rates"] if extremes else []:
+            ends = rate["interval"]
+            span = f"  [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
+            yield f"FAR {rate['far']:g} extrapolated", f"at threshold {rate['threshold']:.3g}{span}"
 
     def _folds(self) -> Lines:
         if folds := self.document["folds"]:

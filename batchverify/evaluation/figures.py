@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from batchverify.evaluation import field_figures
 from batchverify.evaluation.document import Counts, Interval, Rate
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -29,7 +30,7 @@ NAMES = {
     "failure_rate": "failure rate",
     "far_with_failures": "false accept rate with failures",
     "frr_with_failures": "false reject rate with failures",
-}
+} | field_figures.NAMES
 # Allowance for rounding: as floats, 0.1 * 30 is above 3.
 SLACK = 1 + 1e-12
 # A true accept rate is stated only if the different pairs would give this many false accepts.
@@ -70,18 +71,20 @@ class MeasuredPairs:
 
     truth: (N,) integers, 0 same or 1 different. probability: (N,) float32 or float64, of different; NaN if not
     scored. A pair is called different if its probability is at or above the threshold, compared in its dtype.
+    calibrated: False if these are other scores between 0 and 1; figures of probabilities are then NaN.
     """
 
     truth: np.ndarray
     probability: np.ndarray
     threshold: float
+    calibrated: bool = True
 
     def __len__(self) -> int:
         return len(self.truth)
 
     def subset(self, rows: np.ndarray) -> MeasuredPairs:
         """Some of the pairs. rows: (M,) indices or (N,) bool."""
-        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold)
+        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold, self.calibrated)
 
     @cached_property
     def scored(self) -> np.ndarray:
@@ -120,6 +123,12 @@ class MeasuredPairs:
         return _log_losses(self.truth[self.scored], self.probability[self.scored])
 
     @cached_property
+    def _spread_scores(self) -> np.ndarray:
+        """(S,) float64, the log-odds of each scored pair; its score if that is no probability."""
+        known = self.probability[self.scored]
+        return field_figures.log_odds(known) if self.calibrated else known.astype(np.float64)
+
+    @cached_property
     def _residuals(self) -> np.ndarray:
         """(S,) float64, truth less probability of each scored pair."""
         return self.truth[self.scored] - self.probability[self.scored].astype(np.float64)
@@ -136,7 +145,7 @@ class MeasuredPairs:
         curve = self.curve if weights is None else self.ranking.curve(weights)
         trials = self.tally(curve, weights).trials()
         figures = dict.fromkeys(NAMES, math.nan) | {name: _share(*trial) for name, trial in trials.items()}
-        if sum(curve.totals) > 0:
+        if sum(curve.totals) > 0 and self.calibrated:
             figures |= self._errors(weights)
         if not curve.both:
             return figures | {"precision": math.nan}
@@ -148,13 +157,18 @@ class MeasuredPairs:
         figures["equal_error"] = curve.equal_error()[0]
         for rate in self.supported():
             figures[rate_name(rate)] = float(curve.same[curve.at_rate(rate)] / curve.totals[0])
-        return figures
+        return figures | self._field_figures(curve, weights)
 
     def rate_trials(self) -> dict[str, tuple[float, float]]:
-        """(accepted same pairs, all same pairs) at each supported false accept rate, by `tar@RATE`."""
+        """(accepted same pairs, all) at each supported rate, by `tar@RATE`; (rejected ones, all) at the points."""
         curve = self.curve
-        rates = self.supported() if curve.both else []
-        return {rate_name(rate): (float(curve.same[curve.at_rate(rate)]), curve.totals[0]) for rate in rates}
+        if not curve.both:
+            return {}
+        same = curve.totals[0]
+        accepted = {
+            rate_name(rate): (float(curve.same[curve.at_rate(rate)]), same) for rate in self.supported()
+        }
+        return accepted | {name: (rejected, same) for name, rejected in self._points(curve).items()}
 
     def tally(self, curve: Curve | None = None, weights: np.ndarray | None = None) -> Tally:
         """Scored pairs, wrong verdicts at the threshold, and failed pairs. curve: that of the weights."""
@@ -168,6 +182,30 @@ class MeasuredPairs:
     def counts(self) -> Counts:
         """The tally as whole numbers."""
         return {name: int(count) for name, count in vars(self.tally()).items()}
+
+    def _points(self, curve: Curve) -> dict[str, float]:
+        """The rejected same pairs at each operating point that the different pairs support."""
+        points = field_figures.POINTS.items()
+        known = [(name, rate) for name, rate in points if not rate or rate in self.supported()]
+        return {name: curve.totals[0] - float(curve.same[curve.at_rate(rate)]) for name, rate in known}
+
+    def _field_figures(self, curve: Curve, weights: np.ndarray | None) -> dict[str, float]:
+        """The figures of `field_figures`; needs weight on pairs of both kinds."""
+        tally = self.tally(curve, weights)
+        verdicts = (tally.same, tally.different, tally.false_accepts, tally.false_rejects)
+        heavy = np.ones(len(self.scored)) if weights is None else weights[self.scored].astype(np.float64)
+        different = heavy * (self.truth[self.scored] == 1)
+        same = heavy - different
+        return {
+            "mcc": field_figures.matthews(*verdicts),
+            "hter": (tally.false_accepts / tally.different + tally.false_rejects / tally.same) / 2,
+            "d_prime": field_figures.decidability(same, different, self._spread_scores),
+            "cllr": field_figures.cost_of_log_ratios(self._losses, same, different)
+            if self.calibrated
+            else math.nan,
+            "min_cllr": field_figures.minimum_cost(np.diff(curve.same), np.diff(curve.different)),
+            **{name: rejected / tally.same for name, rejected in self._points(curve).items()},
+        }
 
     def _errors(self, weights: np.ndarray | None) -> dict[str, float]:
         """Log loss, Brier score and calibration error."""

@@ -56,6 +56,8 @@ class Scores:
     reason: np.ndarray
     reasons: tuple[str, ...]
     threshold: float
+    # Whether `probability` is one, and not the scaled score of another system.
+    calibrated: bool = True
 
     def __len__(self) -> int:
         return len(self.probability)
@@ -78,7 +80,7 @@ class Scores:
     def labelled_pairs(self) -> MeasuredPairs:
         """The pairs whose truth is known, to be measured."""
         rows = self.labelled
-        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold)
+        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold, self.calibrated)
 
     def failures(self) -> dict[str, int]:
         """How many pairs were not scored, by reason, the most frequent first."""

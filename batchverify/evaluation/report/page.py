@@ -55,6 +55,14 @@ MEANINGS = {
     "failure_rate": "the share of the labelled pairs that could not be scored",
     "far_with_failures": "the false accept rate if a failed pair counts as not accepted",
     "frr_with_failures": "the false reject rate if a failed pair counts as rejected",
+    "mcc": "the correlation of truth and verdict; 1 is perfect, guessing gives 0",
+    "hter": "the mean of the two error rates at the threshold",
+    "fmr100": "the false reject rate where at most 1 in 100 different pairs is accepted",
+    "fmr1000": "the false reject rate where at most 1 in 1,000 different pairs is accepted",
+    "zero_fmr": "the false reject rate where no different pair of this sample is accepted",
+    "d_prime": "how far the mean log-odds of same and different pairs lie apart, in standard deviations",
+    "cllr": "the cost of the probabilities as likelihood ratios, in bits; 0 is perfect, no information gives 1",
+    "min_cllr": "the same cost after the best recalibration; Cllr less this is what calibration loses",
 }
 # The longest value of a run record that is shown whole; a record may list thousands of manifest files.
 SHOWN = 2000

@@ -1,0 +1,153 @@
+"""Scores of other systems: any numeric column of a CSV or Parquet file, a similarity or a distance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchverify.errors import ManifestError
+from batchverify.evaluation.scores import ScoreFile, Scores, read_scores
+from batchverify.manifest.columns import LABEL, TRUE_LABEL, check_label_type, is_text, read_labels
+from batchverify.manifest.tables import TableFile, find_files
+
+PROBABILITY = "probability"
+
+
+@dataclass(frozen=True)
+class OtherScores(ScoreFile):
+    """A table whose scores stand between 0 and 1 in its column `probability`, the most alike pair at 0.
+
+    cells: the whole table. score: its column. higher_is: `same` or `different`. low, high: the scores that became 0
+    and 1.
+    """
+
+    cells: pa.Table
+    score: str
+    higher_is: str
+    low: float
+    high: float
+
+    def table(self, names: Sequence[str], *, dictionary: bool = False) -> pa.Table:  # noqa: ARG002
+        """Some whole columns."""
+        self.require(*names)
+        return self.cells.select(list(names))
+
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns, a few thousand rows at a time."""
+        yield from self.table(names).to_batches(max_chunksize=1 << 16)
+
+    def take(self, rows: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Some rows by index, in the order of `rows`."""
+        return list(self.table(names).take(pa.array(rows)).to_pylist())
+
+    def scaled(self, score: float) -> float:
+        """A score of the column between 0 and 1, compared there as in the column."""
+        return (score - self.low) / (self.high - self.low)
+
+    def unscaled(self, value: float | None) -> float | None:
+        """The score of the column that became `value`."""
+        return None if value is None else self.low + value * (self.high - self.low)
+
+
+def open_scores(name: str, score: str | None, higher_is: str) -> ScoreFile:
+    """An output of `score`; with the name of a column, a table of another system that has it.
+
+    A file with a run record is always an output of ours.
+    """
+    if score is None:
+        return ScoreFile.open(name)
+    try:
+        ours = ScoreFile.open(name)
+    except ManifestError:
+        return _open_other(name, score, higher_is)
+    return ours if ours.record else _open_other(name, score, higher_is)
+
+
+def read_any(file: ScoreFile, threshold: float | None, truth: np.ndarray | None) -> Scores:
+    """Scores of either kind. threshold: in the file's own units.
+
+    Without one, scores of another system are judged where their two error rates are equal on these very pairs.
+    """
+    if not isinstance(file, OtherScores):
+        return read_scores(file, threshold=threshold, truth=truth)
+    scores = read_scores(file, threshold=0.5, truth=truth)
+    scores = replace(scores, calibrated=False)
+    if threshold is not None:
+        return replace(scores, threshold=min(max(file.scaled(threshold), 0.0), float(np.nextafter(1, 2))))
+    curve = scores.labelled_pairs().curve
+    if not curve.both:
+        raise ManifestError(
+            f"{file.name}: no scored pairs with label 0 and with label 1: give labels as --truth or --threshold"
+        )
+    return replace(scores, threshold=curve.equal_error()[1])
+
+
+def _open_other(name: str, score: str, higher_is: str) -> OtherScores:
+    tables = []
+    for location in find_files(name):
+        file = TableFile(location)
+        schema = file.schema()
+        if score not in schema.names:
+            raise ManifestError(f"{location}: no column '{score}'; the file has {', '.join(schema.names)}")
+        cells = pa.Table.from_batches(file.batches(schema), schema)
+        values = _numbers(str(location), score, cells.column(score))
+        cells = cells.drop_columns(
+            [each for each in (PROBABILITY, "similarity") if each in cells.column_names]
+        )
+        tables.append(_with_truth(str(location), cells).append_column(PROBABILITY, pa.array(values)))
+    table = pa.concat_tables(tables)
+    values = table.column(PROBABILITY).to_numpy()
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        raise ManifestError(f"{name}: column '{score}' has no number, so there is nothing to evaluate")
+    low, high = float(finite.min()), float(finite.max())
+    high = high if high > low else math.nextafter(low, math.inf)
+    low, high = (low, high) if higher_is == "different" else (high, low)
+    scaled = np.where(np.isfinite(values), (values - low) / (high - low), np.nan).astype(np.float32)
+    table = table.set_column(table.column_names.index(PROBABILITY), PROBABILITY, pa.array(scaled))
+    # A column `status` of another system has another meaning.
+    table = table.drop_columns(["status"]) if "status" in table.column_names else table
+    parts = tuple(find_files(name))
+    return OtherScores(name, parts, (table.num_rows,), table.schema, {}, table, score, higher_is, low, high)
+
+
+def _numbers(name: str, column: str, cells: pa.ChunkedArray) -> np.ndarray:
+    """(N,) float64; blank cells are NaN."""
+    if is_text(cells.type):
+        texts = pc.utf8_trim_whitespace(cells.cast(pa.string()))
+        texts = pc.if_else(pc.equal(texts, ""), None, texts)
+        try:
+            return np.asarray(texts.cast(pa.float64()).to_numpy(), np.float64)
+        except pa.ArrowInvalid:
+            row, bad = next((row, each) for row, each in enumerate(texts.to_pylist()) if not _is_number(each))
+            raise ManifestError(
+                f"{name}: row {row + 1}: column '{column}' must hold numbers, got {bad!r}"
+            ) from None
+    if not (pa.types.is_floating(cells.type) or pa.types.is_integer(cells.type)):
+        raise ManifestError(f"{name}: column '{column}' must hold numbers, found {cells.type}")
+    return np.asarray(cells.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "0")
+    except ValueError:
+        return False
+    return True
+
+
+def _with_truth(name: str, cells: pa.Table) -> pa.Table:
+    """The labels as column `true_label`, from this column or from `label`."""
+    source = next((each for each in (TRUE_LABEL, LABEL) if each in cells.column_names), None)
+    if source is None:
+        return cells
+    check_label_type(name, cells.schema.field(source).type, source)
+    labels = read_labels(cells.column(source).combine_chunks(), name, 0)
+    kept = cells.drop_columns([each for each in (TRUE_LABEL, LABEL) if each in cells.column_names])
+    return kept.append_column(TRUE_LABEL, labels)

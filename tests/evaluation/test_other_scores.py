@@ -1,0 +1,75 @@
+"""Scores of other systems: similarities and distances, CSV and Parquet, against the same scores as probabilities."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from batchverify.errors import ManifestError
+from batchverify.evaluation.evaluate import evaluate
+from batchverify.options import EvaluateOptions
+
+
+@pytest.fixture
+def cells():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 400)
+    cosine = np.clip(rng.normal(0.7 - 0.4 * label, 0.15), -1, 1).round(3)
+    names = [f"{row}.jpg" for row in range(400)]
+    return pa.table({"image_a": names, "image_b": names[::-1], "label": label, "cosine": cosine})
+
+
+def save(table, path):
+    (pa.csv.write_csv if path.suffix == ".csv" else pq.write_table)(table, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_similarity_and_distance_have_the_figures_of_their_order(cells, tmp_path, kind):
+    path = save(cells, tmp_path / f"theirs.{kind}")
+    found = evaluate(path, score="cosine", threshold=0.5, draws=0).document
+    label, cosine = cells["label"].to_numpy(), cells["cosine"].to_numpy()
+    assert found["metrics"]["far"] == (cosine[label == 1] > 0.5).mean()
+    assert found["metrics"]["frr"] == (cosine[label == 0] <= 0.5).mean()
+    assert all(found["metrics"][name] is None for name in ("ece", "brier", "log_loss", "cllr"))
+    assert found["score"]["threshold"] == pytest.approx(0.5)
+    far = cells.append_column("distance", pa.array(1 - cosine))
+    other = evaluate(
+        save(far, tmp_path / f"far.{kind}"), score="distance", higher_is="different", threshold=0.5, draws=0
+    ).document
+    assert other["metrics"]["auc"] == found["metrics"]["auc"]
+    assert other["metrics"]["d_prime"] == pytest.approx(found["metrics"]["d_prime"], abs=1e-5)
+
+
+def test_they_are_compared_with_one_of_our_runs(cells, tmp_path):
+    theirs = save(cells, tmp_path / "theirs.csv")
+    record = {b"batchverify": b'{"threshold": 0.5}'}
+    ours = cells.drop_columns(["cosine", "label"]).append_column("true_label", cells["label"].cast(pa.int8()))
+    ours = ours.append_column("probability", pa.array((1 - cells["cosine"].to_numpy()) / 2, pa.float32()))
+    run = save(ours.replace_schema_metadata(record), tmp_path / "ours.parquet")
+    for first, second in ((run, theirs), (theirs, run)):
+        options = EvaluateOptions(score="cosine", draws=40, no_images=True)
+        found = evaluate(first, tmp_path / "out", second, options).document
+        assert found["comparison"]["same_pairs"]
+        assert abs(found["comparison"]["differences"]["auc"]["difference"]) < 1e-4
+        assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_rows_without_a_number_failed(cells, tmp_path):
+    cosine = cells["cosine"].to_numpy().copy()
+    cosine[:3] = [np.nan, np.inf, -np.inf]
+    path = save(cells.set_column(3, "cosine", pa.array(cosine)), tmp_path / "x.parquet")
+    found = evaluate(path, score="cosine", draws=0).document
+    assert (found["failed"], found["scored"]) == (3, 397)
+
+
+def test_what_cannot_be_used_is_refused_with_its_place(cells, tmp_path):
+    path = save(cells, tmp_path / "x.csv")
+    with pytest.raises(ManifestError, match=r"no column 'cos'; the file has image_a, image_b, label, cosine"):
+        evaluate(path, score="cos", draws=0)
+    with pytest.raises(ManifestError, match=r"row 1: column 'image_a' must hold numbers, got '0.jpg'"):
+        evaluate(path, score="image_a", draws=0)
+    bare = save(cells.drop_columns(["label"]), tmp_path / "bare.csv")
+    with pytest.raises(ManifestError, match="give labels as --truth or --threshold"):
+        evaluate(bare, score="cosine", draws=0)
