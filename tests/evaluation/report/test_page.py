@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from markupsafe import escape
 from pages import Opened
 from repository import REPOSITORY
 from score_tables import draw_columns, write_scores
@@ -271,7 +272,7 @@ def test_every_figure_and_mark_is_explained(report):
     assert set(MEANINGS) == set(NAMES)
     for name, meaning in MEANINGS.items():
         title = NAMES[name][0].upper() + NAMES[name][1:]
-        assert f"<dt>{title}</dt><dd>{meaning}</dd>" in text
+        assert f"<dt>{escape(title)}</dt><dd>{meaning}</dd>" in text
     slices = text[text.index('id="slices-1"') :].partition("</thead>")[0]
     assert "False accept rate" in slices
     assert "The stability index compares" in text
