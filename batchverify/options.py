@@ -28,6 +28,8 @@ MOST_WIDTH = 65_536
 FEWEST_DRAWS = 40
 MOST_DRAWS = 10_000
 MOST_EXAMPLES = 100
+# The value of `--prior` that asks for an estimate.
+ESTIMATE = "estimate"
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class ScoreOptions(EmbedOptions):
     """Options of `score`: those of embedding, the head with its threshold, and how the output is written.
 
     part_rows: rows of a part, which a kill costs at most; None for 1,000,000 in a folder and 50,000 in a file.
+    prior: the share of same pairs that probabilities are for, a number or `estimate`; None for that of the head.
     """
 
     head: str | None = None
@@ -127,9 +130,11 @@ class ScoreOptions(EmbedOptions):
     at_far: float | None = None
     overwrite: bool = False
     part_rows: int | None = None
+    prior: float | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "prior", _prior(self.prior))
         _require(self, "part_rows", lambda count: count >= 1, "must be at least 1")
 
 
@@ -245,6 +250,21 @@ def default_cache_root() -> str:
             f"one with --cache or ${CACHE_VARIABLE}, or use --no-cache"
         )
     return folder
+
+
+def _prior(value: Any) -> float | str | None:
+    """A value of `--prior`: a number as a float. Raises `UsageError`."""
+    if value is None or value == ESTIMATE:
+        return None if value is None else ESTIMATE
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = 0.0
+    if not 0 < share < 1:
+        raise UsageError(
+            f"--prior must be a share of same pairs above 0 and below 1, or {ESTIMATE}, got {value!r}"
+        )
+    return share
 
 
 def _require(options: Any, name: str, is_valid: Callable[[Any], bool], rule: str) -> None:

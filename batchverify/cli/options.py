@@ -189,6 +189,13 @@ run_options = together(
     option("--max-megabytes", "Do not read larger files.", "X"),
     option("--max-failed", "Exit with code 3 if a larger share of the rows could not be scored.", "SHARE"),
 )
+prior_option = option(
+    "--prior",
+    "Share of same pairs expected, above 0 and below 1: probabilities are shifted to it by Bayes' rule. estimate: "
+    "from the scores (not in predict). Thresholds of the head move along, so that verdicts stay; --threshold does "
+    "not. Default: the share for which the head was calibrated, for shipped heads 0.5.",
+    "P|estimate",
+)
 threshold_options = together(
     option(
         "--head",
@@ -204,6 +211,7 @@ threshold_options = together(
         "X",
     ),
     option("--at-far", "Use the head's threshold for this false accept rate.", "X"),
+    prior_option,
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout."

@@ -26,6 +26,7 @@ from batchverify.heads.head import (
     read_metadata,
     stored_threshold,
 )
+from batchverify.heads.prior import fitted_share
 from batchverify.heads.scorer import Scorer
 from batchverify.storage.location import Location
 
@@ -223,3 +224,4 @@ def _check(
     if not (np.abs(numbers) < _LARGEST).all():
         raise ValueError("its calibrations are not finite")
     check_thresholds(about["thresholds"], numbers)
+    fitted_share(about)

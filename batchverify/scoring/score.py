@@ -29,6 +29,7 @@ from batchverify.runtime.compute_path import (
     paths_from_text,
     paths_to_text,
 )
+from batchverify.scoring.base_rate import Prior, shifted_for
 from batchverify.scoring.embedding_run import Table, embedded, fused_summary, table_of
 from batchverify.scoring.job import Job, head_of
 from batchverify.scoring.job_folder import JobState
@@ -75,15 +76,16 @@ def score_job(
     """
     head = head_of(options.head, [member.fingerprint for member in job.members])
     threshold = head.threshold(options.threshold, options.at_far)
-    document = job.document(head.digest, threshold)
+    prior = Prior.of(head, options)
+    document = job.document(head.digest, threshold) | (prior.document() if prior else {})
     if output is None:
-        summary = _score_in_memory(job, head, threshold, document)
+        summary = _score_in_memory(job, head, threshold, prior, document)
     else:
         names = [Location.parse(name) for name in job.manifest.names]
         target = Output(output, names, part_rows=options.part_rows)
         _spare_source(source, target)
         finished = _finished(job, options, target, document)
-        summary = finished or _score_to(job, options, head, threshold, document, target)
+        summary = finished or _score_to(job, options, head, threshold, prior, document, target)
         summary = replace(summary, output=os.fspath(output))
     check_failed(summary.failed_rows, summary.rows, options.max_failed, summary)
     return summary
@@ -100,10 +102,10 @@ def _spare_source(source: Any, output: Output) -> None:
 
 
 def _score_in_memory(
-    job: Job, head: Head | FusedHead, threshold: float, document: Mapping[str, Any]
+    job: Job, head: Head | FusedHead, threshold: float, prior: Prior | None, document: Mapping[str, Any]
 ) -> ScoreSummary:
     rows = MemoryRows(output_schema(job.scan.carried, fused=bool(job.fused), details=job.options.details))
-    summary = score_rows(job, head, threshold, rows)
+    summary = score_rows(job, head, threshold, rows, prior)
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
 
@@ -123,6 +125,7 @@ def _score_to(
     options: ScoreOptions,
     head: Head | FusedHead,
     threshold: float,
+    prior: Prior | None,
     document: Mapping[str, Any],
     output: Output,
 ) -> ScoreSummary:
@@ -136,7 +139,7 @@ def _score_to(
     with claim as (parts, state):
         rows = PartRows(output, parts, state, schema, total)
         try:
-            summary = score_rows(job, head, threshold, rows)
+            summary = score_rows(job, head, threshold, rows, prior)
         finally:
             rows.abandon()
         record = {
@@ -207,6 +210,12 @@ class Rows(Protocol):
     def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
         """Record the compute paths of new vectors; `UsageError` if the job has vectors of another path."""
 
+    def kept_prior(self) -> dict[str, Any] | None:
+        """The record of the share of same pairs that an earlier run of this job estimated."""
+
+    def keep_prior(self, prior: dict[str, Any]) -> None:
+        """Keep an estimate for the parts to come and for resumed runs."""
+
     def counts(self) -> RowCounts:
         """Counts of the whole output."""
 
@@ -238,6 +247,13 @@ class MemoryRows:
         return []
 
     def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
+        """See `Rows`. Not needed: the run cannot be resumed."""
+
+    def kept_prior(self) -> dict[str, Any] | None:
+        """See `Rows`."""
+        return None
+
+    def keep_prior(self, prior: dict[str, Any]) -> None:
         """See `Rows`. Not needed: the run cannot be resumed."""
 
     def counts(self) -> RowCounts:
@@ -318,6 +334,16 @@ class PartRows:
             with writing(self._folder.location):
                 self._folder.write_state(self._state)
 
+    def kept_prior(self) -> dict[str, Any] | None:
+        """See `Rows`."""
+        return self._state.get("prior")
+
+    def keep_prior(self, prior: dict[str, Any]) -> None:
+        """See `Rows`."""
+        self._state["prior"] = prior
+        with writing(self._folder.location):
+            self._folder.write_state(self._state)
+
     def counts(self) -> RowCounts:
         """See `Rows`."""
         return RowCounts.total(self._parts.done.values())
@@ -327,18 +353,22 @@ class PartRows:
         self._writer.abandon()
 
 
-def score_rows(job: Job, head: Head | FusedHead, threshold: float, rows: Rows) -> ScoreSummary:
-    """Embed the images that are needed and score the rows that are missing."""
+def score_rows(
+    job: Job, head: Head | FusedHead, threshold: float, rows: Rows, prior: Prior | None = None
+) -> ScoreSummary:
+    """Embed the images that are needed and score the rows that are missing. prior: shifts the probabilities."""
     embeddings = table_of(job, rows.scratch)
     wanted = rows.wanted(job, embeddings)
     with embedded(job, embeddings, wanted, rows) as run:
         progress = run.progress
         progress.rows = rows.resumed
+        shifted = shifted_for(prior, threshold, job, head, embeddings, rows)
         missing = rows.missing(job.manifest.blocks(job.scan))
 
         def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
             with progress.watch.stage("write rows"):
-                rows.write(block.first, result_table(block, embeddings, scores, threshold, job.names))
+                table = result_table(block, embeddings, shifted(scores), shifted.threshold, job.names)
+                rows.write(block.first, table)
             progress.rows += len(block.a)
 
         with BackgroundWorker() as worker:
@@ -353,6 +383,7 @@ def score_rows(job: Job, head: Head | FusedHead, threshold: float, rows: Rows) -
         different=counts.different,
         failed_rows=job.scan.rows - counts.scored,
         resumed_rows=rows.resumed,
-        threshold=threshold,
+        threshold=shifted.threshold,
         head=head.digest,
+        prior=shifted.record,
     )

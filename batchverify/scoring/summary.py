@@ -51,8 +51,8 @@ class EmbedSummary:
     backbones: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, for `--json` and the run record; `backbones` only if there are several."""
-        hidden = () if self.backbones else ("backbones",)
+        """All figures, for `--json` and the run record, without `backbones` and `prior` if there are none."""
+        hidden = [name for name in ("backbones", "prior") if not getattr(self, name, None)]
         return {
             name: value
             for name, value in vars(self).items()
@@ -107,6 +107,8 @@ class ScoreSummary(EmbedSummary):
     """What `score` did.
 
     rows = scored + failed_rows. different: rows labelled 1. resumed_rows: rows that an earlier run had finished.
+    threshold: for the probabilities as they are written. prior: with `--prior`, the `share` of same pairs that they
+    are for, its `source` and, if that is `estimated`, the 95 % `interval`.
     """
 
     scored: int = 0
@@ -116,6 +118,7 @@ class ScoreSummary(EmbedSummary):
     threshold: float = 0.5
     head: str = ""
     output: str | None = None
+    prior: Mapping[str, Any] | None = None
     _table: pa.Table | None = field(default=None, repr=False)
 
     @classmethod
@@ -172,7 +175,17 @@ class ScoreSummary(EmbedSummary):
             lines.insert(2, ("not scored", f"{self.failed_rows:,}; see column `status`"))
         if self.resumed_rows:
             lines.insert(1, ("done earlier", f"{self.resumed_rows:,} pairs, not scored again"))
+        if self.prior:
+            lines.append(("share of same pairs", shown_prior(self.prior)))
         lines.append(("threshold", f"{self.threshold:.4f}"))
         if self.output:
             lines.append(("written to", self.output))
         return lines
+
+
+def shown_prior(prior: Mapping[str, Any]) -> str:
+    """A share of same pairs for people, with its interval if it was estimated."""
+    text = f"{prior['share']:.4f}, {prior['source']}"
+    if interval := prior.get("interval"):
+        text += f" from {prior['pairs']:,} pairs (95 % interval {interval[0]:.4f} to {interval[1]:.4f})"
+    return text

@@ -312,6 +312,7 @@ def measured_about(
     return {
         "calibration": {
             "held_out_pairs": len(labels),
+            "same_share": float((labels == 0).mean()),
             "before": {"brier": _brier(labels, before), "ece": calibration_error(labels, before)},
             "after": {"brier": _brier(labels, after), "ece": calibration_error(labels, after)},
         },
