@@ -171,6 +171,22 @@ class Measurements(TypedDict):
     bootstrap: Bootstrap
 
 
+class BaseRateDocument(TypedDict):
+    """Scores without labels. probabilities_for: the share of same pairs for which they are.
+
+    estimates, intervals: `share` (of same pairs), `far` and `frr`, None if the scores have drifted. drift: `verdict`
+    (`fits`, `drift` or `not checked`), `reason`, `chance` and `distance`.
+    """
+
+    probabilities_for: float
+    estimates: dict[str, float | None]
+    intervals: dict[str, Interval]
+    pairs: int
+    unit: str
+    units: int
+    drift: dict[str, Any]
+
+
 class _Added(TypedDict, total=False):
     comparison: ComparisonDocument
     seconds: float
@@ -180,5 +196,6 @@ class Document(RunSummary, Measurements, _Added):
     """The whole file. slices: by column; a row mixes fixed keys with figures, which no TypedDict can express."""
 
     folds: Folds | None
+    base_rate: BaseRateDocument | None
     slices: dict[str, list[dict[str, Any]]]
     record: dict[str, Any]

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.errors import BatchverifyError
+from batchverify.evaluation.base_rate import NAMES as BASE_RATE_NAMES
+from batchverify.evaluation.base_rate import measure_base_rate
 from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
@@ -106,6 +108,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         **_describe(scores, source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
+        "base_rate": measure_base_rate(scores, draws=draws, seed=seed),
         "slices": {
             name: measure_slices(scores, cells, units, draws=draws, seed=seed)
             for name, cells in grouped.items()
@@ -246,6 +249,7 @@ class Evaluation:
             self._run,
             self._figures,
             self._rates,
+            self._base_rate,
             self._folds,
             self._slices,
             self._comparison,
@@ -297,6 +301,16 @@ class Evaluation:
                 return
             star = self._star(rate_name(rate["far"]))
             yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
+
+    def _base_rate(self) -> Lines:
+        if base := self.document["base_rate"]:
+            for name, text in BASE_RATE_NAMES.items():
+                if (value := base["estimates"][name]) is not None:
+                    yield (
+                        text,
+                        f"{value:.5f}{interval(base['intervals'].get(name))}, estimated without labels",
+                    )
+            yield "drift from the head", f"{base['drift']['verdict']}: {base['drift']['reason']}"
 
     def _folds(self) -> Lines:
         if folds := self.document["folds"]:

@@ -17,6 +17,7 @@ import numpy as np
 from batchverify.documents import read_document
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import FUSION, MOST_FUSED, EmbeddingFingerprint
+from batchverify.heads.drift import Reference
 from batchverify.heads.head import (
     FORMAT,
     MALFORMED,
@@ -225,3 +226,4 @@ def _check(
         raise ValueError("its calibrations are not finite")
     check_thresholds(about["thresholds"], numbers)
     fitted_share(about)
+    Reference.of(about)

@@ -18,6 +18,7 @@ from batchverify.documents import MOST_METADATA, read_document
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.centring import centred
+from batchverify.heads.drift import Reference
 from batchverify.heads.features import product
 from batchverify.heads.prior import fitted_share
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
@@ -359,6 +360,7 @@ def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: M
         raise ValueError("its weights or its calibration are so large that scores overflow")
     check_thresholds(about["thresholds"], calibration)
     fitted_share(about)
+    Reference.of(about)
 
 
 def check_thresholds(stored: Mapping[str, Any], numbers: Sequence[float]) -> None:

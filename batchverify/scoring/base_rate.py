@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.engine.stages import score_indices
+from batchverify.errors import UsageError
+from batchverify.heads.drift import DRIFT, checked
 from batchverify.heads.prior import BaseRate, SharedUnits, estimate, fitted_share
 from batchverify.manifest.columns import cell_names
 from batchverify.options import ESTIMATE, ScoreOptions
@@ -108,16 +110,30 @@ def shifted_for(
 
 
 def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float) -> dict[str, Any]:
-    """The record of the share that a sample of the manifest's rows gives, the same for the same vectors."""
+    """The record of the share that a sample of the manifest's rows gives, the same for the same vectors.
+
+    Raises `UsageError` if no row has a score, or if the scores look unlike those that the head was calibrated on.
+    """
     a, b, units = _sample(job)
     usable = embeddings.usable(a, b)
     probability = score_indices(head, embeddings.vectors, a[usable], b[usable]).probability
     shared = SharedUnits.of(units.kind, units.a[usable], units.b[usable])
+    drift = checked(head.about, probability, shared.count)
+    if drift.verdict == DRIFT:
+        raise UsageError(
+            f"--prior estimate: {drift.reason}, so no estimate holds; give the share as --prior P"
+        )
     found = estimate(probability, fitted, shared, seed=_SEED)
     # Of no share does Bayes' rule say anything: at least half a pair is taken to be of either kind.
     least = 0.5 / found.pairs
     share = min(max(found.share, least), 1 - least)
-    return {**found.to_json(), "share": share, "source": "estimated", "calibrated_for": fitted}
+    return {
+        **found.to_json(),
+        "share": share,
+        "source": "estimated",
+        "calibrated_for": fitted,
+        "drift": drift.to_json(),
+    }
 
 
 def _sample(job: Job) -> tuple[np.ndarray, np.ndarray, SharedUnits]:

@@ -188,4 +188,6 @@ def shown_prior(prior: Mapping[str, Any]) -> str:
     text = f"{prior['share']:.4f}, {prior['source']}"
     if interval := prior.get("interval"):
         text += f" from {prior['pairs']:,} pairs (95 % interval {interval[0]:.4f} to {interval[1]:.4f})"
+        if (drift := prior["drift"])["verdict"] == "not checked":
+            text += f"; drift not checked: {drift['reason']}"
     return text

@@ -14,6 +14,7 @@ from batchverify.errors import UsageError
 from batchverify.evaluation.figures import Curve, Metrics, calibration_error, measure
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.centring import centred, mean_vector
+from batchverify.heads.drift import LOG_ODDS, histograms
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Scorer
@@ -323,6 +324,7 @@ def measured_about(
             "different_pairs": len(impostors),
             "far": rate_thresholds(impostors),
         },
+        LOG_ODDS: histograms(labels, after),
         "held_out": asdict(measure(labels, after, threshold)),
         "dev": asdict(measure(*dev, threshold)),
     }
