@@ -15,7 +15,7 @@ from batchverify.evaluation.bootstrap import Units, bootstrap
 from batchverify.evaluation.document import BaseRateDocument
 from batchverify.evaluation.scores import Scores, read_units
 from batchverify.fingerprint import EmbeddingFingerprint
-from batchverify.heads.drift import DRIFT, UNCHECKED, Verdict, checked
+from batchverify.heads.drift import DRIFT, UNCHECKED, Verdict, checked, independent_pairs
 from batchverify.heads.fused_head import FusedHead, fused_head_name
 from batchverify.heads.head import Head, default_head_name
 from batchverify.heads.prior import (
@@ -100,8 +100,7 @@ def _drift(
     if head is None:
         return Verdict(UNCHECKED, "the head of the run is not stated, or not found where it was")
     calibrated = shift(probability, fitted, assumed) if fitted != assumed else probability
-    present = len(np.unique(np.concatenate([units.a, units.b])))
-    return checked(head.about, calibrated, present)
+    return checked(head.about, calibrated, independent_pairs(units.a, units.b))
 
 
 def head_of_run(record: Mapping[str, Any]) -> Head | FusedHead | None:

@@ -82,18 +82,17 @@ class Reference:
                 raise ValueError(f"its histograms of log-odds are not {BINS} counts for each label")
         return cls(*counts)
 
-    def check(self, probabilities: np.ndarray, units: int | None = None, *, seed: int = 0) -> Verdict:
+    def check(self, probabilities: np.ndarray, independent: float | None = None, *, seed: int = 0) -> Verdict:
         """Whether (N,) calibrated probabilities fit any mixture of same and different pairs of the head.
 
-        units: people or images that the pairs share; more pairs than these count as so many, because they are not
-        independent. Chi-square over the bins, whose variances count the chance in the head's own counts, against a
+        independent: as how many independent pairs they count, `independent_pairs`; None for all. Chi-square over the bins, whose variances count the chance in the head's own counts, against a
         parametric bootstrap that draws all three histograms and fits a share to each.
         """
         count = len(probabilities)
         if count < FEWEST:
             return Verdict(UNCHECKED, f"{count:,} scores are too few to see drift: {FEWEST} are needed")
         observed = _counts(probabilities)[None].astype(np.float64)
-        observed *= min(count, units or count) / count
+        observed *= (independent or count) / count
         same, different = self.same[None].astype(np.float64), self.different[None].astype(np.float64)
         misfit, mixture, distance = _misfits(observed, same, different)
         drawn, _, _ = _misfits(*self._drawn(mixture[0], float(observed.sum()), seed))
@@ -121,7 +120,17 @@ class Reference:
         )
 
 
-def checked(about: Mapping[str, Any], probabilities: np.ndarray, units: int | None = None) -> Verdict:
+def independent_pairs(a: np.ndarray, b: np.ndarray) -> float:
+    """As how many independent pairs do N pairs of (N,) units count: people or images, integers from 0.
+
+    A pair counts as one over the number of pairs in which its more frequent unit is. So all n (n - 1) / 2 pairs of n
+    people count as n / 2, the most that share nobody.
+    """
+    pairs_of = np.bincount(np.concatenate([a, b[a != b]]))
+    return float((1 / np.maximum(pairs_of[a], pairs_of[b])).sum())
+
+
+def checked(about: Mapping[str, Any], probabilities: np.ndarray, independent: float | None = None) -> Verdict:
     """`Reference.check` by a head's metadata. Heads of earlier versions have no histograms and cannot be checked."""
     reference = Reference.of(about)
     if reference is None:
@@ -129,7 +138,7 @@ def checked(about: Mapping[str, Any], probabilities: np.ndarray, units: int | No
             UNCHECKED,
             "the head does not say how its own scores were distributed; heads that `train` makes now do",
         )
-    return reference.check(probabilities, units)
+    return reference.check(probabilities, independent)
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchverify.engine.stages import score_indices
 from batchverify.errors import UsageError
-from batchverify.heads.drift import DRIFT, checked
+from batchverify.heads.drift import DRIFT, checked, independent_pairs
 from batchverify.heads.prior import BaseRate, SharedUnits, estimate, fitted_share
 from batchverify.manifest.columns import cell_names
 from batchverify.options import ESTIMATE, ScoreOptions
@@ -118,7 +118,7 @@ def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float
     usable = embeddings.usable(a, b)
     probability = score_indices(head, embeddings.vectors, a[usable], b[usable]).probability
     shared = SharedUnits.of(units.kind, units.a[usable], units.b[usable])
-    drift = checked(head.about, probability, shared.count)
+    drift = checked(head.about, probability, independent_pairs(shared.a, shared.b))
     if drift.verdict == DRIFT:
         raise UsageError(
             f"--prior estimate: {drift.reason}, so no estimate holds; give the share as --prior P"

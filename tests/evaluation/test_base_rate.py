@@ -21,8 +21,8 @@ def calibrated(pairs: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.
 
 def unlabelled(pairs: int, probability: np.ndarray) -> dict:
     """Columns of scores without a truth."""
-    odds = {"probability": probability.astype(np.float32), "true_label": None}
-    return draw_columns(pairs, people=2000, failed=0, **odds)
+    given = probability.astype(np.float32)
+    return draw_columns(pairs, people=2000, failed=0, probability=given, true_label=None)
 
 
 def test_share_and_error_rates_are_those_of_the_hidden_labels(tmp_path):

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from batchverify.heads.drift import BINS, DRIFT, FITS, UNCHECKED, Reference, checked, histograms
+from batchverify.heads.drift import (
+    BINS,
+    DRIFT,
+    FITS,
+    UNCHECKED,
+    Reference,
+    checked,
+    histograms,
+    independent_pairs,
+)
 
 
 def drawn(count: int, share: float, seed: int, closer: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +59,14 @@ def test_scores_nearer_to_each_other_have_drifted():
 def test_pairs_of_few_people_prove_less():
     probability = drawn(5000, 0.5, 1, closer=0.8)[1]
     assert reference().check(probability).verdict == DRIFT
-    assert reference().check(probability, 60).chance > 0.01
+    assert reference().check(probability, 40).chance > 0.01
+
+
+def test_pairs_that_share_people_are_not_independent():
+    first, second = np.triu_indices(20, 1)
+    assert independent_pairs(first, second) == pytest.approx(10)
+    # Two people by themselves, a pair of one person, and a person in two pairs.
+    assert independent_pairs(np.array([0, 2, 3, 3]), np.array([1, 2, 4, 5])) == pytest.approx(3)
 
 
 def test_what_cannot_be_checked_is_said():
