@@ -85,8 +85,9 @@ class Reference:
     def check(self, probabilities: np.ndarray, independent: float | None = None, *, seed: int = 0) -> Verdict:
         """Whether (N,) calibrated probabilities fit any mixture of same and different pairs of the head.
 
-        independent: as how many independent pairs they count, `independent_pairs`; None for all. Chi-square over the bins, whose variances count the chance in the head's own counts, against a
-        parametric bootstrap that draws all three histograms and fits a share to each.
+        independent: as how many independent pairs they count, `independent_pairs`; None for all. Chi-square over the
+        bins, whose variances count the chance in the head's own counts, against a parametric bootstrap that draws all
+        three histograms and fits a share to each.
         """
         count = len(probabilities)
         if count < FEWEST:

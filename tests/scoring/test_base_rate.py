@@ -1,6 +1,7 @@
 """`--prior`: shifted probabilities in outputs and predictions, verdicts that stay, estimates that are kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from run_records import read_record
 
 import batchverify
 from batchverify.errors import UsageError
+from batchverify.heads.drift import histograms
+from batchverify.heads.head import default_head
 from batchverify.heads.prior import BaseRate
 from batchverify.options import ScoreOptions
+from batchverify.scoring.job import Job
 
 
 def record_of(out: Path) -> dict[str, Any]:
@@ -81,6 +85,25 @@ def test_a_resumed_run_takes_the_number_that_was_kept(tmp_path, cache):
     state.write_text(json.dumps(document))
     with pytest.raises(UsageError, match="damaged"):
         run(tmp_path / "out", cache, prior=0.3)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_scores_unlike_those_of_the_head_give_no_estimate(tmp_path, cache, fits):
+    plain = run(tmp_path / "plain.parquet", cache)
+    truth = plain.to_arrow().column("true_label").to_numpy(zero_copy_only=False)
+    own = probabilities(plain) if fits else np.where(truth == 1, 0.55, 0.45)
+    head = default_head(Job.open(FACES, ScoreOptions(image_root=str(SAMPLES))).fingerprint)
+    counts = histograms(np.tile(truth, 20), np.tile(own, 20))
+    head = replace(head, about={**head.about, "log_odds": counts})
+    (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
+    options = {"head": str(tmp_path / "head.safetensors"), "prior": "estimate"}
+    if fits:
+        assert run(tmp_path / "out", cache, **options).prior["drift"]["verdict"] == "fits"
+        return
+    with pytest.raises(UsageError, match="unlike those"):
+        run(tmp_path / "out", cache, **options)
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "out", cache, **options | {"prior": 0.4}).prior["share"] == 0.4
 
 
 @pytest.mark.parametrize(("first", "then"), [(0.1, 0.2), (None, 0.2), (0.2, None), (0.2, "estimate")])
