@@ -96,14 +96,16 @@ def test_scores_unlike_those_of_the_head_give_no_estimate(tmp_path, cache, fits)
     counts = histograms(np.tile(truth, 20), np.tile(own, 20))
     head = replace(head, about={**head.about, "log_odds": counts})
     (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
-    options = {"head": str(tmp_path / "head.safetensors"), "prior": "estimate"}
+    own_head = str(tmp_path / "head.safetensors")
     if fits:
-        assert run(tmp_path / "out", cache, **options).prior["drift"]["verdict"] == "fits"
+        assert (
+            run(tmp_path / "out", cache, head=own_head, prior="estimate").prior["drift"]["verdict"] == "fits"
+        )
         return
     with pytest.raises(UsageError, match="unlike those"):
-        run(tmp_path / "out", cache, **options)
+        run(tmp_path / "out", cache, head=own_head, prior="estimate")
     assert not (tmp_path / "out").exists()
-    assert run(tmp_path / "out", cache, **options | {"prior": 0.4}).prior["share"] == 0.4
+    assert run(tmp_path / "out", cache, head=own_head, prior=0.4).prior["share"] == 0.4
 
 
 @pytest.mark.parametrize(("first", "then"), [(0.1, 0.2), (None, 0.2), (0.2, None), (0.2, "estimate")])
