@@ -28,6 +28,8 @@ MOST_WIDTH = 65_536
 FEWEST_DRAWS = 40
 MOST_DRAWS = 10_000
 MOST_EXAMPLES = 100
+# The value of `--prior` that asks for an estimate.
+ESTIMATE = "estimate"
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class ScoreOptions(EmbedOptions):
 
     review: the wanted false accept and false reject rates of the column `verdict`; None for no such column.
     part_rows: rows of a part, which a kill costs at most; None for 1,000,000 in a folder and 50,000 in a file.
+    prior: the share of same pairs that probabilities are for, a number or `estimate`; None for that of the head.
     """
 
     head: str | None = None
@@ -130,12 +133,14 @@ class ScoreOptions(EmbedOptions):
     review: tuple[float, float] | None = None
     overwrite: bool = False
     part_rows: int | None = None
+    prior: float | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_confidence(self)
         if self.review is not None:
             _check_review(self)
+        object.__setattr__(self, "prior", _prior(self.prior))
         _require(self, "part_rows", lambda count: count >= 1, "must be at least 1")
 
 
@@ -316,6 +321,21 @@ def default_cache_root() -> str:
             f"one with --cache or ${CACHE_VARIABLE}, or use --no-cache"
         )
     return folder
+
+
+def _prior(value: Any) -> float | str | None:
+    """A value of `--prior`: a number as a float. Raises `UsageError`."""
+    if value is None or value == ESTIMATE:
+        return None if value is None else ESTIMATE
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = 0.0
+    if not 0 < share < 1:
+        raise UsageError(
+            f"--prior must be a share of same pairs above 0 and below 1, or {ESTIMATE}, got {value!r}"
+        )
+    return share
 
 
 def _require(options: Any, name: str, is_valid: Callable[[Any], bool], rule: str) -> None:

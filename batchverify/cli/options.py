@@ -195,6 +195,13 @@ confidence_option = option(
     "people are like; 0.95 for 95 %.",
     "SHARE",
 )
+prior_option = option(
+    "--prior",
+    "Share of same pairs expected, above 0 and below 1: probabilities are shifted to it by Bayes' rule. estimate: "
+    "from the scores (not in predict). Thresholds of the head move along, so that verdicts stay; --threshold does "
+    "not. Default: the share for which the head was calibrated, for shipped heads 0.5.",
+    "P|estimate",
+)
 threshold_options = together(
     option(
         "--head",
@@ -218,6 +225,7 @@ threshold_options = together(
         "FAR FRR",
         type=(float, float),
     ),
+    prior_option,
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout."

@@ -332,6 +332,22 @@ class Extremes(TypedDict):
     at_threshold: dict[str, Any] | None
 
 
+class BaseRateDocument(TypedDict):
+    """Scores without labels. probabilities_for: the share of same pairs for which they are.
+
+    estimates, intervals: `share` (of same pairs), `far` and `frr`, None if the scores have drifted. drift: `verdict`
+    (`fits`, `drift` or `not checked`), `reason`, `chance` and `distance`.
+    """
+
+    probabilities_for: float
+    estimates: dict[str, float | None]
+    intervals: dict[str, Interval]
+    pairs: int
+    unit: str
+    units: int
+    drift: dict[str, Any]
+
+
 class _Added(TypedDict, total=False):
     extremes: Extremes
     score: dict[str, Any]
@@ -345,6 +361,7 @@ class Document(RunSummary, Measurements, _Added):
 
     folds: Folds | None
     review: ReviewDocument | None
+    base_rate: BaseRateDocument | None
     slices: dict[str, list[dict[str, Any]]]
     groups: GroupsDocument | None
     quality: list[Discards]

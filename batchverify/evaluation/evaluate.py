@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.evaluation.base_rate import NAMES as BASE_RATE_NAMES
+from batchverify.evaluation.base_rate import measure_base_rate
 from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
@@ -140,6 +142,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         "extremes": extrapolate(pairs, labelled, draws=draws, seed=seed),
         "folds": _folds(scores, pairs),
         "review": measure_review(scores, labelled, draws=draws, seed=seed),
+        "base_rate": measure_base_rate(scores, draws=draws, seed=seed),
         "slices": {
             name: measure_slices(scores, cells, units, draws=draws, seed=seed)
             for name, cells in grouped.items()
@@ -316,6 +319,7 @@ class Evaluation:
             self._rates,
             self._review,
             self._extremes,
+            self._base_rate,
             self._folds,
             self._slices,
             lambda: group_lines(self.document["groups"]),
@@ -392,6 +396,16 @@ class Evaluation:
             ends = rate["interval"]
             span = f"  [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
             yield f"FAR {rate['far']:g} extrapolated", f"at threshold {rate['threshold']:.3g}{span}"
+
+    def _base_rate(self) -> Lines:
+        if base := self.document["base_rate"]:
+            for name, text in BASE_RATE_NAMES.items():
+                if (value := base["estimates"][name]) is not None:
+                    yield (
+                        text,
+                        f"{value:.5f}{interval(base['intervals'].get(name))}, estimated without labels",
+                    )
+            yield "drift from the head", f"{base['drift']['verdict']}: {base['drift']['reason']}"
 
     def _folds(self) -> Lines:
         if folds := self.document["folds"]:

@@ -17,6 +17,7 @@ import numpy as np
 from batchverify.documents import read_document
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import FUSION, MOST_FUSED, EmbeddingFingerprint
+from batchverify.heads.drift import Reference
 from batchverify.heads.head import (
     FORMAT,
     MALFORMED,
@@ -26,6 +27,7 @@ from batchverify.heads.head import (
     read_metadata,
     stored_threshold,
 )
+from batchverify.heads.prior import fitted_share
 from batchverify.heads.review_band import ReviewBand
 from batchverify.heads.scorer import Scorer
 from batchverify.storage.location import Location
@@ -230,3 +232,5 @@ def _check(
     if not (np.abs(numbers) < _LARGEST).all():
         raise ValueError("its calibrations are not finite")
     check_thresholds(about["thresholds"], numbers)
+    fitted_share(about)
+    Reference.of(about)

@@ -19,7 +19,9 @@ from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.bounds import UNITS, Tail, guaranteed_threshold
 from batchverify.heads.centring import centred
+from batchverify.heads.drift import Reference
 from batchverify.heads.features import product
+from batchverify.heads.prior import fitted_share
 from batchverify.heads.review_band import ReviewBand
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
 from batchverify.kernels.loops import distances
@@ -374,6 +376,8 @@ def _check(scorers: Sequence[Scorer], calibration: tuple[float, float], about: M
     if not all(scorer.bound * abs(calibration[0]) + abs(calibration[1]) < LARGEST for scorer in scorers):
         raise ValueError("its weights or its calibration are so large that scores overflow")
     check_thresholds(about["thresholds"], calibration)
+    fitted_share(about)
+    Reference.of(about)
 
 
 def check_thresholds(stored: Mapping[str, Any], numbers: Sequence[float]) -> None:

@@ -40,11 +40,13 @@ class JobState(_JobState, total=False):
     """The content of `job.json`.
 
     job: the document of everything that affects a row. token: of this attempt, also in every part file.
-    part_rows: rows of a part. compute_path: of the vectors, once any have been computed.
+    part_rows: rows of a part. compute_path: of the vectors, once any have been computed. prior: the estimate of
+    `--prior estimate`.
     """
 
     part_rows: int
     compute_path: str
+    prior: dict[str, Any]
 
 
 class JobFolder:
@@ -198,6 +200,9 @@ def _is_state(value: Any) -> bool:
         return False
     rows = value.get("part_rows", 1)
     texts = isinstance(value.get("token"), str) and isinstance(value.get("compute_path", ""), str)
+    prior = value.get("prior", {"share": 0.5})
+    if not isinstance(prior, dict) or not isinstance(prior.get("share"), float):
+        return False
     return texts and isinstance(value.get("job"), dict) and isinstance(rows, int) and rows >= 1
 
 

@@ -215,6 +215,8 @@ class Output:
                 state["compute_path"] = record.get("compute_path", "")
                 state["token"] = record.get("token", state["token"])
                 state["part_rows"] = record.get("part_rows", state["part_rows"])
+                if record.get("prior"):
+                    state["prior"] = record["prior"]
                 if self.single and retry_failed:
                     self._take_apart(self._parts(state))
             self.folder.write_state(state)

@@ -39,7 +39,7 @@ _FITTING = (
 SUCCESS = "_SUCCESS"
 # Types of the entries of a run record that are read back; each may be absent or null.
 RECORD_TYPES: dict[str, type] = {
-    **dict.fromkeys(("job", "options", "embedding", "failures", "backbones", "review"), dict),
+    **dict.fromkeys(("job", "options", "embedding", "failures", "backbones", "review", "prior"), dict),
     **dict.fromkeys(("version", "run_id", "token", "compute_path", "image_root", "cache"), str),
     **dict.fromkeys(("rows", "unique_images", "scored", "failed", "failed_rows", "part_rows"), int),
     "manifest": list,

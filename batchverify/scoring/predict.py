@@ -20,8 +20,9 @@ from batchverify.heads.fused_head import FusedHead
 from batchverify.heads.head import Head
 from batchverify.heads.review_band import VERDICT, VERDICTS, ReviewBand
 from batchverify.manifest.paths import ImageRoot
-from batchverify.options import ScoreOptions
+from batchverify.options import ESTIMATE, ScoreOptions
 from batchverify.records import Skipped
+from batchverify.scoring.base_rate import Prior
 from batchverify.scoring.details import details_of
 from batchverify.scoring.job import (
     backbone_names,
@@ -130,6 +131,8 @@ def predict(
     """
     images = (path_text(image_a, "image_a"), path_text(image_b, "image_b"))
     options = replace(options or ScoreOptions(), **changes)
+    if options.prior == ESTIMATE:
+        raise UsageError("--prior estimate: one pair tells no share; give a number, or use `score`")
     each = backbone_options(options)
     specs = [backbone_spec(member) for member in each]
     settings = [member.settings(spec) for member, spec in zip(each, specs, strict=True)]
@@ -137,11 +140,15 @@ def predict(
     head = head_of(options.head, known)
     threshold = head.threshold(options.threshold, options.at_far, options.confidence)
     band = head.review(*options.review) if options.review is not None else None
+    prior = Prior.of(head, options)
+    shifted = prior.judged(threshold, band, prior.given()) if prior else None
+    threshold, band = (shifted.threshold, shifted.band) if shifted else (threshold, band)
     entries = [
         _entries(images, replace(work_plan(*plan), batch_size=PAIR_BATCH))
         for plan in zip(each, settings, known, strict=True)
     ]
     scores = _scores(head, entries)
+    scores = shifted(scores) if shifted and scores else scores
     makers = [pair[0].vector is not None and pair[1].vector is not None for pair in entries]
     first, second = entries[makers.index(True) if any(makers) else 0]
     names = backbone_names(each)

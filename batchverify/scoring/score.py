@@ -29,6 +29,7 @@ from batchverify.runtime.compute_path import (
     paths_from_text,
     paths_to_text,
 )
+from batchverify.scoring.base_rate import Prior, shifted_for
 from batchverify.scoring.embedding_run import Table, embedded, fused_summary, table_of
 from batchverify.scoring.job import Job, head_of
 from batchverify.scoring.job_folder import JobState
@@ -77,6 +78,7 @@ def score_job(
     head = head_of(options.head, [member.fingerprint for member in job.members])
     judge = Judge.of(head, options)
     document = job.document(head.digest, judge.threshold, judge.band)
+    document |= judge.prior.document() if judge.prior else {}
     if output is None:
         summary = _score_in_memory(job, judge, document)
     else:
@@ -102,17 +104,19 @@ def _spare_source(source: Any, output: Output) -> None:
 
 @dataclass(frozen=True)
 class Judge:
-    """What gives scores and verdicts. band: of three verdicts, with `--review`."""
+    """What gives scores and verdicts. band: of three verdicts, with `--review`. prior: shifts the probabilities."""
 
     head: Head | FusedHead
     threshold: float
     band: ReviewBand | None = None
+    prior: Prior | None = None
 
     @classmethod
     def of(cls, head: Head | FusedHead, options: ScoreOptions) -> Judge:
         """The head with the thresholds that the options choose. Raises `UsageError` for those that it lacks."""
         threshold = head.threshold(options.threshold, options.at_far, options.confidence)
-        return cls(head, threshold, head.review(*options.review) if options.review is not None else None)
+        band = head.review(*options.review) if options.review is not None else None
+        return cls(head, threshold, band, Prior.of(head, options))
 
     def schema(self, job: Job) -> pa.Schema:
         """The columns of the output."""
@@ -222,6 +226,12 @@ class Rows(Protocol):
     def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
         """Record the compute paths of new vectors; `UsageError` if the job has vectors of another path."""
 
+    def kept_prior(self) -> dict[str, Any] | None:
+        """The record of the share of same pairs that an earlier run of this job estimated."""
+
+    def keep_prior(self, prior: dict[str, Any]) -> None:
+        """Keep an estimate for the parts to come and for resumed runs."""
+
     def counts(self) -> RowCounts:
         """Counts of the whole output."""
 
@@ -253,6 +263,13 @@ class MemoryRows:
         return []
 
     def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
+        """See `Rows`. Not needed: the run cannot be resumed."""
+
+    def kept_prior(self) -> dict[str, Any] | None:
+        """See `Rows`."""
+        return None
+
+    def keep_prior(self, prior: dict[str, Any]) -> None:
         """See `Rows`. Not needed: the run cannot be resumed."""
 
     def counts(self) -> RowCounts:
@@ -333,6 +350,16 @@ class PartRows:
             with writing(self._folder.location):
                 self._folder.write_state(self._state)
 
+    def kept_prior(self) -> dict[str, Any] | None:
+        """See `Rows`."""
+        return self._state.get("prior")
+
+    def keep_prior(self, prior: dict[str, Any]) -> None:
+        """See `Rows`."""
+        self._state["prior"] = prior
+        with writing(self._folder.location):
+            self._folder.write_state(self._state)
+
     def counts(self) -> RowCounts:
         """See `Rows`."""
         return RowCounts.total(self._parts.done.values())
@@ -349,11 +376,14 @@ def score_rows(job: Job, judge: Judge, rows: Rows) -> ScoreSummary:
     with embedded(job, embeddings, wanted, rows) as run:
         progress = run.progress
         progress.rows = rows.resumed
+        shifted = shifted_for(judge.prior, judge.threshold, judge.band, job, judge.head, embeddings, rows)
         missing = rows.missing(job.manifest.blocks(job.scan))
 
         def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
             with progress.watch.stage("write rows"):
-                table = result_table(block, embeddings, scores, judge.threshold, job.names, judge.band)
+                table = result_table(
+                    block, embeddings, shifted(scores), shifted.threshold, job.names, shifted.band
+                )
                 rows.write(block.first, table)
             progress.rows += len(block.a)
 
@@ -369,7 +399,8 @@ def score_rows(job: Job, judge: Judge, rows: Rows) -> ScoreSummary:
         different=counts.different,
         failed_rows=job.scan.rows - counts.scored,
         resumed_rows=rows.resumed,
-        threshold=judge.threshold,
+        threshold=shifted.threshold,
         head=judge.head.digest,
-        review=counts.review(judge.band) if judge.band is not None else None,
+        review=counts.review(shifted.band) if shifted.band is not None else None,
+        prior=shifted.record,
     )

@@ -51,8 +51,8 @@ class EmbedSummary:
     backbones: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, for `--json` and the run record; `backbones` only if there are several."""
-        hidden = [name for name in ("backbones", "review") if not getattr(self, name, None)]
+        """All figures, for `--json` and the run record; `backbones`, `review` and `prior` only if there are any."""
+        hidden = [name for name in ("backbones", "review", "prior") if not getattr(self, name, None)]
         return {
             name: value
             for name, value in vars(self).items()
@@ -108,6 +108,8 @@ class ScoreSummary(EmbedSummary):
 
     rows = scored + failed_rows. different: rows labelled 1. resumed_rows: rows that an earlier run had finished.
     review: with `--review`, its rates and thresholds, and the rows with each verdict.
+    threshold: for the probabilities as they are written. prior: with `--prior`, the `share` of same pairs that they
+    are for, its `source` and, if that is `estimated`, the 95 % `interval`.
     """
 
     scored: int = 0
@@ -118,6 +120,7 @@ class ScoreSummary(EmbedSummary):
     head: str = ""
     output: str | None = None
     review: Mapping[str, Any] | None = None
+    prior: Mapping[str, Any] | None = None
     _table: pa.Table | None = field(default=None, repr=False)
 
     @classmethod
@@ -174,6 +177,8 @@ class ScoreSummary(EmbedSummary):
             lines.insert(2, ("not scored", f"{self.failed_rows:,}; see column `status`"))
         if self.resumed_rows:
             lines.insert(1, ("done earlier", f"{self.resumed_rows:,} pairs, not scored again"))
+        if self.prior:
+            lines.append(("share of same pairs", shown_prior(self.prior)))
         lines.append(("threshold", f"{self.threshold:.4f}"))
         if self.review is not None:
             lines.append(("verdicts", shown_review(self.review, self.scored)))
@@ -189,3 +194,13 @@ def shown_review(review: Mapping[str, Any], scored: int) -> str:
         f"{review['same']:,} same (below {review['same_below']:.4f}), {review['different']:,} different (from "
         f"{review['different_from']:.4f}), {review['review']:,} for review ({share:.1%})"
     )
+
+
+def shown_prior(prior: Mapping[str, Any]) -> str:
+    """A share of same pairs for people, with its interval if it was estimated."""
+    text = f"{prior['share']:.4f}, {prior['source']}"
+    if interval := prior.get("interval"):
+        text += f" from {prior['pairs']:,} pairs (95 % interval {interval[0]:.4f} to {interval[1]:.4f})"
+        if (drift := prior["drift"])["verdict"] == "not checked":
+            text += f"; drift not checked: {drift['reason']}"
+    return text

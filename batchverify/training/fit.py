@@ -14,6 +14,7 @@ from batchverify.errors import UsageError
 from batchverify.evaluation.figures import Curve, Metrics, calibration_error, measure
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.centring import centred, mean_vector
+from batchverify.heads.drift import LOG_ODDS, histograms
 from batchverify.heads.features import Features
 from batchverify.heads.head import Head
 from batchverify.heads.scorer import Scorer
@@ -327,6 +328,7 @@ def measured_about(
     return {
         "calibration": {
             "held_out_pairs": len(labels),
+            "same_share": float((labels == 0).mean()),
             "before": {"brier": _brier(labels, before), "ece": calibration_error(labels, before)},
             "after": {"brier": _brier(labels, after), "ece": calibration_error(labels, after)},
         },
@@ -338,6 +340,7 @@ def measured_about(
             "far": unseen.with_bounds(rate_thresholds(impostors)),
             "bounds": unseen.about(),
         },
+        LOG_ODDS: histograms(labels, after),
         "held_out": asdict(measure(labels, after, threshold)),
         "dev": asdict(measure(*dev, threshold)),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.evaluation.base_rate import NAMES as BASE_RATE_NAMES
 from batchverify.evaluation.comparison import RARE, SHARES
 from batchverify.evaluation.document import Document, Interval
 from batchverify.evaluation.figures import NAMES, rate_name
@@ -105,6 +106,7 @@ def render(document: Document, plots: Mapping[str, Any], galleries: Sequence[Gal
         labelled=truth["same"] + truth["different"],
         from_reference=(truth["source"] or "").startswith(FROM_REFERENCE),
         cards=CARDS,
+        base_rate_names=BASE_RATE_NAMES,
         meanings=MEANINGS,
         rate_name=rate_name,
         explorer=[each[:2] for each in EXPLORER if all(document["counts"][kind] for kind in each[2])],

@@ -1,0 +1,118 @@
+"""What scores tell without labels: the share of same pairs, the error rates to expect, and drift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchverify.errors import BatchverifyError
+from batchverify.evaluation.bootstrap import Units, bootstrap
+from batchverify.evaluation.document import BaseRateDocument
+from batchverify.evaluation.scores import Scores, read_units
+from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.heads.drift import DRIFT, UNCHECKED, Verdict, checked, independent_pairs
+from batchverify.heads.fused_head import FusedHead, fused_head_name
+from batchverify.heads.head import Head, default_head_name
+from batchverify.heads.prior import (
+    BALANCED,
+    fitted_share,
+    most_likely_share,
+    shift,
+    step_probabilities,
+    steps_of,
+)
+
+# Scored pairs that are looked at; of more a sample, drawn by the seed.
+MOST_PAIRS = 1_000_000
+NAMES = {"share": "share of same pairs", "far": "expected FAR", "frr": "expected FRR"}
+_SHIPPED = files("batchverify.heads") / "weights"
+
+
+def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocument | None:
+    """Estimates from the calibrated probabilities alone; None if no pair is scored or any has a label.
+
+    FAR is the probability of different people among the pairs called same, over that among all; FRR likewise. Figures
+    are None if the scores have drifted, since the estimates believe in the head's calibration.
+    """
+    rows = np.flatnonzero(scores.scored)
+    if not len(rows) or len(scores.labelled):
+        return None
+    if len(rows) > MOST_PAIRS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_PAIRS, replace=False))
+    units = read_units(scores.file).subset(rows)
+    probability = scores.probability[rows]
+    head = head_of_run(scores.file.record)
+    fitted, assumed = _fitted(head, scores.file.record)
+    drift = _drift(head, probability, fitted, assumed, units)
+    figures: Mapping[str, float] = {}
+    spans: Mapping[str, tuple[float, float]] = {}
+    if drift.verdict != DRIFT:
+        measure = _Expected(probability, scores.calls[rows], assumed)
+        figures = measure(np.ones(len(rows)))
+        spans = bootstrap(units, measure, draws=draws, seed=seed) if draws else {}
+    return {
+        "probabilities_for": assumed,
+        "estimates": {name: figures.get(name) for name in NAMES},
+        "intervals": dict(spans),
+        "pairs": len(rows),
+        "unit": units.kind,
+        "units": units.count,
+        "drift": drift.to_json(),
+    }
+
+
+class _Expected:
+    """The share of same pairs and the error rates of (N,) probabilities with their verdicts, by weights."""
+
+    def __init__(self, probability: np.ndarray, called: np.ndarray, assumed: float) -> None:
+        self._codes = 2 * steps_of(probability) + called
+        self._middles, self._assumed = step_probabilities(), assumed
+
+    def __call__(self, weights: np.ndarray) -> dict[str, float]:
+        counts = np.bincount(self._codes, weights, 2 * len(self._middles)).reshape(-1, 2)
+        pairs = counts.sum(axis=1)
+        share = most_likely_share(self._middles, pairs, self._assumed)
+        least = 0.5 / max(pairs.sum(), 1)
+        different = shift(self._middles, float(np.clip(share, least, 1 - least)), self._assumed)
+        with np.errstate(invalid="ignore"):
+            return {
+                "share": share,
+                "far": float(different @ counts[:, 0] / (different @ pairs)),
+                "frr": float((1 - different) @ counts[:, 1] / ((1 - different) @ pairs)),
+            }
+
+
+def _fitted(head: Head | FusedHead | None, record: Mapping[str, Any]) -> tuple[float, float]:
+    """The share for which the head was calibrated, and that for which the probabilities of the run are."""
+    fitted = fitted_share(head.about) if head is not None else BALANCED
+    share = (record.get("prior") or {}).get("share")
+    return fitted, share if isinstance(share, float) and 0 < share < 1 else fitted
+
+
+def _drift(
+    head: Head | FusedHead | None, probability: np.ndarray, fitted: float, assumed: float, units: Units
+) -> Verdict:
+    if head is None:
+        return Verdict(UNCHECKED, "the head of the run is not stated, or not found where it was")
+    calibrated = shift(probability, fitted, assumed) if fitted != assumed else probability
+    return checked(head.about, calibrated, independent_pairs(units.a, units.b))
+
+
+def head_of_run(record: Mapping[str, Any]) -> Head | FusedHead | None:
+    """The head that made these scores: where the run had it, or the shipped one; None if that is another."""
+    given = (record.get("options") or {}).get("head")
+    embedding = EmbeddingFingerprint(record.get("embedding") or {})
+    with suppress(BatchverifyError, LookupError, TypeError, ValueError, AttributeError):
+        whole = embedding.with_default_choice() if given is None else embedding
+        for kind, name in ((Head, default_head_name), (FusedHead, fused_head_name)):
+            with suppress(BatchverifyError):
+                path = given if given is not None else Path(str(_SHIPPED / name(whole)))
+                head = kind.load(path)
+                if head.digest == record.get("head"):
+                    return head
+    return None

@@ -1,0 +1,187 @@
+"""`--prior`: the share of same pairs that the probabilities of a run are for, given or estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from batchverify.engine.stages import score_indices
+from batchverify.errors import UsageError
+from batchverify.heads.drift import DRIFT, checked, independent_pairs
+from batchverify.heads.prior import BaseRate, SharedUnits, estimate, fitted_share
+from batchverify.manifest.columns import cell_names
+from batchverify.options import ESTIMATE, ScoreOptions
+from batchverify.scoring.embedding_run import Table
+from batchverify.scoring.job import Job
+
+if TYPE_CHECKING:
+    from batchverify.heads.fused_head import FusedHead
+    from batchverify.heads.head import Head
+    from batchverify.heads.review_band import ReviewBand
+
+# Rows from which the share is estimated.
+SAMPLED_ROWS = 100_000
+_SEED = 0
+_PERSONS = ("person_a", "person_b")
+
+
+class Keeper(Protocol):
+    """Keeps an estimate, so that all parts of an output and every resumed run have the same; see `score.Rows`."""
+
+    def kept_prior(self) -> dict[str, Any] | None:
+        """What an earlier run of the job has kept."""
+
+    def keep_prior(self, prior: dict[str, Any]) -> None:
+        """Keep it before the first row is written."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What `--prior` asks of a head.
+
+    share: of same pairs; None to estimate it. moves: the threshold is one of the head and moves with the
+    probabilities; a threshold that the user named does not. fitted: the share for which the head was calibrated.
+    """
+
+    share: float | None
+    moves: bool
+    fitted: float
+
+    @classmethod
+    def of(cls, head: Head | FusedHead, options: ScoreOptions) -> Prior | None:
+        """None without the option."""
+        if options.prior is None:
+            return None
+        share = None if options.prior == ESTIMATE else float(options.prior)
+        return cls(share, options.threshold is None, fitted_share(head.about))
+
+    def document(self) -> dict[str, Any]:
+        """Its part of a job's document, in which the threshold is that before the shift."""
+        return {"prior": self.share or ESTIMATE, "threshold_moves": self.moves}
+
+    def judged(self, threshold: float, band: ReviewBand | None, record: Mapping[str, Any]) -> Shifted:
+        """The shift by the share of a record. The thresholds of a band are the head's: they always move."""
+        ends = (band.same_below, band.different_from) if band is not None else ()
+        rate = BaseRate(float(record["share"]), self.fitted, (threshold, *ends) if self.moves else ends)
+        if band is not None:
+            low, high = map(rate.threshold, ends)
+            band = replace(band, same_below=low, different_from=high)
+        return Shifted(rate, rate.threshold(threshold) if self.moves else threshold, band, record)
+
+    def given(self) -> dict[str, Any]:
+        """The record of a share that was given."""
+        return {"share": self.share, "source": "given", "calibrated_for": self.fitted}
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """How a run's probabilities are shifted, the thresholds for them, and what its record says of the share.
+
+    rate: None without `--prior`, when nothing is shifted and the record is None. band: of three verdicts, if there are.
+    """
+
+    rate: BaseRate | None
+    threshold: float
+    band: ReviewBand | None
+    record: Mapping[str, Any] | None
+
+    def __call__(self, scores: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) probability and similarity, the first shifted."""
+        return scores if self.rate is None else (self.rate(scores[0]), scores[1])
+
+
+def shifted_for(
+    prior: Prior | None,
+    threshold: float,
+    band: ReviewBand | None,
+    job: Job,
+    head: Head | FusedHead,
+    embeddings: Table,
+    keeper: Keeper,
+) -> Shifted:
+    """The shift of a run whose images are embedded. Raises `UsageError` if its share cannot be estimated."""
+    if prior is None:
+        return Shifted(None, threshold, band, None)
+    if prior.share is not None:
+        return prior.judged(threshold, band, prior.given())
+    record = keeper.kept_prior()
+    if record is None:
+        record = estimated(job, head, embeddings, prior.fitted)
+        keeper.keep_prior(record)
+    return prior.judged(threshold, band, record)
+
+
+def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float) -> dict[str, Any]:
+    """The record of the share that a sample of the manifest's rows gives, the same for the same vectors.
+
+    Raises `UsageError` if no row has a score, or if the scores look unlike those that the head was calibrated on.
+    """
+    a, b, units = _sample(job)
+    usable = embeddings.usable(a, b)
+    probability = score_indices(head, embeddings.vectors, a[usable], b[usable]).probability
+    shared = SharedUnits.of(units.kind, units.a[usable], units.b[usable])
+    drift = checked(head.about, probability, independent_pairs(shared.a, shared.b))
+    if drift.verdict == DRIFT:
+        raise UsageError(
+            f"--prior estimate: {drift.reason}, so no estimate holds; give the share as --prior P"
+        )
+    found = estimate(probability, fitted, shared, seed=_SEED)
+    # Of no share does Bayes' rule say anything: at least half a pair is taken to be of either kind.
+    least = 0.5 / found.pairs
+    share = min(max(found.share, least), 1 - least)
+    return {
+        **found.to_json(),
+        "share": share,
+        "source": "estimated",
+        "calibrated_for": fitted,
+        "drift": drift.to_json(),
+    }
+
+
+def _sample(job: Job) -> tuple[np.ndarray, np.ndarray, SharedUnits]:
+    """The images of at most `SAMPLED_ROWS` rows, drawn by a seed, (N,) int64 each, and what the pairs share."""
+    total = job.scan.rows
+    chosen = np.arange(total)
+    if total > SAMPLED_ROWS:
+        drawn = np.random.default_rng(_SEED).choice(total, SAMPLED_ROWS, replace=False, shuffle=False)
+        chosen = np.sort(drawn)
+    sides: tuple[list[np.ndarray], ...] = ([], [])
+    names: tuple[list[Any], ...] = ([], [])
+    for block in job.manifest.blocks(job.scan):
+        start, stop = np.searchsorted(chosen, (block.first, block.first + len(block.a)))
+        rows = chosen[start:stop] - block.first
+        for side, images in enumerate((block.a, block.b)):
+            sides[side].append(images[rows])
+            names[side].extend(_people(block.carried, rows, side))
+    a, b = (np.concatenate([np.zeros(0, np.int64), *each]) for each in sides)
+    return a, b, _units(a, b, names)
+
+
+def _people(carried: pa.RecordBatch, rows: np.ndarray, side: int) -> list[str | None]:
+    """The name of the person on one side of some rows, None where the manifest has none."""
+    kinds = [carried.schema.field(name).type for name in _PERSONS if name in carried.schema.names]
+    if len(kinds) < len(_PERSONS) or any(map(pa.types.is_nested, kinds)):
+        return [None] * len(rows)
+    column = pa.chunked_array([carried.column(_PERSONS[side]).take(pa.array(rows))])
+    return list(cell_names(column).to_pylist())
+
+
+def _units(a: np.ndarray, b: np.ndarray, names: tuple[list[str | None], ...]) -> SharedUnits:
+    """People where they are known, images elsewhere."""
+    codes: dict[Any, int] = {}
+    first, second = (
+        np.array(
+            [
+                codes.setdefault(image if name is None else name, len(codes))
+                for image, name in zip(images.tolist(), people, strict=True)
+            ],
+            np.int64,
+        )
+        for images, people in zip((a, b), names, strict=True)
+    )
+    kind = "identities" if any(name is not None for side in names for name in side) else "images"
+    return SharedUnits(kind, first, second, len(codes))

@@ -1,0 +1,85 @@
+"""`evaluate` without labels: the share of same pairs, the error rates to expect, and drift."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from head_samples import ABOUT, make_head
+from score_tables import draw_columns, write_scores
+
+from batchverify.evaluation.evaluate import evaluate
+from batchverify.heads.drift import histograms
+from batchverify.heads.prior import shift
+
+
+def calibrated(pairs: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities that are right on balanced pairs."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(pairs) >= share).astype(int)
+    return labels, 1 / (1 + np.exp(-rng.normal(10 * labels - 5, 10**0.5)))
+
+
+def unlabelled(pairs: int, probability: np.ndarray) -> dict:
+    """Columns of scores without a truth."""
+    given = probability.astype(np.float32)
+    return draw_columns(pairs, people=2000, failed=0, probability=given, true_label=None)
+
+
+def test_share_and_error_rates_are_those_of_the_hidden_labels(tmp_path):
+    labels, probability = calibrated(6000, 0.1)
+    done = evaluate(write_scores(tmp_path / "a.parquet", unlabelled(6000, probability)), tmp_path / "out")
+    found = done.document["base_rate"]
+    called = probability >= 0.5
+    truth = {
+        "share": np.mean(labels == 0),
+        "far": np.mean(~called[labels == 1]),
+        "frr": np.mean(called[labels == 0]),
+    }
+    for name, value in truth.items():
+        low, high = found["intervals"][name]
+        assert low < found["estimates"][name] < high
+        assert found["estimates"][name] == pytest.approx(value, abs=0.012)
+    assert found["drift"]["verdict"] == "not checked"
+    assert (found["probabilities_for"], found["pairs"], found["unit"]) == (0.5, 6000, "identities")
+    text = dict(done.lines())
+    assert "estimated without labels" in text["share of same pairs"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Without labels" in page
+    assert "expected FRR" in page
+
+
+def test_shifted_scores_give_the_same_estimates(tmp_path):
+    _, probability = calibrated(3000, 0.3)
+    plain = evaluate(write_scores(tmp_path / "a.parquet", unlabelled(3000, probability)), draws=0)
+    moved = shift(probability, 0.05)
+    prior = {"share": 0.05, "source": "given"}
+    path = write_scores(tmp_path / "b.parquet", unlabelled(3000, moved), threshold=0.95, prior=prior)
+    shifted = evaluate(path, draws=0).document["base_rate"]
+    assert shifted["probabilities_for"] == 0.05
+    assert shifted["estimates"] == pytest.approx(plain.document["base_rate"]["estimates"], abs=1e-3)
+    assert shifted["intervals"] == {}
+
+
+@pytest.mark.parametrize("closer", [1.0, 0.5])
+def test_drifted_scores_give_no_estimate(tmp_path, closer):
+    kept = histograms(*calibrated(2000, 0.5))
+    head = replace(make_head(), about={**ABOUT, "log_odds": kept})
+    (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
+    _, probability = calibrated(2000, 0.3, 1)
+    odds = closer * np.log(probability / (1 - probability))
+    record = {"head": head.digest, "options": {"head": str(tmp_path / "head.safetensors")}}
+    columns = unlabelled(2000, 1 / (1 + np.exp(-odds)))
+    done = evaluate(write_scores(tmp_path / "a.parquet", columns, **record), draws=0)
+    found = done.document["base_rate"]
+    if closer == 1:
+        assert found["drift"]["verdict"] == "fits"
+        assert found["estimates"]["share"] == pytest.approx(0.3, abs=0.03)
+    else:
+        assert found["drift"]["verdict"] == "drift"
+        assert found["estimates"] == {"share": None, "far": None, "frr": None}
+        assert "share of same pairs" not in dict(done.lines())
+
+
+def test_labels_need_no_estimates(tmp_path):
+    columns = draw_columns(200)
+    assert evaluate(write_scores(tmp_path / "a.parquet", columns), draws=0).document["base_rate"] is None
