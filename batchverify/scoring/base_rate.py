@@ -81,7 +81,7 @@ class Prior:
 class Shifted:
     """How a run's probabilities are shifted, the thresholds for them, and what its record says of the share.
 
-    rate: None without `--prior`, when nothing is shifted and the record is None. band: of three verdicts, if there are.
+    rate: None without `--prior`, when nothing is shifted and the record is None. band: of three verdicts, or None.
     """
 
     rate: BaseRate | None

@@ -81,6 +81,20 @@ def test_verdicts_follow_from_the_probabilities_and_nothing_else_changes(reviewe
     assert "review" not in record_of(tmp_path / "plain.parquet")
 
 
+@pytest.mark.parametrize("prior", [0.02, 0.9])
+def test_another_base_rate_changes_no_verdict(reviewed, head, cache, tmp_path, prior):
+    run(tmp_path / "o.parquet", cache, head=head, review=RATES, prior=prior)
+    shifted, frame = pd.read_parquet(tmp_path / "o.parquet"), pd.read_parquet(reviewed)
+    assert (shifted.probability != frame.probability).any()
+    for column in ("verdict", "label"):
+        pd.testing.assert_series_equal(shifted[column], frame[column])
+    band = record_of(tmp_path / "o.parquet")["review"]
+    scored = shifted[shifted.probability.notna()]
+    p = scored.probability.to_numpy()
+    is_same, is_different = p < np.float32(band["same_below"]), p >= np.float32(band["different_from"])
+    assert (scored.verdict == np.where(is_same, "same", np.where(is_different, "different", "review"))).all()
+
+
 def test_the_record_and_the_summary_count_verdicts(reviewed, head, cache):
     summary, frame = run(reviewed, cache, head=head, review=RATES), pd.read_parquet(reviewed)
     counts = frame.verdict.value_counts().to_dict()
