@@ -10,6 +10,7 @@ from batchverify.evaluation.scores import ScoreFile
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.fused_head import FusedHead, fused_head_name
 from batchverify.heads.head import Head, default_head_name
+from batchverify.heads.prior import BaseRate, fitted_share
 from batchverify.options import EvaluateOptions
 
 
@@ -20,7 +21,13 @@ def chosen_threshold(file: ScoreFile, options: EvaluateOptions) -> float | None:
     """
     if options.at_far is None:
         return options.threshold
-    return scoring_head(file, options.head).threshold(None, options.at_far, options.confidence)
+    head = scoring_head(file, options.head)
+    threshold = head.threshold(None, options.at_far, options.confidence)
+    share = (file.record.get("prior") or {}).get("share")
+    if not isinstance(share, float):
+        return threshold
+    # With `--prior` the probabilities were shifted, and so is the threshold.
+    return BaseRate(share, fitted_share(head.about)).threshold(threshold)
 
 
 def scoring_head(file: ScoreFile, path: str | None) -> Head | FusedHead:

@@ -88,6 +88,10 @@ def test_another_base_rate_changes_no_verdict(reviewed, head, cache, tmp_path, p
     assert (shifted.probability != frame.probability).any()
     for column in ("verdict", "label"):
         pd.testing.assert_series_equal(shifted[column], frame[column])
+    plain = Head.load(head).threshold(at_far=0.01)
+    chosen = batchverify.evaluate(tmp_path / "o.parquet", at_far=0.01, head=head, draws=0).document
+    odds = plain / (1 - plain) * (1 - prior) / prior
+    assert chosen["threshold"] == pytest.approx(odds / (1 + odds), rel=1e-5)
     band = record_of(tmp_path / "o.parquet")["review"]
     scored = shifted[shifted.probability.notna()]
     p = scored.probability.to_numpy()
