@@ -90,8 +90,9 @@ def test_another_base_rate_changes_no_verdict(reviewed, head, cache, tmp_path, p
         pd.testing.assert_series_equal(shifted[column], frame[column])
     plain = Head.load(head).threshold(at_far=0.01)
     chosen = batchverify.evaluate(tmp_path / "o.parquet", at_far=0.01, head=head, draws=0).document
+    # Calibrated on about as many same as different pairs.
     odds = plain / (1 - plain) * (1 - prior) / prior
-    assert chosen["threshold"] == pytest.approx(odds / (1 + odds), rel=1e-5)
+    assert chosen["threshold"] == pytest.approx(odds / (1 + odds), rel=2e-3)
     band = record_of(tmp_path / "o.parquet")["review"]
     scored = shifted[shifted.probability.notna()]
     p = scored.probability.to_numpy()
