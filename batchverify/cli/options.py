@@ -199,7 +199,7 @@ prior_option = option(
     "--prior",
     "Share of same pairs expected, above 0 and below 1: probabilities are shifted to it by Bayes' rule. estimate: "
     "from the scores (not in predict). Thresholds of the head move along, so that verdicts stay; --threshold does "
-    "not. Default: the share for which the head was calibrated, for shipped heads 0.5.",
+    "not. Default: the share for which the head was calibrated, for shipped heads about 0.5.",
     "P|estimate",
 )
 threshold_options = together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.resources import files
@@ -29,6 +30,8 @@ from batchverify.heads.prior import (
 
 # Scored pairs that are looked at; of more a sample, drawn by the seed.
 MOST_PAIRS = 1_000_000
+# Expected pairs of a kind from which its error rate is stated.
+FEWEST_EXPECTED = 10
 NAMES = {"share": "share of same pairs", "far": "expected FAR", "frr": "expected FRR"}
 _SHIPPED = files("batchverify.heads") / "weights"
 
@@ -40,7 +43,7 @@ def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocum
     are None if the scores have drifted, since the estimates believe in the head's calibration.
     """
     rows = np.flatnonzero(scores.scored)
-    if not len(rows) or len(scores.labelled):
+    if not len(rows) or len(scores.labelled) or not scores.calibrated:
         return None
     if len(rows) > MOST_PAIRS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_PAIRS, replace=False))
@@ -55,6 +58,7 @@ def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocum
         measure = _Expected(probability, scores.calls[rows], assumed)
         figures = measure(np.ones(len(rows)))
         spans = bootstrap(units, measure, draws=draws, seed=seed) if draws else {}
+        spans = {name: (low, high) for name, (low, high) in spans.items() if low < high}
     return {
         "probabilities_for": assumed,
         "estimates": {name: figures.get(name) for name in NAMES},
@@ -77,14 +81,16 @@ class _Expected:
         counts = np.bincount(self._codes, weights, 2 * len(self._middles)).reshape(-1, 2)
         pairs = counts.sum(axis=1)
         share = most_likely_share(self._middles, pairs, self._assumed)
+        if math.isnan(share):
+            return {}
         least = 0.5 / max(pairs.sum(), 1)
         different = shift(self._middles, float(np.clip(share, least, 1 - least)), self._assumed)
-        with np.errstate(invalid="ignore"):
-            return {
-                "share": share,
-                "far": float(different @ counts[:, 0] / (different @ pairs)),
-                "frr": float((1 - different) @ counts[:, 1] / ((1 - different) @ pairs)),
-            }
+        found = {"share": share}
+        for name, likely, wrong in (("far", different, 0), ("frr", 1 - different, 1)):
+            # Of hardly any pairs of a kind no rate says anything.
+            if (expected := float(likely @ pairs)) >= FEWEST_EXPECTED:
+                found[name] = float(likely @ counts[:, wrong] / expected)
+        return found
 
 
 def _fitted(head: Head | FusedHead | None, record: Mapping[str, Any]) -> tuple[float, float]:

@@ -133,7 +133,7 @@ class DiscardSample:
         """(S,) float64: the quality at each share: worse pairs are discarded, of equal ones perhaps a part."""
         if not len(self.rows):
             return np.full(len(SHARES), math.nan)
-        return self.quality[self._order[(SHARES * len(self.rows)).astype(np.int64)]]
+        return self.quality[self._order[np.floor(SHARES * len(self.rows) + 1e-9).astype(np.int64)]]
 
     def at_rate(self) -> AtRate | None:
         """False non-match rates at the lowest false match rate that half of the different pairs support.

@@ -52,6 +52,7 @@ from batchverify.evaluation.suspects import (
 )
 from batchverify.evaluation.tables import as_csv, as_latex
 from batchverify.evaluation.worst_pairs import check_target, write_review
+from batchverify.manifest.columns import TRUE_LABEL
 from batchverify.options import EvaluateOptions
 from batchverify.scoring.summary import shown_review
 from batchverify.storage.location import Location, path_text
@@ -119,12 +120,14 @@ def evaluate(
 def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     """Measure a run, and compare it with its reference if there is one."""
     file = open_scores(name, options.score, options.higher_is)
+    if options.at_far is not None and not _owns(file, options):
+        raise UsageError("--at-far is for scores of ours alone, --score for those of another system")
     grouped = {name: file.groups(name) for name in options.by}
     groups = read_groups(file, options)
     qualities = [read_quality(file, name) for name in options.quality]
     truth = read_truth(options.truth, file) if options.truth else None
     scores = read_any(file, chosen_threshold(file, options) if _owns(file, options) else None, truth)
-    other = _read_reference(reference, options) if reference is not None else None
+    other = _read_reference(reference, options, scores) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
     source = options.truth
     if other is not None and same and not len(scores.labelled) and len(other.labelled):
@@ -164,11 +167,19 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     return Judged(scores, pairs, comparison, cast(Document, plain(document)), suspects)
 
 
-def _read_reference(name: str, options: EvaluateOptions) -> Scores:
-    """The other run at its own threshold; `--threshold` serves a table that states none."""
+def _read_reference(name: str, options: EvaluateOptions, scores: Scores) -> Scores:
+    """The other run at its own threshold; `--threshold` serves a table that states none.
+
+    scores: of the run, whose labels are those of another system's table without labels of the same pairs.
+    """
     file = open_scores(name, options.score, options.higher_is)
     given = _owns(file, options) and "threshold" not in file.record
-    return read_any(file, options.threshold if given else None, None)
+    lent = (
+        isinstance(file, OtherScores)
+        and TRUE_LABEL not in file.schema.names
+        and same_pairs(scores.file, file)
+    )
+    return read_any(file, options.threshold if given else None, scores.truth if lent else None)
 
 
 def _owns(file: ScoreFile, options: EvaluateOptions) -> bool:

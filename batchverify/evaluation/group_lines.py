@@ -94,5 +94,5 @@ def _span(span: Interval | None, form: str) -> str:
     """An interval in brackets; an end that is None is infinite."""
     if span is None:
         return ""
-    high = "…" if span[1] is None else format(span[1], form)
-    return f"  [{span[0]:{form}}, {high}]"
+    low, high = ("…" if end is None else format(end, form) for end in span)
+    return f"  [{low}, {high}]"

@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.errors import ManifestError
+from batchverify.errors import ManifestError, first_line
 from batchverify.evaluation.scores import ScoreFile, Scores, read_scores
 from batchverify.manifest.columns import LABEL, TRUE_LABEL, check_label_type, is_text, read_labels
 from batchverify.manifest.tables import TableFile, find_files
 
 PROBABILITY = "probability"
+# The lowest threshold that no scaled score reaches.
+BEYOND = float(np.nextafter(np.float32(1), np.float32(2)))
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def read_any(file: ScoreFile, threshold: float | None, truth: np.ndarray | None)
     scores = read_scores(file, threshold=0.5, truth=truth)
     scores = replace(scores, calibrated=False)
     if threshold is not None:
-        return replace(scores, threshold=min(max(file.scaled(threshold), 0.0), float(np.nextafter(1, 2))))
+        return replace(scores, threshold=min(max(file.scaled(threshold), 0.0), BEYOND))
     curve = scores.labelled_pairs().curve
     if not curve.both:
         raise ManifestError(
@@ -101,13 +103,18 @@ def _open_other(name: str, score: str, higher_is: str) -> OtherScores:
             [each for each in (PROBABILITY, "similarity") if each in cells.column_names]
         )
         tables.append(_with_truth(str(location), cells).append_column(PROBABILITY, pa.array(values)))
-    table = pa.concat_tables(tables)
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as exc:
+        raise ManifestError(f"{name}: the files have columns of different types: {first_line(exc)}") from exc
     values = table.column(PROBABILITY).to_numpy()
     finite = values[np.isfinite(values)]
     if not len(finite):
         raise ManifestError(f"{name}: column '{score}' has no number, so there is nothing to evaluate")
     low, high = float(finite.min()), float(finite.max())
     high = high if high > low else math.nextafter(low, math.inf)
+    if not math.isfinite(high - low):
+        raise ManifestError(f"{name}: column '{score}' spans from {low:g} to {high:g}, too far to be scaled")
     low, high = (low, high) if higher_is == "different" else (high, low)
     scaled = np.where(np.isfinite(values), (values - low) / (high - low), np.nan).astype(np.float32)
     table = table.set_column(table.column_names.index(PROBABILITY), PROBABILITY, pa.array(scaled))
@@ -125,7 +132,9 @@ def _numbers(name: str, column: str, cells: pa.ChunkedArray) -> np.ndarray:
         try:
             return np.asarray(texts.cast(pa.float64()).to_numpy(), np.float64)
         except pa.ArrowInvalid:
-            row, bad = next((row, each) for row, each in enumerate(texts.to_pylist()) if not _is_number(each))
+            row, bad = next(
+                ((row, each) for row, each in enumerate(texts.to_pylist()) if not _is_number(each)), (0, "")
+            )
             raise ManifestError(
                 f"{name}: row {row + 1}: column '{column}' must hold numbers, got {bad!r}"
             ) from None

@@ -21,6 +21,8 @@ CONFIDENCES = (0.9, 0.95, 0.99)
 UNITS = ("people", "images")
 # Ranks that a stored tail keeps. All up to some dozens, then every second, third and so on.
 MOST_RANKS = 250
+# Pairs that share nobody, which a head may say that its bounds were counted from.
+MOST_PAIRS = 10_000_000
 # Steps of a bisection: beyond the digits of a float.
 _STEPS = 100
 
@@ -144,6 +146,8 @@ class Tail:
     def from_json(cls, stored: Mapping[str, Any]) -> Tail:
         """Read and check what `to_json` wrote. Raises `ValueError`, `TypeError` or `LookupError`."""
         pairs = int(stored["pairs"])
+        if not 0 <= pairs <= MOST_PAIRS:
+            raise ValueError(f"its bounds are of {pairs} pairs")
         ranks = tuple(int(rank) for rank in stored["ranks"])
         scores = tuple(float(score) for score in stored["scores"])
         rising = all(one < other for one, other in pairwise(ranks))

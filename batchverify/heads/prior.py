@@ -37,8 +37,22 @@ class BaseRate:
     fitted: float = BALANCED
     kept: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        kept = sorted({threshold for threshold in self.kept if threshold <= 1})
+        moved = [self.threshold(threshold) for threshold in kept]
+        if len(set(moved)) < len(kept):
+            raise UsageError(
+                f"--prior {self.share:g}: too near to 0 or 1: as float32 numbers, two thresholds of the head would be "
+                "the same"
+            )
+
     def threshold(self, threshold: float) -> float:
-        """A threshold of the head, shifted as the probabilities are and rounded to float32 as they are."""
+        """A threshold of the head, shifted as the probabilities are and rounded to float32 as they are.
+
+        One above 1, which no probability reaches, stays.
+        """
+        if threshold > 1:
+            return threshold
         shifted = np.float32(shift(np.array(threshold, np.float32), self.share, self.fitted))
         # One above 0 stays above 0, so that something can lie below.
         return float(max(shifted, np.nextafter(np.float32(0), np.float32(1)))) if threshold > 0 else 0.0
@@ -192,7 +206,10 @@ def estimate(
 
 def fitted_share(about: Mapping[str, Any]) -> float:
     """The share of same pairs for which the head with this metadata was calibrated. Raises `ValueError`."""
-    share = float(about.get("calibration", {}).get("same_share", BALANCED))
+    calibration = about.get("calibration", {})
+    if not isinstance(calibration, Mapping):
+        raise ValueError("its calibration is not described")
+    share = float(calibration.get("same_share", BALANCED))
     if not 0 < share < 1:
         raise ValueError(f"its calibration is for a share of {share!r} same pairs")
     return share

@@ -169,7 +169,17 @@ def parse_record(text: bytes) -> dict[str, Any]:
 
 def _is_typed(record: Mapping[str, Any]) -> bool:
     """Whether the entries that are read back have the types that `Job.record` and the parts give them."""
-    return all(isinstance(record.get(name), (kind, type(None))) for name, kind in RECORD_TYPES.items())
+    typed = all(isinstance(record.get(name), (kind, type(None))) for name, kind in RECORD_TYPES.items())
+    return typed and _is_prior(record.get("prior"))
+
+
+def _is_prior(prior: Mapping[str, Any] | None) -> bool:
+    """Whether this is what `--prior` writes, or nothing."""
+    if prior is None:
+        return True
+    share, source = prior.get("share"), prior.get("source")
+    known = isinstance(share, float) and 0 < share < 1 and source in ("given", "estimated")
+    return known and (source == "given" or {"interval", "pairs", "drift"} <= prior.keys())
 
 
 def record_text(record: Mapping[str, Any]) -> str:

@@ -57,7 +57,9 @@ def calibrate(
     path = None if str(head) == SHIPPED else str(head)
     with TrainingLog(0, quiet=options.quiet) as log:
         source = (
-            _read_output(labelled, path) if _is_output(labelled) else _embed(labelled, path, options, log)
+            _read_output(labelled, path, options)
+            if _is_output(labelled)
+            else _embed(labelled, path, options, log)
         )
     done = recalibrate(source.head, source.scored, options.calibration)
     record = {
@@ -278,9 +280,12 @@ def _is_output(labelled: Any) -> bool:
     return False
 
 
-def _read_output(labelled: str | Path, path: str | None) -> _Source:
+def _read_output(labelled: str | Path, path: str | None, options: CalibrateOptions) -> _Source:
     """The scores of an output of `score` whose labels are known, by a head of one backbone."""
     file = ScoreFile.open(str(labelled))
+    for option, given in (("--apart-from", bool(options.apart_from)), ("--limit", options.limit is not None)):
+        if given:
+            raise UsageError(f"{labelled}: {option} is for a manifest, not for an output of `score`")
     if (file.record.get("options") or {}).get("prior") is not None:
         raise UsageError(f"{labelled}: its probabilities were shifted by --prior; score the pairs without it")
     if path is None:

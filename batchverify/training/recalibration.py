@@ -12,6 +12,7 @@ from batchverify.errors import UsageError
 from batchverify.evaluation.figures import Metrics, measure
 from batchverify.heads.fused_head import FusedHead, all_combinations, combination_key
 from batchverify.heads.head import Head
+from batchverify.heads.prior import fitted_share
 from batchverify.training.calibration import METHODS, f1_threshold, sigmoid
 from batchverify.training.fit import FEWEST_FITTED, FOLDS, measured_about, splits
 from batchverify.training.guarantees import HeldOut, ScorePairs, UnseenPairs
@@ -101,10 +102,14 @@ def recalibrate(head: Head | FusedHead, scored: ScoredPairs, method: str) -> Rec
     """
     pairs, refit = scored.pairs, Refit.of(scored, method)
     new, old = refit.applied(head), _old_probabilities(head, scored)
+    if method == "none":
+        # Also the sums of several backbones stay as they are.
+        new = head
     score = scored.score(new) if scored.score is not None else None
-    probability = (
-        score(pairs.a, pairs.b) if score is not None else refit.probabilities(scored).astype(np.float32)
-    )
+    if score is not None:
+        probability = score(pairs.a, pairs.b)
+    else:
+        probability = (old if method == "none" else refit.probabilities(scored)).astype(np.float32)
     if score is not None and scored.score is not None:
         impostors = pairs.impostor_pairs()
         of_impostors = scored.score(head)(impostors.a, impostors.b), score(impostors.a, impostors.b)
@@ -114,6 +119,9 @@ def recalibrate(head: Head | FusedHead, scored: ScoredPairs, method: str) -> Rec
     about = measured_about(
         old, probability, pairs.labels, (pairs.labels, probability), of_impostors[1], unseen
     )
+    if method != "platt":
+        # Without an offset the probabilities stay those for the share of same pairs that they were for.
+        about["calibration"]["same_share"] = fitted_share(head.about)
     after, crossed = None, cross_validated(scored, method)
     if crossed is not None:
         # It looks at no labels, so that probabilities out of fold give an honest one.
