@@ -42,8 +42,8 @@ class BaseRate:
         moved = [self.threshold(threshold) for threshold in kept]
         if len(set(moved)) < len(kept):
             raise UsageError(
-                f"--prior {self.share:g}: too near to 0 or 1: as float32 numbers, two thresholds of the head would be "
-                "the same"
+                f"--prior {self.share:g}: too near to 0 or 1: as float32 numbers, two thresholds of the head would be"
+                " the same"
             )
 
     def threshold(self, threshold: float) -> float:

@@ -83,3 +83,12 @@ def test_drifted_scores_give_no_estimate(tmp_path, closer):
 def test_labels_need_no_estimates(tmp_path):
     columns = draw_columns(200)
     assert evaluate(write_scores(tmp_path / "a.parquet", columns), draws=0).document["base_rate"] is None
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 12])
+def test_few_pairs_without_labels(tmp_path, pairs):
+    columns = unlabelled(pairs, np.full(pairs, 0.01))
+    found = evaluate(write_scores(tmp_path / "a.parquet", columns), tmp_path / "out").document["base_rate"]
+    # Nobody is expected to be different, so how often that is overlooked is not known.
+    assert found["estimates"]["far"] is None
+    assert all(low < high for low, high in found["intervals"].values())

@@ -73,3 +73,42 @@ def test_what_cannot_be_used_is_refused_with_its_place(cells, tmp_path):
     bare = save(cells.drop_columns(["label"]), tmp_path / "bare.csv")
     with pytest.raises(ManifestError, match="give labels as --truth or --threshold"):
         evaluate(bare, score="cosine", draws=0)
+
+
+def test_a_reference_without_labels_has_those_of_the_same_pairs(cells, tmp_path):
+    ours = save(cells, tmp_path / "ours.parquet")
+    theirs = save(cells.drop_columns(["label"]), tmp_path / "theirs.parquet")
+    found = evaluate(ours, reference=theirs, score="cosine", draws=0).document
+    assert found["comparison"]["same_pairs"]
+    assert found["comparison"]["flipped"]["pairs"] == 0
+
+
+def test_a_threshold_beyond_all_scores_calls_nobody_different(cells, tmp_path):
+    path = save(cells, tmp_path / "theirs.parquet")
+    found = evaluate(path, score="cosine", threshold=-5.0, draws=0).document
+    assert (found["metrics"]["far"], found["metrics"]["frr"]) == (1, 0)
+
+
+def test_files_that_do_not_fit_together_and_scores_without_bounds(cells, tmp_path):
+    (tmp_path / "parts").mkdir()
+    save(cells, tmp_path / "parts" / "a.parquet")
+    save(cells.append_column("more", pa.array(["x"] * 400)), tmp_path / "parts" / "b.parquet")
+    assert evaluate(tmp_path / "parts", score="cosine", draws=0).document["rows"] == 800
+    save(cells.append_column("more", pa.array(range(400))), tmp_path / "parts" / "c.parquet")
+    with pytest.raises(ManifestError, match="columns of different types"):
+        evaluate(tmp_path / "parts", score="cosine", draws=0)
+    wide = pa.array(np.where(np.arange(400) % 2, 1e308, -1e308))
+    with pytest.raises(ManifestError, match="too far to be scaled"):
+        evaluate(save(cells.append_column("wide", wide), tmp_path / "wide.parquet"), score="wide", draws=0)
+    bad = save(cells.append_column("text", pa.array(["1_000"] * 400)), tmp_path / "text.parquet")
+    with pytest.raises(ManifestError, match="must hold numbers"):
+        evaluate(bad, score="text", draws=0)
+
+
+def test_our_thresholds_are_not_for_scores_of_others(cells, tmp_path):
+    from batchverify.errors import UsageError
+
+    ours = save(cells, tmp_path / "theirs.csv")
+    evaluate(ours, score="cosine", draws=0)
+    with pytest.raises(UsageError, match="no run record"):
+        evaluate(ours, score="cosine", at_far=0.01, draws=0)

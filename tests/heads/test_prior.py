@@ -124,3 +124,23 @@ def test_a_head_says_for_which_share_it_was_calibrated():
     assert fitted_share({"calibration": {"same_share": 0.2}}) == 0.2
     with pytest.raises(ValueError, match="share"):
         fitted_share({"calibration": {"same_share": 1}})
+
+
+def test_a_share_that_puts_two_thresholds_of_a_head_together_is_refused():
+    assert BaseRate(1e-7, 0.5, (0.3, 0.6)).threshold(0.3) < 1
+    with pytest.raises(UsageError, match="--prior 1e-08: too near to 0 or 1"):
+        BaseRate(1e-8, 0.5, (0.3, 0.45, 0.6))
+
+
+def test_a_threshold_that_no_probability_reaches_stays_so():
+    beyond = float(np.nextafter(np.float32(1), np.float32(2)))
+    rate = BaseRate(0.9999999, 0.5, (0.5, beyond))
+    assert rate.threshold(beyond) == beyond
+    shifted = rate(np.array([0.2, 0.5, 1.0], np.float32))
+    assert 0 < shifted[0] < shifted[1] < shifted[2] == 1
+
+
+@pytest.mark.parametrize("calibration", [None, [], {"same_share": 0}, {"same_share": "half"}])
+def test_a_calibration_that_is_none_is_no_traceback(calibration):
+    with pytest.raises(ValueError, match="calibration|convert"):
+        fitted_share({"calibration": calibration})

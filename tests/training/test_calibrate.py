@@ -111,6 +111,9 @@ def test_an_output_of_score_serves_as_well(bench, tmp_path):
     assert summary.before["ece"] == pytest.approx(other.before["ece"], abs=1e-5)
     with pytest.raises(UsageError, match="was not scored by"):
         calibrate(summary.head, scores, tmp_path / "again.safetensors", quiet=True)
+    for given in ({"limit": 3}, {"apart_from": (str(bench.folder / "own.csv"),)}):
+        with pytest.raises(UsageError, match="is for a manifest, not for an output"):
+            calibrate(bench.head, scores, tmp_path / "again.safetensors", quiet=True, **given)
     with pytest.raises(UsageError, match="needs the file of its head"):
         calibrate("shipped", scores, tmp_path / "again.safetensors", quiet=True)
 
@@ -199,6 +202,9 @@ def test_a_head_of_several_backbones_gets_all_its_calibrations_anew():
         assert one.calibration != other.calibration
     expected = Refit.of(ScoredPairs(own[0], logits), "platt").probabilities(ScoredPairs(own[0], logits))
     assert np.abs(fused_probabilities(new, own) - expected).max() < 1e-3
+    kept = recalibrate(head, ScoredPairs(own[0], logits), "none").head
+    assert isinstance(kept, FusedHead) and kept.calibrations == head.calibrations
+    assert kept.about["calibration"]["same_share"] == head.about["calibration"]["same_share"]
     again = FusedHead.from_bytes(new.to_bytes(), "head")
     assert again.digest == new.digest
     assert again.review(0.2, 0.2).same_below <= again.review(0.2, 0.2).different_from
