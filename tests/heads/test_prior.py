@@ -142,5 +142,5 @@ def test_a_threshold_that_no_probability_reaches_stays_so():
 
 @pytest.mark.parametrize("calibration", [None, [], {"same_share": 0}, {"same_share": "half"}])
 def test_a_calibration_that_is_none_is_no_traceback(calibration):
-    with pytest.raises(ValueError, match="calibration|convert"):
+    with pytest.raises(ValueError, match=r"calibration|convert"):
         fitted_share({"calibration": calibration})
