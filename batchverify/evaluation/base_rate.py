@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,11 @@ import numpy as np
 from batchverify.errors import BatchverifyError
 from batchverify.evaluation.bootstrap import Units, bootstrap
 from batchverify.evaluation.document import BaseRateDocument
-from batchverify.evaluation.scores import Scores, read_units
-from batchverify.fingerprint import EmbeddingFingerprint
+from batchverify.evaluation.head_threshold import scoring_head
+from batchverify.evaluation.scores import ScoreFile, Scores, read_units
 from batchverify.heads.drift import DRIFT, UNCHECKED, Verdict, checked, independent_pairs
-from batchverify.heads.fused_head import FusedHead, fused_head_name
-from batchverify.heads.head import Head, default_head_name
+from batchverify.heads.fused_head import FusedHead
+from batchverify.heads.head import Head
 from batchverify.heads.prior import (
     BALANCED,
     fitted_share,
@@ -33,7 +31,6 @@ MOST_PAIRS = 1_000_000
 # Expected pairs of a kind from which its error rate is stated.
 FEWEST_EXPECTED = 10
 NAMES = {"share": "share of same pairs", "far": "expected FAR", "frr": "expected FRR"}
-_SHIPPED = files("batchverify.heads") / "weights"
 
 
 def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocument | None:
@@ -49,7 +46,7 @@ def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocum
         rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_PAIRS, replace=False))
     units = read_units(scores.file).subset(rows)
     probability = scores.probability[rows]
-    head = head_of_run(scores.file.record)
+    head = _head_of_run(scores.file)
     fitted, assumed = _fitted(head, scores.file.record)
     drift = _drift(head, probability, fitted, assumed, units)
     figures: Mapping[str, float] = {}
@@ -109,16 +106,8 @@ def _drift(
     return checked(head.about, calibrated, independent_pairs(units.a, units.b))
 
 
-def head_of_run(record: Mapping[str, Any]) -> Head | FusedHead | None:
-    """The head that made these scores: where the run had it, or the shipped one; None if that is another."""
-    given = (record.get("options") or {}).get("head")
-    embedding = EmbeddingFingerprint(record.get("embedding") or {})
+def _head_of_run(file: ScoreFile) -> Head | FusedHead | None:
+    """The head that made these scores: where the run had it, or the shipped one; None if it is not known."""
     with suppress(BatchverifyError, LookupError, TypeError, ValueError, AttributeError):
-        whole = embedding.with_default_choice() if given is None else embedding
-        for kind, name in ((Head, default_head_name), (FusedHead, fused_head_name)):
-            with suppress(BatchverifyError):
-                path = given if given is not None else Path(str(_SHIPPED / name(whole)))
-                head = kind.load(path)
-                if head.digest == record.get("head"):
-                    return head
+        return scoring_head(file, None)
     return None

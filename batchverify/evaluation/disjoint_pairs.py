@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import TAIL, Span
+from batchverify.evaluation.bootstrap import Span, exact_bounds
+from batchverify.heads.bounds import disjoint_pairs
 
 
 def count_disjoint(
@@ -12,31 +13,11 @@ def count_disjoint(
 ) -> np.ndarray:
     """(count,) int64: of each kind, a number of pairs of which no two share a unit, at least half the highest.
 
-    a, b: (N,) units of both sides. kinds: (N,) int64 below `count`. In a random order, each pair is taken whose
-    units are still free.
+    a, b: (N,) units of both sides. kinds: (N,) int64 below `count`.
     """
-    order = np.random.default_rng(seed).permutation(len(kinds))
-    kinds, most = kinds[order], int(max(a.max(initial=0), b.max(initial=0))) + 1
-    keys = np.stack([kinds * most + a[order], kinds * most + b[order]], axis=1)
-    _, inverse = np.unique(keys, return_inverse=True)
-    ends = inverse.reshape(keys.shape)
-    found, taken = np.zeros(count, np.int64), np.zeros(inverse.size, np.bool_)
-    while len(kinds):
-        leads = _leads(ends, len(taken))
-        found += np.bincount(kinds[leads], minlength=count)
-        taken[ends[leads]] = True
-        left = ~taken[ends].any(axis=1)
-        ends, kinds = ends[left], kinds[left]
-    return found
-
-
-def _leads(ends: np.ndarray, units: int) -> np.ndarray:
-    """(N,) bool: pairs whose units no earlier pair has. ends: (N, 2) units."""
-    rows = np.arange(len(ends))
-    first = np.full(units, -1, np.int64)
-    # Of several values for one place the last one stays.
-    first[ends[::-1].ravel()] = np.repeat(rows[::-1], 2)
-    return (first[ends] == rows[:, None]).all(axis=1)
+    most = int(max(a.max(initial=0), b.max(initial=0))) + 1
+    chosen = disjoint_pairs(kinds * most + a, kinds * most + b, seed)
+    return np.bincount(kinds[chosen], minlength=count)
 
 
 def exact_span(wrong: float, trials: float, disjoint: int) -> Span | None:
@@ -47,5 +28,4 @@ def exact_span(wrong: float, trials: float, disjoint: int) -> Span | None:
     """
     if not trials or 0 < wrong < trials:
         return None
-    bound = 1 - TAIL ** (1 / disjoint)
-    return (0.0, bound) if not wrong else (1 - bound, 1.0)
+    return exact_bounds(disjoint if wrong else 0, disjoint)

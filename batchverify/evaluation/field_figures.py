@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from batchverify.heads import prior
+
 NAMES = {
     "mcc": "Matthews correlation",
     "hter": "half total error rate",
@@ -38,9 +40,7 @@ def matthews(same: float, different: float, false_accepts: float, false_rejects:
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
     """(N,) float64, log p / (1 - p), between -16 and 16."""
-    p = probability.astype(np.float64)
-    with np.errstate(divide="ignore"):
-        return np.clip(np.log(p) - np.log1p(-p), -MOST_ODDS, MOST_ODDS)
+    return prior.log_odds(probability, MOST_ODDS)
 
 
 def decidability(same: np.ndarray, different: np.ndarray, scores: np.ndarray) -> float:

@@ -36,11 +36,12 @@ def scoring_head(file: ScoreFile, path: str | None) -> Head | FusedHead:
     Raises `UsageError` if it is not known or the file is another head, `ArtifactError` if it cannot be read.
     """
     record = file.record
-    digest, embedding = record.get("head"), record.get("embedding")
-    if not digest or not embedding:
+    digest, embedding = record.get("head"), record.get("embedding") or {}
+    known = path or (record.get("options") or {}).get("head")
+    if not digest or not (known or embedding):
         raise UsageError(f"{file.name}: no run record that names a head, so --at-far has none to ask")
     fused = FUSION in embedding
-    name = path or (record.get("options") or {}).get("head") or _shipped(embedding, fused=fused)
+    name = known or _shipped(embedding, fused=fused)
     try:
         head = FusedHead.load(name) if fused else Head.load(name)
     except ArtifactError as exc:

@@ -30,16 +30,29 @@ _STEPS = 100
 def disjoint_pairs(a: np.ndarray, b: np.ndarray, seed: int = 0) -> np.ndarray:
     """Indices of pairs that share no unit with each other, at random, sorted; no further pair would fit.
 
-    a, b: (N,) integers, the unit (person or image) of each side. The choice knows no scores.
+    a, b: (N,) integers, the unit (person or image) of each side. The choice knows no scores: in a random order, each
+    pair is taken whose units are still free. These are at least half as many as the most that fit.
     """
-    order = np.random.default_rng(seed).permutation(len(a))
-    used: set[int] = set()
-    chosen = []
-    for index, one, other in zip(order.tolist(), a[order].tolist(), b[order].tolist(), strict=True):
-        if one not in used and other not in used:
-            used |= {one, other}
-            chosen.append(index)
-    return np.sort(np.array(chosen, np.int64))
+    rows = np.random.default_rng(seed).permutation(len(a))
+    _, units = np.unique(np.stack([a[rows], b[rows]], axis=1), return_inverse=True)
+    ends = units.reshape(-1, 2)
+    chosen, used = [np.zeros(0, np.int64)], np.zeros(ends.size, np.bool_)
+    while len(rows):
+        leads = _leads(ends, len(used))
+        chosen.append(rows[leads])
+        used[ends[leads]] = True
+        left = ~used[ends].any(axis=1)
+        ends, rows = ends[left], rows[left]
+    return np.sort(np.concatenate(chosen))
+
+
+def _leads(ends: np.ndarray, units: int) -> np.ndarray:
+    """(N,) bool: pairs whose units no earlier pair has. ends: (N, 2) units."""
+    rows = np.arange(len(ends))
+    first = np.full(units, -1, np.int64)
+    # Of several values for one place the last one stays.
+    first[ends[::-1].ravel()] = np.repeat(rows[::-1], 2)
+    return np.asarray((first[ends] == rows[:, None]).all(axis=1))
 
 
 def matched_people(groups: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
