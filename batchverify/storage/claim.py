@@ -5,6 +5,9 @@ decides. Who wants the folder writes its claim, lists, and holds the folder only
 two that start together at least one sees the other, and who sees another withdraws. This needs a store that shows
 every finished write and deletion in the next listing, as S3, Google Cloud Storage and Azure do. Clocks are never
 compared: a claim is dead if its process is known to be dead, or if it stays unchanged while a candidate watches it.
+
+A holder that goes deletes the whole folder, and with it claims that were written just before: a candidate holds the
+folder only if its claim is still there a moment later.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ BEAT_SECONDS = 10.0
 # long is dead. Between the two lies the time for a write that has begun.
 LAPSE_BEATS = 4
 DEAD_BEATS = 6
+# In beats: longer than a store takes to delete what one request names, a released folder with all claims in it.
+SETTLE_BEATS = 0.05
 # Claims that this process makes or holds. One that it could not delete, because the store failed, is dead.
 _LIVE: set[str] = set()
 # Times that a candidate starts over after meeting another candidate.
@@ -111,15 +116,17 @@ class Claim:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        _LIVE.discard(str(self._own))
-        with self._busy:
-            files = [file.path for file, _ in self.folder.files()]
-            if files == [self._own.path]:
-                # pyarrow leaves a marker of the folder when it deletes a file alone.
-                with suppress(FileNotFoundError):
-                    self.folder.filesystem.delete_dir(self.folder.path)
-            else:
-                self._own.remove()
+        try:
+            with self._busy:
+                files = [file.path for file, _ in self.folder.files()]
+                if files == [self._own.path]:
+                    # pyarrow leaves a marker of the folder when it deletes a file alone.
+                    with suppress(FileNotFoundError):
+                        self.folder.filesystem.delete_dir(self.folder.path)
+                else:
+                    self._own.remove()
+        finally:
+            _LIVE.discard(str(self._own))
 
     def _settle(self, dead: dict[str, bytes]) -> bool:
         """Write the own claim and see whether all others are dead ones; otherwise withdraw."""
@@ -128,12 +135,17 @@ class Claim:
             self._write()
             claims = self._claims()
             others = [claim for claim in claims if claim != self._own]
-            # Read after the own claim is there: a holder that comes back to life later sees it and gives up.
-            if self._own in claims and all(_read(other) in (None, dead.get(other.path)) for other in others):
+            # Read after the own claim is there: a holder that comes back to life later sees it and gives up. A live
+            # claim that is gone by now may have taken the own one along.
+            if self._own in claims and all(
+                other.path in dead and _read(other) in (None, dead[other.path]) for other in others
+            ):
                 for other in others:
                     other.remove()
-                self._renewed = started
-                return True
+                time.sleep(SETTLE_BEATS * self._beat)
+                if self._own in self._claims():
+                    self._renewed = started
+                    return True
         except BaseException:
             with suppress(OSError):
                 self._own.remove()
