@@ -226,13 +226,13 @@ class CalibrateOptions(EmbedOptions):
 class EvaluateOptions:
     """Options of `evaluate`.
 
-    truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals.
-    examples: pairs of each kind in the report. export_worst, suspects: number of pairs and the file to write.
-    group_a, group_b: columns with the group of each side's person; or group: such a column of people, a table of
-    people. quality: columns to discard pairs by, with `-` before them if high values are bad. wanted_fnmr: rates to
-    reach.
-    tables: also write the figures as CSV and LaTeX. score: a column of scores of another system, of which
-    `higher_is` says what a high one means; `threshold` is then in its units.
+    truth: a manifest with labels. by: columns to slice by. draws: of the bootstrap, 0 for no intervals. examples:
+    pairs of each kind in the report. export_worst, suspects: number of pairs and the file to write. group_a,
+    group_b: columns with the group of each side's person; or group: such a column of people, a table of people.
+    quality: columns to discard pairs by, with `-` before them if high values are bad. wanted_fnmr: rates to
+    reach. tables: also write the figures as CSV and LaTeX. plots: also each plot as SVG and PNG. pdf: also the
+    report as PDF; these two need a browser (`evaluation/report/browser.py`). score: a column of scores of another
+    system, of which `higher_is` says what a high one means; `threshold` is then in its units.
     """
 
     truth: str | None = None
@@ -257,6 +257,8 @@ class EvaluateOptions:
     wanted_fnmr: tuple[float, ...] = ()
     suspects: tuple[int, str] | None = None
     tables: bool = False
+    plots: bool = False
+    pdf: bool = False
     score: str | None = None
     higher_is: str = "same"
 

@@ -167,8 +167,12 @@ def megabytes(way: Way) -> float:
 
 
 def without_face(summary: dict[str, Any]) -> str:
-    """Images without a face among those of a run, and their share."""
-    lost, total = summary["failures"].get("no_face", 0), summary["unique_images"]
+    """Images without a face among those of a run, and their share; of several backbones the number of each."""
+    total = summary["unique_images"]
+    if backbones := summary.get("backbones"):
+        lost = [each["failures"].get("no_face", 0) for each in backbones.values()]
+        return f"{' and '.join(map(str, lost))} of {total:,}"
+    lost = summary["failures"].get("no_face", 0)
     return f"{lost} of {total:,} ({lost / total:.2%})"
 
 

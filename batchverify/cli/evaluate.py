@@ -91,6 +91,12 @@ _options = together(
         help="Write the N labels most likely wrong, with reasons, to a new .csv or .parquet file for review.",
     ),
     click.option("--tables", is_flag=True, help="Also write the figures as figures.csv and figures.tex."),
+    click.option(
+        "--plots",
+        is_flag=True,
+        help="Also write each plot as plot-NAME.svg and .png. Needs Chromium, Chrome or Edge.",
+    ),
+    click.option("--pdf", is_flag=True, help="Also write report.pdf. Needs Chromium, Chrome or Edge."),
     json_option,
     click.option("-q", "--quiet", is_flag=True, help="Show no summary."),
     click.option("-v", "--verbose", is_flag=True, help="Log more."),

@@ -30,6 +30,7 @@ from batchverify.evaluation.head_threshold import chosen_threshold
 from batchverify.evaluation.other_scores import OtherScores, open_scores, read_any
 from batchverify.evaluation.qualities import read_quality
 from batchverify.evaluation.report import plots
+from batchverify.evaluation.report.browser import Browser, find_browser
 from batchverify.evaluation.report.galleries import galleries
 from batchverify.evaluation.report.page import render
 from batchverify.evaluation.report.thumbnails import ImageSource
@@ -103,11 +104,13 @@ def evaluate(
     suspects = check_suspects_target(options.suspects[1], inputs) if options.suspects else None
     if suspects is not None and suspects == review:
         raise UsageError(f"{suspects}: named by --export-worst and --suspects; name two files")
+    # Whatever is missing is said before anything is measured.
+    browser = find_browser("--pdf" if options.pdf else "--plots") if options.pdf or options.plots else None
     judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
     judged.document["seconds"] = round(time.monotonic() - started, 2)
     written: list[str] = []
     if output is not None:
-        written = _write(judged, Location.parse(output), options)
+        written = _write(judged, Location.parse(output), options, browser)
     if review is not None and options.export_worst is not None:
         write_review(judged.scores, options.export_worst[0], review, _source(judged.scores, options))
         written.append(str(review))
@@ -252,17 +255,29 @@ def _folds(scores: Scores, pairs: MeasuredPairs) -> Folds | None:
     return summarise_folds(measure_folds(pairs, scores.file.groups(FOLD).take(pa.array(scores.labelled))))
 
 
-def _write(judged: Judged, folder: Location, options: EvaluateOptions) -> list[str]:
+def _write(judged: Judged, folder: Location, options: EvaluateOptions, browser: Browser | None) -> list[str]:
     page = _page(judged, options)
-    contents = {"metrics.json": json.dumps(judged.document, indent=1, allow_nan=False), "report.html": page}
+    texts = {"metrics.json": json.dumps(judged.document, indent=1, allow_nan=False), "report.html": page}
     if options.tables:
-        contents |= {"figures.csv": as_csv(judged.document), "figures.tex": as_latex(judged.document)}
+        texts |= {"figures.csv": as_csv(judged.document), "figures.tex": as_latex(judged.document)}
+    # Paths may hold lone surrogates, which UTF-8 cannot encode.
+    contents = {name: text.encode(errors="replace") for name, text in texts.items()}
+    written = _write_all(contents, folder)
+    if browser is not None:
+        # After the figures, which a browser that fails must not cost.
+        drawn = browser.draw(page) if options.plots else {}
+        printed = {"report.pdf": browser.print(page)} if options.pdf else {}
+        written += _write_all(drawn | printed, folder)
+    return written
+
+
+def _write_all(contents: Mapping[str, bytes], folder: Location) -> list[str]:
+    """Write files into a folder, and return their paths."""
     try:
         if folder.is_local:
             Path(folder.path).mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            # Paths may hold lone surrogates, which UTF-8 cannot encode.
-            folder.join(name).write_bytes(text.encode(errors="replace"))
+        for name, content in contents.items():
+            folder.join(name).write_bytes(content)
     except OSError as exc:
         raise BatchverifyError(f"{folder}: could not be written: {exc}") from exc
     return [str(folder.join(name)) for name in contents]

@@ -53,7 +53,9 @@ def measure_groups(
 
 
 def _in_several(groups: Groups, units: Units) -> int:
-    """How many people or images are in several groups."""
+    """How many people or images are in several groups; pairs without images are neither."""
+    if units.kind == "pairs":
+        return 0
     sides = np.concatenate([units.a, units.b]), np.concatenate([groups.a, groups.b])
     stated = sides[1] >= 0
     keys = np.unique(sides[0][stated].astype(np.int64) * len(groups.names) + sides[1][stated])

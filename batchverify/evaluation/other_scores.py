@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchverify.errors import ManifestError, first_line
 from batchverify.evaluation.scores import ScoreFile, Scores, read_scores
-from batchverify.manifest.columns import LABEL, TRUE_LABEL, check_label_type, is_text, read_labels
+from batchverify.manifest.columns import LABEL, TRUE_LABEL, check_label_type, read_labels, read_numbers
 from batchverify.manifest.tables import TableFile, find_files
 
 PROBABILITY = "probability"
+# With so many distinct scores left, rounding is no matter.
+FEWEST_STEPS = 10_000
 # The lowest threshold that no scaled score reaches.
 BEYOND = float(np.nextafter(np.float32(1), np.float32(2)))
 
@@ -98,7 +99,7 @@ def _open_other(name: str, score: str, higher_is: str) -> OtherScores:
         if score not in schema.names:
             raise ManifestError(f"{location}: no column '{score}'; the file has {', '.join(schema.names)}")
         cells = pa.Table.from_batches(file.batches(schema), schema)
-        values = _numbers(str(location), score, cells.column(score))
+        values = read_numbers(cells.column(score), str(location), score)
         cells = cells.drop_columns(
             [each for each in (PROBABILITY, "similarity") if each in cells.column_names]
         )
@@ -117,6 +118,7 @@ def _open_other(name: str, score: str, higher_is: str) -> OtherScores:
         raise ManifestError(f"{name}: column '{score}' spans from {low:g} to {high:g}, too far to be scaled")
     low, high = (low, high) if higher_is == "different" else (high, low)
     scaled = np.where(np.isfinite(values), (values - low) / (high - low), np.nan).astype(np.float32)
+    _require_resolution(name, score, values, scaled)
     table = table.set_column(table.column_names.index(PROBABILITY), PROBABILITY, pa.array(scaled))
     # A column `status` of another system has another meaning.
     table = table.drop_columns(["status"]) if "status" in table.column_names else table
@@ -124,31 +126,18 @@ def _open_other(name: str, score: str, higher_is: str) -> OtherScores:
     return OtherScores(name, parts, (table.num_rows,), table.schema, {}, table, score, higher_is, low, high)
 
 
-def _numbers(name: str, column: str, cells: pa.ChunkedArray) -> np.ndarray:
-    """(N,) float64; blank cells are NaN."""
-    if is_text(cells.type):
-        texts = pc.utf8_trim_whitespace(cells.cast(pa.string()))
-        texts = pc.if_else(pc.equal(texts, ""), None, texts)
-        try:
-            return np.asarray(texts.cast(pa.float64()).to_numpy(), np.float64)
-        except pa.ArrowInvalid:
-            row, bad = next(
-                ((row, each) for row, each in enumerate(texts.to_pylist()) if not _is_number(each)), (0, "")
-            )
-            raise ManifestError(
-                f"{name}: row {row + 1}: column '{column}' must hold numbers, got {bad!r}"
-            ) from None
-    if not (pa.types.is_floating(cells.type) or pa.types.is_integer(cells.type)):
-        raise ManifestError(f"{name}: column '{column}' must hold numbers, found {cells.type}")
-    return np.asarray(cells.cast(pa.float64(), safe=False).to_numpy(), np.float64)
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        float(text or "0")
-    except ValueError:
-        return False
-    return True
+def _require_resolution(name: str, score: str, values: np.ndarray, scaled: np.ndarray) -> None:
+    """Refuse scores that become equal in float32 because one of them, which is none, lies far from the others."""
+    left = np.unique(scaled[np.isfinite(scaled)]).size
+    finite = values[np.isfinite(values)]
+    if left >= FEWEST_STEPS or 2 * left >= np.unique(finite).size:
+        return
+    low, high = np.quantile(finite, [0.05, 0.95])
+    row = int(np.nanargmax(np.where(np.isfinite(values), np.abs(values - np.median(finite)), np.nan)))
+    raise ManifestError(
+        f"{name}: row {row + 1}: column '{score}' holds {values[row]:g}, so far from the others (most lie from "
+        f"{low:g} to {high:g}) that these become equal; if it stands for a pair without a score, leave it blank"
+    )
 
 
 def _with_truth(name: str, cells: pa.Table) -> pa.Table:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from batchverify.errors import ManifestError
 from batchverify.evaluation.scores import ScoreFile
-from batchverify.manifest.columns import type_text
+from batchverify.manifest.columns import read_numbers
 
 # Before a column's name: high values are bad.
 HIGH_IS_BAD = "-"
@@ -60,11 +59,4 @@ def read_quality(file: ScoreFile, option: str) -> Quality:
 def _numbers(file: ScoreFile, name: str) -> np.ndarray:
     """(N,) float64, null as NaN."""
     file.require(name)
-    kind = file.schema.field(name).type
-    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-    if not any(test(kind) for test in numbers):
-        raise ManifestError(
-            f"{file.name}: column '{name}' must hold numbers (--quality), found {type_text(kind)}"
-        )
-    cells = file.column(name).cast(pa.float64(), safe=False)
-    return np.concatenate([np.zeros(0), *(chunk.to_numpy(zero_copy_only=False) for chunk in cells.chunks)])
+    return read_numbers(file.column(name), f"--quality: {file.name}", name)

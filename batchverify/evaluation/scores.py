@@ -21,6 +21,7 @@ from batchverify.manifest.columns import (
     LABEL,
     TRUE_LABEL,
     cell_names,
+    check_cells,
     check_label_type,
     is_text,
     read_labels,
@@ -250,12 +251,19 @@ class ScoreFile:
         return cells.cast(pa.string()).dictionary_encode()
 
     def groups(self, name: str) -> pa.ChunkedArray:
-        """A column whose values name groups of pairs. Raises `ManifestError` for lists and structs."""
+        """A column whose values name groups of pairs.
+
+        Raises `ManifestError` for lists, for structs and for texts that are not UTF-8.
+        """
         self.require(name)
         kind = self.schema.field(name).type
         if pa.types.is_nested(kind):
             raise ManifestError(f"{self.name}: column '{name}' must hold single values, found {kind}")
-        return self.column(name)
+        cells, row = self.column(name), 0
+        for chunk in cells.chunks if is_text(kind) else []:
+            check_cells(chunk, self.name, row, name)
+            row += len(chunk)
+        return cells
 
     def table(self, names: Sequence[str], *, dictionary: bool = False) -> pa.Table:
         """Some whole columns."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -51,6 +52,7 @@ _LISTED, _SHOWN = 20, 80
 # Canonical numbers only: cells such as 007, 1.50 or +3 would change on the way there and back.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _DECIMAL = r"^-?(0|[1-9][0-9]{0,16})\.[0-9]{1,20}$"
+_NUMBER_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
 
 
 def quoted(value: Any) -> str:
@@ -184,6 +186,35 @@ def cell_names(cells: pa.ChunkedArray) -> pa.ChunkedArray:
         texts = pc.replace_substring_regex(texts, r"\.0$", "")
         texts = pc.if_else(pc.is_nan(cells), pa.scalar(None, pa.string()), texts)
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+
+
+def read_numbers(cells: pa.ChunkedArray, file: str, name: str) -> np.ndarray:
+    """A column of numbers, or of texts that are numbers, as (N,) float64; blank cells are NaN.
+
+    Raises `ManifestError` with the row of a text that is no number, and for other types.
+    """
+    if is_text(cells.type):
+        texts = pc.utf8_trim_whitespace(cells.cast(pa.string()))
+        cells = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    elif not any(is_number(cells.type) for is_number in _NUMBER_TYPES):
+        raise ManifestError(f"{file}: column '{name}' must hold numbers, found {type_text(cells.type)}")
+    try:
+        numbers = cells.cast(pa.float64(), safe=False)
+    except pa.ArrowInvalid as exc:
+        row, text = next((row, text) for row, text in enumerate(cells.to_pylist()) if not _is_number(text))
+        raise ManifestError(
+            f"{file}: row {row + 1}: column '{name}' must hold numbers, got {quoted(text)}"
+        ) from exc
+    return np.concatenate([np.zeros(0), *(chunk.to_numpy(zero_copy_only=False) for chunk in numbers.chunks)])
+
+
+def _is_number(text: str | None) -> bool:
+    """Whether Arrow reads a text as a number."""
+    try:
+        pa.array([text], pa.string()).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:

@@ -110,13 +110,15 @@ def fused_summary(job: Job, members: Sequence[EmbedSummary]) -> EmbedSummary:
         name: max(each.peak_memory_mb.get(name, 0.0) for each in members)
         for name in members[-1].peak_memory_mb
     }
+    # Through all backbones, one after the other.
+    rate = totals["embedded"] / len(members) / seconds if totals["embedded"] else 0.0
     busy = sum(each.embedder_busy * each.image_seconds for each in members if each.embedded)
     return replace(
         members[-1],
         **totals,
         failures=dict(failures),
         image_seconds=round(seconds, 3),
-        images_per_second=round(totals["embedded"] / seconds, 1) if totals["embedded"] else 0.0,
+        images_per_second=round(rate, 1),
         stage_seconds={name: round(value, 3) for name, value in stages.items()},
         embedder_busy=round(busy / seconds, 3) if seconds else 0.0,
         compute_path=members_to_text([each.compute_path for each in members]),

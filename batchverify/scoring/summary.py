@@ -27,7 +27,8 @@ class EmbedSummary:
     idle time of workers that detect and embed. embedder_busy: the share of time in which those were not idle.
     compute_reason: why this compute path was chosen. image_seconds: wall-clock time until every image was done.
     peak_memory_mb: of the `driver` and, with Ray, the highest of its `workers`. backbones: if there are several, the
-    counts of each by its name; the fields above are then sums, in which an image counts once for each.
+    counts of each by its name; the counts above are then sums, in which an image counts once for each, and
+    `images_per_second` is the rate through all of them.
     """
 
     rows: int

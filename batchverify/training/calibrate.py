@@ -236,7 +236,8 @@ def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog)
         options = record["options"]
         columns = Columns(options.get("column_a", "image_a"), options.get("column_b", "image_b"))
         names = record["manifests"]["training"]
-        root = options.get("image_root")
+        # The option may be relative to the folder that the training ran in.
+        root = record["image_roots"]["training"] if options.get("image_root") is not None else None
         opened = [Manifest.open(name, columns=columns, image_root=root) for name in names]
         if len(opened) == 1 and opened[0].fingerprint != training:
             log.write(f"warning: {names[0]} has changed since the head was trained on it: it is not compared")

@@ -301,6 +301,7 @@ def _record(
     return {
         "head": dict(fits[0][0].head.about),
         "manifests": {each.pairs.name: each.job.manifest.names for each in sets},
+        "image_roots": {each.pairs.name: each.job.manifest.roots for each in sets},
         "options": options.as_record(),
         "metrics": [metrics for _, metrics in fits],
         "networks": [

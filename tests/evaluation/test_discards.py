@@ -169,8 +169,9 @@ def test_pairs_without_a_quality_are_kept_apart(tmp_path):
     [
         ("none", {}, "no column 'none', nor 'none_a' and 'none_b' .--quality.; the file has"),
         ("sharpness", {"sharpness_b": None}, "no column 'sharpness_b'"),
-        ("camera", {}, "column 'camera' must hold numbers .--quality., found string"),
+        ("camera", {}, "--quality: .*: row 1: column 'camera' must hold numbers, got '(north|south)'"),
         ("-camera", {}, "column 'camera' must hold numbers"),
+        ("days", {"days": pa.nulls(PAIRS, pa.date32())}, "column 'days' must hold numbers, found date32"),
     ],
 )
 def test_columns_that_are_no_quality_are_refused(tmp_path, quality, changes, message):
@@ -183,6 +184,13 @@ def test_numbers_of_any_type_are_a_quality(tmp_path, kind):
     values = pa.array((np.arange(PAIRS) % 50).tolist(), pa.int16()).cast(pa.float32()).cast(kind)
     _, found = found_of(tmp_path, "stars", stars=values)
     assert found["cuts"][0] == 0
+
+
+def test_numbers_as_text_are_a_quality(tmp_path):
+    values = [str(each) if each else " " for each in range(PAIRS)]
+    _, found = found_of(tmp_path, "stars", stars=values)
+    _, same = found_of(tmp_path, "stars", stars=pa.array([float(each) or None for each in range(PAIRS)]))
+    assert found == same
 
 
 def test_scores_without_labels_have_no_curve(tmp_path):

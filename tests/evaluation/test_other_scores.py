@@ -64,6 +64,37 @@ def test_rows_without_a_number_failed(cells, tmp_path):
     assert (found["failed"], found["scored"]) == (3, 397)
 
 
+def test_a_number_that_stands_for_no_score_is_said(cells, tmp_path):
+    cosine = cells["cosine"].to_numpy().copy()
+    cosine[7] = 1e9
+    path = save(cells.set_column(3, "cosine", pa.array(cosine)), tmp_path / "x.csv")
+    with pytest.raises(ManifestError, match=r"row 8: column 'cosine' holds 1e\+09, so far from the others"):
+        evaluate(path, score="cosine", draws=0)
+    # As a distance nothing is lost: floats are finest near 0.
+    assert evaluate(path, score="cosine", higher_is="different", draws=0).document["scored"] == 400
+    cosine[7] = 9.0
+    path = save(cells.set_column(3, "cosine", pa.array(cosine)), tmp_path / "x.csv")
+    assert evaluate(path, score="cosine", draws=0).document["scored"] == 400
+
+
+def test_other_columns_of_a_csv_serve_as_qualities_and_groups(cells, tmp_path):
+    rng = np.random.default_rng(1)
+    cells = cells.append_column("sharpness", pa.array(rng.random(400)))
+    for side in "ab":
+        cells = cells.append_column(f"origin_{side}", pa.array(rng.choice(["north", "south"], 400)))
+    options = EvaluateOptions(
+        score="cosine", quality=("sharpness",), group_a="origin_a", group_b="origin_b", draws=0
+    )
+    found = evaluate(save(cells, tmp_path / "x.csv"), options=options).document
+    assert found["quality"][0]["pairs"] == 400
+    assert [each["group"] for each in found["groups"]["groups"]] == ["north", "south"]
+    path = tmp_path / "latin.csv"
+    path.write_bytes((tmp_path / "x.csv").read_bytes().replace(b"north", b"n\xf6rd"))
+    for changes in ({}, {"group_a": None, "group_b": None, "by": "origin_a"}):
+        with pytest.raises(ManifestError, match=r"row \d+: column 'origin_.': not UTF-8"):
+            evaluate(path, options=options, **changes)
+
+
 def test_what_cannot_be_used_is_refused_with_its_place(cells, tmp_path):
     path = save(cells, tmp_path / "x.csv")
     with pytest.raises(ManifestError, match=r"no column 'cos'; the file has image_a, image_b, label, cosine"):

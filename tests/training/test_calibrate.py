@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from people import draw_people
-from train_samples import DEV, TRAIN, Bench, pairs_of
+from train_samples import DEV, FACES, TRAIN, Bench, pairs_of
 
 import batchverify
 from batchverify.errors import ArtifactError, UsageError
@@ -88,6 +89,23 @@ def test_pairs_that_the_head_has_learned_from_are_refused(bench, tmp_path):
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr
     assert not new.exists()
+
+
+def test_training_images_are_known_again_from_another_folder(cache, tmp_path, monkeypatch):
+    """The head was trained with an --image-root that was relative to the folder of that day."""
+    bench = Bench(tmp_path, cache)
+    for name, people in (("train", TRAIN), ("dev", ("fay", "gus"))):
+        pairs = pairs_of(*people).drop(columns=["person_a", "person_b"])
+        for side in ("image_a", "image_b"):
+            pairs[side] = [Path(path).name for path in pairs[side]]
+        bench.write(f"{name}.csv", pairs)
+    monkeypatch.chdir(FACES.parent)
+    assert bench.train("--image-root", FACES.name).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    own = bench.write("own.csv", pairs_of(TRAIN[0], *DEV).drop(columns=["person_a", "person_b"]))
+    result = run(bench, own, tmp_path / "new.safetensors")
+    assert result.exit_code == 2
+    assert "shares 3 images with the head's training pairs" in result.stderr
 
 
 def test_labels_that_look_swapped_and_missing_ones_are_refused(bench, tmp_path):

@@ -56,15 +56,15 @@
       type: "scatter", mode: "markers", name, x: [x], y: [y],
       marker: { size: 11, color: css("ink"), line: { color: css("paper"), width: 2 }, ...marker },
     });
-    const slider = (at) => point(at, "slider", { size: 13, color: css("slider"), symbol: "diamond" });
+    const slider = (at) => moved ? [point(at, "slider", { size: 13, color: css("slider"), symbol: "diamond" })] : [];
     const line = (x, y, name) => ({
       type: "scatter", mode: "lines", name, x, y, line: { color: css("run"), width: 2.5 },
     });
     const x = { title: { text: "false accept rate" }, ...decades, range: [lowest, 0.02] };
     const accepted = frr.map((value) => 1 - value);
-    draw("roc", [line(above(far, floor[0]), accepted, "ROC"), point([Math.max(here[0], floor[0]), 1 - here[1]], "run"), slider(roc)],
+    draw("roc", [line(above(far, floor[0]), accepted, "ROC"), point([Math.max(here[0], floor[0]), 1 - here[1]], "run"), ...slider(roc)],
       layout(x, { title: { text: "true accept rate" }, range: [Math.min(0.9, ...accepted.filter((_, at) => far[at] > 0)) - 0.02, 1.01] }));
-    draw("det", [line(above(far, floor[0]), above(frr, floor[1]), "DET"), point(here.map((rate, at) => Math.max(rate, floor[at])), "run"), slider(det)],
+    draw("det", [line(above(far, floor[0]), above(frr, floor[1]), "DET"), point(here.map((rate, at) => Math.max(rate, floor[at])), "run"), ...slider(det)],
       layout(x, { title: { text: "false reject rate" }, ...decades, range: [Math.log10(floor[1]) - 0.1, 0.02] }));
   }
 
@@ -204,10 +204,35 @@
     for (const each of card.parentElement.children) each.tabIndex = each === card ? 0 : -1;
   }
 
+  // The plots as files, for `evaluate --plots`: data URLs by name, left in the page.
+  async function images() {
+    const found = {};
+    for (const place of document.querySelectorAll("div.plot")) {
+      const figure = { data: place.data, layout: { ...place.layout, autosize: false, paper_bgcolor: css("paper") } };
+      const name = place.id.replace("plot-", ""), size = { width: 720, height: 440 };
+      found[`${name}.svg`] = await Plotly.toImage(figure, { format: "svg", ...size });
+      found[`${name}.png`] = await Plotly.toImage(figure, { format: "png", scale: 2, ...size });
+    }
+    const left = document.createElement("script");
+    Object.assign(left, { type: "application/json", id: "images", textContent: JSON.stringify(found) });
+    document.body.append(left);
+  }
+
+  // For paper: all that is no wider than the paper is open, and there is no slider.
+  function print() {
+    document.documentElement.classList.add("print");
+    for (const each of document.querySelectorAll("details")) {
+      each.open = true;
+      each.open = [...each.querySelectorAll("table")].every((table) => table.scrollWidth <= document.body.clientWidth);
+    }
+  }
+
   document.addEventListener("keydown", walk);
   document.addEventListener("focusin", rove);
   dark.addEventListener("change", drawAll);
-  explore();
+  if (location.hash === "#print") print();
+  if (!["#print", "#images"].includes(location.hash)) explore();
   drawAll();
+  if (location.hash === "#images") images();
   document.documentElement.dataset.ready = "yes";
 })();
