@@ -37,8 +37,8 @@ BEAT_SECONDS = 10.0
 # long is dead. Between the two lies the time for a write that has begun.
 LAPSE_BEATS = 4
 DEAD_BEATS = 6
-# In beats: longer than a store takes to delete what one request names, a released folder with all claims in it.
-SETTLE_BEATS = 0.05
+# Longer than a store takes to delete what one request names: a released folder with all claims in it.
+SETTLE_SECONDS, SETTLE_BEATS = 0.5, 0.05
 # Claims that this process makes or holds. One that it could not delete, because the store failed, is dead.
 _LIVE: set[str] = set()
 # Times that a candidate starts over after meeting another candidate.
@@ -137,12 +137,11 @@ class Claim:
             others = [claim for claim in claims if claim != self._own]
             # Read after the own claim is there: a holder that comes back to life later sees it and gives up. A live
             # claim that is gone by now may have taken the own one along.
-            if self._own in claims and all(
-                other.path in dead and _read(other) in (None, dead[other.path]) for other in others
-            ):
+            is_dead = [other.path in dead and _read(other) in (None, dead[other.path]) for other in others]
+            if self._own in claims and all(is_dead):
                 for other in others:
                     other.remove()
-                time.sleep(SETTLE_BEATS * self._beat)
+                time.sleep(min(SETTLE_SECONDS, SETTLE_BEATS * self._beat))
                 if self._own in self._claims():
                     self._renewed = started
                     return True

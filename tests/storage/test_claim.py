@@ -165,6 +165,19 @@ def test_threads_that_take_turns_are_never_two(folder: Location) -> None:
     assert most[0] == 1 and turns[0] > 1
 
 
+def test_a_claim_that_a_released_folder_took_along_is_made_again(store: Store, folder: Location) -> None:
+    """Whoever goes lists the folder and then deletes what it saw: here between a candidate's look and its verdict."""
+    claim = Claim(folder, beat=30)
+    thread = threading.Thread(target=claim.take)
+    thread.start()
+    while not (seen := names(store, folder)):
+        time.sleep(0.01)
+    store.client().delete_object(Bucket="jobs", Key=seen[0])
+    thread.join()
+    assert names(store, folder) == seen
+    claim.release()
+
+
 def test_a_holder_that_was_suspended_gives_up_if_another_took_over(store: Store, folder: Location) -> None:
     process = holder(folder)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
