@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from half_done import FACES, PART, SAMPLES, job_folder, run, stopped
 from run_records import read_record
+from s3_server import s3_client, s3_options, s3_server
 
 import batchverify
 from batchverify.errors import UsageError
@@ -157,3 +158,33 @@ def test_a_prediction_is_that_of_score(cache):
 def test_no_share_of_none_or_all(prior):
     with pytest.raises(UsageError, match="--prior must be a share"):
         ScoreOptions(prior=prior)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("running_ray")
+def test_rows_under_ray_are_the_same(tmp_path, cache):
+    here = run(tmp_path / "here.parquet", cache, prior="estimate")
+    there = run(tmp_path / "there.parquet", cache, prior="estimate", engine="ray")
+    assert there.prior == here.prior
+    assert there.to_arrow().equals(here.to_arrow())
+
+
+def test_an_output_in_an_object_store_has_the_same_rows_and_record(tmp_path, cache):
+    here = run(tmp_path / "here.parquet", cache, prior="estimate")
+    with s3_server() as address:
+        s3_client(address).create_bucket(Bucket="rates")
+        out = f"s3://rates/out.parquet{s3_options(address)}"
+        options = {"cache": cache, "image_root": SAMPLES, "part_rows": PART, "quiet": True}
+        there = batchverify.score(FACES, out, prior="estimate", **options)
+        assert there.prior == here.prior
+        assert there.to_arrow().equals(here.to_arrow())
+        assert batchverify.score(FACES, out, prior="estimate", **options).resumed_rows == there.rows
+
+
+def test_a_head_of_several_backbones_is_shifted_as_others_are(cache):
+    options = {"image_root": SAMPLES, "cache": cache, "quiet": True, "backbone": "vggface2+compact"}
+    plain = batchverify.score(FACES, **options)
+    shifted = batchverify.score(FACES, prior=0.05, **options)
+    rate = BaseRate(0.05, shifted.prior["calibrated_for"], (plain.threshold,))
+    assert (probabilities(shifted) == rate(probabilities(plain))).all()
+    assert shifted.to_arrow().column("label").equals(plain.to_arrow().column("label"))
