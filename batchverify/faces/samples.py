@@ -207,11 +207,18 @@ def _finite(samples: np.ndarray) -> np.ndarray:
 
 
 def _float_factor(strips: Iterable[np.ndarray]) -> np.float32:
-    """What floats are multiplied with to become bytes. Raises `ValueError` if their white is unknown."""
-    peak = max(_finite(part).max(initial=0) for part in strips)
+    """What floats are multiplied with to become bytes. Raises `ValueError` if black or white is unknown."""
+    lowest = peak = np.float32(0)
+    for part in strips:
+        values = _finite(part)
+        lowest, peak = values.min(initial=lowest), values.max(initial=peak)
     if peak > 255:
         raise ValueError(f"floats up to {peak:g}, of which nobody says which is white")
-    return np.float32(255 if peak <= 1 else 1)
+    factor = np.float32(255 if peak <= 1 else 1)
+    # Rounding may lead a little below black.
+    if lowest * factor < -1:
+        raise ValueError(f"floats from {lowest:g}, of which nobody says which is black")
+    return factor
 
 
 def _integers(image: Image.Image, samples: np.ndarray) -> np.ndarray:

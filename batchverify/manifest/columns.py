@@ -68,7 +68,10 @@ def type_text(kind: pa.DataType) -> str:
 
 
 def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
-    """Refuse a file that lacks an image column (a, b), repeats a name or has a name of an output column."""
+    """Refuse a file that lacks an image column (a, b), repeats a name or has a name of an output column.
+
+    A label whose name has blanks around it, as after `image_a, image_b, label`, is refused, not taken for none.
+    """
     for name, option in ((a, "--column-a"), (b, "--column-b")):
         if name not in names:
             raise ManifestError(f"{file}: no column {quoted(name)} ({option}); the file has {_listed(names)}")
@@ -88,6 +91,11 @@ def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
         if name in {TRUE_LABEL, *SCORE_SCHEMA.names} - {LABEL} and not is_review:
             raise ManifestError(
                 f"{file}: column {quoted(name)} is a name of an output column; rename it in the manifest"
+            )
+        if LABEL not in names and name.strip() == LABEL:
+            raise ManifestError(
+                f"{file}: column {quoted(name)} has blanks around its name; name it '{LABEL}' if it is the truth, "
+                "else otherwise"
             )
 
 

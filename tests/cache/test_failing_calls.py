@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cache_samples import entry, failure, flip, segments, write
+from cache_samples import FINGERPRINT, entry, failure, flip, key, segments, values, write
 from click.testing import Result
 from failing_calls import DISK, Bench, fail_every_call, failing_calls
+
+from batchverify.cache.embedding_cache import EmbeddingCache
 
 
 class CacheBench(Bench):
@@ -46,5 +48,47 @@ class CacheBench(Bench):
 def test_any_call_of_a_cache_command_may_fail(tmp_path: Path, command: tuple[str, ...]) -> None:
     with failing_calls(tmp_path) as calls:
         findings = fail_every_call(CacheBench(tmp_path, *command), calls, DISK)
+    print(findings)
+    assert not findings.wrong, "\n".join(findings.wrong)
+
+
+class RewritingBench(Bench):
+    """`forget` or `compact` on a cache of five small segments."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        super().__init__(folder)
+        self.command = command
+
+    def furnish(self, place: Path) -> None:
+        for number in range(4):
+            write(place / "cache", [entry(number), entry(number + 10)])
+        write(place / "cache", [failure(20)])
+
+    def arguments(self, place: Path) -> list[str]:
+        return ["cache", *self.command, "--cache", str(place / "cache"), "--json"]
+
+    def outcome(self, place: Path, result: Result) -> Any:
+        """What the cache answers, and in how many files a forgotten image is named.
+
+        A rewritten segment may lie beside the old one: a row is there twice until the next compaction.
+        """
+        numbers = (*range(4), *range(10, 14), 20)
+        answers = EmbeddingCache(str(place / "cache"), FINGERPRINT).get_many([key(each) for each in numbers])
+        named = [path for path in place.rglob("*") if path.is_file() and key(1) in path.read_bytes()]
+        left = len(segments(place / "cache")) if "compact" in self.command else 0
+        return result.exit_code, values(answers), left, len(named)
+
+    def excuses(self, place: Path, hit: tuple[str, str], result: Result, expected: Any) -> bool:
+        """A segment that cannot be read is named and stays as it is."""
+        answers = self.outcome(place, result)[1]
+        return Path(hit[1]).name in result.stdout and answers == expected[1]
+
+
+@pytest.mark.parametrize(
+    "command", [("compact",), ("forget", "--key", key(1).hex())], ids=lambda each: each[0]
+)
+def test_any_call_of_a_rewriting_command_may_fail(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with failing_calls(tmp_path) as calls:
+        findings = fail_every_call(RewritingBench(tmp_path, *command), calls, DISK, step=3)
     print(findings)
     assert not findings.wrong, "\n".join(findings.wrong)

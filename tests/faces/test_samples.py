@@ -142,6 +142,12 @@ def test_floats_without_a_known_white_are_undecodable():
     assert error(Tiff(32, FLOAT).write(GREY * 4095), GREY) is None
 
 
+def test_floats_without_a_known_black_are_undecodable():
+    """Those in -1..1 would lose their dark half."""
+    assert error(Tiff(32, FLOAT).write(GREY * 2 - 1), GREY) is None
+    assert error(Tiff(32, FLOAT).write(GREY - 0.001), GREY) is not None
+
+
 def test_greys_of_other_formats_are_scaled_by_their_depth():
     for white in (255, 1000, 4095, 65535):
         levels = np.rint(GREY[..., 0] * white).astype(">u2" if white > 255 else "u1")

@@ -160,12 +160,18 @@ def test_labels_of_other_types_are_refused(kind):
             ("a", "b"),
             "column 'true_label' is a name of an output column; rename",
         ),
+        (["a", "b", " label"], ("a", "b"), "column ' label' has blanks around its name; name it 'label'"),
+        (["a", "b", "label\u00a0"], ("a", "b"), "column 'label\\xa0' has blanks around its name"),
     ],
 )
 def test_names_that_are_refused(names, sides, message):
     with pytest.raises(ManifestError) as caught:
         check_names("x.csv", names, *sides)
     assert str(caught.value).startswith(f"x.csv: {message}")
+
+
+def test_a_name_like_that_of_the_label_is_another_column_beside_it():
+    check_names("x.csv", ["a", "b", "label", " label"], "a", "b")
 
 
 def test_forty_thousand_names_are_checked_and_the_first_ones_listed():
