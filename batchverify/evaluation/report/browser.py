@@ -42,7 +42,7 @@ class Browser:
 
     def print(self, page: str) -> bytes:
         """A report as PDF. page: its HTML. Raises `BatchverifyError`."""
-        with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
+        with _temporary_folder() as folder:
             target = Path(folder, "report.pdf")
             output = self._open(page, "#print", folder, f"--print-to-pdf={target}")
             if not target.is_file():
@@ -53,7 +53,7 @@ class Browser:
 
     def draw(self, page: str) -> dict[str, bytes]:
         """The plots of a report, each as `plot-NAME.svg` and `plot-NAME.png`. Raises `BatchverifyError`."""
-        with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
+        with _temporary_folder() as folder:
             document = self._open(page, "#images", folder, "--dump-dom").decode(errors="replace")
         found = _IMAGES.search(document)
         if found is None:
@@ -95,6 +95,11 @@ def find_browser(option: str) -> Browser:
         f"{option} needs Chromium, Chrome or Edge, and none is on this machine: install one, name its program in "
         f"${VARIABLE}, or print report.html from any browser"
     )
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    # Helpers of a browser may write their last files when it has ended.
+    return tempfile.TemporaryDirectory(prefix="batchverify-", ignore_cleanup_errors=True)
 
 
 def _content(address: str) -> bytes:
