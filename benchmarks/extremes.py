@@ -98,8 +98,9 @@ def main(folder: Path, manifests: tuple[str, ...], record: bool) -> None:
     scores, about = couples(list(manifests), folder)
     rng = np.random.default_rng(0)
     samples = [rng.choice(scores, SAMPLE, replace=False) for _ in range(SAMPLES)]
-    refused = [reason for sample in samples if (reason := refusal(sample)) is not None]
-    tails = [fit_tail(sample) for sample in samples if refusal(sample) is None]
+    reasons = [refusal(sample) for sample in samples]
+    refused = [reason for reason in reasons if reason is not None]
+    tails = [fit_tail(sample) for sample, reason in zip(samples, reasons, strict=True) if reason is None]
     shapes = sorted(tail.shape for tail in tails)
     note = (
         f"{about}: {len(scores):,} couples of two people. {SAMPLES} samples of {SAMPLE:,} of them, "
@@ -107,7 +108,7 @@ def main(folder: Path, manifests: tuple[str, ...], record: bool) -> None:
         f"shapes from {shapes[0]:.2f} to {shapes[-1]:.2f}."
     )
     names = " ".join(f"{Path(name).parent.name}/{Path(name).name}" for name in manifests)
-    call = f"python benchmarks/extremes.py VECTORS {names}"
+    call = f"python benchmarks/extremes.py FOLDER {names}"
     publish(
         "Extrapolated false accept rates",
         call,

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from batchverify.evaluation.report.browser import PROGRAMS
+
 # Without these a GPU is emulated, which takes a fifth of the time.
 NO_GPU = ("--disable-gpu", "--disable-software-rasterizer")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# One that `evaluate --pdf` would use.
+BROWSER = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+NO_BROWSER = "no Chromium on this machine: apt-get install chromium"
 
 
 @contextmanager
@@ -19,14 +23,13 @@ def chromium():
 
     Reports are opened in one page, one after the other: it compiles their Plotly once, which takes two seconds.
     """
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    if BROWSER is None:
+        pytest.skip(NO_BROWSER)
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'"
     )
     with playwright.sync_playwright() as library:
-        started = library.chromium.launch(executable_path=path, args=["--no-sandbox", *NO_GPU])
+        started = library.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *NO_GPU])
         yield started.new_page()
         started.close()
 

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 import stat
 import sys
 import xml.etree.ElementTree as ET
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from pages import BROWSERS
+from pages import BROWSER, NO_BROWSER
 from PIL import Image
 from score_tables import draw_columns, write_scores
 
@@ -23,9 +22,7 @@ from batchverify.options import EvaluateOptions
 
 PLOTS = ("probability", "similarity", "roc", "det", "calibration")
 EVALUATED = {"metrics.json", "report.html"}
-needs_browser = pytest.mark.skipif(
-    not any(map(shutil.which, BROWSERS)), reason="no Chromium on this machine: apt-get install chromium"
-)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 
 
 @pytest.fixture(scope="module")
