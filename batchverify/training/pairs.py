@@ -70,11 +70,11 @@ class LabelledPairs:
         left_out: list[LeftOut] = []
         persons: dict[int, str] = {}
         for block in manifest.blocks(scan):
-            labels = _labels(manifest, scan, block)
+            labels = labels_of(manifest, scan, block)
             usable = embeddings.usable(block.a, block.b)
             left_out += _left_out(manifest, scan, embeddings, block, usable)
             parts.append((block.a[usable].astype(np.int32), block.b[usable].astype(np.int32), labels[usable]))
-            persons.update(_persons(block))
+            persons.update(persons_of(block))
         a, b, all_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         image_paths = tuple(map(str, scan.images))
         return cls(embeddings.vectors, a, b, all_labels, name, image_paths, persons, tuple(left_out))
@@ -182,17 +182,17 @@ def count_labels(manifest: Manifest, scan: Scan) -> tuple[int, int]:
     """The numbers of (same, different) rows. Raises `ManifestError` if there are no labels or one is blank."""
     counts = np.zeros(2, np.int64)
     for block in manifest.blocks(scan):
-        counts += np.bincount(_labels(manifest, scan, block), minlength=2)
+        counts += np.bincount(labels_of(manifest, scan, block), minlength=2)
     same, different = counts.tolist()
     return same, different
 
 
 def people_of(manifest: Manifest, scan: Scan) -> set[str]:
     """The names of all people in a manifest."""
-    return {person for block in manifest.blocks(scan) for _, person in _persons(block)}
+    return {person for block in manifest.blocks(scan) for _, person in persons_of(block)}
 
 
-def _persons(block: Block) -> Iterator[tuple[int, str]]:
+def persons_of(block: Block) -> Iterator[tuple[int, str]]:
     """(image, person) of all images in a block whose person is named."""
     for column, images in (("person_a", block.a), ("person_b", block.b)):
         if column in block.carried.schema.names:
@@ -205,7 +205,7 @@ def _name(person: Any) -> str:
     return str(int(person)) if isinstance(person, float) and person.is_integer() else str(person)
 
 
-def _labels(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
+def labels_of(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
     """The labels (N,) int8 of a block. Raises `ManifestError` if there are none or one is blank."""
     if not manifest.has_label:
         raise ManifestError(f"{manifest.names[0]}: the manifest has no column 'label'; training needs one")

@@ -1,0 +1,99 @@
+"""The sets of a fine-tuning: a manifest's labelled pairs over its face crops, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from batchverify.embedding.embedder import Embedder
+from batchverify.errors import UsageError
+from batchverify.manifest.manifest import Block
+from batchverify.scoring.job import Job
+from batchverify.storage.fence import Fence
+from batchverify.training.finetuning.face_crops import FaceCrops
+from batchverify.training.finetuning.sets import LabelledImages
+from batchverify.training.pairs import SHOWN, LeftOut, labels_of, people_of, persons_of, shared_people
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """A manifest's faces and pairs. left_out: rows with an image that shows no usable face."""
+
+    name: str
+    job: Job
+    crops: FaceCrops
+    pairs: LabelledImages
+    left_out: tuple[LeftOut, ...]
+
+    @classmethod
+    def collect(cls, name: str, job: Job, embedder: Embedder, folder: Path) -> FaceSet:
+        """Cut the faces of a manifest's images into `folder`, where an earlier run may have left some of them.
+
+        Raises `UsageError` if no pair of each label is left.
+        """
+        fence = Fence(job.manifest.fence) if job.manifest.fence is not None else None
+        crops = FaceCrops.collect(
+            job.scan.images, embedder, job.options.limits, fence, folder, quiet=job.options.quiet
+        )
+        usable = np.array([image not in crops.failed for image in range(len(crops))], bool)
+        parts: list[tuple[np.ndarray, ...]] = []
+        left_out: list[LeftOut] = []
+        names: dict[int, str] = {}
+        for block in job.manifest.blocks(job.scan):
+            kept = usable[block.a] & usable[block.b]
+            labels = labels_of(job.manifest, job.scan, block)
+            parts.append((block.a[kept], block.b[kept], labels[kept]))
+            left_out += _left_out(job, crops, block, kept)
+            names.update(persons_of(block))
+        a, b, all_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        pairs = LabelledImages(
+            a.astype(np.int32), b.astype(np.int32), all_labels, _people(names, len(crops)), name
+        )
+        if len(np.unique(all_labels)) < 2:
+            raise UsageError(
+                f"the {name} pairs need label 0 and label 1: of {len(all_labels) + len(left_out):,} pairs, "
+                f"{(all_labels == 0).sum():,} same and {(all_labels == 1).sum():,} different ones have two faces"
+            )
+        return cls(name, job, crops, pairs, tuple(left_out))
+
+
+def check_people_apart(jobs: Mapping[str, Job]) -> None:
+    """Raise `UsageError` if two sets name the same person. Before anything is read from images."""
+    for leak in shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}):
+        raise UsageError(f"{leak}: fine-tuning is measured on people that it has not learned from")
+
+
+def check_images_apart(sets: Sequence[FaceSet]) -> None:
+    """Raise `UsageError` if two sets hold the same image, byte for byte."""
+    for first, second in combinations(sets, 2):
+        others = set(second.crops.keys.values())
+        shared = [image for image, key in first.crops.keys.items() if key in others]
+        if shared:
+            paths = ", ".join(str(first.job.scan.images[image]) for image in shared[:SHOWN])
+            more = ", …" if len(shared) > SHOWN else ""
+            raise UsageError(
+                f"{first.name} and {second.name} share {len(shared):,} identical images ({paths}{more}): fine-tuning "
+                "is measured on images that it has not learned from"
+            )
+
+
+def _left_out(job: Job, crops: FaceCrops, block: Block, kept: np.ndarray) -> list[LeftOut]:
+    rows = []
+    for row in np.flatnonzero(~kept).tolist():
+        skipped = [crops.failed.get(int(side[row])) for side in (block.a, block.b)]
+        reasons = [None if each is None else each.reason.value for each in skipped]
+        rows.append(LeftOut(*job.manifest.locate(job.scan, block.first + row), *reasons))
+    return rows
+
+
+def _people(names: Mapping[int, str], images: int) -> np.ndarray:
+    """(M,) int32: a number for each person, -1 for images of nobody named."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names.values())))}
+    people = np.full(images, -1, np.int32)
+    for image, name in names.items():
+        people[image] = numbers[name]
+    return people
