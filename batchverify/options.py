@@ -19,7 +19,12 @@ ALGORITHMS = ("distance", "logistic", "weighted-chi2", "network")
 DEFAULT_ALGORITHM = "distance"
 MONITORS = ("loss", "f1", "auc")
 CALIBRATIONS = ("platt", "temperature", "none")
-PATHS = ("image_root", "backbone", "weights", "cache", "head", "test", "tensorboard")
+PATHS = ("image_root", "backbone", "weights", "cache", "head", "test", "tensorboard", "teacher")
+# What `finetune` can minimise; those that take a margin, and those that a batch of people serves, not one of pairs.
+LOSSES = ("pair", "contrastive", "triplet", "arcface", "distillation")
+MARGINS = {"contrastive": 1.0, "triplet": 0.2, "arcface": 0.5}
+FINETUNE_DTYPES = ("auto", "float32", "bfloat16")
+FEWEST_BATCH_IMAGES = 8
 LARGEST = 1e9
 # Seeds below this are taken by every random generator in use.
 SEEDS = 2**32
@@ -203,6 +208,60 @@ class TrainOptions(EmbedOptions):
         for name in ("tune", "augment"):
             _require(self, name, lambda count: count >= 0, "must be at least 0")
         _require(self, "folds", lambda count: count == 0 or count >= 2, "must be 0 (none) or at least 2")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(EmbedOptions):
+    """Options of `finetune`: those of embedding, what is trained, with which loss, and how.
+
+    unfreeze: the block from which on the network learns, None for the last layer. loss: one of `LOSSES`. teacher:
+    a backbone, or several joined by `+`, whose vectors are learnt, too, with the weight `teacher_weight`; alone with
+    the loss `distillation`. max_lr: None for the pick of a range test. lr_decay: what the rate is multiplied by for
+    each block further from the output. batch_images: images of a pass, two a pair. accumulate: passes of a step, of
+    each worker. augment: augmented views of each training image. train_statistics: renew the statistics of batch
+    norms. workers: processes that train together. margin_loss: the margin of the loss, None for its own of
+    `MARGINS`. checkpoint_steps: steps that a kill costs at most.
+    """
+
+    unfreeze: str | None = None
+    loss: str = "pair"
+    teacher: str | None = None
+    teacher_weight: float = 1.0
+    epochs: int = 10
+    patience: int = 3
+    max_lr: float | None = None
+    lr_decay: float = 0.5
+    weight_decay: float = 0.05
+    dropout: float = 0.0
+    batch_images: int = 64
+    accumulate: int = 1
+    augment: int = 2
+    train_statistics: bool = False
+    seed: int = 0
+    workers: int = 1
+    margin_loss: float | None = None
+    checkpoint_steps: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_choice(self, "loss", LOSSES)
+        _require_choice(self, "dtype", FINETUNE_DTYPES)
+        _require(self, "seed", lambda seed: 0 <= seed < SEEDS, f"must lie between 0 and {SEEDS - 1}")
+        _require(self, "dropout", lambda share: 0 <= share < 1, "must be a share from 0 to below 1")
+        _require(self, "lr_decay", lambda share: 0 < share <= 1, "must be above 0 and at most 1")
+        for name in ("weight_decay", "teacher_weight"):
+            _require(self, name, lambda value: 0 <= value < LARGEST, "must not be negative")
+        for name in ("max_lr", "margin_loss"):
+            _require(self, name, lambda value: 0 < value < LARGEST, "must be positive")
+        for name in ("epochs", "patience", "accumulate", "workers", "checkpoint_steps"):
+            _require(self, name, lambda count: count >= 1, "must be at least 1")
+        _require(self, "augment", lambda count: count >= 0, "must be at least 0")
+        least = FEWEST_BATCH_IMAGES
+        _require(self, "batch_images", lambda count: count >= least, f"must be at least {least}")
+        if self.margin_loss is not None and self.loss not in MARGINS:
+            raise UsageError(f"--margin-loss is for the losses {', '.join(MARGINS)}, not for {self.loss}")
+        if self.loss == "distillation" and self.teacher is None:
+            raise UsageError("--loss distillation learns the vectors of a --teacher: name a backbone")
 
 
 @dataclass(frozen=True)

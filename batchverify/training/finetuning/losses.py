@@ -1,0 +1,205 @@
+"""What fine-tuning minimises: losses of a batch of vectors, by name, and distillation from a teacher's vectors.
+
+Vectors come as the network gives them and count by their direction alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, relu
+
+from batchverify.errors import UsageError
+from batchverify.options import MARGINS
+from batchverify.training.finetuning.sets import Batch
+
+# Deng et al. 2019 take 64 for millions of images; smaller sets do better with less (their section 3.1).
+ARCFACE_SCALE = 30.0
+# Below this sine, the gradient of an angle is cut off.
+LEAST_SINE = 1e-4
+TOLERANCE = 1e-3
+
+
+class PairLoss(nn.Module):
+    """Cross-entropy of the labels, by a logistic head on the cosine that learns with the network.
+
+    The logit of different is offset - exp(log_scale) * cosine.
+    """
+
+    def __init__(self, scale: float = 10.0, offset: float = 5.0) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.offset = nn.Parameter(torch.tensor(float(offset)))
+
+    def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean over the batch's pairs. vectors: (B, D)."""
+        logits = self.offset - self.log_scale.exp() * pair_cosines(vectors, batch)
+        return binary_cross_entropy_with_logits(logits, _labels(batch, vectors))
+
+
+class ContrastiveLoss(nn.Module):
+    """Squared distance of same pairs, squared shortfall below the margin of different ones (Hadsell et al. 2006).
+
+    Distances are those of unit vectors, so from 0 to 2.
+    """
+
+    def __init__(self, margin: float = MARGINS["contrastive"]) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean over the batch's pairs. vectors: (B, D)."""
+        # The root of zero has no gradient.
+        squares = (2 - 2 * pair_cosines(vectors, batch)).clamp_min(1e-12)
+        different = _labels(batch, vectors)
+        shortfalls = relu(self.margin - squares.sqrt()).square()
+        return ((1 - different) * squares + different * shortfalls).mean()
+
+
+class TripletLoss(nn.Module):
+    """Anchor, positive and a semi-hard negative on squared distances of unit vectors (Schroff et al. 2015).
+
+    Every ordered pair of one person is anchor and positive. Its negative is the nearest image of another person that
+    is farther from the anchor than the positive; the farthest one if none is farther.
+    """
+
+    def __init__(self, margin: float = MARGINS["triplet"]) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean over all (anchor, positive); 0 if there are none or there is one person. vectors: (B, D)."""
+        units = normalize(vectors)
+        cosines = units @ units.T
+        anchors, positives, negatives = (
+            index.to(vectors.device) for index in self.mine(cosines, batch.people)
+        )
+        flat, size = cosines.flatten(), len(vectors)
+        difference = flat.index_select(0, anchors * size + negatives) - flat.index_select(
+            0, anchors * size + positives
+        )
+        # The sum of no triplets is 0 and has a gradient.
+        return relu(2 * difference + self.margin).sum() / max(1, len(anchors))
+
+    @staticmethod
+    def mine(cosines: torch.Tensor, people: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(anchors, positives, negatives): int64 positions (T,) each. cosines: (B, B). people: (B,)."""
+        who = torch.from_numpy(people)
+        same = who[:, None] == who
+        known = (who >= 0)[:, None] & (who >= 0)
+        anchors, positives = (same & known & ~torch.eye(len(who), dtype=torch.bool)).nonzero(as_tuple=True)
+        others = (~same & known)[anchors]
+        kept = others.any(dim=1)
+        anchors, positives, others = anchors[kept], positives[kept], others[kept]
+        values = cosines.detach().float().cpu()
+        to_all, to_positive = values[anchors], values[anchors, positives]
+        farther = others & (to_all < to_positive[:, None])
+        nearest = to_all.masked_fill(~farther, -math.inf).argmax(dim=1)
+        farthest = to_all.masked_fill(~others, math.inf).argmin(dim=1)
+        return anchors, positives, torch.where(farther.any(dim=1), nearest, farthest)
+
+
+class ArcFaceLoss(nn.Module):
+    """Cross-entropy over all people of the cosines to a vector of each, with a margin on angles (Deng et al. 2019).
+
+    centres: (C, D) float32, the vectors to start from, one a person.
+    """
+
+    def __init__(self, centres: torch.Tensor, margin: float = MARGINS["arcface"]) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(centres.clone())
+        self.margin = margin
+
+    def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean over the batch's images with a person; 0 if there are none. vectors: (B, D)."""
+        known = torch.from_numpy(np.flatnonzero(batch.people >= 0)).to(vectors.device)
+        people = torch.from_numpy(batch.people).to(vectors.device)[known]
+        cosines = normalize(vectors.index_select(0, known)) @ normalize(self.centres).T
+        own = torch.nn.functional.one_hot(people, len(self.centres)).bool()
+        logits = ARCFACE_SCALE * torch.where(own, self._moved(cosines), cosines)
+        return cross_entropy(logits, people, reduction="sum") / max(1, len(people))
+
+    def _moved(self, cosines: torch.Tensor) -> torch.Tensor:
+        """The cosines of the angles plus the margin; beyond 180 degrees a line that goes on falling."""
+        sines = (1 - cosines.square()).clamp_min(LEAST_SINE**2).sqrt()
+        moved = cosines * math.cos(self.margin) - sines * math.sin(self.margin)
+        beyond = cosines - self.margin * math.sin(self.margin)
+        return torch.where(cosines > -math.cos(self.margin), moved, beyond)
+
+
+class Distillation(nn.Module):
+    """How far a batch's vectors are from a teacher's.
+
+    Mean squared difference of all cosines between two of the batch's images; and, if the teacher has as many
+    dimensions, 1 less the cosine of each vector with its teacher's. teacher: (M, T) float32 unit rows, by image; the
+    plain image's for augmented views, too.
+    """
+
+    def __init__(self, teacher: np.ndarray) -> None:
+        super().__init__()
+        self.teacher = torch.from_numpy(np.ascontiguousarray(teacher, np.float32))
+
+    def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """vectors: (B, D)."""
+        teacher = self.teacher[torch.from_numpy(batch.images)].to(vectors.device)
+        units = normalize(vectors)
+        off_diagonal = max(1, len(units) * (len(units) - 1))
+        # Both diagonals are 1.
+        loss = (units @ units.T - teacher @ teacher.T).square().sum() / off_diagonal
+        if teacher.shape[1] == units.shape[1]:
+            loss = loss + (1 - (units * teacher).sum(dim=1)).mean()
+        return loss
+
+
+class WeightedSum(nn.Module):
+    """A loss and distillation, weighted."""
+
+    def __init__(self, loss: nn.Module, distillation: Distillation, weight: float) -> None:
+        super().__init__()
+        self.loss, self.distillation, self.weight = loss, distillation, weight
+
+    def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """vectors: (B, D)."""
+        return self.loss(vectors, batch) + self.weight * self.distillation(vectors, batch)
+
+
+def pair_cosines(vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(P,) cosines of the batch's pairs. vectors: (B, D)."""
+    units = normalize(vectors)
+    # `index_select` has a gradient whose sums keep their order; that of indexing need not.
+    a, b = (units.index_select(0, torch.from_numpy(side).to(units.device)) for side in (batch.a, batch.b))
+    return (a * b).sum(dim=1)
+
+
+def joined_teacher(members: Sequence[np.ndarray]) -> np.ndarray:
+    """(M, T) unit rows of a fusion: its members' unit vectors (M, Di) joined, over the root of their number.
+
+    The cosine of two rows is the mean of the members' cosines.
+    """
+    joined = np.concatenate([np.asarray(member, np.float32) for member in members], axis=1)
+    return joined / np.float32(math.sqrt(len(members)))
+
+
+def check_teacher(teacher: np.ndarray, images: int) -> None:
+    """Raise `UsageError` unless a teacher has a finite unit vector, or zeros, for each of `images` images."""
+    if teacher.ndim != 2 or len(teacher) != images:
+        raise UsageError(f"--teacher: vectors of shape {teacher.shape} do not fit {images:,} training images")
+    bad = np.flatnonzero(~np.isfinite(teacher).all(axis=1))
+    if len(bad):
+        raise UsageError(
+            f"--teacher: the vectors of {len(bad):,} training images are not finite (first: image {bad[0]})"
+        )
+    lengths = np.linalg.norm(teacher.astype(np.float64), axis=1)
+    bad = np.flatnonzero((np.abs(lengths - 1) > TOLERANCE) & (lengths > 0))
+    if len(bad):
+        raise UsageError(
+            f"--teacher: the vector of image {bad[0]} has the length {lengths[bad[0]]:.4g}, not 1"
+        )
+
+
+def _labels(batch: Batch, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(batch.labels).to(like)
