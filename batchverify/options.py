@@ -220,7 +220,8 @@ class FinetuneOptions(EmbedOptions):
     each block further from the output. batch_images: images of a pass, two a pair. accumulate: passes of a step, of
     each worker. augment: augmented views of each training image. train_statistics: renew the statistics of batch
     norms. workers: processes that train together. margin_loss: the margin of the loss, None for its own of
-    `MARGINS`. checkpoint_steps: steps that a kill costs at most.
+    `MARGINS`. checkpoint_steps: steps that a kill costs at most. test: a manifest that is only measured. overwrite:
+    start anew where another fine-tuning is half done.
     """
 
     unfreeze: str | None = None
@@ -241,6 +242,8 @@ class FinetuneOptions(EmbedOptions):
     workers: int = 1
     margin_loss: float | None = None
     checkpoint_steps: int = 100
+    test: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

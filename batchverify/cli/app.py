@@ -12,6 +12,7 @@ import click
 from batchverify.cli.cache import cache
 from batchverify.cli.calibrate import calibrate
 from batchverify.cli.evaluate import evaluate
+from batchverify.cli.finetune import finetune
 from batchverify.cli.options import (
     backbone_options,
     cache_option,
@@ -188,7 +189,7 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-for command in (train, calibrate, evaluate, prepare, cache, submit):
+for command in (train, finetune, calibrate, evaluate, prepare, cache, submit):
     main.add_command(command)
 
 

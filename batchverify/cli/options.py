@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -15,9 +16,11 @@ from batchverify.options import (
     DEFAULT_ALGORITHM,
     DTYPES,
     ENGINES,
+    LOSSES,
     MONITORS,
     RUNTIMES,
     EvaluateOptions,
+    FinetuneOptions,
     ScoreOptions,
     TrainOptions,
 )
@@ -35,14 +38,20 @@ _TYPES = {"N": int, "PIXELS": int, "X": float, "SHARE": float, "PAIRS": float}
 
 
 def option(
-    name: str, help_text: str, metavar: str | None = None, *, former_name: str | None = None, **kwargs: Any
+    name: str,
+    help_text: str,
+    metavar: str | None = None,
+    *,
+    former_name: str | None = None,
+    defaults: Mapping[str, Any] = _DEFAULTS,
+    **kwargs: Any,
 ) -> Callable[[Command], Command]:
     """A click option with the default of the field of the same name. former_name: an alias."""
     field = name.lstrip("-").replace("-", "_")
     names = [name, former_name, field] if former_name else [name]
     kwargs = {"type": _TYPES.get(metavar or ""), **kwargs}
     return click.option(
-        *names, default=_DEFAULTS[field], show_default=True, help=help_text, metavar=metavar, **kwargs
+        *names, default=defaults[field], show_default=True, help=help_text, metavar=metavar, **kwargs
     )
 
 
@@ -297,4 +306,56 @@ train_options = together(
         is_flag=True,
     ),
     option("--tensorboard", "Folder for TensorBoard event files.", "DIR"),
+)
+_finetune_option = partial(option, defaults={field.name: field.default for field in fields(FinetuneOptions)})
+finetune_options = together(
+    _finetune_option(
+        "--test", "Manifest of pairs to measure both backbones on; not used for training.", "TEST"
+    ),
+    _finetune_option(
+        "--unfreeze",
+        "First block that is trained, with all that follow it. vggface2: last_linear, block8, repeat_3, mixed_7a, "
+        "repeat_2, mixed_6a, repeat_1. compact: embedding, head_depthwise, head, stage2, stage1, stage0. Both: all. "
+        "Default: the last layer.",
+        "BLOCK",
+    ),
+    _finetune_option(
+        "--loss",
+        "What is minimised. pair and contrastive need labelled pairs. triplet takes images that same pairs join, or "
+        "columns person_a and person_b, for people. arcface needs these columns. distillation needs --teacher.",
+        type=click.Choice(LOSSES),
+    ),
+    _finetune_option(
+        "--margin-loss", "Margin of the loss. Default: contrastive 1, triplet 0.2, arcface 0.5.", "X"
+    ),
+    _finetune_option(
+        "--teacher",
+        "Backbone, or several joined by +, whose embeddings the network also learns to give.",
+        "NAME|PATH",
+    ),
+    _finetune_option("--teacher-weight", "Weight of --teacher beside another loss.", "X"),
+    _finetune_option("--epochs", "Maximum epochs.", "N"),
+    _finetune_option("--patience", "Stop after N epochs without a better result on DEV.", "N"),
+    _finetune_option(
+        "--max-lr", "Highest learning rate of the last block. Default: found by a range test.", "X"
+    ),
+    _finetune_option(
+        "--lr-decay", "Factor of the learning rate for each block further from the output.", "X"
+    ),
+    _finetune_option("--weight-decay", "Weight decay.", "X"),
+    _finetune_option("--dropout", "Dropout before the last layer.", "SHARE"),
+    _finetune_option("--train-statistics", "Train the statistics of batch normalisation, too.", is_flag=True),
+    _finetune_option("--batch-images", "Images of a forward pass.", "N"),
+    _finetune_option("--accumulate", "Forward passes of a training step.", "N"),
+    _finetune_option("--augment", "Augmented views of each training image.", "N"),
+    _finetune_option("--workers", "Processes that train together, with Ray Train.", "N"),
+    _finetune_option(
+        "--checkpoint-steps", "Steps between two checkpoints, which is what a kill costs at most.", "N"
+    ),
+    _finetune_option("--seed", "Seed of all random draws.", "N"),
+    _finetune_option(
+        "--overwrite",
+        "Start anew, even if BACKBONE.job holds another fine-tuning half done. Without this option that is an error.",
+        is_flag=True,
+    ),
 )

@@ -14,27 +14,33 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from batchverify.embedding.backbone import METADATA_KEY, Backbone, fingerprint, load_weights
+from batchverify.embedding.backbone import METADATA_KEY, Backbone, fingerprint, fused_names, load_backbone
 from batchverify.embedding.embedder import Embedder
-from batchverify.errors import UsageError
+from batchverify.errors import TrainingError, UsageError
 from batchverify.options import FinetuneOptions
 from batchverify.progress import duration
-from batchverify.scoring.job import Job, backbone_options
+from batchverify.runtime.devices import resolve_device
+from batchverify.scoring.job import Job
 from batchverify.scoring.job_folder import JobFolder, differences
 from batchverify.scoring.parquet import writing
-from batchverify.scoring.score import check_failed, embed_job
+from batchverify.scoring.score import embed_job
 from batchverify.storage.location import Location
 from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.face_sets import FaceSet, check_images_apart, check_people_apart
-from batchverify.training.finetuning.fit import FinetuneFit, fit, unit_vectors
+from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit, fit, unit_vectors
 from batchverify.training.finetuning.guard import Comparison, compare_backbones
+from batchverify.training.finetuning.losses import joined_teacher
 from batchverify.training.finetuning.model_card import model_card
-from batchverify.training.finetuning.trainable import TrainedPart
+from batchverify.training.finetuning.trainable import TrainedPart, blocks
 from batchverify.training.train import TrainingLog, check_labels, head_target, log_left_out
 from batchverify.version import __version__
 
-# What the work folder holds beside the state and the lock.
+# The folder in the job folder that holds faces, activations and the checkpoint.
 DATA = "data"
+# Settings of embedding that faces are cut by.
+CROPPING = ("crop", "margin", "face", "min_face", "detector")
+# Options that do not change the weights, or that the document names otherwise.
+OTHER = ("cache", "no_cache", "quiet", "verbose", "backbone", "weights", "test", "image_root", "retry_failed")
 
 
 def finetune(
@@ -48,25 +54,25 @@ def finetune(
     `options.test` names a third manifest, on which both backbones are only measured.
 
     After a kill the same call goes on where it was; until the end `OUTPUT.job` keeps what is done.
-    Raises `ManifestError` and `UsageError` for bad input, `TrainingError` if the network cannot learn.
+    Raises `ManifestError` and `UsageError` for bad input, `TrainingError` if the network cannot learn, or if no epoch
+    does better on dev than the backbone does as it is.
     """
     started = time.monotonic()
     options = replace(options or FinetuneOptions(), **changes)
     target = _target(output)
     backbone = _parent(options)
+    options = replace(options, unfreeze=options.unfreeze or blocks(backbone.architecture)[0])
     jobs = _open(train, dev, options)
     folder = JobFolder(target)
     with TrainingLog(options.epochs, quiet=options.quiet) as log, folder.claimed():
-        _begin(folder, _document(jobs, options), overwrite=options.overwrite)
-        data = Path(folder.location.path) / DATA
-        work = _Work(backbone, options, data, log)
-        sets = work.collect(jobs)
-        tuned = work.train(sets)
-        comparisons = work.compare(sets, tuned)
-        summary = _write(target, work, sets, tuned, comparisons, started)
+        data = _begin(folder, _document(jobs, options), overwrite=options.overwrite)
+        run = _Run(backbone, options, data, log)
+        sets = run.faces(jobs)
+        tuned = run.tuned(sets, _teacher(train, sets[0], options))
+        files = _write(target, run, sets, tuned, round(time.monotonic() - started, 2))
         shutil.rmtree(data, ignore_errors=True)
         folder.remove()
-    return summary
+    return files
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ class FinetuneSummary:
     """The outcome of a fine-tuning.
 
     pairs, images, left_out: numbers by set. trained, parameters: numbers that were trained, and of the whole network.
-    comparisons: fields of `guard.Comparison` by set. epochs: one mapping each.
+    comparisons: fields of `guard.Comparison` by set. helped: whether the gain on dev is beyond chance. epochs: one
+    mapping each; 0 is the frozen backbone.
     """
 
     parent: str
@@ -105,10 +112,9 @@ class FinetuneSummary:
         """The table for people: names and values."""
         left_out = sum(self.left_out.values())
         counts = ", ".join(f"{name} {count:,}" for name, count in self.pairs.items())
-        images = ", ".join(f"{name} {count:,}" for name, count in self.images.items())
         return [
             ("pairs", counts + (f"; {left_out:,} left out" if left_out else "")),
-            ("images", images),
+            ("images", ", ".join(f"{name} {count:,}" for name, count in self.images.items())),
             ("trained", f"{self.unfreeze} of {self.parent}: {self.trained:,} of {self.parameters:,} numbers"),
             ("loss", f"{self.loss}, max lr {self.max_lr:.2g}"),
             ("epochs", f"{len(self.epochs) - 1}, the best is {self.best_epoch}"),
@@ -119,7 +125,22 @@ class FinetuneSummary:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Tuned:
+    """A finished training. before, after: (M, D) unit vectors of each set by the frozen and the new backbone."""
+
+    network: TrainedPart
+    fit: FinetuneFit
+    before: Sequence[np.ndarray]
+    after: Sequence[np.ndarray]
+
+    def compared(self, sets: Sequence[FaceSet]) -> dict[str, Comparison]:
+        """Both backbones on all sets but the training pairs."""
+        together = list(zip(sets, self.before, self.after, strict=True))[1:]
+        return {each.name: compare_backbones(each.pairs, *vectors) for each, *vectors in together}
+
+
+@dataclass(frozen=True)
+class _Run:
     """The steps of a fine-tuning, whose results lie in `data`."""
 
     backbone: Backbone
@@ -127,15 +148,11 @@ class _Work:
     data: Path
     log: TrainingLog
 
-    def collect(self, jobs: Mapping[str, Job]) -> list[FaceSet]:
-        """The faces and pairs of all sets, checked."""
-        options, first = self.options, next(iter(jobs.values()))
-        embedder = Embedder(
-            self.backbone,
-            **{name: getattr(first.settings, name) for name in _SETTINGS},
-            device=options.device,
-            runtime=options.runtime,
-        )
+    def faces(self, jobs: Mapping[str, Job]) -> list[FaceSet]:
+        """The faces and pairs of all sets, checked against each other."""
+        first, options = next(iter(jobs.values())), self.options
+        settings = {name: getattr(first.settings, name) for name in CROPPING}
+        embedder = Embedder(self.backbone, **settings, device=options.device, runtime=options.runtime)
         sets = []
         for name, job in jobs.items():
             faces = FaceSet.collect(name, job, embedder, self.data / name)
@@ -144,49 +161,227 @@ class _Work:
         check_images_apart(sets)
         return sets
 
-    def train(self, sets: Sequence[FaceSet]) -> _Tuned:
+    def tuned(self, sets: Sequence[FaceSet], teacher: np.ndarray | None) -> _Tuned:
         """The network after its best epoch."""
         options = self.options
+        statistics = options.train_statistics
         network = TrainedPart(
-            self.backbone,
-            options.unfreeze,
-            dropout=options.dropout,
-            train_statistics=options.train_statistics,
+            self.backbone, str(options.unfreeze), dropout=options.dropout, train_statistics=statistics
         )
+        network.frozen.to(resolve_device(options.device))
         activations = [
             Activations.computed(
                 each.crops,
                 network.frozen,
                 options.augment if each is sets[0] else 0,
                 self.data / each.name,
-                quiet=options.quiet,
             )
             for each in sets
         ]
-        frozen = [unit_vectors(network, each) for each in activations]
-        fitted = fit(
-            network,
-            *activations[:2],
-            *(each.pairs for each in sets[:2]),
-            options,
-            self.data,
-            self._report,
-            self._teacher(sets[0]),
+        before = [unit_vectors(network, each) for each in activations]
+        pairs = [each.pairs for each in sets]
+        fitted = fit(network, *activations[:2], *pairs[:2], options, self.data, self._report, teacher)
+        if not fitted.helped:
+            raise TrainingError(
+                f"fine-tuning did not help, so nothing is written: the best of {len(fitted.epochs) - 1} epochs has "
+                f"AUC {max(each.dev_auc for each in fitted.epochs[1:]):.5f} on dev, the frozen backbone "
+                f"{fitted.frozen_auc:.5f}. Try a smaller --max-lr, fewer blocks (--unfreeze), more --augment, or "
+                "another --loss"
+            )
+        return _Tuned(network, fitted, before, [unit_vectors(network, each) for each in activations])
+
+    def _report(self, epoch: FinetuneEpoch) -> None:
+        if epoch.loss is None:
+            self.log.write(f"frozen backbone: dev AUC {epoch.dev_auc:.5f}")
+            return
+        self.log.write(
+            f"epoch {epoch.epoch}/{self.options.epochs}  loss {epoch.loss:.4f}  dev AUC {epoch.dev_auc:.5f}  "
+            f"lr {epoch.lr:.2g}  {duration(epoch.seconds)}"
         )
-        tuned = [unit_vectors(network, each) for each in activations]
-        return _Tuned(network, fitted, frozen, tuned)
 
-    def compare(self, sets: Sequence[FaceSet], tuned: _Tuned) -> dict[str, Comparison]:
-        """Both backbones on each set but the first."""
-        vectors = zip(tuned.frozen_vectors, tuned.vectors, strict=True)
-        pairs = list(zip(sets, vectors, strict=True))[1:]
-        return {each.name: compare_backbones(each.pairs, *both) for each, both in pairs}
 
-    def _teacher(self, faces: FaceSet) -> np.ndarray | None:
-        """(M, D) unit vectors of the training images by `--teacher`: of several backbones joined, of equal weight."""
-        if self.options.teacher is None:
-            return None
-        job = Job.open(faces.job.manifest, replace(self.options.as_embedding(), backbone=self.options.teacher))
-        tables = [embed_job(member)[1].vectors.astype(np.float32) for member in job.members]
-        vectors = np.concatenate(tables, axis=1) / np.float32(np.sqrt(len(tables)))
-        return vectors
+def _target(output: str | Path) -> Location:
+    """Where the weights go; a file of this machine, since the work beside it must lie on a disk."""
+    target = head_target(output)
+    if not target.is_local:
+        raise UsageError(
+            f"--output {output}: name a file on this machine; it can be copied once it is finished"
+        )
+    return target
+
+
+def _parent(options: FinetuneOptions) -> Backbone:
+    """The backbone to start from; `UsageError` for one that cannot be trained."""
+    if len(fused_names(options.backbone)) > 1:
+        raise UsageError(
+            f"--backbone {options.backbone}: fine-tune one backbone at a time; --teacher takes several"
+        )
+    backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
+    if not isinstance(backbone, Backbone):
+        raise UsageError(
+            f"--backbone {options.backbone}: only vggface2, compact and weights of their networks can be trained, "
+            "not ONNX files and plug-ins; --teacher takes those"
+        )
+    return backbone
+
+
+def _open(train: Any, dev: Any, options: FinetuneOptions) -> dict[str, Job]:
+    """The manifests, checked before anything is read from images."""
+    manifests = {"training": train, "dev": dev}
+    if options.test is not None:
+        manifests["test"] = options.test
+    jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
+    for name, job in jobs.items():
+        check_labels(name, job)
+    check_people_apart(jobs)
+    return jobs
+
+
+def _document(jobs: Mapping[str, Job], options: FinetuneOptions) -> dict[str, Any]:
+    """Everything that changes the weights."""
+    first = next(iter(jobs.values()))
+    chosen = {name: value for name, value in options.as_record().items() if name not in OTHER}
+    return {
+        "finetune": chosen,
+        "embedding": dict(first.fingerprint.document),
+        "manifests": {name: job.manifest_fingerprint for name, job in jobs.items()},
+        "image_roots": {name: list(job.manifest.roots) for name, job in jobs.items()},
+    }
+
+
+def _begin(folder: JobFolder, document: Mapping[str, Any], *, overwrite: bool) -> Path:
+    """The folder with the data of this job, empty if it is new; `UsageError` if it holds another job's."""
+    data, state = Path(folder.location.path) / DATA, folder.state()
+    document = json.loads(json.dumps(document))
+    if state is not None and state["job"] != document and not overwrite:
+        raise UsageError(
+            f"{folder.location}: holds another fine-tuning half done ({differences(state['job'], document)}): give "
+            "another output with -o, finish that one, or start anew with --overwrite"
+        )
+    if state is None or state["job"] != document or overwrite:
+        shutil.rmtree(data, ignore_errors=True)
+        folder.write_state({"job": document, "token": uuid.uuid4().hex})
+    data.mkdir(exist_ok=True)
+    return data
+
+
+def _teacher(train: Any, faces: FaceSet, options: FinetuneOptions) -> np.ndarray | None:
+    """(M, T) float32 unit rows of the training images by `--teacher`, zeros where it finds no face."""
+    if options.teacher is None:
+        return None
+    # Of the teacher, its own crop and detector.
+    settings = dict.fromkeys(("crop", "margin", "detector", "weights"))
+    job = Job.open(train, replace(options, backbone=options.teacher, dtype="auto", **settings))
+    vectors = [embed_job(member)[1].vectors for member in job.members]
+    missing = [member.any(axis=1) for member in vectors]
+    return joined_teacher(vectors) * np.all(missing, axis=0)[:, None]
+
+
+def _write(
+    target: Location, run: _Run, sets: Sequence[FaceSet], tuned: _Tuned, seconds: float
+) -> FinetuneSummary:
+    """Write weights, record and card, the weights last."""
+    options, backbone, tensors = run.options, run.backbone, tuned.network.tensors()
+    compared = tuned.compared(sets)
+    stem = target.name.removesuffix(target.suffix)
+    record_path, card_path = (target.parent.join(f"{stem}{ending}") for ending in (".finetune.json", ".md"))
+    summary = FinetuneSummary(
+        parent=options.backbone,
+        unfreeze=str(options.unfreeze),
+        loss=options.loss if options.teacher is None else f"{options.loss}, teacher {options.teacher}",
+        pairs={each.name: len(each.pairs) for each in sets},
+        images={each.name: len(each.pairs.images) for each in sets},
+        left_out={each.name: len(each.left_out) for each in sets},
+        trained=sum(parameter.numel() for parameter in tuned.network.parameters()),
+        parameters=sum(array.size for array in tensors.values()),
+        max_lr=tuned.fit.max_lr,
+        epochs=[asdict(epoch) for epoch in tuned.fit.epochs],
+        best_epoch=tuned.fit.best_epoch,
+        comparisons={name: asdict(each) for name, each in compared.items()},
+        helped=compared["dev"].helped,
+        verdicts=[each.sentence(name) for name, each in compared.items()],
+        fingerprint=fingerprint(tensors, backbone.architecture),
+        seconds=seconds,
+        backbone=str(target),
+        record=str(record_path),
+        card=str(card_path),
+    )
+    about = {
+        "architecture": backbone.architecture,
+        "parent": backbone.fingerprint,
+        "source": f"batchverify finetune {__version__} from {backbone.name}",
+    }
+    card = _card(summary, backbone, sets, str(record_path))
+    for location, data in (
+        (record_path, json.dumps(_record(summary, run, sets, tuned.fit), indent=1).encode()),
+        (card_path, card.encode()),
+        (target, save(tensors, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})),
+    ):
+        with writing(location):
+            location.write_bytes(data)
+    return summary
+
+
+def _record(
+    summary: FinetuneSummary, run: _Run, sets: Sequence[FaceSet], fitted: FinetuneFit
+) -> dict[str, Any]:
+    """The record of the training, for the file beside the weights."""
+    tested = fitted.range_test
+    return {
+        "version": __version__,
+        **summary.to_json(),
+        "parent_fingerprint": run.backbone.fingerprint,
+        "embedding": dict(sets[0].job.fingerprint.document),
+        "options": run.options.as_record(),
+        "manifests": {each.name: each.job.manifest.names for each in sets},
+        "image_roots": {each.name: list(each.job.manifest.roots) for each in sets},
+        "range_test": asdict(tested) if tested is not None else None,
+        "left_out": [{"set": each.name, **asdict(row)} for each in sets for row in each.left_out],
+    }
+
+
+def _card(summary: FinetuneSummary, backbone: Backbone, sets: Sequence[FaceSet], record: str) -> str:
+    """The model card."""
+    name, settings = Path(summary.backbone).name, sets[0].job.settings
+    usual = backbone.spec.defaults
+    flags = "".join(
+        f" --{flag.replace('_', '-')} {getattr(settings, flag)}"
+        for flag in CROPPING
+        if getattr(settings, flag) != getattr(usual, flag)
+    )
+    rows = [
+        [set_name, title, f"{figures[area]:.5f}", f"{figures[f'{area}_tar']:.4f}"]
+        for set_name, figures in summary.comparisons.items()
+        for title, area in (("parent", "frozen"), ("fine-tuned", "tuned"))
+    ]
+    return model_card(
+        {
+            "name": name,
+            "version": __version__,
+            "record": Path(record).name,
+            "parent": summary.parent,
+            "parent_fingerprint": backbone.fingerprint,
+            "fingerprint": summary.fingerprint,
+            "size": backbone.spec.size,
+            "settings": f"crop {settings.crop}"
+            + (f", detector {settings.detector}" if settings.detects else ""),
+            "dimension": backbone.spec.dimension,
+            "unfreeze": summary.unfreeze,
+            "trained": summary.trained,
+            "parameters": summary.parameters,
+            "loss": summary.loss,
+            "training": _described(sets[0]),
+            "dev": _described(sets[1]),
+            "verdict": " ".join(summary.verdicts),
+            "figures": rows,
+            "flags": flags,
+        }
+    )
+
+
+def _described(faces: FaceSet) -> str:
+    """A set of pairs in a few words."""
+    people = len(np.unique(faces.pairs.people[faces.pairs.people >= 0]))
+    named = f" of {people:,} people" if people else " of people without names"
+    sources = ", ".join(Path(name).name for name in faces.job.manifest.names[:3])
+    return f"{len(faces.pairs):,} pairs of {len(faces.pairs.images):,} images{named} ({sources})"
