@@ -158,7 +158,7 @@ class Distillation(nn.Module):
 
     Mean squared difference of all cosines between two of the batch's images; and, if the teacher has as many
     dimensions, 1 less the cosine of each vector with its teacher's. teacher: (M, T) float32 unit rows, by image; the
-    plain image's for augmented views, too.
+    plain image's for augmented views, too. Images with a zero row (no face) are left out.
     """
 
     def __init__(self, teacher: np.ndarray) -> None:
@@ -167,13 +167,15 @@ class Distillation(nn.Module):
 
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """vectors: (B, D)."""
-        teacher = self.teacher[torch.from_numpy(batch.images)].to(vectors.device)
-        units = normalize(vectors)
+        images = torch.from_numpy(batch.images)
+        known = self.teacher[images].any(dim=1).nonzero().squeeze(1)
+        teacher = self.teacher[images[known]].to(vectors.device)
+        units = normalize(vectors.index_select(0, known.to(vectors.device)))
         off_diagonal = max(1, len(units) * (len(units) - 1))
         # Both diagonals are 1.
         loss = (units @ units.T - teacher @ teacher.T).square().sum() / off_diagonal
         if teacher.shape[1] == units.shape[1]:
-            loss = loss + (1 - (units * teacher).sum(dim=1)).mean()
+            loss = loss + (1 - (units * teacher).sum(dim=1)).sum() / max(1, len(units))
         return loss
 
 
