@@ -17,6 +17,7 @@ from batchverify.evaluation.figures import Curve
 from batchverify.heads.features import Features
 from batchverify.heads.scorer import Layer, Scorer
 from batchverify.options import TrainOptions
+from batchverify.training.learning_rate import RangeTest
 from batchverify.training.linear import moments
 from batchverify.training.pairs import LabelledPairs
 
@@ -59,15 +60,6 @@ class Epoch:
     def merit(self, monitor: str) -> float:
         """The value of `monitor`, negated for `loss`: higher is better."""
         return {"loss": -self.dev_loss, "f1": self.dev_f1, "auc": self.dev_auc}[monitor]
-
-
-@dataclass(frozen=True)
-class RangeTest:
-    """A learning-rate range test (Smith 2018): the smoothed loss at each rate, and the rate picked."""
-
-    rates: list[float]
-    losses: list[float]
-    pick: float
 
 
 @dataclass(frozen=True)
@@ -152,32 +144,18 @@ def overfit_check(train: LabelledPairs, features: Features, options: TrainOption
 
 
 def range_test(train: LabelledPairs, features: Features, options: TrainOptions) -> RangeTest:
-    """Raise the rate from 1e-6 to 1 over a hundred steps; pick the rate at which the smoothed loss falls fastest.
-
-    Ends early if the loss is four times its minimum. Source: Smith 2018, section 3.
-    """
+    """Raise the rate from 1e-6 to 1 over a hundred steps; see `RangeTest.run`."""
     network = Perceptron.untrained(train, features, options)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RANGE[0], weight_decay=options.weight_decay)
     rng = np.random.default_rng(options.seed)
     sizes = repeat(_batch_pairs(train, options))
     endless = chain.from_iterable(batches(train, features, size, rng) for size in sizes)
-    rates: list[float] = []
-    losses: list[float] = []
-    smooth = best = float("inf")
-    for rate, batch in zip(np.geomspace(*RANGE, RANGE_STEPS).tolist(), endless, strict=False):
+
+    def step(rate: float) -> float:
         optimiser.param_groups[0]["lr"] = rate
-        loss = _step(network, optimiser, *batch)
-        if not np.isfinite(loss):
-            break
-        smooth = loss if not rates else 0.8 * smooth + 0.2 * loss
-        rates.append(rate)
-        losses.append(smooth)
-        best = min(best, smooth)
-        if not smooth < 4 * best:
-            break
-    # Only up to the minimum: after it the loss is erratic.
-    changes = np.diff(losses[: int(np.argmin(losses)) + 1])
-    return RangeTest(rates, losses, rates[int(np.argmin(changes))] if len(changes) else RANGE[0])
+        return _step(network, optimiser, *next(endless))
+
+    return RangeTest.run(step, np.geomspace(*RANGE, RANGE_STEPS).tolist())
 
 
 def _batch_pairs(train: LabelledPairs, options: TrainOptions) -> int:

@@ -1,47 +1,61 @@
-"""The training of a network's unfrozen blocks: checks, learning rates, epochs, early stopping, checkpoints."""
+"""The training of a network's unfrozen blocks: rates, steps, epochs, early stopping, checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from batchverify.errors import TrainingError, UsageError
 from batchverify.options import FinetuneOptions
-from batchverify.training.finetuning.sets import LabelledImages
-from batchverify.training.network import RangeTest
+from batchverify.runtime.devices import resolve_device
+from batchverify.training.finetuning.checkpoint import (
+    Checkpoint,
+    copied,
+    digest_of,
+    moments_of,
+    named,
+    restore_moments,
+)
+from batchverify.training.finetuning.checks import finite, overfit_check, range_test
+from batchverify.training.finetuning.learner import (
+    Learner,
+    batches_of,
+    multiplies_bfloat16,
+    set_rate,
+    untrained_loss,
+)
+from batchverify.training.finetuning.losses import ArcFaceLoss, PairLoss, WeightedSum
+from batchverify.training.finetuning.sets import Batch, LabelledImages
+from batchverify.training.finetuning.team import Team
+from batchverify.training.finetuning.vectors import Stored, auc_of, embedded, of_batch
+from batchverify.training.learning_rate import RangeTest, one_cycle
 
-
-class Stored(Protocol):
-    """What `fit` needs of the frozen blocks' output: `Activations`."""
-
-    @property
-    def views(self) -> int:
-        """Augmented views of each image that may be asked for, besides the face itself."""
-
-    def __len__(self) -> int:
-        """The number of images."""
-
-    def batch(self, images: np.ndarray, views: np.ndarray) -> torch.Tensor:
-        """(B, ...) float32 of (B,) images, each as the view of that number, 0 the face itself."""
-
-
-class Network(Protocol):
-    """What `fit` needs of a network beyond `nn.Module`: `TrainedPart`."""
-
-    def groups(self) -> list[tuple[str, list[nn.Parameter]]]:
-        """The parameters of each block, nearest the output first."""
+# The options that decide what a training ends with; a checkpoint is of them.
+DECIDING = (
+    *("unfreeze", "loss", "teacher_weight", "epochs", "patience", "max_lr", "lr_decay", "weight_decay"),
+    *("dropout", "batch_images", "augment", "train_statistics", "seed", "margin_loss"),
+)
+# What torch says of memory that a CPU does not have.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True)
 class FinetuneEpoch:
     """One pass over the training set, and the AUC of cosines on dev after it. Epoch 0 is the frozen backbone.
 
-    loss: the mean over the passes, None for epoch 0. lr: the rate of the last block at the epoch's start.
+    loss: the mean over the steps, None for epoch 0. lr: the rate of the last block at the epoch's start.
     """
 
     epoch: int
@@ -93,11 +107,230 @@ def fit(
     teacher: np.ndarray | None = None,
     *,
     on_step: OnStep = lambda *_: None,
+    team: Team | None = None,
 ) -> FinetuneFit:
     """Train `network` in place and leave it with the weights of the epoch that does best on dev.
 
-    folder: for the checkpoint; a call with the same arguments goes on from there. teacher: (M, T) float32 unit rows
-    by training image. Raises `UsageError` for sets that do not fit the loss, the batches or the checkpoint, and
-    `TrainingError` if the overfit check fails, a loss is not finite or memory runs out.
+    folder: for the checkpoint; a call with the same arguments goes on from there, reports the epochs before again
+    and ends, on a CPU, with the same bits as if it had not been interrupted. teacher: (M, T) float32 unit rows by
+    training image. team: the processes that train together, None for this one alone. Raises `UsageError` for sets
+    that do not fit the loss or the batches, `ArtifactError` for a checkpoint of another training, and `TrainingError`
+    if the overfit check fails, a loss is not finite or memory runs out.
     """
-    raise NotImplementedError
+    team = team or Team(torch.device(resolve_device(options.device)))
+    train_set.check(len(train))
+    dev_set.check(len(dev))
+    network.to(team.device)
+    devices = [team.device] if team.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), _memory_errors(options):
+        training = _Training(network, (train, train_set), (dev, dev_set), options, folder, teacher, team)
+        return training.run(report, on_step)
+
+
+@dataclass
+class _Progress:
+    """How far a training is. epoch, step: the next one. loss, seconds: sums of the epoch so far."""
+
+    max_lr: float
+    range_test: RangeTest | None
+    epochs: list[FinetuneEpoch]
+    best_epoch: int = 0
+    epoch: int = 1
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> _Progress:
+        tested = values.pop("range_test")
+        epochs = [FinetuneEpoch(**epoch) for epoch in values.pop("epochs")]
+        return cls(range_test=tested and RangeTest(**tested), epochs=epochs, **values)
+
+
+@dataclass
+class _Training:
+    """What a training consists of, and its steps."""
+
+    network: nn.Module
+    train: tuple[Stored, LabelledImages]
+    dev: tuple[Stored, LabelledImages]
+    options: FinetuneOptions
+    folder: Path
+    teacher: np.ndarray | None
+    team: Team
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        options, (stored, pairs) = self.options, self.train
+        self.batches = batches_of(options, pairs)
+        self.passes = options.accumulate * self.team.size
+        self.steps = len(self.batches) // self.passes
+        if not self.steps:
+            raise UsageError(
+                f"--accumulate {options.accumulate} and --workers {self.team.size} take {self.passes} batches a "
+                f"step, but the {pairs.name} set fills only {len(self.batches)} of --batch-images "
+                f"{options.batch_images}: give smaller numbers"
+            )
+        mixed = multiplies_bfloat16(options.dtype, self.team.device)
+        self.identity = self._identity(mixed)
+        self.learner = Learner(self.network, nn.Identity(), mixed=mixed)
+        one = embedded(self.learner, stored, pairs.images[:1], 1, Team(self.team.device))
+        self.learner.loss = untrained_loss(options, pairs, self.teacher, one.shape[1]).to(self.team.device)
+
+    def run(self, report: Report, on_step: OnStep) -> FinetuneFit:
+        """Begin, or go on, and come to the end."""
+        checkpoint = Checkpoint.read(self.folder, self.identity)
+        progress = self._begun() if checkpoint is None else _Progress.of_json(dict(checkpoint.progress))
+        optimiser = self.learner.optimiser(self.options)
+        if checkpoint is not None:
+            self._restore(checkpoint, optimiser)
+        for epoch in progress.epochs:
+            report(epoch)
+        # Only now: with it the members get the first one's weights.
+        joined = self.team.joined(self.learner)
+        while not self._is_over(progress):
+            self._run_epoch(progress, joined, optimiser, on_step)
+            report(progress.epochs[-1])
+        self.network.load_state_dict(self.best)
+        self.network.eval()
+        return FinetuneFit(progress.epochs, progress.best_epoch, progress.max_lr, progress.range_test)
+
+    def _begun(self) -> _Progress:
+        """The frozen backbone's epoch, and the checks."""
+        options, (stored, pairs), started = self.options, self.train, time.perf_counter()
+        frozen = FinetuneEpoch(0, None, self._dev_auc(0), 0.0, time.perf_counter() - started)
+        if isinstance(self.learner.loss, PairLoss | ArcFaceLoss | WeightedSum):
+            vectors = embedded(self.learner, stored, pairs.images, options.batch_images, self.team)
+            self.learner.loss.start_from(vectors, pairs)
+        self.best, tested = copied(self.network.state_dict()), None
+        start = copied(self.learner.state_dict())
+        overfit_check(self.learner, stored, self.batches, options)
+        rate = options.max_lr
+        if rate is None:
+            self.learner.load_state_dict(start)
+            self._seed(0, 0)
+            tested = range_test(self.learner, stored, self.batches, options)
+            rate = self.team.of_first(tested.pick)
+        self.learner.load_state_dict(start)
+        return _Progress(rate, tested, [frozen])
+
+    def _is_over(self, progress: _Progress) -> bool:
+        done = progress.epoch - 1
+        return done >= self.options.epochs or done - progress.best_epoch >= self.options.patience
+
+    def _run_epoch(
+        self, progress: _Progress, joined: nn.Module, optimiser: torch.optim.Optimizer, on_step: OnStep
+    ) -> None:
+        """The rest of an epoch, with a checkpoint every few steps and at its end."""
+        options, before = self.options, (progress.epoch - 1) * self.steps
+        started = time.perf_counter() - progress.seconds
+        self.learner.train()
+        for batches in self._steps_from(progress.epoch, progress.step):
+            rate = progress.max_lr * one_cycle(before + progress.step, options.epochs * self.steps)
+            set_rate(optimiser, rate)
+            loss = self._step(joined, optimiser, batches, progress)
+            progress.loss += finite(loss, f"epoch {progress.epoch}, step {progress.step + 1}")
+            progress.step += 1
+            progress.seconds = time.perf_counter() - started
+            if progress.step % options.checkpoint_steps == 0 and progress.step < self.steps:
+                self._save(progress, optimiser)
+            on_step(before + progress.step, options.epochs * self.steps)
+        rate = progress.max_lr * one_cycle(before, options.epochs * self.steps)
+        auc = self._dev_auc(progress.epoch)
+        seconds = time.perf_counter() - started
+        epoch = FinetuneEpoch(progress.epoch, progress.loss / self.steps, auc, rate, seconds)
+        if auc > progress.epochs[progress.best_epoch].dev_auc:
+            progress.best_epoch, self.best = epoch.epoch, copied(self.network.state_dict())
+        progress.epochs.append(epoch)
+        progress.epoch, progress.step, progress.loss, progress.seconds = epoch.epoch + 1, 0, 0.0, 0.0
+        self._save(progress, optimiser)
+
+    def _steps_from(self, epoch: int, step: int) -> Iterator[list[Batch]]:
+        """The batches of each step of an epoch, from a step on."""
+        batches = islice(self.batches.epoch(epoch, self.train[0].views), step * self.passes, None)
+        for _ in range(step, self.steps):
+            yield list(islice(batches, self.passes))
+
+    def _step(
+        self,
+        joined: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        batches: list[Batch],
+        progress: _Progress,
+    ) -> float:
+        """A step on this member's share of the batches; the mean loss of all."""
+        team, device = self.team, self.team.device
+        mine = batches[team.rank :: team.size]
+        optimiser.zero_grad()
+        losses = torch.zeros(len(mine), dtype=torch.float64, device=device)
+        for index, batch in enumerate(mine):
+            self._seed(progress.epoch, progress.step * self.passes + index * team.size + team.rank)
+            is_last = index == len(mine) - 1
+            with nullcontext() if is_last else team.apart(joined):
+                loss = joined(of_batch(self.train[0], batch, device), batch)
+                (loss / len(mine)).backward()
+            losses[index] = loss.detach()
+        optimiser.step()
+        return float(team.total(losses.sum())) / self.passes
+
+    def _seed(self, epoch: int, number: int) -> None:
+        """Make the draws of a pass depend on nothing but its number."""
+        state = np.random.SeedSequence((self.options.seed, epoch, number)).generate_state(2, np.uint32)
+        torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+    def _dev_auc(self, epoch: int) -> float:
+        stored, pairs = self.dev
+        auc = auc_of(
+            embedded(self.learner, stored, pairs.images, self.options.batch_images, self.team), pairs
+        )
+        if math.isnan(auc):
+            where = f"after epoch {epoch}" if epoch else "before training"
+            raise TrainingError(
+                f"vectors of {pairs.name} images are not finite {where}"
+                + ("; give a smaller --max-lr" if epoch else ": look for broken weights or images")
+            )
+        return auc
+
+    def _save(self, progress: _Progress, optimiser: torch.optim.Optimizer) -> None:
+        if self.team.rank:
+            return
+        tensors = {
+            **named("learner", self.learner.state_dict()),
+            **named("best", self.best),
+            **named("optimiser", moments_of(optimiser)),
+        }
+        Checkpoint(self.identity, tensors, asdict(progress)).write(self.folder)
+
+    def _restore(self, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer) -> None:
+        self.learner.load_state_dict(checkpoint.part("learner"))
+        restore_moments(optimiser, checkpoint.part("optimiser"))
+        self.best = checkpoint.part("best")
+
+    def _identity(self, mixed: bool) -> str:
+        """A hash of all that decides what the training ends with."""
+        of_teacher = None if self.teacher is None else hashlib.sha256(self.teacher.tobytes()).hexdigest()
+        about = {
+            "options": {name: getattr(self.options, name) for name in DECIDING},
+            "mixed": mixed,
+            "passes": self.passes,
+            "sets": [pairs.digest() for _, pairs in (self.train, self.dev)],
+            "views": self.train[0].views,
+            "network": digest_of(self.network),
+            "teacher": of_teacher,
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _memory_errors(options: FinetuneOptions) -> Iterator[None]:
+    """Errors of too little memory as `TrainingError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as exc:
+        is_memory = isinstance(exc, MemoryError) or any(text in str(exc) for text in OUT_OF_MEMORY)
+        if not is_memory:
+            raise
+        raise TrainingError(
+            f"not enough memory for --batch-images {options.batch_images}: give fewer, and a larger --accumulate to "
+            "keep the images of a step; or unfreeze fewer blocks"
+        ) from exc

@@ -15,13 +15,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from batchverify.errors import UsageError
 from batchverify.options import MARGINS
-from batchverify.training.finetuning.sets import Batch
+from batchverify.training.calibration import platt_scaling
+from batchverify.training.finetuning.sets import Batch, LabelledImages
 
 # Deng et al. 2019 take 64 for millions of images; smaller sets do better with less (their section 3.1).
 ARCFACE_SCALE = 30.0
 # Below this sine, the gradient of an angle is cut off.
 LEAST_SINE = 1e-4
 TOLERANCE = 1e-3
+# Pairs of each label that a pair loss starts from, and the limits of its scale then.
+START_PAIRS = 4096
+LEAST_SCALE, MOST_SCALE = 1.0, 50.0
 
 
 class PairLoss(nn.Module):
@@ -34,6 +38,16 @@ class PairLoss(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.offset = nn.Parameter(torch.tensor(float(offset)))
+
+    @torch.no_grad()
+    def start_from(self, vectors: np.ndarray, pairs: LabelledImages) -> None:
+        """Start as the logistic head of the frozen backbone. vectors: (M, D) unit rows, by image."""
+        few = pairs.few(START_PAIRS, 0)
+        cosines = np.einsum("nd,nd->n", vectors[few.a], vectors[few.b])
+        slope, offset = platt_scaling(cosines, few.labels)
+        scale = min(max(-slope, LEAST_SCALE), MOST_SCALE)
+        self.log_scale.fill_(math.log(scale))
+        self.offset.fill_(offset * scale / -slope if slope < 0 else 0.0)
 
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The mean over the batch's pairs. vectors: (B, D)."""
@@ -114,13 +128,21 @@ class ArcFaceLoss(nn.Module):
         self.centres = nn.Parameter(centres.clone())
         self.margin = margin
 
+    @torch.no_grad()
+    def start_from(self, vectors: np.ndarray, pairs: LabelledImages) -> None:
+        """Start each person's vector as the mean of its images'. vectors: (M, D) unit rows, by image."""
+        known = np.flatnonzero(pairs.classes >= 0)
+        sums = np.zeros(tuple(self.centres.shape), np.float32)
+        np.add.at(sums, pairs.classes[known], vectors[known])
+        self.centres.copy_(normalize(torch.from_numpy(sums)))
+
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The mean over the batch's images with a person; 0 if there are none. vectors: (B, D)."""
         known = torch.from_numpy(np.flatnonzero(batch.people >= 0)).to(vectors.device)
         people = torch.from_numpy(batch.people).to(vectors.device)[known]
         cosines = normalize(vectors.index_select(0, known)) @ normalize(self.centres).T
-        own = torch.nn.functional.one_hot(people, len(self.centres)).bool()
-        logits = ARCFACE_SCALE * torch.where(own, self._moved(cosines), cosines)
+        own = people[:, None]
+        logits = ARCFACE_SCALE * cosines.scatter(1, own, self._moved(cosines.gather(1, own)))
         return cross_entropy(logits, people, reduction="sum") / max(1, len(people))
 
     def _moved(self, cosines: torch.Tensor) -> torch.Tensor:
@@ -136,7 +158,7 @@ class Distillation(nn.Module):
 
     Mean squared difference of all cosines between two of the batch's images; and, if the teacher has as many
     dimensions, 1 less the cosine of each vector with its teacher's. teacher: (M, T) float32 unit rows, by image; the
-    plain image's for augmented views, too.
+    plain image's for augmented views, too. Images with a zero row (no face) are left out.
     """
 
     def __init__(self, teacher: np.ndarray) -> None:
@@ -145,13 +167,15 @@ class Distillation(nn.Module):
 
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """vectors: (B, D)."""
-        teacher = self.teacher[torch.from_numpy(batch.images)].to(vectors.device)
-        units = normalize(vectors)
+        images = torch.from_numpy(batch.images)
+        known = self.teacher[images].any(dim=1).nonzero().squeeze(1)
+        teacher = self.teacher[images[known]].to(vectors.device)
+        units = normalize(vectors.index_select(0, known.to(vectors.device)))
         off_diagonal = max(1, len(units) * (len(units) - 1))
         # Both diagonals are 1.
         loss = (units @ units.T - teacher @ teacher.T).square().sum() / off_diagonal
         if teacher.shape[1] == units.shape[1]:
-            loss = loss + (1 - (units * teacher).sum(dim=1)).mean()
+            loss = loss + (1 - (units * teacher).sum(dim=1)).sum() / max(1, len(units))
         return loss
 
 
@@ -161,6 +185,11 @@ class WeightedSum(nn.Module):
     def __init__(self, loss: nn.Module, distillation: Distillation, weight: float) -> None:
         super().__init__()
         self.loss, self.distillation, self.weight = loss, distillation, weight
+
+    def start_from(self, vectors: np.ndarray, pairs: LabelledImages) -> None:
+        """See the losses' own."""
+        if isinstance(self.loss, PairLoss | ArcFaceLoss):
+            self.loss.start_from(vectors, pairs)
 
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """vectors: (B, D)."""

@@ -1,0 +1,119 @@
+"""The state of a training on disk: one file, replaced as a whole, in which no code can hide."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from batchverify.errors import ArtifactError, BatchverifyError
+from batchverify.storage.location import Location
+
+NAME = "checkpoint.safetensors"
+KEY = "training"
+# What AdamW keeps of each parameter.
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name and what else a training must know, as JSON. identity: what training this is."""
+
+    identity: str
+    tensors: dict[str, torch.Tensor]
+    progress: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write to a folder, atomically. Raises `BatchverifyError` if the disk does not take it."""
+        metadata = {KEY: json.dumps({"identity": self.identity, **self.progress})}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        place = Location.parse(folder / NAME)
+        try:
+            place.write_bytes(save(tensors, metadata))
+        except OSError as exc:
+            raise BatchverifyError(f"{place}: the checkpoint cannot be written: {exc.strerror}") from exc
+
+    @classmethod
+    def read(cls, folder: Path, identity: str) -> Checkpoint | None:
+        """That of a folder; None if there is none. Raises `ArtifactError` for another training's or a damaged one."""
+        path = folder / NAME
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise ArtifactError(f"{path}: the checkpoint cannot be read: {exc.strerror}") from exc
+        try:
+            progress = json.loads(_metadata(data)[KEY])
+            found, tensors = str(progress.pop("identity")), load(data)
+        except (SafetensorError, LookupError, ValueError, TypeError) as exc:
+            raise ArtifactError(f"{path}: the checkpoint is damaged: remove it to start again") from exc
+        if found != identity:
+            raise ArtifactError(
+                f"{path}: the checkpoint is of a training with other options, pairs or images: give the same "
+                "ones, or remove it to start again"
+            )
+        return cls(identity, tensors, progress)
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors that `named` gave this name."""
+        start = f"{name}."
+        return {key.removeprefix(start): each for key, each in self.tensors.items() if key.startswith(start)}
+
+
+def named(name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors with a name before their own."""
+    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What AdamW keeps, by the number of the parameter."""
+    return {
+        f"{number}.{moment}": optimiser.state[parameter][moment]
+        for number, parameter in enumerate(_parameters(optimiser))
+        if optimiser.state[parameter]
+        for moment in MOMENTS
+    }
+
+
+def restore_moments(optimiser: torch.optim.Optimizer, moments: Mapping[str, torch.Tensor]) -> None:
+    """Give AdamW what `moments_of` returned."""
+    for number, parameter in enumerate(_parameters(optimiser)):
+        if f"{number}.step" in moments:
+            step, *others = (moments[f"{number}.{moment}"] for moment in MOMENTS)
+            # In the parameter's own memory order, as AdamW would make them.
+            copies = [torch.empty_like(parameter, requires_grad=False).copy_(each) for each in others]
+            optimiser.state[parameter] = dict(zip(MOMENTS, [step, *copies], strict=True))
+
+
+def digest_of(module: nn.Module) -> str:
+    """A hash of a module's parameters and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of tensors, in their memory order."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
+    for group in optimiser.param_groups:
+        yield from group["params"]
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata in a safetensors file's header: its length in 8 bytes, then JSON."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"]
