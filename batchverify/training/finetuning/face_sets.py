@@ -13,8 +13,7 @@ from batchverify.embedding.embedder import Embedder
 from batchverify.errors import UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.job import Job
-from batchverify.storage.fence import Fence
-from batchverify.training.finetuning.face_crops import FaceCrops
+from batchverify.training.finetuning.face_crops import FaceCrops, Report, say_nothing
 from batchverify.training.finetuning.sets import LabelledImages
 from batchverify.training.pairs import SHOWN, LeftOut, labels_of, people_of, persons_of, shared_people
 
@@ -30,14 +29,15 @@ class FaceSet:
     left_out: tuple[LeftOut, ...]
 
     @classmethod
-    def collect(cls, name: str, job: Job, embedder: Embedder, folder: Path) -> FaceSet:
+    def collect(
+        cls, name: str, job: Job, embedder: Embedder, folder: Path, progress: Report = say_nothing
+    ) -> FaceSet:
         """Cut the faces of a manifest's images into `folder`, where an earlier run may have left some of them.
 
-        Raises `UsageError` if no pair of each label is left.
+        progress: is told of images. Raises `UsageError` if no pair of each label is left.
         """
-        fence = Fence(job.manifest.fence) if job.manifest.fence is not None else None
         crops = FaceCrops.collect(
-            job.scan.images, embedder, job.options.limits, fence, folder, quiet=job.options.quiet
+            job.scan.images, embedder, job.options.limits, job.manifest.fence, folder, progress
         )
         usable = np.array([image not in crops.failed for image in range(len(crops))], bool)
         parts: list[tuple[np.ndarray, ...]] = []
@@ -70,8 +70,8 @@ def check_people_apart(jobs: Mapping[str, Job]) -> None:
 def check_images_apart(sets: Sequence[FaceSet]) -> None:
     """Raise `UsageError` if two sets hold the same image, byte for byte."""
     for first, second in combinations(sets, 2):
-        others = set(second.crops.keys.values())
-        shared = [image for image, key in first.crops.keys.items() if key in others]
+        others = {key for key in second.crops.keys if key}
+        shared = [image for image, key in enumerate(first.crops.keys) if key in others]
         if shared:
             paths = ", ".join(str(first.job.scan.images[image]) for image in shared[:SHOWN])
             more = ", …" if len(shared) > SHOWN else ""

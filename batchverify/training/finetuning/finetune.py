@@ -27,8 +27,8 @@ from batchverify.scoring.score import embed_job
 from batchverify.storage.location import Location
 from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.face_sets import FaceSet, check_images_apart, check_people_apart
-from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit, fit, unit_vectors
-from batchverify.training.finetuning.guard import Comparison, compare_backbones
+from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit, fit
+from batchverify.training.finetuning.guard import Comparison, compare_backbones, unit_vectors
 from batchverify.training.finetuning.losses import joined_teacher
 from batchverify.training.finetuning.model_card import model_card
 from batchverify.training.finetuning.trainable import TrainedPart, blocks
