@@ -179,7 +179,7 @@ def _embed(labelled: Any, path: str | None, options: CalibrateOptions, log: Trai
     apart_from = _check_new(head, job, _known_manifests(path, head, log) + _named(options))
     each = embed_set(NAME, job)
     pairs = each.pairs
-    log_left_out(pairs, log)
+    log_left_out(pairs.name, pairs.left_out, log)
     failed = len(pairs.left_out)
     check_failed(failed, failed + len(pairs), options.max_failed, each.summary)
     for member in each.members:

@@ -30,6 +30,7 @@ from batchverify.training.pairs import (
     SHOWN,
     LabelledPairs,
     Leak,
+    LeftOut,
     check_apart,
     count_labels,
     find_leaks,
@@ -264,7 +265,7 @@ def _check(sets: Sequence[EmbeddedSet], options: TrainOptions, log: TrainingLog)
     """Log what is left out and what leaks. Raises `UsageError` for unsuitable pairs and `--strict-identities`."""
     for each in sets:
         left_out = len(each.pairs.left_out)
-        log_left_out(each.pairs, log)
+        log_left_out(each.pairs.name, each.pairs.left_out, log)
         try:
             check_failed(left_out, left_out + len(each.pairs), options.max_failed, each.summary)
         except NothingScoredError as exc:
@@ -423,13 +424,13 @@ def _fit_repeats(
     return fits
 
 
-def log_left_out(pairs: LabelledPairs, log: TrainingLog) -> None:
-    """Log the first pairs that could not be embedded."""
-    count = len(pairs.left_out)
+def log_left_out(name: str, left_out: Sequence[LeftOut], log: TrainingLog) -> None:
+    """Log the first pairs that could not be embedded. name: of their set."""
+    count = len(left_out)
     if count:
         verb = "pair could not be embedded and is" if count == 1 else "pairs could not be embedded and are"
-        log.write(f"warning: {count:,} {pairs.name} {verb} left out:")
-    for row in pairs.left_out[:SHOWN]:
+        log.write(f"warning: {count:,} {name} {verb} left out:")
+    for row in left_out[:SHOWN]:
         log.write(f"  {row}")
     if count > SHOWN:
         log.write(f"  … and {count - SHOWN:,} more; the training record lists them all")

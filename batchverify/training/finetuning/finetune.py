@@ -1,4 +1,4 @@
-"""`finetune`: the last blocks of a backbone, trained on labelled pairs; a weights file, its record and its model card."""
+"""`finetune`: the last blocks of a backbone, trained on labelled pairs; weights, their record, their model card."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import save
 
 from batchverify.embedding.backbone import METADATA_KEY, Backbone, fingerprint, fused_names, load_backbone
@@ -26,12 +27,14 @@ from batchverify.scoring.parquet import writing
 from batchverify.scoring.score import embed_job
 from batchverify.storage.location import Location
 from batchverify.training.finetuning.activations import Activations
+from batchverify.training.finetuning.checkpoint import NAME as CHECKPOINT
 from batchverify.training.finetuning.face_sets import FaceSet, check_images_apart, check_people_apart
 from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit, fit
-from batchverify.training.finetuning.guard import Comparison, compare_backbones, unit_vectors
+from batchverify.training.finetuning.guard import Comparison, compare_backbones
 from batchverify.training.finetuning.losses import joined_teacher
 from batchverify.training.finetuning.model_card import model_card
 from batchverify.training.finetuning.trainable import TrainedPart, blocks
+from batchverify.training.finetuning.vectors import all_vectors
 from batchverify.training.train import TrainingLog, check_labels, head_target, log_left_out
 from batchverify.version import __version__
 
@@ -68,7 +71,7 @@ def finetune(
         data = _begin(folder, _document(jobs, options), overwrite=options.overwrite)
         run = _Run(backbone, options, data, log)
         sets = run.faces(jobs)
-        tuned = run.tuned(sets, _teacher(train, sets[0], options))
+        tuned = run.tuned(sets, _teacher(train, options))
         files = _write(target, run, sets, tuned, round(time.monotonic() - started, 2))
         shutil.rmtree(data, ignore_errors=True)
         folder.remove()
@@ -155,8 +158,8 @@ class _Run:
         embedder = Embedder(self.backbone, **settings, device=options.device, runtime=options.runtime)
         sets = []
         for name, job in jobs.items():
-            faces = FaceSet.collect(name, job, embedder, self.data / name)
-            log_left_out(faces, self.log)
+            faces = FaceSet.collect(name, job, embedder, self.data / name / "faces")
+            log_left_out(name, faces.left_out, self.log)
             sets.append(faces)
         check_images_apart(sets)
         return sets
@@ -168,27 +171,29 @@ class _Run:
         network = TrainedPart(
             self.backbone, str(options.unfreeze), dropout=options.dropout, train_statistics=statistics
         )
-        network.frozen.to(resolve_device(options.device))
+        device = torch.device(resolve_device(options.device))
+        network.frozen.to(device)
+        network.to(device)
         activations = [
             Activations.computed(
                 each.crops,
                 network.frozen,
                 options.augment if each is sets[0] else 0,
-                self.data / each.name,
+                self.data / each.name / "activations",
             )
             for each in sets
         ]
-        before = [unit_vectors(network, each) for each in activations]
-        pairs = [each.pairs for each in sets]
-        fitted = fit(network, *activations[:2], *pairs[:2], options, self.data, self._report, teacher)
+        before = [all_vectors(network, each, device) for each in activations]
+        (train, dev), (train_set, dev_set) = activations[:2], [each.pairs for each in sets[:2]]
+        fitted = fit(network, train, dev, train_set, dev_set, options, self.data, self._report, teacher)
         if not fitted.helped:
             raise TrainingError(
                 f"fine-tuning did not help, so nothing is written: the best of {len(fitted.epochs) - 1} epochs has "
                 f"AUC {max(each.dev_auc for each in fitted.epochs[1:]):.5f} on dev, the frozen backbone "
-                f"{fitted.frozen_auc:.5f}. Try a smaller --max-lr, fewer blocks (--unfreeze), more --augment, or "
-                "another --loss"
+                f"{fitted.frozen_auc:.5f}. Try a smaller --max-lr, other blocks (--unfreeze), more --augment, or "
+                f"another --loss, with --overwrite: {self.data.parent} keeps the faces for that; delete it otherwise"
             )
-        return _Tuned(network, fitted, before, [unit_vectors(network, each) for each in activations])
+        return _Tuned(network, fitted, before, [all_vectors(network, each, device) for each in activations])
 
     def _report(self, epoch: FinetuneEpoch) -> None:
         if epoch.loss is None:
@@ -249,8 +254,11 @@ def _document(jobs: Mapping[str, Job], options: FinetuneOptions) -> dict[str, An
     }
 
 
-def _begin(folder: JobFolder, document: Mapping[str, Any], *, overwrite: bool) -> Path:
-    """The folder with the data of this job, empty if it is new; `UsageError` if it holds another job's."""
+def _begin(folder: JobFolder, document: dict[str, Any], *, overwrite: bool) -> Path:
+    """The folder with the data of this job; `UsageError` if another job's is half done there.
+
+    Faces and activations know what they were computed from: a new job takes those that fit.
+    """
     data, state = Path(folder.location.path) / DATA, folder.state()
     document = json.loads(json.dumps(document))
     if state is not None and state["job"] != document and not overwrite:
@@ -259,22 +267,24 @@ def _begin(folder: JobFolder, document: Mapping[str, Any], *, overwrite: bool) -
             "another output with -o, finish that one, or start anew with --overwrite"
         )
     if state is None or state["job"] != document or overwrite:
-        shutil.rmtree(data, ignore_errors=True)
+        (data / CHECKPOINT).unlink(missing_ok=True)
         folder.write_state({"job": document, "token": uuid.uuid4().hex})
     data.mkdir(exist_ok=True)
     return data
 
 
-def _teacher(train: Any, faces: FaceSet, options: FinetuneOptions) -> np.ndarray | None:
+def _teacher(train: Any, options: FinetuneOptions) -> np.ndarray | None:
     """(M, T) float32 unit rows of the training images by `--teacher`, zeros where it finds no face."""
     if options.teacher is None:
         return None
-    # Of the teacher, its own crop and detector.
-    settings = dict.fromkeys(("crop", "margin", "detector", "weights"))
-    job = Job.open(train, replace(options, backbone=options.teacher, dtype="auto", **settings))
+    # The teacher has a crop and a detector of its own.
+    of_teacher = replace(
+        options, backbone=options.teacher, weights=None, dtype="auto", crop=None, margin=None, detector=None
+    )
+    job = Job.open(train, of_teacher)
     vectors = [embed_job(member)[1].vectors for member in job.members]
-    missing = [member.any(axis=1) for member in vectors]
-    return joined_teacher(vectors) * np.all(missing, axis=0)[:, None]
+    known = np.all([member.any(axis=1) for member in vectors], axis=0)
+    return np.asarray(joined_teacher(vectors) * known[:, None], np.float32)
 
 
 def _write(

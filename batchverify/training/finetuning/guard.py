@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.nn.functional import normalize
 
 from batchverify.evaluation.bootstrap import Units, bootstrap
 from batchverify.evaluation.figures import Curve, Ranking
-from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.sets import LabelledImages
-from batchverify.training.finetuning.trainable import TrainedPart
 
-# Images of a forward pass.
-BLOCK = 64
 DRAWS = 200
 FAR = 1e-2
 
@@ -74,8 +68,16 @@ def compare_backbones(pairs: LabelledImages, frozen: np.ndarray, tuned: np.ndarr
         return {"gain": after - before}
 
     low, high = bootstrap(units, figures, draws=DRAWS).get("gain", (None, None))
-    areas, tars = [curve.auc() for curve in curves], [_tar(curve) for curve in curves]
-    return Comparison(*areas, *tars, low, high, units.kind)
+    frozen_curve, tuned_curve = curves
+    return Comparison(
+        frozen_curve.auc(),
+        tuned_curve.auc(),
+        _tar(frozen_curve),
+        _tar(tuned_curve),
+        low,
+        high,
+        units.kind,
+    )
 
 
 def _units(pairs: LabelledImages) -> Units:
@@ -95,16 +97,3 @@ def _tar(curve: Curve) -> float:
     """The largest share of same pairs accepted at a threshold that accepts at most `FAR` of the different ones."""
     allowed = curve.false_accepts() <= FAR
     return float(1 - curve.false_rejects()[allowed].min())
-
-
-@torch.inference_mode()
-def unit_vectors(network: TrainedPart, activations: Activations) -> np.ndarray:
-    """(M, D) float32 unit rows of all images as the network is now, without dropout, in float32."""
-    was_training = network.training
-    network.eval()
-    rows = []
-    for start in range(0, len(activations), BLOCK):
-        images = np.arange(start, min(start + BLOCK, len(activations)))
-        rows.append(normalize(network(activations.batch(images, np.zeros_like(images)))).cpu().numpy())
-    network.train(was_training)
-    return np.concatenate(rows)

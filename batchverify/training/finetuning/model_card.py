@@ -38,8 +38,8 @@ batchverify score MANIFEST --backbone {name}{flags} --head HEAD.safetensors -o O
 
 **Known limits.** Those of its parent, and these:
 
-- It moved towards the people and images that it learned from. On others it may be worse than its parent: measure it on
-  labelled pairs of your own, and by groups of people (`batchverify evaluate --group-a … --group-b …`).
+- It moved towards the people and images that it learned from. On others it may be worse than its parent: measure it
+  on labelled pairs of your own, and by groups of people (`batchverify evaluate --group-a … --group-b …`).
 - The epoch was chosen on the dev pairs, so the figures on them flatter. Those of a test set do not.
 - What the training images allow (consent, licence, law) holds for this file, too. Faces can be inferred from weights
   to some degree: share it as you would share the images.
