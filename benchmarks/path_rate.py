@@ -97,7 +97,7 @@ def _embedder(**options: Any) -> tuple[Any, ThreadPoolExecutor, Any]:
     embedder_class = _module("embedding.embedder", "embedder").Embedder
     engine = _module("engine.base", "engine")
     _module("process", "memory").keep_freed_memory()
-    cpus = _module("runtime.devices", "devices").available_cpus()
+    cpus = len(os.sched_getaffinity(0))
     workers = engine.Workers.for_cpus(cpus, engine.visible_gpus(options.get("device", "auto")))
     parameters = inspect.signature(embedder_class).parameters
     if "workers" in parameters:
@@ -112,12 +112,12 @@ def _embedder(**options: Any) -> tuple[Any, ThreadPoolExecutor, Any]:
 
 def _module(*names: str) -> Any:
     """The module of the package under the first of its names that is there: older checkouts had others."""
+    package = Path(import_module("batchverify").__file__ or "").parent
     for name in names:
-        try:
+        # An editable installation would find what another checkout lacks in its own.
+        if (package / f"{name.replace('.', '/')}.py").is_file():
             return import_module(f"batchverify.{name}")
-        except ModuleNotFoundError:
-            continue
-    raise ModuleNotFoundError(f"none of {', '.join(names)}")
+    raise ModuleNotFoundError(f"none of {', '.join(names)} in {package}")
 
 
 if __name__ == "__main__":

@@ -370,9 +370,9 @@ def choose_dtype(dtype: str, device: str) -> str:
 
 
 def is_out_of_memory(exc: RuntimeError) -> bool:
-    """Whether memory ran out: on a GPU, in one of its libraries, or for pinned memory."""
+    """Whether memory ran out: on a GPU, in one of its libraries, for pinned memory, or on a CPU."""
     return isinstance(exc, torch.cuda.OutOfMemoryError) or any(
-        words in str(exc) for words in ("out of memory", "ALLOC_FAILED")
+        words in str(exc) for words in ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
     )
 
 

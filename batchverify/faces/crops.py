@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from batchverify.faces.alignment import Template, align, similarities, template_for
 from batchverify.faces.detection import Detections
@@ -19,6 +19,9 @@ SMALLEST_CROP = 0.88
 JITTER = 0.25
 JPEG_QUALITY = (35, 95)
 SALT_SHARE = 0.01
+# Share of blurred views, and the standard deviation of the blur in sides of the face: up to 2 of 160 pixels.
+BLURRED_SHARE = 0.3
+BLUR = (0.003, 0.0125)
 # Faces get a reflected border, so that rotations and crops do not bring in black corners.
 BORDER = 32
 
@@ -126,17 +129,20 @@ def _stretch(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np
     return np.asarray(region.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def augmented(pixels: np.ndarray, key: bytes, view: int) -> np.ndarray:
+def augmented(pixels: np.ndarray, key: bytes, view: int, *, blur: bool = False) -> np.ndarray:
     """An augmented view, number `view` (from 1), of a face: (S, S, 3) uint8 RGB in and out.
 
     It may be mirrored, is rotated by up to 10 degrees and cropped to 88-100 % of its side. Brightness, contrast and
-    colour change by up to a quarter. It may be compressed as JPEG and have up to 1 % of white and black pixels. The
-    result depends only on the image's key and the number, so that it can be cached.
+    colour change by up to a quarter. It may be compressed as JPEG and have up to 1 % of white and black pixels. With
+    `blur`, about a third is blurred before that, and the others are the same as without. The result depends only on
+    the image's key and the number, so that it can be cached.
     """
-    rng = np.random.default_rng(list(hashlib.sha256(key + view.to_bytes(4, "little")).digest()))
+    rng = _generator(key, view)
     image = _moved(pixels, rng)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(rng.uniform(1 - JITTER, 1 + JITTER))
+    if blur:
+        image = _blurred(image, _generator(key, view, b"blur"))
     quality, compressed = int(rng.integers(*JPEG_QUALITY)), rng.random() < 0.5
     if compressed:
         buffer = io.BytesIO()
@@ -148,6 +154,16 @@ def augmented(pixels: np.ndarray, key: bytes, view: int) -> np.ndarray:
         spots = rng.random(augmented_pixels.shape[:2]) < share
         augmented_pixels[spots] = rng.choice(np.array([0, 255], np.uint8), int(spots.sum()))[:, None]
     return augmented_pixels
+
+
+def _generator(key: bytes, view: int, purpose: bytes = b"") -> np.random.Generator:
+    return np.random.default_rng(list(hashlib.sha256(key + view.to_bytes(4, "little") + purpose).digest()))
+
+
+def _blurred(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A part of the images, with a Gaussian blur; the others as they are."""
+    radius = rng.uniform(*BLUR) * image.width
+    return image.filter(ImageFilter.GaussianBlur(radius)) if rng.random() < BLURRED_SHARE else image
 
 
 def _moved(pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:

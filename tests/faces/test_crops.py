@@ -232,3 +232,19 @@ def test_compression_is_in_a_part_of_the_views():
         bright = len(values) // 2 + int(values[len(values) // 2 :].argmax())
         ringing += len(values) - 1 > bright + 1
     assert 8 < ringing < 32
+
+
+def test_a_part_of_the_views_is_blurred_if_asked_and_the_others_stay(face, views):
+    found = [augmented(face, KEY, view, blur=True) for view in VIEWS]
+    same = [np.array_equal(one, other) for one, other in zip(found, views, strict=True)]
+    assert 20 < sum(same) < 36
+    assert all(np.array_equal(augmented(face, KEY, view, blur=True), found[view - 1]) for view in VIEWS[:5])
+    for one, other, unchanged in zip(found, views, same, strict=True):
+        salt = spots(one) | spots(other)
+        assert unchanged or steps(one, salt) < steps(other, salt)
+
+
+def steps(view: np.ndarray, salt: np.ndarray) -> float:
+    """How much neighbouring pixels differ where there is no salt."""
+    plain = ~(salt[:, 1:] | salt[:, :-1])
+    return float(np.abs(np.diff(view.astype(float), axis=1))[plain].mean())

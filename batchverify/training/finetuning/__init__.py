@@ -1,4 +1,4 @@
-"""Fine-tuning: the last blocks of a backbone learn from labelled pairs or people; what comes out is a backbone.
+"""`finetune`: the last blocks of a backbone learn from labelled pairs, while what lies before them stays frozen.
 
-`fit` is the training itself, on activations of the frozen blocks; `distributed` runs it in several processes.
+In: labelled manifests and a backbone. Out: a backbone's weights. Below: `engine`, `embedding`, `faces`.
 """
