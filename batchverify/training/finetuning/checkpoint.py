@@ -32,11 +32,12 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write to a folder, atomically. Raises `BatchverifyError` if the disk does not take it."""
+        """Write to a folder, which is made, atomically. Raises `BatchverifyError` if the disk does not take it."""
         metadata = {KEY: json.dumps({"identity": self.identity, **self.progress})}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         place = Location.parse(folder / NAME)
         try:
+            place.parent.make_folder()
             place.write_bytes(save(tensors, metadata))
         except OSError as exc:
             raise BatchverifyError(f"{place}: the checkpoint cannot be written: {exc.strerror}") from exc

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from batchverify.embedding.forward import is_out_of_memory
 from batchverify.errors import TrainingError, UsageError
 from batchverify.options import FinetuneOptions
 from batchverify.runtime.devices import resolve_device
@@ -47,8 +47,6 @@ DECIDING = (
     *("unfreeze", "loss", "teacher_weight", "epochs", "patience", "max_lr", "lr_decay", "weight_decay"),
     *("dropout", "batch_images", "augment", "train_statistics", "seed", "margin_loss"),
 )
-# What torch says of memory that a CPU does not have.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,9 @@ class _Training:
         checkpoint = Checkpoint.read(self.folder, self.identity)
         progress = self._begun() if checkpoint is None else _Progress.of_json(dict(checkpoint.progress))
         optimiser = self.learner.optimiser(self.options)
-        if checkpoint is not None:
+        if checkpoint is None:
+            self._save(progress, optimiser)
+        else:
             self._restore(checkpoint, optimiser)
         for epoch in progress.epochs:
             report(epoch)
@@ -200,8 +200,7 @@ class _Training:
         options, (stored, pairs), started = self.options, self.train, time.perf_counter()
         frozen = FinetuneEpoch(0, None, self._dev_auc(0), 0.0, time.perf_counter() - started)
         if isinstance(self.learner.loss, PairLoss | ArcFaceLoss | WeightedSum):
-            vectors = embedded(self.learner, stored, pairs.images, options.batch_images, self.team)
-            self.learner.loss.start_from(vectors, pairs)
+            self.learner.loss.start_from(self._vectors(self.train, 0), pairs)
         self.best, tested = copied(self.network.state_dict()), None
         start = copied(self.learner.state_dict())
         overfit_check(self.learner, stored, self.batches, options)
@@ -279,17 +278,19 @@ class _Training:
         torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
     def _dev_auc(self, epoch: int) -> float:
-        stored, pairs = self.dev
-        auc = auc_of(
-            embedded(self.learner, stored, pairs.images, self.options.batch_images, self.team), pairs
-        )
-        if math.isnan(auc):
-            where = f"after epoch {epoch}" if epoch else "before training"
-            raise TrainingError(
-                f"vectors of {pairs.name} images are not finite {where}"
-                + ("; give a smaller --max-lr" if epoch else ": look for broken weights or images")
-            )
-        return auc
+        return auc_of(self._vectors(self.dev, epoch), self.dev[1])
+
+    def _vectors(self, images: tuple[Stored, LabelledImages], epoch: int) -> np.ndarray:
+        """(M, D) unit rows of a set after an epoch. Raises `TrainingError` if one is not finite."""
+        stored, pairs = images
+        vectors = embedded(self.learner, stored, pairs.images, self.options.batch_images, self.team)
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            what = f"the vectors of {len(bad):,} {pairs.name} images (first: image {bad[0]}) are not finite"
+            if epoch:
+                raise TrainingError(f"{what} after epoch {epoch}: give a smaller --max-lr")
+            raise TrainingError(f"{what} before training: look for broken weights")
+        return vectors
 
     def _save(self, progress: _Progress, optimiser: torch.optim.Optimizer) -> None:
         if self.team.rank:
@@ -327,8 +328,7 @@ def _memory_errors(options: FinetuneOptions) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as exc:
-        is_memory = isinstance(exc, MemoryError) or any(text in str(exc) for text in OUT_OF_MEMORY)
-        if not is_memory:
+        if not (isinstance(exc, MemoryError) or is_out_of_memory(exc)):
             raise
         raise TrainingError(
             f"not enough memory for --batch-images {options.batch_images}: give fewer, and a larger --accumulate to "

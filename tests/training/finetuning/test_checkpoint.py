@@ -1,0 +1,203 @@
+"""Checkpoints: processes killed at any moment end with the bits of an undisturbed one; other checkpoints are refused."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from finetune_samples import SmallNetwork, people_set, quick, train_small
+from safetensors import safe_open
+
+from batchverify.errors import ArtifactError, BatchverifyError
+from batchverify.training.finetuning.checkpoint import NAME, Checkpoint, named
+from batchverify.training.finetuning.fit import fit
+
+NEVER = ("step", 10**6)
+# 18 batches an epoch, two a step.
+STEPS = 27
+WAYS = {
+    "pair": {},
+    "two threads": {"loss": "contrastive", "threads": 2},
+    "arcface with a teacher": {"loss": "arcface", "teacher": "any", "max_lr": 3e-3, "accumulate": 1},
+    "triplet in bfloat16": {"loss": "triplet", "dtype": "bfloat16", "accumulate": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start `train_small` in a real process, forked from one that has loaded what it needs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["finetune_samples"])
+
+    def begin(folder, moment, changes):
+        settings = dict(changes)
+        threads = settings.pop("threads", 1)
+        process = context.Process(target=train_small, args=(folder, moment, threads, settings))
+        process.start()
+        return process
+
+    return begin
+
+
+@pytest.fixture
+def run(start):
+    """Run to the end or to the kill; the exit code."""
+
+    def finish(*arguments):
+        process = start(*arguments)
+        process.join()
+        return process.exitcode
+
+    return finish
+
+
+def end(folder):
+    """What a training ended with: the bytes of its weights, and its course."""
+    return (folder / "end.safetensors").read_bytes(), (folder / "end.json").read_text()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_any_moment_it_ends_with_the_same_bits(run, tmp_path, way):
+    changes = WAYS[way]
+    assert run(tmp_path / "undisturbed", NEVER, changes) == 0
+    expected = end(tmp_path / "undisturbed")
+    moments = [
+        ("step", 1),
+        ("step", 4),
+        ("step", 6),
+        ("before", 1),
+        ("after", 1),
+        ("before", 3),
+        ("after", 4),
+    ]
+    for number, moment in enumerate(moments):
+        folder = tmp_path / str(number)
+        assert run(folder, moment, changes) == -signal.SIGKILL
+        assert not (folder / "end.json").exists()
+        assert run(folder, NEVER, changes) == 0
+        assert end(folder) == expected, moment
+    # Killed again and again, at the first step after each start.
+    folder, kills = tmp_path / "often", 0
+    while run(folder, ("step", 5), changes) != 0:
+        kills += 1
+    assert kills >= 2 and end(folder) == expected
+
+
+def test_killed_from_outside(start, run, tmp_path):
+    began = time.monotonic()
+    assert run(tmp_path / "undisturbed", NEVER, {}) == 0
+    longest, expected = time.monotonic() - began, end(tmp_path / "undisturbed")
+    dice, kills = random.Random(1), 0
+    for number in range(8):
+        folder = tmp_path / str(number)
+        for _ in range(2):
+            process = start(folder, NEVER, {})
+            time.sleep(dice.uniform(0, longest))
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += process.exitcode != 0
+        assert run(folder, NEVER, {}) == 0
+        assert end(folder) == expected
+        # Of what the killed ones were writing nothing is left.
+        assert {path.name for path in folder.iterdir()} == {NAME, "end.json", "end.safetensors"}
+    assert kills > 4
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A finished training: how to run it again with changes."""
+    train, dev = people_set(12, 1), people_set(8, 2, "dev")
+
+    def again(options=None, *, seed=0, train=train, report=lambda _: None):
+        network = SmallNetwork(seed)
+        options = options or quick(epochs=2)
+        return network, fit(network, train[0], dev[0], train[1], dev[1], options, tmp_path, report)
+
+    again.first = again()
+    again.train = train
+    return again
+
+
+def test_a_finished_training_is_not_repeated(trained, tmp_path, monkeypatch):
+    before = (tmp_path / NAME).read_bytes()
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: pytest.fail("a step"))
+    seen = []
+    network, result = trained(report=seen.append)
+    assert (tmp_path / NAME).read_bytes() == before
+    assert result == trained.first[1] and seen == result.epochs
+    expected = trained.first[0].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+def test_what_decides_the_end_is_part_of_the_checkpoint(trained):
+    stored, pairs = trained.train
+    swapped = replace(pairs, labels=(1 - pairs.labels).astype(np.int8))
+    for changes in (
+        {"options": quick(epochs=3)},
+        {"options": quick(epochs=2, seed=1)},
+        {"options": quick(epochs=2, loss="contrastive")},
+        {"options": quick(epochs=2, accumulate=2)},
+        {"options": quick(epochs=2, dtype="bfloat16")},
+        {"seed": 1},
+        {"train": (stored, swapped)},
+    ):
+        with pytest.raises(
+            ArtifactError, match=rf"{NAME}: the checkpoint is of a training with other options"
+        ):
+            trained(**changes)
+    # These do not.
+    assert trained(quick(epochs=2, quiet=True, checkpoint_steps=7, batch_size=3))[1] == trained.first[1]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"short", b"\xff" * 100, b"\x02" + b"\0" * 7 + b"{}", b"\x08" + b"\0" * 7 + b"[1, 2, 3"]
+)
+def test_damaged_checkpoints(trained, tmp_path, data):
+    (tmp_path / NAME).write_bytes(data)
+    with pytest.raises(ArtifactError, match=rf"{NAME}: the checkpoint is damaged: remove it"):
+        trained()
+
+
+def test_a_shortened_checkpoint(trained, tmp_path):
+    path = tmp_path / NAME
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match="damaged"):
+        trained()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ArtifactError, match="cannot be read: Is a directory"):
+        trained()
+
+
+def test_a_disk_that_takes_nothing(trained, tmp_path, monkeypatch):
+    (tmp_path / NAME).unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("batchverify.storage.location.publish", full)
+    with pytest.raises(BatchverifyError, match=rf"{NAME}: the checkpoint cannot be written: No space left"):
+        trained()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_holds_tensors_and_json(trained, tmp_path):
+    with safe_open(tmp_path / NAME, "pt") as file:
+        about = json.loads(file.metadata()["training"])
+        names = {name.partition(".")[0] for name in file.keys()}  # noqa: SIM118
+    assert names == {"learner", "best", "optimiser"}
+    assert about["epoch"] == 3 and len(about["epochs"]) == 3
+    assert Checkpoint.read(tmp_path, about["identity"]).progress["best_epoch"] == about["best_epoch"]
+    assert Checkpoint.read(tmp_path / "none", "x") is None
+
+
+def test_parts_of_a_checkpoint():
+    tensors = {"weight": torch.ones(2), "a.bias": torch.zeros(1)}
+    checkpoint = Checkpoint("x", {**named("one", tensors), **named("other", {"weight": torch.zeros(1)})})
+    assert checkpoint.part("one") == tensors
