@@ -100,7 +100,9 @@ def measured(backbone: str, sets: dict[str, Pairs], folder: Path) -> dict[str, d
 @file_option("--lfw", "Folder with train.csv, dev.csv and test.csv of View 1.")
 @file_option("--fiw", "FIW's faces: columns image, identity and split.")
 @click.option("--backbone", default="vggface2", show_default=True)
-@click.option("--keep", type=click.Path(path_type=Path), help="Folder that keeps the new backbone and the manifests.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Folder that keeps the new backbone and the manifests."
+)
 @click.option("--record", is_flag=True, help="Put the table into RESULTS.md.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(

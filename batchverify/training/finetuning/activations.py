@@ -53,6 +53,7 @@ class Activations:
             "crops": crops.origin,
             "backbone": frozen.fingerprint,
             "unfreeze": frozen.unfreeze,
+            "dtype": "bfloat16" if frozen.mixed else "float32",
             "augmentation": AUGMENTATION,
         }
         one = frozen(torch.zeros((1, frozen.size, frozen.size, 3), dtype=torch.uint8))

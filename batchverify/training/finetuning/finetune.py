@@ -28,9 +28,11 @@ from batchverify.scoring.score import embed_job
 from batchverify.storage.location import Location
 from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.checkpoint import NAME as CHECKPOINT
+from batchverify.training.finetuning.face_crops import Report
 from batchverify.training.finetuning.face_sets import FaceSet, check_images_apart, check_people_apart
 from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit, fit
 from batchverify.training.finetuning.guard import Comparison, compare_backbones
+from batchverify.training.finetuning.learner import multiplies_bfloat16
 from batchverify.training.finetuning.losses import joined_teacher
 from batchverify.training.finetuning.model_card import model_card
 from batchverify.training.finetuning.trainable import TrainedPart, blocks
@@ -40,6 +42,8 @@ from batchverify.version import __version__
 
 # The folder in the job folder that holds faces, activations and the checkpoint.
 DATA = "data"
+# Between two lines that say how much is done.
+SHOW_SECONDS = 10.0
 # Settings of embedding that faces are cut by.
 CROPPING = ("crop", "margin", "face", "min_face", "detector")
 # Options that do not change the weights, or that the document names otherwise.
@@ -158,7 +162,9 @@ class _Run:
         embedder = Embedder(self.backbone, **settings, device=options.device, runtime=options.runtime)
         sets = []
         for name, job in jobs.items():
-            faces = FaceSet.collect(name, job, embedder, self.data / name / "faces")
+            faces = FaceSet.collect(
+                name, job, embedder, self.data / name / "faces", self._counter(f"{name} faces")
+            )
             log_left_out(name, faces.left_out, self.log)
             sets.append(faces)
         check_images_apart(sets)
@@ -172,7 +178,7 @@ class _Run:
             self.backbone, str(options.unfreeze), dropout=options.dropout, train_statistics=statistics
         )
         device = torch.device(resolve_device(options.device))
-        network.frozen.to(device)
+        network.frozen.to(device, mixed=multiplies_bfloat16(options.dtype, device))
         network.to(device)
         activations = [
             Activations.computed(
@@ -180,6 +186,7 @@ class _Run:
                 network.frozen,
                 options.augment if each is sets[0] else 0,
                 self.data / each.name / "activations",
+                progress=self._counter(f"{each.name} activations"),
             )
             for each in sets
         ]
@@ -194,6 +201,18 @@ class _Run:
                 f"another --loss, with --overwrite: {self.data.parent} keeps the faces for that; delete it otherwise"
             )
         return _Tuned(network, fitted, before, [all_vectors(network, each, device) for each in activations])
+
+    def _counter(self, name: str) -> Report:
+        """Writes how much of a long step is done, every few seconds."""
+        shown = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= SHOW_SECONDS:
+                shown = time.monotonic()
+                self.log.write(f"{name}: {done:,} of {total:,}")
+
+        return report
 
     def _report(self, epoch: FinetuneEpoch) -> None:
         if epoch.loss is None:

@@ -49,12 +49,13 @@ class FrozenPart:
     """What does not learn: faces, (B, S, S, 3) uint8 RGB on any device, to activations (B, ...), float32.
 
     Of a network that learns as a whole it only scales pixels. fingerprint: of the backbone. unfreeze: the block after
-    it. size: side of a face in pixels. Activations are on `device`, the CPU until `to` is called.
+    it. size: side of a face in pixels. Activations are on `device`, the CPU until `to` is called. mixed: whether
+    products are computed in bfloat16.
     """
 
     def __init__(self, backbone: Backbone, unfreeze: str, layers: nn.Sequential) -> None:
         self.fingerprint, self.unfreeze, self.size = backbone.fingerprint, unfreeze, backbone.spec.size
-        self.device = torch.device("cpu")
+        self.device, self.mixed = torch.device("cpu"), False
         self._layers = layers.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         for module in self._layers.modules():
             if isinstance(module, NormalisedConvolution):
@@ -71,9 +72,9 @@ class FrozenPart:
         """Whether the whole network learns, so that activations are scaled pixels."""
         return self.unfreeze == ALL
 
-    def to(self, device: str | torch.device) -> FrozenPart:
-        """Move it to a device; returns itself."""
-        self.device = torch.device(device)
+    def to(self, device: str | torch.device, *, mixed: bool = False) -> FrozenPart:
+        """Move it to a device; returns itself. mixed: see the class."""
+        self.device, self.mixed = torch.device(device), mixed
         self._layers.to(self.device)
         self._affine = tuple(tensor.to(self.device) for tensor in self._affine)
         return self
@@ -81,7 +82,9 @@ class FrozenPart:
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        return self._layers(self._scaled(pixels.to(self.device).permute(0, 3, 1, 2)))
+        values = self._scaled(pixels.to(self.device).permute(0, 3, 1, 2))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            return self._layers(values).float()
 
     def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) as the network takes it, channels last."""
