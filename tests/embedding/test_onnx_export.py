@@ -24,6 +24,7 @@ from batchverify.embedding.onnx_export import export, onnx_bytes
 from batchverify.embedding.onnx_file import OnnxFile
 from batchverify.embedding.onnx_runtime import OnnxRuntimeNetwork
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
+from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.head import default_head
 
 NAMES = ("vggface2", COMPACT)
@@ -44,13 +45,16 @@ def noise(size: int, count: int = 5) -> np.ndarray:
 
 def exact(backbone, pixels: np.ndarray, *, flip: bool = False) -> np.ndarray:
     """The vectors of a backbone of ours in float32."""
-    return TorchNetwork(backbone, "cpu", dtype="float32", batch_size=len(pixels), flip=flip).vectors(pixels)
+    network = TorchNetwork(backbone, "cpu", dtype="float32", batch_size=len(pixels), flip=flip, threads=1)
+    return network.vectors(pixels)
 
 
 @pytest.mark.parametrize(("name", "tta"), [("vggface2", "none"), (COMPACT, "none"), (COMPACT, "flip")])
 def test_read_back_it_gives_the_same_vectors(folder, name, tta):
     backbone = load_backbone(name)
-    embedder = Embedder(folder / f"{name}.onnx", device="cpu", dtype="float32", batch_size=3, tta=tta)
+    embedder = Embedder(
+        folder / f"{name}.onnx", device="cpu", threads=1, dtype="float32", batch_size=3, tta=tta
+    )
     pixels = noise(backbone.spec.size)
     expected = exact(backbone, pixels, flip=tta == "flip")
     assert (embedder.vectors(pixels) * expected).sum(axis=1).min() > 0.99999
@@ -109,6 +113,7 @@ def verdicts(folder, backbone: str, head) -> dict[str, list]:
         head=str(folder / "head.safetensors"),
         no_cache=True,
         device="cpu",
+        num_cpus=1,
         dtype="float32",
         quiet=True,
     )
@@ -116,7 +121,8 @@ def verdicts(folder, backbone: str, head) -> dict[str, list]:
 
 
 def embedding_of(backbone: str):
-    return Embedder(backbone, device="cpu").fingerprint
+    spec = find_spec(backbone)
+    return EmbeddingFingerprint.of(spec, spec.settings())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +158,7 @@ def test_every_tensor_counts(name, tmp_path):
     about["size"] = backbone.spec.size
     (tmp_path / "it.onnx").write_bytes(onnx_bytes(backbone, {"batchverify": json.dumps(about)}))
     pixels = noise(backbone.spec.size)
-    found = Embedder(tmp_path / "it.onnx", device="cpu", dtype="float32").vectors(pixels)
+    found = Embedder(tmp_path / "it.onnx", device="cpu", threads=1, dtype="float32").vectors(pixels)
     assert (found * exact(backbone, pixels)).sum(axis=1).min() > 0.99999
     assert (found * exact(load_backbone(name), pixels)).sum(axis=1).min() < 0.99999
 
@@ -191,7 +197,7 @@ def test_published_weights_are_exported(shared, tmp_path):
     weights = shared / "weights"
     export("vggface2-float", tmp_path / "it.onnx", weights)
     backbone, pixels = load_weights("vggface2-float", weights), noise(160, 2)
-    found = Embedder(tmp_path / "it.onnx", device="cpu", dtype="float32").vectors(pixels)
+    found = Embedder(tmp_path / "it.onnx", device="cpu", threads=1, dtype="float32").vectors(pixels)
     assert (found * exact(backbone, pixels)).sum(axis=1).min() > 0.99999
     assert json.loads((tmp_path / "it.json").read_text())["source"].startswith("https://github.com/timesler")
 

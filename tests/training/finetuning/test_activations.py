@@ -176,7 +176,7 @@ def test_values_that_float16_cannot_hold_are_reported(backbone, crops, tmp_path)
 
 
 COMPUTE = """
-import sys
+import sys, torch
 from pathlib import Path
 from batchverify.embedding.backbone import load_backbone
 from batchverify.embedding.embedder import Embedder
@@ -184,6 +184,7 @@ from batchverify.records import Limits
 from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.face_crops import FaceCrops
 from batchverify.training.finetuning.trainable import FrozenPart, TrainedPart
+torch.set_num_threads(1)
 folder, paths = Path(sys.argv[1]), sys.argv[2:]
 crops = FaceCrops.collect(paths, Embedder("compact", device="cpu", crop="none"), Limits(), None, folder / "crops")
 frozen = TrainedPart(load_backbone("compact"), "head").frozen
