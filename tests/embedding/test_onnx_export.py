@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from failing_calls import failing_calls
 from onnx_files import write_model
 from repository import REPOSITORY
 from safetensors.numpy import save_file
@@ -278,3 +280,24 @@ def test_onnx_runtime_gives_the_same_vectors(folder, name):
 def test_the_library_onnx_finds_no_fault(folder, name):
     onnx = pytest.importorskip("onnx", reason="pip install onnx")
     onnx.checker.check_model(onnx.load(folder / f"{name}.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("fault", ["ENOSPC", "late", "full"])
+def test_every_call_may_fail_and_no_description_is_beside_another_model(tmp_path, fault):
+    export(COMPACT, tmp_path / "expected.onnx")
+    expected = (tmp_path / "expected.onnx").read_bytes()
+    with failing_calls(tmp_path) as calls:
+        with calls.failing():
+            export(COMPACT, tmp_path / "counted.onnx")
+        for number in range(len(calls.seen)):
+            path = tmp_path / str(number) / "it.onnx"
+            path.parent.mkdir()
+            old = write_model(path, {"preset": "adaface"}).read_bytes()
+            with calls.failing(number, fault), suppress(BatchverifyError):
+                export(COMPACT, path)
+            beside, is_new = path.with_suffix(".json"), path.read_bytes() == expected
+            assert is_new or path.read_bytes() == old
+            # Without one, the new model's metadata holds its own.
+            assert not beside.exists() or ("size" in json.loads(beside.read_text())) == is_new, calls.hit
+            export(COMPACT, path)
+            assert path.read_bytes() == expected and json.loads(beside.read_text())["size"] == 128
