@@ -14,13 +14,12 @@ from repository import REPOSITORY
 
 from batchverify.embedding.backbone import load_backbone
 from batchverify.embedding.embedder import Embedder
-from batchverify.errors import BatchverifyError
+from batchverify.errors import BatchverifyError, UsageError
 from batchverify.faces.crops import augmented
 from batchverify.records import Limits
-from batchverify.training.finetuning import activations as module
 from batchverify.training.finetuning.activations import Activations, faces_in_views
 from batchverify.training.finetuning.face_crops import FaceCrops
-from batchverify.training.finetuning.trainable import TrainedPart
+from batchverify.training.finetuning.trainable import FrozenPart, TrainedPart
 
 PATHS = [str(path) for path in sorted((REPOSITORY / "sample_manifests" / "faces").glob("*.jpg"))[:5]]
 PATHS.insert(2, "/nowhere.jpg")
@@ -43,22 +42,20 @@ def frozen(backbone):
     return TrainedPart(backbone, "head").frozen
 
 
-class Counted:
-    """A frozen part that counts its faces, and may fail."""
+class Counted(FrozenPart):
+    """A frozen part that counts its faces, and fails for more than `most` at once."""
 
-    def __init__(self, part, most: int = 10**9) -> None:
-        self.part, self.most, self.faces = part, most, 0
+    def __init__(self, part: FrozenPart, most: int = 10**9, failure: str = "DefaultCPUAllocator") -> None:
+        self.__dict__.update(part.__dict__)
+        self.most, self.failure, self.faces = most, failure, 0
 
     def __call__(self, pixels):
         """See `FrozenPart`."""
         if len(pixels) > self.most:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(self.failure)
         # The first face only tells the shape.
         self.faces += len(pixels) if pixels.any() else 0
-        return self.part(pixels)
-
-    def __getattr__(self, name: str):
-        return getattr(self.part, name)
+        return super().__call__(pixels)
 
 
 def test_they_are_those_of_faces_and_views(crops, frozen, tmp_path):
@@ -164,11 +161,16 @@ def test_batches_are_halved_where_memory_is_short(crops, frozen, tmp_path):
     images, views = np.arange(6), np.zeros(6, int)
     assert torch.allclose(found.batch(images, views), expected.batch(images, views), atol=1e-2)
     with pytest.raises(BatchverifyError, match="cpu: no memory for the frozen part of the network"):
-        module._forward(Counted(frozen, most=0), crops.pixels[:1].copy())
+        Activations.computed(crops, Counted(frozen, most=0), 0, tmp_path / "c")
     with pytest.raises(RuntimeError, match="something else"):
-        module._forward(
-            lambda _: (_ for _ in ()).throw(RuntimeError("something else")), crops.pixels[:1].copy()
-        )
+        Activations.computed(crops, Counted(frozen, 2, "something else"), 0, tmp_path / "c")
+
+
+@pytest.mark.parametrize("block", ["block8", "all"])
+def test_faces_of_another_size_are_refused(crops, tmp_path, block):
+    frozen = TrainedPart(load_backbone(), block).frozen
+    with pytest.raises(UsageError, match="faces of 128 pixels; the backbone takes 160"):
+        Activations.computed(crops, frozen, 0, tmp_path)
 
 
 def test_values_that_float16_cannot_hold_are_reported(backbone, crops, tmp_path):
@@ -181,14 +183,15 @@ def test_values_that_float16_cannot_hold_are_reported(backbone, crops, tmp_path)
 
 
 COMPUTE = """
-import sys
+import sys, torch
 from pathlib import Path
 from batchverify.embedding.backbone import load_backbone
 from batchverify.embedding.embedder import Embedder
 from batchverify.records import Limits
 from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.face_crops import FaceCrops
-from batchverify.training.finetuning.trainable import TrainedPart
+from batchverify.training.finetuning.trainable import FrozenPart, TrainedPart
+torch.set_num_threads(1)
 folder, paths = Path(sys.argv[1]), sys.argv[2:]
 crops = FaceCrops.collect(paths, Embedder("compact", device="cpu", crop="none"), Limits(), None, folder / "crops")
 frozen = TrainedPart(load_backbone("compact"), "head").frozen

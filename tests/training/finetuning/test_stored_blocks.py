@@ -12,6 +12,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+from failing_calls import DISK, failing_calls
 
 from batchverify.errors import BatchverifyError
 from batchverify.training.finetuning.stored_blocks import DOCUMENT, NOTES, VALUES, StoredBlocks
@@ -209,3 +210,25 @@ def test_kills_lose_at_most_the_block_that_is_written(tmp_path):
     blocks = StoredBlocks(tmp_path / "blocks", {}, (200, 4096), np.int32, 2)
     assert blocks.missing == []
     assert np.array_equal(blocks.array[:, 0], np.repeat(np.arange(1, 101), 2))
+
+
+@pytest.mark.parametrize("fault", DISK)
+def test_every_call_may_fail_and_the_next_run_does_the_rest(tmp_path, fault):
+    with failing_calls(tmp_path) as calls:
+        with calls.failing():
+            fill(opened(tmp_path / "undisturbed"))
+        assert len(calls.seen) > 20
+        for number in range(len(calls.seen)):
+            folder, said = tmp_path / str(number), ""
+            with calls.failing(number, fault):
+                try:
+                    fill(opened(folder))
+                except BatchverifyError as exc:
+                    said = str(exc)
+            where = f"call {number}, {calls.hit}: {said}"
+            assert not said or f"{folder}: cannot be written or read: " in said, where
+            if not said:
+                assert opened(folder).missing == [], where
+            fill(opened(folder))
+            again = opened(folder)
+            assert again.missing == [] and np.array_equal(again.array, EXPECTED), where
