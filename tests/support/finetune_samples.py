@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +66,23 @@ class Kept:
                 rng = np.random.default_rng((image, view))
                 values[row] += 0.1 * rng.normal(size=values[row].shape)
         return torch.from_numpy(values)
+
+
+class Deadly(Kept):
+    """The first process that asks for so many batches is killed (SIGKILL); a file in a folder says that it was."""
+
+    def __init__(self, kept: Kept, folder: Path, batches: int) -> None:
+        super().__init__(kept.values, kept.views)
+        self.folder, self.left = folder, batches
+
+    def batch(self, images: np.ndarray, views: np.ndarray) -> torch.Tensor:
+        """As `Kept`, but for death."""
+        self.left -= 1
+        if self.left == 0:
+            with suppress(FileExistsError):
+                (self.folder / "died").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(images, views)
 
 
 def people_set(people: int, seed: int, name: str = "training", *, each: int = 4, views: int = 0) -> Any:
