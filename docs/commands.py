@@ -20,12 +20,12 @@ The help text of every command. `python docs/commands.py` writes this page, and 
 
 
 def commands(group: click.Group, *names: str) -> Iterator[tuple[str, ...]]:
-    """The words that call each command below a group, in the order of `--help`."""
+    """The words that call each command below a group, in the order of `--help`; of groups those that work alone."""
     for name, command in group.commands.items():
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield (*names, name)
         if isinstance(command, click.Group):
             yield from commands(command, *names, name)
-        else:
-            yield (*names, name)
 
 
 def help_text(*names: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import click
 
+from batchverify.cli.backbones import backbones
 from batchverify.cli.cache import cache
 from batchverify.cli.calibrate import calibrate
 from batchverify.cli.evaluate import evaluate
@@ -188,22 +187,5 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-for command in (train, calibrate, evaluate, prepare, cache, submit):
+for command in (train, calibrate, evaluate, prepare, cache, submit, backbones):
     main.add_command(command)
-
-
-@main.command("backbones")
-@click.option("--weights", metavar="PATH", help="File or folder with the published weights.")
-@json_option
-def show_backbones(weights: str | None, as_json: bool) -> None:
-    """List the backbones with the location of their weights and their fingerprints.
-
-    Elsewhere --backbone takes several of them, joined by +.
-    """
-    from batchverify.embedding.backbone import list_backbones
-
-    backbones = list_backbones(Path(weights) if weights else None)
-    if as_json:
-        click.echo(json.dumps([backbone.to_json() for backbone in backbones]))
-    else:
-        click.echo("\n".join(line for backbone in backbones for line in backbone.lines()))

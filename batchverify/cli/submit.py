@@ -123,7 +123,7 @@ def _parse(ctx: click.Context, command: tuple[str, ...]) -> dict[str, Any]:
     root = ctx.find_root()
     parsed: click.Command = root.command
     rest = list(command)
-    while isinstance(parsed, click.Group):
+    while isinstance(parsed, click.Group) and not _works_alone(parsed, rest):
         name = rest.pop(0) if rest else ""
         subcommand = parsed.get_command(ctx, name)
         if subcommand is None or subcommand is submit:
@@ -133,6 +133,11 @@ def _parse(ctx: click.Context, command: tuple[str, ...]) -> dict[str, Any]:
         parsed = subcommand
     name = " ".join(command[: len(command) - len(rest)])
     return parsed.make_context(name, rest, parent=root).params
+
+
+def _works_alone(group: click.Group, rest: list[str]) -> bool:
+    """Whether a group is called without one of its commands, and does something then."""
+    return group.invoke_without_command and (not rest or rest[0].startswith("-"))
 
 
 def _about(action: str, job: str, address: str) -> int:

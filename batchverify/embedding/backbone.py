@@ -300,6 +300,13 @@ def stored_ranges(path: Path) -> dict[str, float]:
     return ranges
 
 
+def stored_texts(path: Path) -> tuple[str, str]:
+    """Licence and source in the header of a weights file; empty where it states none, or states them otherwise."""
+    known = _metadata(path) if path.suffix == ".safetensors" else {}
+    licence, source = (known.get(name, "") for name in ("licence", "source"))
+    return (licence if isinstance(licence, str) else ""), (source if isinstance(source, str) else "")
+
+
 def _metadata(path: Path) -> dict[str, Any]:
     """What batchverify wrote into the header of a safetensors file; empty for files of other programs."""
     from safetensors import safe_open

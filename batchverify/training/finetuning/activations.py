@@ -55,7 +55,7 @@ class Activations:
             "unfreeze": frozen.unfreeze,
             "augmentation": AUGMENTATION,
         }
-        one = frozen(torch.zeros((1, frozen.size, frozen.size, 3), dtype=torch.uint8))
+        one = _forward(frozen, np.zeros((1, frozen.size, frozen.size, 3), np.uint8))
         shape = (len(crops) * (1 + views), *one.shape[1:])
         blocks = StoredBlocks(folder, origin, shape, np.float16, batch)
         missing = blocks.missing

@@ -1,0 +1,56 @@
+"""`batchverify backbones`: list the backbones, and write one as ONNX for other runtimes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from batchverify.cli.options import json_option, together
+from batchverify.cli.output import show, show_result
+from batchverify.errors import UsageError
+
+_options = together(
+    click.option("--weights", metavar="PATH", help="File or folder with the published weights."),
+    json_option,
+)
+
+
+@click.group(invoke_without_command=True)
+@_options
+@click.pass_context
+def backbones(ctx: click.Context, weights: str | None, as_json: bool) -> None:
+    """List the backbones with the location of their weights and their fingerprints.
+
+    Elsewhere --backbone takes several of them, joined by +.
+    """
+    if ctx.invoked_subcommand is not None:
+        if weights is not None or as_json:
+            raise UsageError(f"backbones: put the options after '{ctx.invoked_subcommand}'")
+        return
+    from batchverify.embedding.backbone import list_backbones
+
+    infos = list_backbones(Path(weights) if weights else None)
+    if as_json:
+        click.echo(json.dumps([info.to_json() for info in infos]))
+    else:
+        show("\n".join(line for info in infos for line in info.lines()))
+
+
+@backbones.command()
+@click.argument("backbone", metavar="BACKBONE")
+@click.option("-o", "--output", required=True, metavar="FILE.onnx", help="ONNX file to write.")
+@_options
+def export(backbone: str, output: str, weights: str | None, as_json: bool) -> None:
+    """Write a backbone as ONNX, for other runtimes.
+
+    BACKBONE is a name that `backbones` lists, or a weights file. A description of the faces that the network
+    takes is written beside FILE.onnx; its name ends in .json. Both files are replaced if they are there. The
+    option --backbone of other commands reads FILE.onnx. To these it is another backbone, with a head of its own.
+    """
+    from batchverify.embedding.onnx_export import export as run
+    from batchverify.storage.location import expand_home
+
+    exported = run(backbone, Path(expand_home(output)), Path(weights) if weights else None)
+    show_result(exported, "\n".join(exported.lines()), as_json)
