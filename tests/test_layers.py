@@ -16,7 +16,7 @@ ROOMS = (
 # By the start of a module's path.
 HEAVY = {
     "click": ("cli",),
-    "ray": ("engine.ray", "training.tune"),
+    "ray": ("engine.ray", "training.finetuning.distributed", "training.tune"),
     "torch": (
         "embedding",
         "engine.base",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from batchverify.storage.location import Location
 
 NAME = "checkpoint.safetensors"
 KEY = "training"
+# The length of a safetensors file's header, before it.
+LENGTH_BYTES = 8
 # What AdamW keeps of each parameter.
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -43,8 +46,12 @@ class Checkpoint:
             raise BatchverifyError(f"{place}: the checkpoint cannot be written: {exc.strerror}") from exc
 
     @classmethod
-    def read(cls, folder: Path, identity: str) -> Checkpoint | None:
-        """That of a folder; None if there is none. Raises `ArtifactError` for another training's or a damaged one."""
+    def read(cls, folder: Path, identity: str | None = None) -> Checkpoint | None:
+        """That of a folder; None if there is none.
+
+        identity: the training that it must be of, None for any. Raises `ArtifactError` for one of another training
+        or a damaged one.
+        """
         path = folder / NAME
         try:
             data = path.read_bytes()
@@ -57,12 +64,23 @@ class Checkpoint:
             found, tensors = str(progress.pop("identity")), load(data)
         except (SafetensorError, LookupError, ValueError, TypeError) as exc:
             raise ArtifactError(f"{path}: the checkpoint is damaged: remove it to start again") from exc
-        if found != identity:
+        if identity is not None and found != identity:
             raise ArtifactError(
                 f"{path}: the checkpoint is of a training with other options, pairs or images: give the same "
                 "ones, or remove it to start again"
             )
-        return cls(identity, tensors, progress)
+        return cls(found, tensors, progress)
+
+    @staticmethod
+    def peek(folder: Path) -> dict[str, Any] | None:
+        """The progress of a folder's checkpoint without its tensors; None if it cannot be read."""
+        with suppress(OSError, LookupError, ValueError, TypeError), (folder / NAME).open("rb") as file:
+            start = file.read(LENGTH_BYTES)
+            header = file.read(int.from_bytes(start, "little"))
+            progress: dict[str, Any] = json.loads(_metadata(start + header)[KEY])
+            del progress["identity"]
+            return progress
+        return None
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors that `named` gave this name."""
@@ -116,5 +134,5 @@ def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
 
 def _metadata(data: bytes) -> dict[str, str]:
     """The metadata in a safetensors file's header: its length in 8 bytes, then JSON."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])["__metadata__"]
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    return json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from batchverify.embedding.forward import is_out_of_memory
-from batchverify.errors import TrainingError, UsageError
+from batchverify.errors import ArtifactError, TrainingError, UsageError
 from batchverify.options import FinetuneOptions
 from batchverify.runtime.devices import resolve_device
 from batchverify.training.finetuning.checkpoint import (
@@ -125,10 +125,34 @@ def fit(
         return training.run(report, on_step)
 
 
-@dataclass
-class _Progress:
-    """How far a training is. epoch, step: the next one. loss, seconds: sums of the epoch so far."""
+def finished(network: nn.Module, folder: Path) -> FinetuneFit:
+    """What a training ended with whose last checkpoint is in a folder; the network gets its weights.
 
+    Raises `ArtifactError` if there is no checkpoint or a damaged one.
+    """
+    checkpoint = Checkpoint.read(folder)
+    if checkpoint is None:
+        raise ArtifactError(
+            f"{folder}: the checkpoint that the workers wrote is not there: do they see this folder?"
+        )
+    return _finished(network, checkpoint.part("best"), Progress.of_json(checkpoint.progress))
+
+
+def _finished(network: nn.Module, best: dict[str, torch.Tensor], progress: Progress) -> FinetuneFit:
+    network.load_state_dict(best)
+    network.eval()
+    return FinetuneFit(progress.epochs, progress.best_epoch, progress.max_lr, progress.range_test)
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    steps, total: steps of an epoch and of all. epoch, step: the next one. loss, seconds: sums of the epoch so far.
+    """
+
+    steps: int
+    total: int
     max_lr: float
     range_test: RangeTest | None
     epochs: list[FinetuneEpoch]
@@ -138,8 +162,14 @@ class _Progress:
     loss: float = 0.0
     seconds: float = 0.0
 
+    @property
+    def done(self) -> int:
+        """The steps done, of `total`."""
+        return (self.epoch - 1) * self.steps + self.step
+
     @classmethod
-    def of_json(cls, values: dict[str, Any]) -> _Progress:
+    def of_json(cls, values: dict[str, Any]) -> Progress:
+        """From what `asdict` gave."""
         tested = values.pop("range_test")
         epochs = [FinetuneEpoch(**epoch) for epoch in values.pop("epochs")]
         return cls(range_test=tested and RangeTest(**tested), epochs=epochs, **values)
@@ -178,7 +208,7 @@ class _Training:
     def run(self, report: Report, on_step: OnStep) -> FinetuneFit:
         """Begin, or go on, and come to the end."""
         checkpoint = Checkpoint.read(self.folder, self.identity)
-        progress = self._begun() if checkpoint is None else _Progress.of_json(dict(checkpoint.progress))
+        progress = self._begun() if checkpoint is None else Progress.of_json(dict(checkpoint.progress))
         optimiser = self.learner.optimiser(self.options)
         if checkpoint is None:
             self._save(progress, optimiser)
@@ -191,11 +221,9 @@ class _Training:
         while not self._is_over(progress):
             self._run_epoch(progress, joined, optimiser, on_step)
             report(progress.epochs[-1])
-        self.network.load_state_dict(self.best)
-        self.network.eval()
-        return FinetuneFit(progress.epochs, progress.best_epoch, progress.max_lr, progress.range_test)
+        return _finished(self.network, self.best, progress)
 
-    def _begun(self) -> _Progress:
+    def _begun(self) -> Progress:
         """The frozen backbone's epoch, and the checks."""
         options, (stored, pairs), started = self.options, self.train, time.perf_counter()
         frozen = FinetuneEpoch(0, None, self._dev_auc(0), 0.0, time.perf_counter() - started)
@@ -211,33 +239,31 @@ class _Training:
             tested = range_test(self.learner, stored, self.batches, options)
             rate = self.team.of_first(tested.pick)
         self.learner.load_state_dict(start)
-        return _Progress(rate, tested, [frozen])
+        return Progress(self.steps, options.epochs * self.steps, rate, tested, [frozen])
 
-    def _is_over(self, progress: _Progress) -> bool:
+    def _is_over(self, progress: Progress) -> bool:
         done = progress.epoch - 1
         return done >= self.options.epochs or done - progress.best_epoch >= self.options.patience
 
     def _run_epoch(
-        self, progress: _Progress, joined: nn.Module, optimiser: torch.optim.Optimizer, on_step: OnStep
+        self, progress: Progress, joined: nn.Module, optimiser: torch.optim.Optimizer, on_step: OnStep
     ) -> None:
         """The rest of an epoch, with a checkpoint every few steps and at its end."""
-        options, before = self.options, (progress.epoch - 1) * self.steps
         started = time.perf_counter() - progress.seconds
+        first_rate = progress.max_lr * one_cycle(progress.done - progress.step, progress.total)
         self.learner.train()
         for batches in self._steps_from(progress.epoch, progress.step):
-            rate = progress.max_lr * one_cycle(before + progress.step, options.epochs * self.steps)
-            set_rate(optimiser, rate)
+            set_rate(optimiser, progress.max_lr * one_cycle(progress.done, progress.total))
             loss = self._step(joined, optimiser, batches, progress)
             progress.loss += finite(loss, f"epoch {progress.epoch}, step {progress.step + 1}")
             progress.step += 1
             progress.seconds = time.perf_counter() - started
-            if progress.step % options.checkpoint_steps == 0 and progress.step < self.steps:
+            if progress.step % self.options.checkpoint_steps == 0 and progress.step < self.steps:
                 self._save(progress, optimiser)
-            on_step(before + progress.step, options.epochs * self.steps)
-        rate = progress.max_lr * one_cycle(before, options.epochs * self.steps)
+            on_step(progress.done, progress.total)
         auc = self._dev_auc(progress.epoch)
         seconds = time.perf_counter() - started
-        epoch = FinetuneEpoch(progress.epoch, progress.loss / self.steps, auc, rate, seconds)
+        epoch = FinetuneEpoch(progress.epoch, progress.loss / self.steps, auc, first_rate, seconds)
         if auc > progress.epochs[progress.best_epoch].dev_auc:
             progress.best_epoch, self.best = epoch.epoch, copied(self.network.state_dict())
         progress.epochs.append(epoch)
@@ -255,7 +281,7 @@ class _Training:
         joined: nn.Module,
         optimiser: torch.optim.Optimizer,
         batches: list[Batch],
-        progress: _Progress,
+        progress: Progress,
     ) -> float:
         """A step on this member's share of the batches; the mean loss of all."""
         team, device = self.team, self.team.device
@@ -292,7 +318,7 @@ class _Training:
             raise TrainingError(f"{what} before training: look for broken weights")
         return vectors
 
-    def _save(self, progress: _Progress, optimiser: torch.optim.Optimizer) -> None:
+    def _save(self, progress: Progress, optimiser: torch.optim.Optimizer) -> None:
         if self.team.rank:
             return
         tensors = {

@@ -1,0 +1,227 @@
+"""Fine-tuning in several processes of Ray Train, on one machine or a cluster; each step is that of `fit`.
+
+A step takes `accumulate` batches for each worker. One worker with twice `accumulate` ends with the same weights as
+two workers, but for rounding.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from batchverify.engine.ray.address import Address
+from batchverify.engine.ray.start import require_running, start_ray
+from batchverify.errors import BatchverifyError, UsageError, first_line
+from batchverify.options import FinetuneOptions
+from batchverify.training.finetuning.checkpoint import Checkpoint
+from batchverify.training.finetuning.fit import FinetuneFit, OnStep, Progress, Report, finished, fit
+from batchverify.training.finetuning.sets import LabelledImages
+from batchverify.training.finetuning.team import Team
+from batchverify.training.finetuning.vectors import Stored
+
+# How often workers that died are replaced; the new ones go on from the checkpoint.
+RESTARTS = 3
+# Pause between two looks at the checkpoint.
+LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class RayTeam(Team):
+    """The workers of Ray Train, whose tensors torch sums up."""
+
+    def joined(self, module: nn.Module) -> nn.Module:
+        """See `Team`."""
+        from ray.train.torch import prepare_model
+
+        joined: nn.Module = prepare_model(module, move_to_device=False)
+        return joined
+
+    def apart(self, joined: nn.Module) -> AbstractContextManager[None]:
+        """See `Team`."""
+        assert isinstance(joined, DistributedDataParallel)  # noqa: S101  what `joined` made
+        context: AbstractContextManager[None] = joined.no_sync()
+        return context
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `Team`."""
+        total = tensor.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def fit_on_workers(
+    network: nn.Module,
+    train: Stored,
+    dev: Stored,
+    train_set: LabelledImages,
+    dev_set: LabelledImages,
+    options: FinetuneOptions,
+    folder: Path,
+    report: Report = lambda _: None,
+    teacher: np.ndarray | None = None,
+    *,
+    on_step: OnStep = lambda *_: None,
+) -> FinetuneFit:
+    """As `fit`, by `options.workers` processes; one worker is this process, without Ray.
+
+    The workers read and write `folder` and what the stored images come from, so on a cluster all nodes must see them.
+    Raises what `fit` raises, `UsageError` for more workers than CPUs or GPUs, and `BatchverifyError` if workers keep
+    dying.
+    """
+    given: dict[str, Any] = {
+        **{"network": network, "train": train, "dev": dev, "train_set": train_set, "dev_set": dev_set},
+        **{"options": options, "folder": folder, "teacher": teacher},
+    }
+    if options.workers == 1:
+        return fit(**given, report=report, on_step=on_step)
+    check_installed()
+    network.cpu()
+    with _running_ray(options), _watched(folder, report, on_step):
+        _train(given, options, folder)
+    return finished(network, folder)
+
+
+def check_installed() -> None:
+    """Raise `UsageError` if Ray Train's own requirements are not installed."""
+    try:
+        import ray.train.torch  # noqa: F401
+    except ImportError as exc:
+        raise UsageError("--workers needs Ray Train: pip install 'ray[train]'") from exc
+
+
+def cpus_each(nodes: Sequence[float], workers: int) -> int:
+    """The most CPUs that each of so many workers can have on nodes with so many CPUs; 0 if there are too few."""
+    most = int(max(nodes, default=0))
+    fitting = (each for each in range(most, 0, -1) if sum(node // each for node in nodes) >= workers)
+    return next(fitting, 0)
+
+
+def _train(arguments: dict[str, Any], options: FinetuneOptions, folder: Path) -> None:
+    """Run the workers until they are done, replacing dead ones. Raises `BatchverifyError`."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cpus, has_gpus = _share(options)
+    scaling = ScalingConfig(
+        num_workers=options.workers,
+        use_gpu=has_gpus,
+        resources_per_worker={"CPU": cpus, "GPU": int(has_gpus)},
+    )
+    work = {"arguments": ray.put(arguments), "threads": cpus}
+    for attempt in range(RESTARTS + 1):
+        name = f"ray-{uuid.uuid4().hex[:8]}"
+        run = RunConfig(
+            name=name, storage_path=str(folder.absolute()), failure_config=FailureConfig(max_failures=0)
+        )
+        try:
+            TorchTrainer(_work, train_loop_config=work, scaling_config=scaling, run_config=run).fit()
+            return
+        except Exception as exc:
+            if (own := _own_error(exc)) is not None:
+                raise own from exc
+            if attempt == RESTARTS:
+                raise BatchverifyError(
+                    f"--workers {options.workers}: the workers ended {RESTARTS + 1} times, at last with: "
+                    f"{first_line(exc)}; the same command goes on from the checkpoint"
+                ) from exc
+        finally:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _work(work: dict[str, Any]) -> None:
+    """What a worker does."""
+    import ray
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    torch.set_num_threads(work["threads"])
+    context = get_context()
+    team = RayTeam(get_device(), context.get_world_rank(), context.get_world_size())
+    fit(**ray.get(work["arguments"]), team=team)
+
+
+def _share(options: FinetuneOptions) -> tuple[int, bool]:
+    """(CPUs of each worker, whether each has a GPU). Raises `UsageError` if there are too few."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    has_gpus = options.device.startswith("cuda") or (options.device == "auto" and gpus >= options.workers)
+    if has_gpus and gpus < options.workers:
+        raise UsageError(f"--workers {options.workers} with --device {options.device}: Ray has {gpus} GPUs")
+    cpus = cpus_each([node.get("CPU", 0) for node in nodes], options.workers)
+    if not cpus:
+        have = int(sum(node.get("CPU", 0) for node in nodes))
+        raise UsageError(f"--workers {options.workers} needs a CPU for each, but Ray has {have}")
+    return cpus, has_gpus
+
+
+def _own_error(exc: BaseException) -> BatchverifyError | None:
+    """The error of ours that a worker raised, if that is what ended the workers."""
+    failures = list(getattr(exc, "worker_failures", {}).values())
+    for failure in [exc, *failures]:
+        cause: BaseException | None = failure
+        while cause is not None and not isinstance(cause, BatchverifyError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is not None:
+            return cause
+    return None
+
+
+@contextmanager
+def _running_ray(options: FinetuneOptions) -> Iterator[None]:
+    """The Ray of this process, or one that is joined or started for the block."""
+    import ray
+
+    starts = not ray.is_initialized()
+    if starts:
+        start_ray(Address.find(options.address), options.num_cpus, options.verbose)
+    else:
+        require_running()
+    try:
+        yield
+    finally:
+        if starts:
+            ray.shutdown()
+
+
+@contextmanager
+def _watched(folder: Path, report: Report, on_step: OnStep) -> Iterator[None]:
+    """Report the epochs and steps of the workers, as their checkpoints tell, from a thread and at the end."""
+    ended, seen = Event(), 0
+
+    def look() -> None:
+        nonlocal seen
+        values = Checkpoint.peek(folder)
+        if values is None:
+            return
+        progress = Progress.of_json(values)
+        for epoch in progress.epochs[seen:]:
+            report(epoch)
+        seen = len(progress.epochs)
+        on_step(progress.done, progress.total)
+
+    def watch() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            look()
+
+    thread = Thread(target=watch, name="watch-checkpoint", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        look()

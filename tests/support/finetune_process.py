@@ -1,0 +1,72 @@
+"""A training in a process of its own, which is killed at a given moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from finetune_samples import DIMENSION, SmallNetwork, people_set, quick
+from safetensors.torch import save
+
+from batchverify.storage import location
+from batchverify.training.finetuning.fit import fit
+
+# The first optimiser of a process loads a second's worth of modules: before it is forked, for all that follow.
+torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
+
+
+def die_at(moment: tuple[str, int]) -> Callable[[], None]:
+    """Kill this process (SIGKILL) at the so-manieth call of what is returned, or before or after a file appears.
+
+    moment: `step`, `before` or `after`, and a number from 1.
+    """
+    kind, left = moment
+    counts = {"step": 0, "before": 0, "after": 0}
+
+    def count(name: str) -> None:
+        counts[name] += 1
+        if name == kind and counts[name] == left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    publish = location.publish
+
+    def counted(temporary: Path, target: Path) -> None:
+        count("before")
+        publish(temporary, target)
+        count("after")
+
+    location.publish = counted
+    return lambda: count("step")
+
+
+def train_small(folder: Path, moment: tuple[str, int], threads: int, changes: dict[str, Any]) -> None:
+    """Train in a process of its own, which dies at a moment of `die_at`; the end is `end.safetensors`."""
+    torch.set_num_threads(threads)
+    step = die_at(moment)
+    stored, pairs = people_set(24, 1, views=2)
+    dev_stored, dev_pairs = people_set(12, 2, "dev")
+    teacher = np.eye(DIMENSION, dtype=np.float32)[pairs.people % DIMENSION]
+    options = quick(**{"max_lr": None, "accumulate": 2, "checkpoint_steps": 4, "dropout": 0.3} | changes)
+    network = SmallNetwork(dropout=0.3)
+    result = fit(
+        network,
+        stored,
+        dev_stored,
+        pairs,
+        dev_pairs,
+        options,
+        folder,
+        teacher=None if options.teacher is None else teacher,
+        on_step=lambda *_: step(),
+    )
+    about = [(epoch.loss, epoch.dev_auc, epoch.lr) for epoch in result.epochs]
+    text = json.dumps([about, result.best_epoch, result.range_test and asdict(result.range_test)])
+    (folder / "end.json").write_text(text)
+    (folder / "end.safetensors").write_bytes(save(dict(network.state_dict())))
