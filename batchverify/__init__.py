@@ -13,15 +13,27 @@ if TYPE_CHECKING:
     from batchverify.scoring.predict import predict
     from batchverify.scoring.score import embed, score
     from batchverify.training.calibrate import calibrate
+    from batchverify.training.finetuning.finetune import finetune
     from batchverify.training.train import train
 
-__all__ = ["Embedder", "__version__", "calibrate", "embed", "evaluate", "predict", "score", "train"]
+__all__ = [
+    "Embedder",
+    "__version__",
+    "calibrate",
+    "embed",
+    "evaluate",
+    "finetune",
+    "predict",
+    "score",
+    "train",
+]
 
 _HOMES = {
     "Embedder": "embedding.embedder",
     "calibrate": "training.calibrate",
     "embed": "scoring.score",
     "evaluate": "evaluation.evaluate",
+    "finetune": "training.finetuning.finetune",
     "predict": "scoring.predict",
     "score": "scoring.score",
     "train": "training.train",

@@ -1,9 +1,9 @@
 """Fine-tuned against frozen: `python benchmarks/finetune.py --lfw FOLDER --fiw FIW.parquet [--record] [-- OPTIONS]`.
 
-FOLDER holds LFW's View 1 as `batchverify prepare lfw` writes it. The backbone learns from people of FIW's train split,
-its epoch is chosen on other families of that split, and it is measured on pairs of the val split, whose families are
-disjoint, and on View 1 test. OPTIONS are those of `batchverify finetune`. Both backbones get a head in the same way,
-fitted to View 1 train. Nothing is chosen by the two test sets.
+FOLDER holds LFW's View 1 as `batchverify prepare lfw` writes it. The backbone learns from people of FIW's train
+split, its epoch is chosen on other families of that split, and it is measured on pairs of the val split, whose
+families are disjoint, and on View 1 test. OPTIONS are those of `batchverify finetune`. Both backbones get a head in
+the same way, fitted to View 1 train. Nothing is chosen by the two test sets.
 """
 
 import csv
@@ -58,7 +58,7 @@ class Faces:
         return Pairs(target, self.folder)
 
     def training_pairs(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(a, b) that name every image of people with several: each with the next of its person, and with a stranger."""
+        """(a, b): every image of people with several, with the next of its person and with a stranger."""
         groups = [rows[self.people[rows] == person] for person in np.unique(self.people[rows])]
         groups = [group for group in groups if len(group) > 1]
         a = np.concatenate(groups)

@@ -28,9 +28,10 @@ from batchverify.scoring.score import embed_job
 from batchverify.storage.location import Location
 from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.checkpoint import NAME as CHECKPOINT
+from batchverify.training.finetuning.distributed import fit_on_workers
 from batchverify.training.finetuning.face_crops import Report
 from batchverify.training.finetuning.face_sets import FaceSet, check_images_apart, check_people_apart
-from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit, fit
+from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit
 from batchverify.training.finetuning.guard import Comparison, compare_backbones
 from batchverify.training.finetuning.learner import multiplies_bfloat16
 from batchverify.training.finetuning.losses import joined_teacher
@@ -192,7 +193,10 @@ class _Run:
         ]
         before = [all_vectors(network, each, device) for each in activations]
         (train, dev), (train_set, dev_set) = activations[:2], [each.pairs for each in sets[:2]]
-        fitted = fit(network, train, dev, train_set, dev_set, options, self.data, self._report, teacher)
+        fitted = fit_on_workers(
+            network, train, dev, train_set, dev_set, options, self.data, self._report, teacher
+        )
+        network.to(device)
         if not fitted.helped:
             raise TrainingError(
                 f"fine-tuning did not help, so nothing is written: the best of {len(fitted.epochs) - 1} epochs has "

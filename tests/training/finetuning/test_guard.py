@@ -31,7 +31,9 @@ def test_areas_and_rates_are_those_of_scikit_learn():
     pairs = people_pairs(40, 4)
     backbones = vectors(pairs, 1.5), vectors(pairs, 1.0)
     found = compare_backbones(pairs, *backbones)
-    for area, tar, rows in zip((found.frozen, found.tuned), (found.frozen_tar, found.tuned_tar), backbones, strict=True):
+    for area, tar, rows in zip(
+        (found.frozen, found.tuned), (found.frozen_tar, found.tuned_tar), backbones, strict=True
+    ):
         cosines = (rows[pairs.a] * rows[pairs.b]).sum(axis=1)
         assert area == pytest.approx(roc_auc_score(pairs.labels == 0, cosines), abs=1e-6)
         false, true, _ = roc_curve(pairs.labels == 0, cosines, drop_intermediate=False)
