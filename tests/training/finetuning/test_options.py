@@ -1,6 +1,7 @@
 """Options of fine-tuning that are refused, and those that belong together."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,4 +51,5 @@ def test_losses(loss):
 
 def test_defaults_and_paths():
     assert FinetuneOptions().as_record() == {}
-    assert FinetuneOptions(teacher=Path("a") / "b.safetensors").teacher == "a/b.safetensors"
+    changes: Any = {"teacher": Path("a") / "b.safetensors"}
+    assert FinetuneOptions(**changes).teacher == "a/b.safetensors"
