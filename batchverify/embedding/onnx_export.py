@@ -122,13 +122,13 @@ def _description(backbone: Backbone) -> dict[str, Any]:
         if is_compact
         else {"colour": "RGB", "mean": 127.5, "scale": 128}
     )
-    licence, source = _origin(backbone.name)
+    licence, source = origin_of(backbone.name)
     source = f"{source}; written by batchverify {__version__}, fingerprint {backbone.fingerprint}"
     texts = {"licence": licence, "source": source}
     return {"crop": settings.crop, **crop, "size": spec.size, **scaled, "output": OUTPUT, **texts}
 
 
-def _origin(name: str) -> tuple[str, str]:
+def origin_of(name: str) -> tuple[str, str]:
     """Licence and source of a backbone."""
     if name in _KNOWN:
         return _KNOWN[name]

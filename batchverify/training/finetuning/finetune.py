@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from batchverify.embedding.backbone import METADATA_KEY, Backbone, fingerprint, fused_names, load_backbone
 from batchverify.embedding.embedder import Embedder
+from batchverify.embedding.onnx_export import origin_of
 from batchverify.errors import TrainingError, UsageError
 from batchverify.options import FinetuneOptions
 from batchverify.progress import duration
@@ -339,8 +340,10 @@ def _write(
         record=str(record_path),
         card=str(card_path),
     )
+    licence, _ = origin_of(options.backbone)
     about = {
         "architecture": backbone.architecture,
+        "licence": f"of its parent: {licence}; and the terms of the training images",
         "parent": backbone.fingerprint,
         "source": f"batchverify finetune {__version__} from {backbone.name}",
     }
