@@ -35,8 +35,13 @@ def test_the_pick_is_where_the_smoothed_loss_falls_fastest():
         2 - math.tanh(3 * math.log10(rate / 1e-3)) + 2 * max(0, math.log10(rate / 1e-1)) for rate in rates
     ]
     feed = iter(losses)
-    seen = []
-    test = RangeTest.run(lambda rate: seen.append(rate) or next(feed), rates)
+    seen: list[float] = []
+
+    def step(rate: float) -> float:
+        seen.append(rate)
+        return next(feed)
+
+    test = RangeTest.run(step, rates)
     assert seen == rates == test.rates and test.losses[0] == losses[0]
     assert test.losses[1] == pytest.approx(0.8 * losses[0] + 0.2 * losses[1])
     # Smoothing comes a few steps late.
