@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from batchverify.embedding.onnx_backbone import SUFFIX as ONNX
 from batchverify.embedding.onnx_backbone import OnnxBackbone
 from batchverify.embedding.plugin import PluginBackbone, installed
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.fingerprint import MOST_FUSED, BackboneSpec
+from batchverify.faces.alignment import TEMPLATES
+from batchverify.fingerprint import MOST_FUSED, BackboneSpec, EmbeddingSettings
 
 PACKAGED = "vggface2"
 COMPACT = "compact"
@@ -33,6 +34,9 @@ ARCHITECTURES = (ARCHITECTURE, compact.ARCHITECTURE)
 WEIGHTS = (".pt", ".pth", ".safetensors")
 METADATA_KEY = "batchverify"
 RANGES_KEY = "activation_ranges"
+SETTINGS_KEY = "settings"
+# The settings that a file may state: those of the faces that its network learned from.
+FACE_SETTINGS = ("crop", "margin", "detector", "template")
 SCALE_SUFFIX = ".scale"
 
 # Values of all tensors of a weights file: 1 GiB as float32, nine times as many as the network has.
@@ -47,6 +51,7 @@ class Backbone:
 
     name: as the user gave it. tensors: float32, by name. fingerprint: of the tensors. ranges: the largest activations
     of 8-bit layers, by layer; empty if the file states none. architecture: of the network.
+    settings: how the faces that it learned from were cut out, where the file states it.
     """
 
     name: str
@@ -54,11 +59,13 @@ class Backbone:
     fingerprint: str
     ranges: Mapping[str, float] = field(default_factory=dict)
     architecture: str = ARCHITECTURE
+    settings: EmbeddingSettings | None = None
 
     @property
     def spec(self) -> BackboneSpec:
         """The faces that it takes and the vectors that it gives."""
-        return spec_of(self.architecture, self.fingerprint)
+        spec = spec_of(self.architecture, self.fingerprint)
+        return spec if self.settings is None else replace(spec, defaults=self.settings)
 
 
 AnyBackbone = Backbone | OnnxBackbone | PluginBackbone
@@ -203,7 +210,7 @@ def load_weights(
     # The header saves a fifth of a second; a test checks it against the packaged tensors.
     is_packaged = name in PACKAGED_FILES
     known = stored_fingerprint(path) if is_packaged else fingerprint(tensors, architecture)
-    return Backbone(name, tensors, known, stored_ranges(path), architecture)
+    return Backbone(name, tensors, known, stored_ranges(path), architecture, stored_settings(path))
 
 
 def _other_backbone(name: str, weights: Path | None) -> OnnxBackbone | PluginBackbone | None:
@@ -298,6 +305,25 @@ def stored_ranges(path: Path) -> dict[str, float]:
         if not 0 < value < np.inf:
             raise ArtifactError(f"{path}: the activation range of '{name}' is {value}, not a positive number")
     return ranges
+
+
+def stored_settings(path: Path) -> EmbeddingSettings | None:
+    """How faces are to be cut out, by the header of a weights file; None if it does not say.
+
+    Raises `ArtifactError` for settings that do not exist.
+    """
+    stored = _metadata(path).get(SETTINGS_KEY) if path.suffix == ".safetensors" else None
+    if stored is None:
+        return None
+    try:
+        if unknown := sorted(set(map(str, stored)) - set(FACE_SETTINGS)):
+            raise UsageError(f"{', '.join(unknown)} is not one of {', '.join(FACE_SETTINGS)}")
+        settings = EmbeddingSettings(**stored)
+        if settings.template not in TEMPLATES:
+            raise UsageError(f"template must be one of {', '.join(TEMPLATES)}, got {settings.template!r}")
+    except (UsageError, TypeError) as exc:
+        raise ArtifactError(f"{path}: its {METADATA_KEY} metadata states wrong settings: {exc}") from exc
+    return settings
 
 
 def stored_texts(path: Path) -> tuple[str, str]:

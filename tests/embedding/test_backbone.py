@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from batchverify.embedding.backbone import (
     COMPACT,
+    METADATA_KEY,
     PACKAGED,
     Backbone,
     dequantise,
@@ -301,3 +302,44 @@ def test_the_list_of_backbones(tmp_path):
     found = list_backbones(tmp_path / FLOAT_FILE)[2]
     assert found.fingerprint == fingerprint({"w": np.ones(2, np.float32)})
     assert json.loads(json.dumps(found.to_json()))["path"] == str(tmp_path / FLOAT_FILE)
+
+
+def stating(folder: Path, **metadata) -> str:
+    """The compact network in a file whose header says more."""
+    path = folder / "mine.safetensors"
+    about = json.dumps({"architecture": load_backbone(COMPACT).architecture, **metadata})
+    save_file(load_backbone(COMPACT).tensors, path, metadata={METADATA_KEY: about})
+    return str(path)
+
+
+def test_a_file_states_how_its_faces_are_cut_out(tmp_path):
+    settings = {"crop": "detect", "margin": 20, "detector": "mtcnn", "template": "reid-0095"}
+    stated = load_backbone(stating(tmp_path, settings=settings)).spec
+    assert (stated.settings().crop, stated.settings().margin, stated.settings().detector) == (
+        "detect",
+        20,
+        "mtcnn",
+    )
+    assert stated.settings(crop="center").crop == "center"
+    silent = load_backbone(stating(tmp_path)).spec
+    assert silent.defaults == load_backbone(COMPACT).spec.defaults
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"crop": "oval"}, "crop must be one of"),
+        ({"crop": "align", "detector": "mtcnn"}, "needs --detector retinaface"),
+        ({"margin": 20.5}, "margin must be a whole number"),
+        ({"template": "mine"}, "template must be one of"),
+        ({"template": [[1, 2]]}, "wrong settings"),
+        ({"view": 3}, "view is not one of crop, margin"),
+        ("detect", "wrong settings"),
+        (7, "wrong settings"),
+    ],
+)
+def test_settings_that_do_not_exist_are_an_error(tmp_path, settings, words):
+    path = stating(tmp_path, settings=settings)
+    with pytest.raises(ArtifactError, match=words) as error:
+        load_backbone(path)
+    assert path in str(error.value)

@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from batchverify.embedding.backbone import METADATA_KEY, Backbone, fingerprint, fused_names, load_backbone
+from batchverify.embedding.backbone import (
+    FACE_SETTINGS,
+    METADATA_KEY,
+    SETTINGS_KEY,
+    Backbone,
+    fingerprint,
+    fused_names,
+    load_backbone,
+)
 from batchverify.embedding.embedder import Embedder
 from batchverify.embedding.onnx_export import origin_of
 from batchverify.errors import TrainingError, UsageError
@@ -345,6 +353,7 @@ def _write(
         "architecture": backbone.architecture,
         "licence": f"of its parent: {licence}; and the terms of the training images",
         "parent": backbone.fingerprint,
+        SETTINGS_KEY: {name: getattr(sets[0].job.settings, name) for name in FACE_SETTINGS},
         "source": f"batchverify finetune {__version__} from {backbone.name}",
     }
     card = _card(summary, backbone, sets, str(record_path))
@@ -380,9 +389,10 @@ def _card(summary: FinetuneSummary, backbone: Backbone, sets: Sequence[FaceSet],
     """The model card."""
     name, settings = Path(summary.backbone).name, sets[0].job.settings
     usual = backbone.spec.defaults
+    # The file states the others itself.
     flags = "".join(
         f" --{flag.replace('_', '-')} {getattr(settings, flag)}"
-        for flag in CROPPING
+        for flag in ("face", "min_face")
         if getattr(settings, flag) != getattr(usual, flag)
     )
     rows = [
