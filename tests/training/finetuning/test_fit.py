@@ -17,15 +17,6 @@ from batchverify.training.finetuning.vectors import auc_of
 LOSSES = ("pair", "contrastive", "triplet", "arcface", "distillation")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small products are slower with more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def train():
     return people_set(40, 1)
