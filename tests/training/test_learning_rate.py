@@ -36,7 +36,12 @@ def test_the_pick_is_where_the_smoothed_loss_falls_fastest():
     ]
     feed = iter(losses)
     seen = []
-    test = RangeTest.run(lambda rate: seen.append(rate) or next(feed), rates)
+
+    def step(rate):
+        seen.append(rate)
+        return next(feed)
+
+    test = RangeTest.run(step, rates)
     assert seen == rates == test.rates and test.losses[0] == losses[0]
     assert test.losses[1] == pytest.approx(0.8 * losses[0] + 0.2 * losses[1])
     # Smoothing comes a few steps late.
