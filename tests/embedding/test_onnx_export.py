@@ -6,12 +6,14 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 from failing_calls import failing_calls
 from onnx_files import write_model
+from PIL import Image
 from repository import REPOSITORY
 from safetensors.numpy import save_file
 
@@ -138,6 +140,22 @@ def test_its_verdicts_on_real_rows_are_the_same(folder, tmp_path, name):
     np.testing.assert_allclose(found["probability"], expected["probability"], atol=2e-3)
     with pytest.raises(ArtifactError, match="no head is shipped"):
         default_head(embedding_of(path))
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", NAMES)
+def test_its_verdicts_on_photographs_are_the_same(shared, folder, name):
+    people = sorted((shared / "data" / "lfw" / "lfw-deepfunneled").iterdir())[::97]
+    images = [np.asarray(Image.open(image)) for person in people for image in sorted(person.iterdir())[:2]]
+    ours = Embedder(name, device="cpu", threads=1, dtype="float32")
+    theirs = Embedder(folder / f"{name}.onnx", device="cpu", threads=1, dtype="float32")
+    faces = ours.find_faces(images[:20])
+    expected, found = ours.embed_faces(faces).vectors, theirs.embed_faces(faces).vectors
+    assert (found * expected).sum(axis=1).min() > 0.99999
+    head = default_head(ours.fingerprint)
+    a, b = np.array(list(combinations(range(len(faces)), 2))).T
+    verdicts = [head.score_pairs(rows, a, b)[0] >= head.threshold() for rows in (found, expected)]
+    assert (verdicts[0] == verdicts[1]).mean() >= 0.999
 
 
 def changed(backbone, seed: int = 0):

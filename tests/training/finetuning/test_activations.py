@@ -14,7 +14,7 @@ from repository import REPOSITORY
 
 from batchverify.embedding.backbone import load_backbone
 from batchverify.embedding.embedder import Embedder
-from batchverify.errors import BatchverifyError
+from batchverify.errors import BatchverifyError, UsageError
 from batchverify.faces.crops import augmented
 from batchverify.records import Limits
 from batchverify.training.finetuning.activations import Activations, faces_in_views
@@ -164,6 +164,13 @@ def test_batches_are_halved_where_memory_is_short(crops, frozen, tmp_path):
         Activations.computed(crops, Counted(frozen, most=0), 0, tmp_path / "c")
     with pytest.raises(RuntimeError, match="something else"):
         Activations.computed(crops, Counted(frozen, 2, "something else"), 0, tmp_path / "c")
+
+
+@pytest.mark.parametrize("block", ["block8", "all"])
+def test_faces_of_another_size_are_refused(crops, tmp_path, block):
+    frozen = TrainedPart(load_backbone(), block).frozen
+    with pytest.raises(UsageError, match="faces of 128 pixels; the backbone takes 160"):
+        Activations.computed(crops, frozen, 0, tmp_path)
 
 
 def test_values_that_float16_cannot_hold_are_reported(backbone, crops, tmp_path):
