@@ -35,9 +35,9 @@ def test_the_pick_is_where_the_smoothed_loss_falls_fastest():
         2 - math.tanh(3 * math.log10(rate / 1e-3)) + 2 * max(0, math.log10(rate / 1e-1)) for rate in rates
     ]
     feed = iter(losses)
-    seen: list[float] = []
+    seen = []
 
-    def step(rate: float) -> float:
+    def step(rate):
         seen.append(rate)
         return next(feed)
 

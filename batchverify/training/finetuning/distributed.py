@@ -59,6 +59,11 @@ class RayTeam(Team):
         torch.distributed.all_reduce(total)
         return total
 
+    def level(self, module: nn.Module) -> None:
+        """See `Team`."""
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
 
 def fit_on_workers(
     network: nn.Module,

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from batchverify.embedding.forward import is_out_of_memory
-from batchverify.errors import ArtifactError, TrainingError, UsageError
+from batchverify.errors import ArtifactError, BatchverifyError, TrainingError, UsageError
 from batchverify.options import FinetuneOptions
 from batchverify.runtime.devices import resolve_device
 from batchverify.training.finetuning.checkpoint import (
@@ -208,6 +208,7 @@ class _Training:
     def run(self, report: Report, on_step: OnStep) -> FinetuneFit:
         """Begin, or go on, and come to the end."""
         checkpoint = Checkpoint.read(self.folder, self.identity)
+        self._check_seen_by_all(checkpoint)
         progress = self._begun() if checkpoint is None else Progress.of_json(dict(checkpoint.progress))
         optimiser = self.learner.optimiser(self.options)
         if checkpoint is None:
@@ -222,6 +223,15 @@ class _Training:
             self._run_epoch(progress, joined, optimiser, on_step)
             report(progress.epochs[-1])
         return _finished(self.network, self.best, progress)
+
+    def _check_seen_by_all(self, checkpoint: Checkpoint | None) -> None:
+        """Raise `BatchverifyError` unless all members read the same checkpoint."""
+        place = -1 if checkpoint is None else Progress.of_json(dict(checkpoint.progress)).done
+        if self.team.of_first(place) != place:
+            raise BatchverifyError(
+                f"{self.folder}: worker {self.team.rank} finds another checkpoint there than worker 0: all nodes "
+                "must see one folder"
+            )
 
     def _begun(self) -> Progress:
         """The frozen backbone's epoch, and the checks."""
@@ -261,6 +271,7 @@ class _Training:
             if progress.step % self.options.checkpoint_steps == 0 and progress.step < self.steps:
                 self._save(progress, optimiser)
             on_step(progress.done, progress.total)
+        self.team.level(self.network)
         auc = self._dev_auc(progress.epoch)
         seconds = time.perf_counter() - started
         epoch = FinetuneEpoch(progress.epoch, progress.loss / self.steps, auc, first_rate, seconds)

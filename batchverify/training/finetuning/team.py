@@ -32,6 +32,9 @@ class Team:
         """The sum over the team of each member's tensor, of one shape and type."""
         return tensor
 
+    def level(self, module: nn.Module) -> None:
+        """Give all members the first one's buffers: each has gathered statistics of its own batches."""
+
     def of_first(self, value: float) -> float:
         """The first member's number, for all."""
         number = torch.tensor(value if self.rank == 0 else 0.0, dtype=torch.float64, device=self.device)

@@ -9,21 +9,12 @@ import torch
 from finetune_samples import Kept, SmallNetwork, people_set, quick
 from sklearn.metrics import roc_auc_score
 
-from batchverify.errors import TrainingError, UsageError
+from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.training.finetuning.fit import fit
 from batchverify.training.finetuning.team import Team
 from batchverify.training.finetuning.vectors import auc_of
 
 LOSSES = ("pair", "contrastive", "triplet", "arcface", "distillation")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small products are slower with more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +334,17 @@ def test_the_auc_is_that_of_the_reference():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = [vectors[a] @ vectors[b] for a, b in zip(pairs.a, pairs.b, strict=True)]
     assert auc_of(vectors, pairs) == pytest.approx(roc_auc_score(pairs.labels, -np.array(cosines)))
+
+
+def test_workers_that_see_different_folders(learn):
+    class Alone(Team):
+        """Of two members; the other one has read a checkpoint."""
+
+        def of_first(self, value):
+            return value + 5
+
+    with pytest.raises(BatchverifyError, match="worker 1 finds another checkpoint there than worker 0"):
+        learn(team=Alone(torch.device("cpu"), 1, 2))
 
 
 def test_a_team_of_one():
