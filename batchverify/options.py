@@ -21,8 +21,8 @@ MONITORS = ("loss", "f1", "auc")
 CALIBRATIONS = ("platt", "temperature", "none")
 PATHS = ("image_root", "backbone", "weights", "cache", "head", "test", "tensorboard", "teacher")
 # What `finetune` can minimise; those that take a margin, and those that a batch of people serves, not one of pairs.
-LOSSES = ("pair", "contrastive", "triplet", "arcface", "distillation")
-MARGINS = {"contrastive": 1.0, "triplet": 0.2, "arcface": 0.5}
+LOSSES = ("pair", "contrastive", "triplet", "supcon", "arcface", "distillation")
+MARGINS = {"contrastive": 1.0, "triplet": 0.2, "supcon": 0.1, "arcface": 0.5}
 FINETUNE_DTYPES = ("auto", "float32", "bfloat16")
 FEWEST_BATCH_IMAGES = 8
 LARGEST = 1e9

@@ -321,12 +321,14 @@ finetune_options = together(
     ),
     _finetune_option(
         "--loss",
-        "What is minimised. pair and contrastive need labelled pairs. triplet takes images that same pairs join, or "
+        "What is minimised. pair and contrastive need labelled pairs. triplet and supcon take images that same pairs join, or "
         "columns person_a and person_b, for people. arcface needs these columns. distillation needs --teacher.",
         type=click.Choice(LOSSES),
     ),
     _finetune_option(
-        "--margin-loss", "Margin of the loss. Default: contrastive 1, triplet 0.2, arcface 0.5.", "X"
+        "--margin-loss",
+        "Margin of the loss. Default: contrastive 1, triplet 0.2, supcon 0.1, arcface 0.5.",
+        "X",
     ),
     _finetune_option(
         "--teacher",

@@ -17,6 +17,7 @@ from batchverify.training.finetuning.losses import (
     ContrastiveLoss,
     Distillation,
     PairLoss,
+    SupConLoss,
     TripletLoss,
     WeightedSum,
     check_teacher,
@@ -93,6 +94,7 @@ def untrained_loss(
         "pair": PairLoss,
         "contrastive": lambda: ContrastiveLoss(margin),
         "triplet": lambda: TripletLoss(margin),
+        "supcon": lambda: SupConLoss(margin),
         "arcface": lambda: ArcFaceLoss(torch.zeros(pairs.class_count, dimension), margin),
     }
     loss = losses[options.loss]()
@@ -108,7 +110,7 @@ def batches_of(options: FinetuneOptions, pairs: LabelledImages) -> Batches:
                 "in the manifest"
             )
         return PeopleBatches(pairs, pairs.classes, options.batch_images // IMAGES_PER_PERSON, options.seed)
-    if options.loss == "triplet":
+    if options.loss in ("triplet", "supcon"):
         return PeopleBatches(pairs, pairs.identities, options.batch_images // IMAGES_PER_PERSON, options.seed)
     return PairBatches(pairs, options.batch_images // 2, options.seed)
 

@@ -20,6 +20,8 @@ from batchverify.training.finetuning.sets import Batch, LabelledImages
 
 # Deng et al. 2019 take 64 for millions of images; smaller sets do better with less (their section 3.1).
 ARCFACE_SCALE = 30.0
+# Of the supervised contrastive loss; its authors took 0.07 and 0.1 for photographs of things.
+TEMPERATURE = 0.05
 # Below this sine, the gradient of an angle is cut off.
 LEAST_SINE = 1e-4
 TOLERANCE = 1e-3
@@ -115,6 +117,29 @@ class TripletLoss(nn.Module):
         nearest = to_all.masked_fill(~farther, -math.inf).argmax(dim=1)
         farthest = to_all.masked_fill(~others, math.inf).argmin(dim=1)
         return anchors, positives, torch.where(farther.any(dim=1), nearest, farthest)
+
+
+class SupConLoss(nn.Module):
+    """Supervised contrastive loss: each image among its batch finds those of its person (Khosla et al. 2020).
+
+    The mean over an image's positives of their cross-entropy against all other images of the batch, by cosines over
+    `TEMPERATURE`. The margin is taken off the cosines of one person (as in CosFace, Wang et al. 2018).
+    """
+
+    def __init__(self, margin: float = MARGINS["supcon"]) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean over images with a positive in the batch; 0 if there are none. vectors: (B, D)."""
+        units = normalize(vectors)
+        people = torch.from_numpy(batch.people).to(units.device)
+        own = torch.eye(len(units), dtype=torch.bool, device=units.device)
+        same = (people[:, None] == people) & (people >= 0) & ~own
+        logits = ((units @ units.T - self.margin * same) / TEMPERATURE).masked_fill(own, -math.inf)
+        losses = (logits.logsumexp(dim=1, keepdim=True) - logits).masked_fill(~same, 0.0)
+        positives = same.sum(dim=1)
+        return (losses.sum(dim=1) / positives.clamp_min(1)).sum() / (positives > 0).sum().clamp_min(1)
 
 
 class ArcFaceLoss(nn.Module):

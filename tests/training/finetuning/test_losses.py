@@ -13,10 +13,12 @@ from pytorch_metric_learning import losses as reference
 from batchverify.errors import UsageError
 from batchverify.training.finetuning.losses import (
     ARCFACE_SCALE,
+    TEMPERATURE,
     ArcFaceLoss,
     ContrastiveLoss,
     Distillation,
     PairLoss,
+    SupConLoss,
     TripletLoss,
     WeightedSum,
     check_teacher,
@@ -143,6 +145,46 @@ def test_mined_triplets_are_among_those_of_the_reference(vectors):
     squared, triplets = plain_triplets(vectors)
     farther = {each for each in triplets if squared[each[0], each[2]] > squared[each[0], each[1]]}
     assert farther and farther <= found
+
+
+def plain_supcon(vectors, batch, margin):
+    """By loops over images."""
+    rows, found = units(vectors), []
+    for image, person in enumerate(batch.people):
+        others = [other for other in range(len(rows)) if other != image]
+        positives = [other for other in others if batch.people[other] == person >= 0]
+        if not positives:
+            continue
+        logits = {
+            other: (rows[image] @ rows[other] - margin * (other in positives)) / TEMPERATURE
+            for other in others
+        }
+        most = max(logits.values())
+        total = most + math.log(sum(math.exp(each - most) for each in logits.values()))
+        found.append(np.mean([total - logits[other] for other in positives]))
+    return np.mean(found)
+
+
+def test_supcon_is_that_of_a_loop_over_images(vectors, batch):
+    unknown = replace(batch, people=np.where(np.arange(COUNT) == 4, -1, batch.people))
+    for each in (batch, unknown):
+        check(SupConLoss(0.2), lambda rows, each=each: plain_supcon(rows, each, 0.2), vectors, each)
+
+
+def test_supcon_without_margin_is_that_of_the_library(vectors, batch):
+    found = value(SupConLoss(1e-12)(tensor(vectors), batch))
+    library = reference.SupConLoss(temperature=TEMPERATURE)
+    people = torch.from_numpy(batch.people)
+    # It, too, leaves out images without a positive.
+    assert found == pytest.approx(value(library(tensor(vectors), people)), rel=1e-6)
+
+
+def test_supcon_of_strangers_alone_is_zero(vectors, batch):
+    strangers = replace(batch, people=np.arange(COUNT))
+    given = tensor(vectors)
+    loss = SupConLoss()(given, strangers)
+    loss.backward()
+    assert value(loss) == 0 and torch.equal(given.grad, torch.zeros_like(given))
 
 
 @pytest.mark.parametrize("margin", [0.2, 0.5, 2.5])
