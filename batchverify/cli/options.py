@@ -321,8 +321,8 @@ finetune_options = together(
     ),
     _finetune_option(
         "--loss",
-        "What is minimised. pair and contrastive need labelled pairs. triplet and supcon take images that same pairs join, or "
-        "columns person_a and person_b, for people. arcface needs these columns. distillation needs --teacher.",
+        "What is minimised. pair and contrastive need labelled pairs. triplet and supcon need people: the columns "
+        "person_a and person_b, or whom same pairs join. arcface needs these columns. distillation needs --teacher.",
         type=click.Choice(LOSSES),
     ),
     _finetune_option(
