@@ -143,7 +143,10 @@ class FinetuneSummary:
 
 @dataclass(frozen=True)
 class _Tuned:
-    """A finished training. before, after: (M, D) unit vectors of each set by the frozen and the new backbone."""
+    """A finished training.
+
+    before, after: (M, D) unit vectors of each set but the first, by the frozen and the new backbone.
+    """
 
     network: TrainedPart
     fit: FinetuneFit
@@ -152,7 +155,7 @@ class _Tuned:
 
     def compared(self, sets: Sequence[FaceSet]) -> dict[str, Comparison]:
         """Both backbones on all sets but the training pairs."""
-        together = list(zip(sets, self.before, self.after, strict=True))[1:]
+        together = zip(sets[1:], self.before, self.after, strict=True)
         return {each.name: compare_backbones(each.pairs, *vectors) for each, *vectors in together}
 
 
@@ -200,7 +203,7 @@ class _Run:
             )
             for each in sets
         ]
-        before = [all_vectors(network, each, device) for each in activations]
+        before = [all_vectors(network, each, device) for each in activations[1:]]
         (train, dev), (train_set, dev_set) = activations[:2], [each.pairs for each in sets[:2]]
         fitted = fit_on_workers(
             network, train, dev, train_set, dev_set, options, self.data, self._report, teacher
@@ -213,7 +216,7 @@ class _Run:
                 f"{fitted.frozen_auc:.5f}. Try a smaller --max-lr, other blocks (--unfreeze), more --augment, or "
                 f"another --loss, with --overwrite: {self.data.parent} keeps the faces for that; delete it otherwise"
             )
-        return _Tuned(network, fitted, before, [all_vectors(network, each, device) for each in activations])
+        return _Tuned(network, fitted, before, [all_vectors(network, each, device) for each in activations[1:]])
 
     def _counter(self, name: str) -> Report:
         """Writes how much of a long step is done, every few seconds."""
