@@ -4,11 +4,15 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache as once
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from compiled_once import CompilingCore
 from repository import REPOSITORY, SUPPORT
+
+from batchverify.runtime import compiled_network
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +22,15 @@ def shared() -> Path:
     if not (folder / "weights").is_dir():
         pytest.skip(f"no real weights and faces at {folder}; set BATCHVERIFY_SHARED")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """OpenVINO compiles each model once in this process; those of processes that tests start, they compile."""
+    core = compiled_network.core
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_network, "core", once(lambda: CompilingCore(core())))
+        yield
 
 
 @pytest.fixture(scope="session")

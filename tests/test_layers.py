@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,17 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """A file's syntax tree, parsed once for all rules."""
+    return ast.parse(path.read_text(encoding="utf8"))
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Every module that a file imports anywhere in it, as `batchverify.x.y` for its own package's."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+    names: set[str] = set()
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {each.name for each in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -65,7 +73,7 @@ def imported(path: Path) -> set[str]:
             inner = module.partition(".")[2].replace(".", "/")
             is_room = module.startswith("batchverify") and (PACKAGE / inner).is_dir()
             names |= {f"{module}.{each.name}" for each in node.names} if is_room else {module}
-    return names
+    return frozenset(names)
 
 
 def modules() -> dict[str, set[str]]:
@@ -126,10 +134,9 @@ def test_no_import_goes_round_in_a_circle():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_and_functions_are_short_and_say_what_they_are_for(path):
-    text = path.read_text(encoding="utf8")
-    tree = ast.parse(text)
+    tree = tree_of(path)
     assert ast.get_docstring(tree)
-    assert len(text.splitlines()) <= LONGEST_FILE
+    assert len(path.read_text(encoding="utf8").splitlines()) <= LONGEST_FILE
     if path.name == "__init__.py" and path.parent != PACKAGE:
         assert len(tree.body) == 1, "a room's __init__ is one docstring"
     for node in functions(tree):
@@ -137,7 +144,7 @@ def test_files_and_functions_are_short_and_say_what_they_are_for(path):
 
 
 def test_half_of_all_functions_are_short():
-    lengths = sorted(length(node) for path in FILES for node in functions(ast.parse(path.read_text("utf8"))))
+    lengths = sorted(length(node) for path in FILES for node in functions(tree_of(path)))
     assert lengths[len(lengths) // 2] <= MEDIAN_FUNCTION
 
 

@@ -79,6 +79,8 @@ def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
             raise ManifestError(f"{file}: column '{LABEL}' ({option}) holds the truth, not paths")
     if a == b:
         raise ManifestError(f"{file}: column '{a}' is given for both images")
+    # Looked up once: there may be tens of thousands of names.
+    has_label = LABEL in names
     for name, count in Counter(names).items():
         if count > 1 and not name:
             raise ManifestError(
@@ -92,7 +94,7 @@ def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
             raise ManifestError(
                 f"{file}: column {quoted(name)} is a name of an output column; rename it in the manifest"
             )
-        if LABEL not in names and name.strip() == LABEL:
+        if not has_label and name.strip() == LABEL:
             raise ManifestError(
                 f"{file}: column {quoted(name)} has blanks around its name; name it '{LABEL}' if it is the truth, "
                 "else otherwise"

@@ -149,16 +149,16 @@ DAMAGED = f"""
 import os, sys
 from pathlib import Path
 import numba
-for kind in ("nbi", "nbc"):
-    for content in (b"", None, b"not a pickle"):
-        (file,) = Path(os.environ["NUMBA_CACHE_DIR"]).rglob("numba_loops.integrate*." + kind)
-        file.write_bytes(file.read_bytes()[:60] if content is None else content)
-        for _ in range(3):
-            if not os.fork():
-                exec({CALL!r})
-                sys.stdout.flush()
-                os._exit(0)
-            assert os.wait()[1] == 0
+# numba unpickles two objects of the index and one of the code. None cuts a file: the index behind its first object.
+for kind, content in (("nbi", b""), ("nbi", None), ("nbc", None), ("nbc", b"not a pickle")):
+    (file,) = Path(os.environ["NUMBA_CACHE_DIR"]).rglob("numba_loops.integrate*." + kind)
+    file.write_bytes(file.read_bytes()[:60] if content is None else content)
+    for _ in range(3):
+        if not os.fork():
+            exec({CALL!r})
+            sys.stdout.flush()
+            os._exit(0)
+        assert os.wait()[1] == 0
 """
 PLAIN = "30 batchverify.kernels.plain_loops"
 # No file may grow beyond 100 bytes: what a full disk does.
@@ -200,8 +200,8 @@ def test_what_was_compiled_is_used_again(kept):
 
 def test_damaged_code_is_compiled_again_with_one_warning(kept):
     lines = call(kept, DAMAGED)
-    assert len(lines) == 6 * 4
-    for number in range(6):
+    assert len(lines) == 4 * 4
+    for number in range(4):
         warning, *results = lines[4 * number : 4 * number + 4]
         assert warning.startswith("the compiled loop integrate failed (")
         assert warning.endswith("it was compiled again")

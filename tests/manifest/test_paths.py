@@ -370,12 +370,11 @@ def test_resolved_cells_survive_the_encoding():
 @pytest.mark.parametrize("root", ROOTS, ids=lambda root: ascii(f"{root.root} {root.fenced}"))
 def test_images_are_numbered_by_their_resolved_cells(root):
     wanted, images, numbers = cells(3000), UniqueImages(), {}
-    for cell in wanted:
-        numbers.setdefault(root.resolve(cell), len(numbers))
+    number_of = {cell: numbers.setdefault(root.resolve(cell), len(numbers)) for cell in wanted}
     table = pa.array([*wanted, *wanted[:500]], pa.string())
     for start in range(0, len(table), 700):
         some = table.slice(start, 700)
-        expected = [numbers[root.resolve(cell)] for cell in some.to_pylist()]
+        expected = [number_of[cell] for cell in some.to_pylist()]
         assert images.indices(root, some).tolist() == expected
         assert images.indices(root, some, add=False).tolist() == expected
     assert list(images) == list(numbers)

@@ -253,7 +253,9 @@ def test_other_files_in_the_output_folder_are_not_read_back(cache, tmp_path):
         ("far", pa.array([2**62], pa.timestamp("s"))),
     ],
 )
-def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(name, column, tmp_path):
+def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(
+    name, column, cache, tmp_path
+):
     table = pa.table({"image_a": ["ada_1.jpg"], "image_b": ["ada_2.jpg"], name: column})
     options: dict[str, Any] = {
         "cache": str(tmp_path / "cache"),
@@ -267,7 +269,7 @@ def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(
             f"the table: column '{name}' ({column.type}) does not fit into Parquet: "
         )
         assert list(tmp_path.iterdir()) == []
-    rows = batchverify.score(table, **options).to_arrow()
+    rows = batchverify.score(table, **options | {"cache": cache}).to_arrow()
     assert rows[name].equals(pa.chunked_array([column]))
 
 
