@@ -216,7 +216,9 @@ class _Run:
                 f"{fitted.frozen_auc:.5f}. Try a smaller --max-lr, other blocks (--unfreeze), more --augment, or "
                 f"another --loss, with --overwrite: {self.data.parent} keeps the faces for that; delete it otherwise"
             )
-        return _Tuned(network, fitted, before, [all_vectors(network, each, device) for each in activations[1:]])
+        return _Tuned(
+            network, fitted, before, [all_vectors(network, each, device) for each in activations[1:]]
+        )
 
     def _counter(self, name: str) -> Report:
         """Writes how much of a long step is done, every few seconds."""

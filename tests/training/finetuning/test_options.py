@@ -12,7 +12,10 @@ from batchverify.options import LOSSES, MARGINS, FinetuneOptions
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "softmax"}, "--loss must be one of pair, contrastive, triplet, supcon, arcface, distillation, got"),
+        (
+            {"loss": "softmax"},
+            "--loss must be one of pair, contrastive, triplet, supcon, arcface, distillation, got",
+        ),
         ({"dtype": "float16"}, "--dtype must be one of auto, float32, bfloat16, got 'float16'"),
         ({"dtype": "int8"}, "--dtype must be one of"),
         ({"seed": -1}, "--seed must lie between 0 and 4294967295, got -1"),
@@ -30,7 +33,10 @@ from batchverify.options import LOSSES, MARGINS, FinetuneOptions
         ({"checkpoint_steps": 0}, "--checkpoint-steps must be at least 1"),
         ({"augment": -1}, "--augment must be at least 0"),
         ({"batch_images": 4}, "--batch-images must be at least 8, got 4"),
-        ({"margin_loss": 0.5}, "--margin-loss is for the losses contrastive, triplet, supcon, arcface, not for pair"),
+        (
+            {"margin_loss": 0.5},
+            "--margin-loss is for the losses contrastive, triplet, supcon, arcface, not for pair",
+        ),
         ({"margin_loss": -0.5, "loss": "triplet"}, "--margin-loss must be positive"),
         ({"loss": "distillation"}, "--loss distillation learns the vectors of a --teacher"),
         ({"teacher": ""}, "--teacher must not be empty"),
