@@ -49,8 +49,7 @@ from batchverify.manifest.manifest import Block
 from batchverify.progress import Progress
 from batchverify.records import Reason
 
-# Faults put into the scheduler that 10,000 seeds found were found by the first few hundred.
-SEEDS, GROUP = int(os.environ.get("BATCHVERIFY_SEEDS", "4000")), 500
+SEEDS, GROUP = int(os.environ.get("BATCHVERIFY_SEEDS", "10000")), 500
 CARRIED = pa.record_batch({"row": pa.array([], pa.int64())})
 
 
