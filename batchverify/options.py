@@ -225,7 +225,7 @@ class FinetuneOptions(EmbedOptions):
     """
 
     unfreeze: str | None = None
-    loss: str = "pair"
+    loss: str = "supcon"
     teacher: str | None = None
     teacher_weight: float = 1.0
     epochs: int = 10
@@ -234,7 +234,7 @@ class FinetuneOptions(EmbedOptions):
     lr_decay: float = 0.5
     weight_decay: float = 0.05
     dropout: float = 0.0
-    batch_images: int = 64
+    batch_images: int = 128
     accumulate: int = 1
     augment: int = 2
     train_statistics: bool = False

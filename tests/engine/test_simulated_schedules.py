@@ -4,7 +4,7 @@ A seed makes a world (images, of which some kill or hang what has them), and run
 may end early: by Ctrl-C, a full disk, or a thread that hangs. The last one scores pairs.
 
 A failing seed is printed. `BATCHVERIFY_SEED=1234 python -m pytest tests/engine/test_simulated_schedules.py` plays it
-alone and prints its events.
+alone and prints its events; `BATCHVERIFY_SEEDS=100000` plays more seeds than CI does.
 
 The promises, of which `watched_engine.py` checks some at each call:
 
@@ -49,7 +49,7 @@ from batchverify.manifest.manifest import Block
 from batchverify.progress import Progress
 from batchverify.records import Reason
 
-SEEDS, GROUP = 10_000, 500
+SEEDS, GROUP = int(os.environ.get("BATCHVERIFY_SEEDS", "10000")), 500
 CARRIED = pa.record_batch({"row": pa.array([], pa.int64())})
 
 

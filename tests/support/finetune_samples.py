@@ -109,6 +109,7 @@ def people_set(people: int, seed: int, name: str = "training", *, each: int = 4,
 def quick(**changes: Any) -> FinetuneOptions:
     """Options of a fast training."""
     settings: dict[str, Any] = {
+        "loss": "pair",
         "epochs": 3,
         "patience": 9,
         "max_lr": 3e-3,

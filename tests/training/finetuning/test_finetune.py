@@ -23,6 +23,8 @@ QUICK = (
     "1",
     "--max-lr",
     "0.003",
+    "--loss",
+    "pair",
 )
 
 
@@ -246,6 +248,7 @@ def test_the_same_from_python(tuned, tmp_path):
         augment=0,
         epochs=1,
         max_lr=0.003,
+        loss="pair",
         batch_images=16,
         quiet=True,
         cache=str(bench.cache),

@@ -34,7 +34,7 @@ from batchverify.options import LOSSES, MARGINS, FinetuneOptions
         ({"augment": -1}, "--augment must be at least 0"),
         ({"batch_images": 4}, "--batch-images must be at least 8, got 4"),
         (
-            {"margin_loss": 0.5},
+            {"margin_loss": 0.5, "loss": "pair"},
             "--margin-loss is for the losses contrastive, triplet, supcon, arcface, not for pair",
         ),
         ({"margin_loss": -0.5, "loss": "triplet"}, "--margin-loss must be positive"),
