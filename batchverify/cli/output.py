@@ -111,7 +111,8 @@ def reporting(as_json: bool, quiet: bool) -> Iterator[Callable[[Any], None]]:
         with redirect_stdout(sys.stderr):
             yield summaries.append
     except NothingScoredError as exc:
-        summaries.append(exc.summary)
+        if exc.summary is not None:
+            summaries.append(exc.summary)
         raise
     finally:
         for summary in summaries:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from batchverify.embedding.embedder import Embedder
-from batchverify.errors import UsageError
+from batchverify.errors import NothingScoredError, UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.job import Job
 from batchverify.training.finetuning.face_crops import FaceCrops, Report, say_nothing
@@ -59,6 +59,15 @@ class FaceSet:
                 f"{(all_labels == 0).sum():,} same and {(all_labels == 1).sum():,} different ones have two faces"
             )
         return cls(name, job, crops, pairs, tuple(left_out))
+
+    def check_failed(self, most: float) -> None:
+        """Raise `NothingScoredError` if a larger share of the rows than `most` was left out."""
+        failed, total = len(self.left_out), len(self.left_out) + len(self.pairs)
+        if failed / total > most:
+            raise NothingScoredError(
+                f"{self.name} pairs: {failed:,} of {total:,} have an image without a usable face, more than "
+                f"--max-failed {most:g} allows"
+            )
 
 
 def check_people_apart(jobs: Mapping[str, Job]) -> None:

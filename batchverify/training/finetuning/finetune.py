@@ -57,7 +57,10 @@ SHOW_SECONDS = 10.0
 # Settings of embedding that faces are cut by.
 CROPPING = ("crop", "margin", "face", "min_face", "detector")
 # Options that do not change the weights, or that the document names otherwise.
-OTHER = ("cache", "no_cache", "quiet", "verbose", "backbone", "weights", "test", "image_root", "retry_failed")
+OTHER = (
+    *("cache", "no_cache", "quiet", "verbose", "backbone", "weights", "test", "image_root", "retry_failed"),
+    *("overwrite", "engine", "address", "num_cpus", "details", "max_failed", "checkpoint_steps"),
+)
 
 
 def finetune(
@@ -179,6 +182,7 @@ class _Run:
                 name, job, embedder, self.data / name / "faces", self._counter(f"{name} faces")
             )
             log_left_out(name, faces.left_out, self.log)
+            faces.check_failed(options.max_failed)
             sets.append(faces)
         check_images_apart(sets)
         return sets
@@ -281,13 +285,13 @@ def _open(train: Any, dev: Any, options: FinetuneOptions) -> dict[str, Job]:
 
 def _document(jobs: Mapping[str, Job], options: FinetuneOptions) -> dict[str, Any]:
     """Everything that changes the weights."""
-    first = next(iter(jobs.values()))
+    first, deciding = next(iter(jobs.values())), {name: jobs[name] for name in ("training", "dev")}
     chosen = {name: value for name, value in options.as_record().items() if name not in OTHER}
     return {
         "finetune": chosen,
         "embedding": dict(first.fingerprint.document),
-        "manifests": {name: job.manifest_fingerprint for name, job in jobs.items()},
-        "image_roots": {name: list(job.manifest.roots) for name, job in jobs.items()},
+        "manifests": {name: job.manifest_fingerprint for name, job in deciding.items()},
+        "image_roots": {name: list(job.manifest.roots) for name, job in deciding.items()},
     }
 
 

@@ -209,6 +209,9 @@ def test_rows_without_a_face_are_left_out_and_named(bench):
     assert "row 4: image_b no_face" in result.stderr
     record = json.loads((bench.folder / "tuned.finetune.json").read_text())
     assert [(row["row"], row["error_b"]) for row in record["left_out"]] == [(4, "no_face")]
+    strict = bench.finetune("--max-failed", "0.001")
+    assert (strict.exit_code, strict.stdout) == (3, "")
+    assert "training pairs: 1 of 120 have an image without a usable face" in strict.stderr
 
 
 def test_another_job_half_done_is_refused_until_overwritten(bench, monkeypatch):
@@ -223,6 +226,10 @@ def test_another_job_half_done_is_refused_until_overwritten(bench, monkeypatch):
     folder = bench.weights.with_name("tuned.safetensors.job")
     faces = folder / "data" / "training" / "faces" / "values"
     written = faces.stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "fit_on_workers", fails)
+        # What starts anew is gone on with without the option, too.
+        assert bench.finetune("--overwrite").exit_code == bench.finetune().exit_code == 130
     refused = bench.finetune("--dropout", "0.1")
     assert refused.exit_code == 2 and "half done (finetune.dropout: None there, 0.1 here)" in refused.stderr
     done = bench.finetune("--dropout", "0.1", "--overwrite")
