@@ -77,9 +77,9 @@ def export(name: str, output: Path, weights: Path | None = None) -> Exported:
     try:
         _require_description(beside)
         # At no time does an old description stand beside a new model.
-        Location(str(beside)).remove()
-        Location(str(output)).write_bytes(data)
-        Location(str(beside)).write_bytes(text.encode())
+        Location.parse(beside).remove()
+        Location.parse(output).write_bytes(data)
+        Location.parse(beside).write_bytes(text.encode())
     except OSError as exc:
         raise BatchverifyError(f"{output}: cannot be written: {exc.strerror or exc}") from exc
     return Exported(str(output), str(beside), name, backbone.fingerprint)

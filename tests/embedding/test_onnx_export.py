@@ -7,6 +7,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,3 +320,10 @@ def test_every_call_may_fail_and_no_description_is_beside_another_model(tmp_path
             assert not beside.exists() or ("size" in json.loads(beside.read_text())) == is_new, calls.hit
             export(COMPACT, path)
             assert path.read_bytes() == expected and json.loads(beside.read_text())["size"] == 128
+
+
+def test_a_relative_path_starts_from_the_working_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = export(COMPACT, Path("here.onnx"))
+    assert (tmp_path / "here.onnx").read_bytes() == (folder / f"{COMPACT}.onnx").read_bytes()
+    assert (tmp_path / "here.json").is_file() and done.onnx == "here.onnx"
