@@ -238,10 +238,27 @@ def test_another_job_half_done_is_refused_until_overwritten(bench, monkeypatch):
     assert written and not folder.exists()
 
 
-def test_distillation_brings_a_network_near_its_teacher(bench):
-    result = bench.finetune("--teacher", "compact", "--loss", "distillation", "--json")
-    # Its own vectors are what it has learned already: nothing moves, so nothing helps.
-    assert result.exit_code == 1 and "did not help" in result.stderr
+def test_with_its_parent_as_its_teacher_a_network_moves_less(bench):
+    moved = []
+    for teacher in ([], ["--teacher", "compact", "--teacher-weight", "3"]):
+        result = bench.finetune(*teacher, "--json")
+        assert result.exit_code == 0, result.output
+        loss = "pair, teacher compact" if teacher else "pair"
+        assert json.loads(result.stdout)["loss"] == loss
+        weights = [
+            load_backbone(name).tensors["embedding.weight"] for name in ("compact", str(bench.weights))
+        ]
+        moved.append(float(np.abs(weights[1] - weights[0]).mean()))
+    free, held = moved
+    assert 0 < held < 0.9 * free
+
+
+def test_distillation_alone_learns_the_teachers_cosines(bench):
+    result = bench.finetune("--teacher", "vggface2", "--loss", "distillation", "--epochs", "3")
+    losses = [
+        float(line.split("loss ")[1].split()[0]) for line in result.stderr.splitlines() if "  loss " in line
+    ]
+    assert len(losses) >= 2 and losses[-1] < losses[0]
 
 
 def test_the_same_from_python(tuned, tmp_path):
