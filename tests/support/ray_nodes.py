@@ -16,6 +16,8 @@ from pathlib import Path
 
 RAY = str(Path(sys.executable).with_name("ray"))
 STORE_BYTES = 200_000_000
+# How long the head of a cluster may take to answer.
+HEAD_SECONDS = 60
 # Ray's usual patience with a silent node is most of a minute.
 QUICK = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
 
@@ -111,7 +113,18 @@ class RayNodes:
                 stderr=log,
                 start_new_session=True,
             )
+        is_head = not self._started
         self._started[name] = process
+        if is_head:
+            self._wait_for_head(process)
+
+    def _wait_for_head(self, process: subprocess.Popen[bytes]) -> None:
+        """Until the head answers, which takes long on a busy machine: a driver that comes earlier gives up."""
+        deadline = time.monotonic() + HEAD_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.gcs), timeout=1):
+                return
+            time.sleep(0.1)
 
     def processes(self, name: str) -> list[int]:
         """Those of a node."""
