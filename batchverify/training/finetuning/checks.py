@@ -22,7 +22,7 @@ from batchverify.training.finetuning.sets import (
     pair_batch,
     people_batch,
 )
-from batchverify.training.finetuning.vectors import Stored, of_batch
+from batchverify.training.finetuning.vectors import Stored, cosines_of, of_batch
 from batchverify.training.learning_rate import RangeTest
 
 # The overfit check: pairs of each label, or people; steps, their rate, and when the check has passed.
@@ -126,7 +126,7 @@ def _few(batches: Batches, options: FinetuneOptions) -> Batch:
 def _separation(vectors: torch.Tensor, batch: Batch) -> tuple[float, float]:
     """AUC of the batch's pairs, and the mean cosine of same pairs less that of different ones."""
     units = normalize(vectors.detach()).cpu().numpy()
-    cosines = np.einsum("nd,nd->n", units[batch.a], units[batch.b])
+    cosines = cosines_of(units, batch)
     same = batch.labels == 0
     if not np.isfinite(cosines).all():
         return math.nan, math.nan

@@ -53,11 +53,7 @@ class FaceSet:
         pairs = LabelledImages(
             a.astype(np.int32), b.astype(np.int32), all_labels, _people(names, len(crops)), name
         )
-        if len(np.unique(all_labels)) < 2:
-            raise UsageError(
-                f"the {name} pairs need label 0 and label 1: of {len(all_labels) + len(left_out):,} pairs, "
-                f"{(all_labels == 0).sum():,} same and {(all_labels == 1).sum():,} different ones have two faces"
-            )
+        pairs.check(len(crops))
         return cls(name, job, crops, pairs, tuple(left_out))
 
     def check_failed(self, most: float) -> None:

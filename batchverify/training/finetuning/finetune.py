@@ -37,7 +37,7 @@ from batchverify.scoring.score import embed_job
 from batchverify.storage.location import Location
 from batchverify.training.finetuning.activations import Activations
 from batchverify.training.finetuning.checkpoint import NAME as CHECKPOINT
-from batchverify.training.finetuning.distributed import fit_on_workers
+from batchverify.training.finetuning.distributed import check_installed, fit_on_workers
 from batchverify.training.finetuning.face_crops import Report
 from batchverify.training.finetuning.face_sets import FaceSet, check_images_apart, check_people_apart
 from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit
@@ -82,17 +82,26 @@ def finetune(
     target = _target(output)
     backbone = _parent(options)
     options = replace(options, unfreeze=options.unfreeze or blocks(backbone.architecture)[0])
+    # What does not fit is found before faces are cut out of thousands of images.
+    network = TrainedPart(
+        backbone,
+        str(options.unfreeze),
+        dropout=options.dropout,
+        train_statistics=options.train_statistics,
+    )
+    if options.workers > 1:
+        check_installed()
     jobs = _open(train, dev, options)
     folder = JobFolder(target)
     with TrainingLog(options.epochs, quiet=options.quiet) as log, folder.claimed():
         data = _begin(folder, _document(jobs, options), overwrite=options.overwrite)
         run = _Run(backbone, options, data, log)
         sets = run.faces(jobs)
-        tuned = run.tuned(sets, _teacher(train, options))
-        files = _write(target, run, sets, tuned, round(time.monotonic() - started, 2))
+        tuned = run.tuned(network, sets, _teacher(train, options))
+        summary = _write(target, run, sets, tuned, round(time.monotonic() - started, 2))
         shutil.rmtree(data, ignore_errors=True)
         folder.remove()
-    return files
+    return summary
 
 
 @dataclass(frozen=True)
@@ -187,13 +196,9 @@ class _Run:
         check_images_apart(sets)
         return sets
 
-    def tuned(self, sets: Sequence[FaceSet], teacher: np.ndarray | None) -> _Tuned:
-        """The network after its best epoch."""
+    def tuned(self, network: TrainedPart, sets: Sequence[FaceSet], teacher: np.ndarray | None) -> _Tuned:
+        """Train the network; it holds its best epoch then."""
         options = self.options
-        statistics = options.train_statistics
-        network = TrainedPart(
-            self.backbone, str(options.unfreeze), dropout=options.dropout, train_statistics=statistics
-        )
         device = torch.device(resolve_device(options.device))
         network.frozen.to(device, mixed=multiplies_bfloat16(options.dtype, device))
         network.to(device)

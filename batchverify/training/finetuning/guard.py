@@ -9,6 +9,7 @@ import numpy as np
 from batchverify.evaluation.bootstrap import Units, bootstrap
 from batchverify.evaluation.figures import Curve, Ranking
 from batchverify.training.finetuning.sets import LabelledImages
+from batchverify.training.finetuning.vectors import cosines_of
 
 DRAWS = 200
 FAR = 1e-2
@@ -56,10 +57,7 @@ class Comparison:
 
 def compare_backbones(pairs: LabelledImages, frozen: np.ndarray, tuned: np.ndarray) -> Comparison:
     """Compare (M, D) unit vectors of the same images by two backbones on labelled pairs."""
-    rankings = [
-        Ranking.of(pairs.labels, -np.einsum("nd,nd->n", vectors[pairs.a], vectors[pairs.b]))
-        for vectors in (frozen, tuned)
-    ]
+    rankings = [Ranking.of(pairs.labels, -cosines_of(vectors, pairs)) for vectors in (frozen, tuned)]
     curves = [ranking.curve() for ranking in rankings]
     units = _units(pairs)
 

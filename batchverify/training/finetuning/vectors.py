@@ -78,5 +78,10 @@ def embedded(learner: Learner, stored: Stored, images: np.ndarray, size: int, te
 
 def auc_of(vectors: np.ndarray, pairs: LabelledImages) -> float:
     """Area under the ROC curve of the pairs' cosines. vectors: (M, D) unit rows."""
-    cosines = np.einsum("nd,nd->n", vectors[pairs.a], vectors[pairs.b])
-    return Curve.of(pairs.labels, -cosines).auc()
+    return Curve.of(pairs.labels, -cosines_of(vectors, pairs)).auc()
+
+
+def cosines_of(vectors: np.ndarray, pairs: LabelledImages | Batch) -> np.ndarray:
+    """(N,) cosines of N pairs. vectors: (M, D) unit rows."""
+    cosines: np.ndarray = np.einsum("nd,nd->n", vectors[pairs.a], vectors[pairs.b])
+    return cosines
