@@ -99,7 +99,9 @@ class Embedder:
             self._network: Any = TorchNetwork(backbone, self.device, threads=threads, **options)
         else:
             self._network = _network(backbone, self.device, requested, workers, cpus, options)
-        self._detector = build_detector(self.settings, self.device, self.runtime, threads=cpus)
+        self._detector = build_detector(
+            self.settings, self.device, self.runtime, threads=cpus, dtype=self._network.dtype
+        )
         self._torch = _torch_device(self._network, self.device, self.runtime, threads)
         self._start_seconds = {"start": time.perf_counter() - started}
         log.info("embedding on %s", self.compute_path)

@@ -23,14 +23,17 @@ class Detector(Protocol):
 
 
 def build_detector(
-    settings: EmbeddingSettings, device: str, runtime: str, *, threads: int = 1
+    settings: EmbeddingSettings, device: str, runtime: str, *, threads: int = 1, dtype: str = "float32"
 ) -> Detector | None:
     """The detector of some settings on a resolved device and runtime; None for crops that need none.
 
-    threads: CPUs for each calling thread, with OpenVINO.
+    With OpenVINO, threads: CPUs for each calling thread; dtype: of the backbone, one of `cpu_network.DTYPES`.
     """
     if not settings.detects:
         return None
     if settings.detector == "retinaface":
-        return RetinaFaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads)
+        bfloat16 = dtype.endswith("bfloat16")
+        return RetinaFaceDetector.on(
+            device, runtime, min_face=settings.min_face, threads=threads, bfloat16=bfloat16
+        )
     return FaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads)

@@ -104,13 +104,16 @@ def _context(operations: Operations, values: Any, name: str) -> Any:
 
 
 class OpenvinoNetwork:
-    """The network on this machine's CPU, in float32; see `Network`.
+    """The network on this machine's CPU; see `Network`.
 
-    threads: CPUs for each calling thread. Every thread compiles its own networks, one for each size of canvases.
+    threads: CPUs for each calling thread. float_type: `float32` or `bfloat16`. Every thread compiles its own
+    networks, one for each size of canvases.
     """
 
-    def __init__(self, threads: int = 1, *, sizes_kept: int = SIZES_KEPT) -> None:
-        self._threads, self._sizes_kept = threads, sizes_kept
+    def __init__(
+        self, threads: int = 1, *, float_type: str = "float32", sizes_kept: int = SIZES_KEPT
+    ) -> None:
+        self._threads, self._float_type, self._sizes_kept = threads, float_type, sizes_kept
         self._of_thread = local()
 
     def __call__(self, canvases: np.ndarray) -> np.ndarray:
@@ -125,7 +128,9 @@ class OpenvinoNetwork:
         if shape not in networks:
             if len(networks) == self._sizes_kept:
                 del networks[next(iter(networks))]
-            networks[shape] = CompiledNetwork(_model(shape), threads=self._threads)
+            networks[shape] = CompiledNetwork(
+                _model(shape), float_type=self._float_type, threads=self._threads
+            )
         return networks[shape]
 
 

@@ -13,17 +13,22 @@ from torch.nn.functional import interpolate, relu
 
 from batchverify.embedding.embedder import Embedder
 from batchverify.faces.detection import BatchSizes, Detections, choose_face
+from batchverify.faces.detectors import build_detector
 from batchverify.faces.retinaface import RetinaFaceDetector
 from batchverify.faces.retinaface_network import OpenvinoNetwork, weights_path
 from batchverify.faces.retinaface_torch import TorchNetwork
 from batchverify.fingerprint import EmbeddingSettings
 from batchverify.records import Reason, Skipped
+from batchverify.runtime.compiled_network import capabilities
 
 sys.path.insert(0, str(REPOSITORY / "jobs"))
 
 from make_retinaface import EPSILON, retinaface_bytes
 
 SAMPLES = sorted((REPOSITORY / "sample_manifests" / "faces").glob("*.jpg"))
+needs_bfloat16 = pytest.mark.skipif(
+    "BF16" not in capabilities(), reason="this CPU does not multiply bfloat16"
+)
 PUBLISHED = "weights/compact/retinaface-m025/mobilenet0.25_Final.pth"
 
 
@@ -191,6 +196,85 @@ def test_openvino_and_torch_find_the_same(drawn, found):
         assert near(ours, theirs, 1e-3)
 
 
+class Altered:
+    """The network with other logits; counts its images."""
+
+    def __init__(self, change):
+        self.network, self.change, self.images = OpenvinoNetwork(), change, 0
+
+    def __call__(self, canvases: np.ndarray) -> np.ndarray:
+        values = self.network(canvases)
+        self.images += int(canvases.any(axis=(1, 2, 3)).sum())
+        values[..., 0] = self.change(values[..., 0])
+        return values
+
+
+def test_clear_faces_are_taken_from_the_quick_network(drawn, found):
+    exact, quick = Altered(lambda logits: logits), Altered(lambda logits: logits + np.float32(0.04))
+    detector = RetinaFaceDetector(exact, BatchSizes(), quick=quick)
+    for image, wanted in zip(drawn, found, strict=True):
+        before = exact.images
+        faces = detector([image])[0]
+        if exact.images > before:
+            assert equal(faces, wanted)
+        else:
+            assert np.array_equal(faces.boxes, wanted.boxes) and faces.scores[0] > wanted.scores[0]
+    # Of six faces some are clear, whichever machine this is.
+    assert quick.images == len(drawn) and exact.images < len(drawn)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: logits - 100,
+        lambda logits: np.minimum(logits, np.float32(3.4)),
+        lambda logits: logits - logits.max(axis=1, keepdims=True) + np.float32(0.1),
+        lambda logits: logits - logits.max(axis=1, keepdims=True) - np.float32(0.1),
+        lambda logits: np.minimum(logits, np.sort(logits, axis=1)[:, -2:-1]),
+    ],
+    ids=["no face", "doubtful", "hardly a face", "nearly a face", "two boxes alike"],
+)
+def test_all_other_images_go_through_the_exact_network(change, drawn, found):
+    exact = Altered(lambda logits: logits)
+    detector = RetinaFaceDetector(exact, BatchSizes(), quick=Altered(change))
+    assert all(equal(*each) for each in zip(detector(drawn), found, strict=True))
+    assert exact.images == len(drawn)
+
+
+def test_the_quick_network_is_bfloat16_where_the_backbone_is():
+    settings = EmbeddingSettings("align", detector="retinaface")
+    for dtype in ("float32", "int8_float32", "float16"):
+        assert build_detector(settings, "cpu", "openvino", dtype=dtype).quick is None
+    for dtype in ("bfloat16", "int8_bfloat16"):
+        assert build_detector(settings, "cpu", "openvino", dtype=dtype).quick is not None
+        assert build_detector(settings, "cpu", "torch", dtype=dtype).quick is None
+
+
+@needs_bfloat16
+def test_bfloat16_finds_the_same_faces(detector, drawn):
+    images = [*drawn, *(pasted(each, 320, 300, 30, 40) for each in drawn), np.zeros((90, 70, 3), np.uint8)]
+    quick = RetinaFaceDetector.on(bfloat16=True)
+    found = quick(images)
+    for ours, theirs in zip(found, detector(images), strict=True):
+        assert len(ours) == len(theirs) and (not len(theirs) or near(ours, theirs, 1))
+    for image, faces in zip(images, found, strict=True):
+        assert equal(quick([image])[0], faces)
+
+
+@needs_bfloat16
+@pytest.mark.weights
+def test_bfloat16_moves_no_face_far(shared):
+    paths = sorted((shared / "data/lfw/lfw-deepfunneled").glob("*/*.jpg"))[::25]
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    vectors = []
+    for bfloat16 in (False, True):
+        embedder = Embedder("compact", device="cpu", dtype="float32")
+        embedder._detector = RetinaFaceDetector.on(bfloat16=bfloat16)
+        vectors.append(embedder(images).vectors)
+    cosines = (vectors[0] * vectors[1]).sum(axis=1)
+    assert len(cosines) >= 200 and cosines.mean() > 0.9995 and cosines.min() > 0.995
+
+
 def test_every_face_has_a_box_and_five_points_inside_it(drawn, found):
     for image, faces in zip(drawn, found, strict=True):
         assert len(faces) == 1 and faces.rotation == 0 and faces.scores[0] > 0.9
@@ -323,7 +407,7 @@ def test_few_compiled_sizes_are_kept(drawn, found):
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder(crop="align", detector="retinaface", device="cpu", batch_size=1)
+    return Embedder(crop="align", detector="retinaface", device="cpu", dtype="float32", batch_size=1)
 
 
 @pytest.mark.parametrize(
