@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -16,6 +16,7 @@ from batchverify.documents import read_document
 from batchverify.embedding import compact
 from batchverify.embedding.download import PUBLISHED, find_weights, locate_weights
 from batchverify.embedding.inception import ARCHITECTURE
+from batchverify.embedding.network import Ranges
 from batchverify.embedding.onnx_backbone import SUFFIX as ONNX
 from batchverify.embedding.onnx_backbone import OnnxBackbone
 from batchverify.embedding.plugin import PluginBackbone, installed
@@ -49,15 +50,15 @@ Tensors = dict[str, np.ndarray]
 class Backbone:
     """A backbone in memory.
 
-    name: as the user gave it. tensors: float32, by name. fingerprint: of the tensors. ranges: the largest activations
-    of 8-bit layers, by layer; empty if the file states none. architecture: of the network.
+    name: as the user gave it. tensors: float32, by name. fingerprint: of the tensors. ranges: the smallest and the
+    largest activation of 8-bit layers, by layer; empty if the file states none. architecture: of the network.
     settings: how the faces that it learned from were cut out, where the file states it.
     """
 
     name: str
     tensors: Tensors
     fingerprint: str
-    ranges: Mapping[str, float] = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)
     architecture: str = ARCHITECTURE
     settings: EmbeddingSettings | None = None
 
@@ -290,21 +291,31 @@ def stored_architecture(path: Path) -> str:
     return str(known)
 
 
-def stored_ranges(path: Path) -> dict[str, float]:
+def stored_ranges(path: Path) -> dict[str, tuple[float, float]]:
     """The activation ranges in the header of a weights file, by layer; empty if there are none.
 
-    Raises `ArtifactError` for ranges that are not positive numbers.
+    A range is stored as two numbers about zero, or as the positive one alone where the other is zero. Raises
+    `ArtifactError` for others.
     """
     if path.suffix != ".safetensors":
         return {}
     try:
-        ranges = {str(name): float(value) for name, value in _metadata(path).get(RANGES_KEY, {}).items()}
+        stored = _metadata(path).get(RANGES_KEY, {}).items()
+        ranges = {str(name): _range(value) for name, value in stored}
     except (ValueError, TypeError, AttributeError, OverflowError) as exc:
         raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
-    for name, value in ranges.items():
-        if not 0 < value < np.inf:
-            raise ArtifactError(f"{path}: the activation range of '{name}' is {value}, not a positive number")
+    for name, (low, high) in ranges.items():
+        if not -np.inf < low <= 0 < high < np.inf:
+            raise ArtifactError(
+                f"{path}: the activation range of '{name}' is {low} to {high}, not about zero"
+            )
     return ranges
+
+
+def _range(stored: Any) -> tuple[float, float]:
+    """The lowest and the highest activation."""
+    low, high = stored if isinstance(stored, list) else (0.0, stored)
+    return float(low), float(high)
 
 
 def stored_settings(path: Path) -> EmbeddingSettings | None:

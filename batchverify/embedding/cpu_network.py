@@ -1,7 +1,7 @@
 """The backbone in OpenVINO, for CPUs: models that are built from tensors without torch, or read from ONNX files.
 
-In InceptionResnetV1, 8-bit layers take unsigned activations, whose ranges are in the weights file, and signed weights
-with one scale per output channel. The sums from block to block stay floats.
+8-bit layers take unsigned activations, whose ranges are in the weights file, and signed weights with one scale per
+output channel. The sums from block to block stay floats.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from batchverify.embedding.inception import (
     check_tensors,
     fold,
 )
-from batchverify.embedding.network import Network
+from batchverify.embedding.network import Network, Ranges
 from batchverify.embedding.onnx_backbone import OnnxBackbone
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import FACE_SIZE
 from batchverify.runtime.compiled_network import CompiledNetwork, capabilities
 
-Ranges = Mapping[str, float]
 # With int8 the other layers compute in a float type, which depends on the machine and changes the vectors slightly.
 DTYPES = ("float32", "bfloat16", "int8_float32", "int8_bfloat16")
 # Values of an unsigned 8-bit activation.
@@ -47,9 +46,7 @@ def choose_dtype(dtype: str, backbone: Backbone | OnnxBackbone) -> str:
     has_bfloat16 = "BF16" in capabilities()
     floats = "bfloat16" if has_bfloat16 else "float32"
     if dtype == "auto":
-        # Measured only on x86: elsewhere OpenVINO may compute 8-bit layers in floats.
-        is_measured = platform.machine() in ("x86_64", "AMD64")
-        return f"int8_{floats}" if backbone.ranges and is_measured else floats
+        return f"int8_{floats}" if backbone.ranges and _is_faster(backbone, has_bfloat16) else floats
     if dtype == "int8":
         dtype = f"int8_{floats}"
     if dtype not in DTYPES:
@@ -61,10 +58,23 @@ def choose_dtype(dtype: str, backbone: Backbone | OnnxBackbone) -> str:
     return dtype
 
 
-def default_batch(backbone: Backbone | OnnxBackbone) -> int:
+def _is_faster(backbone: Backbone | OnnxBackbone, has_bfloat16: bool) -> bool:
+    """Whether 8-bit layers are known to be faster here."""
+    # Measured only on x86: elsewhere OpenVINO may compute them in floats. Those of the compact network were measured
+    # only on CPUs that multiply bfloat16, all of which have instructions for sums of 8-bit products.
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return is_x86 and (has_bfloat16 or _is_inception(backbone))
+
+
+def _is_inception(backbone: Backbone | OnnxBackbone) -> bool:
+    return isinstance(backbone, Backbone) and backbone.architecture == ARCHITECTURE
+
+
+def default_batch(backbone: Backbone | OnnxBackbone, dtype: str) -> int:
     """Faces in a batch on a CPU: few, unless the network is known to be faster with more."""
-    known = isinstance(backbone, Backbone) and backbone.architecture == ARCHITECTURE
-    return CPU_BATCH if known else compact.CPU_BATCH
+    if _is_inception(backbone):
+        return CPU_BATCH
+    return compact.SHORT_BATCH if dtype == "int8_bfloat16" else compact.CPU_BATCH
 
 
 class CpuNetwork(Network):
@@ -87,7 +97,7 @@ class CpuNetwork(Network):
         threads: int = 1,
     ) -> None:
         dtype = choose_dtype(dtype, backbone)
-        model, size = _model(backbone, batch_size or default_batch(backbone), dtype.startswith("int8"))
+        model, size = _model(backbone, batch_size or default_batch(backbone, dtype), dtype.startswith("int8"))
         super().__init__(backbone.spec, dtype, size, flip)
         floats = dtype.removeprefix("int8_")
         self._compiled = CompiledNetwork(model, float_type=floats, streams=streams, threads=threads)
@@ -101,29 +111,86 @@ def _model(backbone: Backbone | OnnxBackbone, batch: int, eight_bits: bool) -> t
     """An `openvino.Model` from (B, S, S, 3) uint8 RGB to (B, D) float32, not normalised, and its B."""
     if isinstance(backbone, OnnxBackbone):
         return backbone.model(batch)
+    ranges = backbone.ranges if eight_bits else {}
     if backbone.architecture == compact.ARCHITECTURE:
         compact.check_tensors(backbone.name, backbone.tensors)
-        return _CompactBuilder(backbone.tensors).model(batch), batch
+        return build_compact_model(backbone.tensors, batch, ranges), batch
     check_tensors(backbone.name, backbone.tensors)
-    return build_model(backbone.tensors, batch, backbone.ranges if eight_bits else {}), batch
+    return build_model(backbone.tensors, batch, ranges), batch
 
 
 def build_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -> Any:
     """InceptionResnetV1 from (batch, 160, 160, 3) uint8 RGB to (batch, 512) float32, not normalised.
 
-    ranges: the largest input of a layer, by the name of the layer or block; layers without one compute in floats.
+    ranges: by the name of a layer or block; layers without one compute in floats.
     """
     return _InceptionBuilder(tensors, ranges).model(batch)
 
 
-class _CompactBuilder:
-    """Adds the layers of the compact network to an OpenVINO graph."""
+def build_compact_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -> Any:
+    """The compact network from (batch, 128, 128, 3) uint8 RGB to (batch, 256) float32, not normalised.
 
-    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+    ranges: by the name of a layer without groups; layers without one compute in floats.
+    """
+    return _CompactBuilder(tensors, ranges).model(batch)
+
+
+class _Builder:
+    """Adds layers to an OpenVINO graph. architecture: of the network, for errors."""
+
+    architecture = ""
+
+    def __init__(self, ranges: Ranges) -> None:
         import openvino
         from openvino import opset13
 
-        self._openvino, self._ops, self._tensors = openvino, opset13, tensors
+        self._openvino, self._ops = openvino, opset13
+        self._ranges, self._unknown = ranges, set(ranges)
+
+    def _model(self, values: Any, pixels: Any) -> Any:
+        """The whole model. Raises `ArtifactError` for ranges of layers that were not added."""
+        if self._unknown:
+            raise ArtifactError(
+                f"activation ranges for '{min(self._unknown)}', which is no layer of {self.architecture}"
+            )
+        return self._openvino.Model([self._ops.result(values)], [pixels], "backbone")
+
+    def _rounded(self, values: Any, reader: str | None) -> Any:
+        """Round activations for the layer `reader`, to 1/255 of its range; unchanged if it has none."""
+        if reader is None or reader not in self._ranges:
+            return values
+        low, high = self._ranges[reader]
+        if low < 0:
+            # Moved by less than a step, so that zero stays zero.
+            step = (high - low) / (_LEVELS - 1)
+            below = round(-low / step)
+            low, high = -below * step, (_LEVELS - 1 - below) * step
+        ends = [self._constant(np.float32(end)) for end in (low, high)]
+        return self._ops.fake_quantize(values, *ends, *ends, _LEVELS)
+
+    def _kernel(self, weight: np.ndarray, range_name: str) -> Any:
+        """The weights of a layer, in 8 bits if its inputs are. range_name: of the range of its inputs."""
+        self._unknown.discard(range_name)
+        return self._eight_bit(weight) if range_name in self._ranges else self._constant(weight)
+
+    def _eight_bit(self, weight: np.ndarray) -> Any:
+        """Weights as signed 8-bit integers and a scale per output channel, in the form that OpenVINO recognises."""
+        steps, scale = eight_bit(weight)
+        scales = self._constant(scale.reshape(-1, *[1] * (weight.ndim - 1)))
+        return self._ops.multiply(self._ops.convert(self._ops.constant(steps), "f32"), scales)
+
+    def _constant(self, array: Any) -> Any:
+        return self._ops.constant(np.ascontiguousarray(array, np.float32))
+
+
+class _CompactBuilder(_Builder):
+    """Adds the layers of the compact network."""
+
+    architecture = compact.ARCHITECTURE
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], ranges: Ranges) -> None:
+        super().__init__(ranges)
+        self._tensors = tensors
 
     def model(self, batch: int) -> Any:
         ops, size = self._ops, compact.SIZE
@@ -135,8 +202,7 @@ class _CompactBuilder:
         for layer in compact.LAYERS:
             values = self._layer(values, layer)
         shape = ops.constant(np.array([batch, compact.DIMENSION]))
-        result = ops.result(ops.reshape(values, shape, False))
-        return self._openvino.Model([result], [pixels], "backbone")
+        return self._model(ops.reshape(values, shape, False), pixels)
 
     def _layer(self, values: Any, layer: compact.Layer) -> Any:
         if isinstance(layer, compact.Convolution):
@@ -154,10 +220,15 @@ class _CompactBuilder:
         ops, weight = self._ops, self._tensors[f"{layer.name}.weight"]
         strides, padding = [layer.stride] * 2, [layer.padding] * 2
         if layer.depthwise:
-            kernel = ops.constant(weight[:, None])
+            kernel = self._constant(weight[:, None])
             values = ops.group_convolution(values, kernel, strides, padding, padding, [1, 1])
         else:
-            values = ops.convolution(values, ops.constant(weight), strides, padding, padding, [1, 1])
+            kernel = self._kernel(weight, layer.name)
+            values = ops.convolution(
+                self._rounded(values, layer.name), kernel, strides, padding, padding, [1, 1]
+            )
+            # jobs/make_weights.py finds the inputs of a layer by this name.
+            values.set_friendly_name(layer.name)
         if layer.biased:
             values = ops.add(values, self._channels(f"{layer.name}.bias"))
         return (
@@ -170,16 +241,14 @@ class _CompactBuilder:
         return self._ops.constant(self._tensors[name].reshape(1, -1, 1, 1))
 
 
-class _InceptionBuilder:
-    """Adds the layers to an OpenVINO graph, with batch normalisation folded into the weights."""
+class _InceptionBuilder(_Builder):
+    """Adds the layers of InceptionResnetV1, with batch normalisation folded into the weights."""
+
+    architecture = ARCHITECTURE
 
     def __init__(self, tensors: Mapping[str, np.ndarray], ranges: Ranges) -> None:
-        import openvino
-        from openvino import opset13
-
-        self._openvino, self._ops = openvino, opset13
-        self._layers, self._ranges = fold(tensors), ranges
-        self._unknown = set(ranges)
+        super().__init__(ranges)
+        self._layers = fold(tensors)
 
     def model(self, batch: int) -> Any:
         ops = self._ops
@@ -191,16 +260,10 @@ class _InceptionBuilder:
         for number, layer in enumerate(LAYERS):
             following = LAYERS[number + 1 : number + 3]
             values = self._layer(values, layer, _reader(following))
-        if self._unknown:
-            raise ArtifactError(
-                f"activation ranges for '{min(self._unknown)}', which is no layer of {ARCHITECTURE}"
-            )
         values = ops.reduce_mean(values, ops.constant(np.array([2, 3])), False)
         weight, bias = self._layers["last_linear"]
         values = ops.matmul(values, self._constant(weight), False, True)
-        return self._openvino.Model(
-            [ops.result(ops.add(values, self._constant(bias[None])))], [pixels], "backbone"
-        )
+        return self._model(ops.add(values, self._constant(bias[None])), pixels)
 
     def _layer(self, values: Any, layer: Any, reader: str | None) -> Any:
         """Add a layer of `inception.LAYERS`. reader: the one layer that reads its output, which is rounded for it."""
@@ -229,9 +292,8 @@ class _InceptionBuilder:
 
     def _sum(self, values: Any, layer: Convolution, range_name: str) -> Any:
         """Add a convolution and its bias. range_name: of the range that the input was rounded to."""
-        self._unknown.discard(range_name)
         weight, bias = self._layers[layer.name]
-        kernel = self._eight_bit(weight) if range_name in self._ranges else self._constant(weight)
+        kernel = self._kernel(weight, range_name)
         strides, padding = [layer.stride] * 2, list(layer.padding)
         product = self._ops.convolution(values, kernel, strides, padding, padding, [1, 1])
         # jobs/make_weights.py finds the inputs of a layer by this name.
@@ -240,22 +302,6 @@ class _InceptionBuilder:
 
     def _pool(self, values: Any) -> Any:
         return self._ops.max_pool(values, [2, 2], [1, 1], [0, 0], [0, 0], [3, 3], "floor").output(0)
-
-    def _rounded(self, values: Any, reader: str | None) -> Any:
-        """Round activations for the layer `reader`, to 1/255 of its range; unchanged if it has none."""
-        if reader is None or reader not in self._ranges:
-            return values
-        low, high = self._constant(np.float32(0)), self._constant(np.float32(self._ranges[reader]))
-        return self._ops.fake_quantize(values, low, high, low, high, _LEVELS)
-
-    def _eight_bit(self, weight: np.ndarray) -> Any:
-        """Weights as signed 8-bit integers and a scale per output channel, in the form that OpenVINO recognises."""
-        steps, scale = eight_bit(weight)
-        scales = self._constant(scale.reshape(-1, *[1] * (weight.ndim - 1)))
-        return self._ops.multiply(self._ops.convert(self._ops.constant(steps), "f32"), scales)
-
-    def _constant(self, array: Any) -> Any:
-        return self._ops.constant(np.ascontiguousarray(array, np.float32))
 
 
 def _reader(following: tuple[Any, ...]) -> str | None:

@@ -10,6 +10,8 @@ import numpy as np
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.fingerprint import BackboneSpec
 
+# The lowest and the highest input of 8-bit layers, by layer.
+Ranges = Mapping[str, tuple[float, float]]
 # How far a number of a unit vector may move with the other faces of its batch, and how far apart those of two
 # different faces are at least.
 LARGEST_INFLUENCE = 2e-3

@@ -6,7 +6,7 @@ OpenVINO reads the file. Its faces, their scaling and the order of colours becom
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from batchverify.documents import MOST_METADATA, read_document
 from batchverify.embedding.description import Description, form
+from batchverify.embedding.network import Ranges
 from batchverify.embedding.onnx_file import OnnxFile
 from batchverify.errors import ArtifactError
 from batchverify.fingerprint import DIMENSIONS, BackboneSpec
@@ -45,7 +46,7 @@ class OnnxBackbone:
     batch: int | None
     output: int
     dimension: int
-    ranges: ClassVar[Mapping[str, float]] = {}
+    ranges: ClassVar[Ranges] = {}
 
     @classmethod
     def load(cls, name: str) -> OnnxBackbone:

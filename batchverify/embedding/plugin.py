@@ -17,7 +17,7 @@ A plug-in is code of its author, which runs once it is named.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from batchverify.embedding.description import SIZES
-from batchverify.embedding.network import Network
+from batchverify.embedding.network import Network, Ranges
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError, first_line
 from batchverify.faces.alignment import TEMPLATES
 from batchverify.fingerprint import CROPS, DEFAULT_TEMPLATE, DIMENSIONS, BackboneSpec, EmbeddingSettings
@@ -41,7 +41,7 @@ class PluginBackbone:
     name: str
     spec: BackboneSpec
     plugin: Any
-    ranges: ClassVar[Mapping[str, float]] = {}
+    ranges: ClassVar[Ranges] = {}
 
     @classmethod
     def load(cls, name: str) -> PluginBackbone | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +25,7 @@ from batchverify.embedding.forward import TorchNetwork
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.head import default_head
+from batchverify.runtime.compiled_network import capabilities
 
 MOST_BYTES = 4_000_000
 
@@ -74,6 +76,60 @@ def test_both_runtimes_agree(backbone, pixels, flip):
     np.testing.assert_allclose(found, other, atol=5e-6)
 
 
+def test_eight_bits_in_some_layers_are_as_exact_as_bfloat16_nearly(backbone, pixels):
+    exact = CpuNetwork(backbone, dtype="float32").vectors(pixels)
+    rounded = CpuNetwork(backbone, dtype="int8_float32")
+    found = rounded.vectors(pixels)
+    cosines = (found * exact).sum(axis=1)
+    assert cosines.min() > 0.99 and not np.array_equal(found, exact)
+    for size in (1, 3):
+        other = CpuNetwork(backbone, dtype="int8_float32", batch_size=size)
+        assert np.array_equal(other.vectors(pixels), found)
+
+
+def test_eight_bits_are_the_default_where_the_cpu_multiplies_bfloat16(backbone):
+    dtype = CpuNetwork(backbone).dtype
+    assert dtype == ("int8_bfloat16" if "BF16" in capabilities() else "float32")
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"stage9.0.expand": (-1.0, 1.0)}, "activation ranges for 'stage9.0.expand', which is no layer of"),
+        ({"stem_depthwise": (-1.0, 1.0)}, "activation ranges for 'stem_depthwise', which is no layer of"),
+    ],
+)
+def test_ranges_of_other_layers_are_refused(backbone, ranges, message):
+    with pytest.raises(ArtifactError, match=message):
+        CpuNetwork(replace(backbone, ranges=ranges), dtype="int8")
+
+
+@pytest.mark.weights
+def test_the_range_of_a_layer_leaves_out_the_outliers(backbone, monkeypatch, pixels):
+    from repository import REPOSITORY
+
+    monkeypatch.syspath_prepend(str(REPOSITORY / "jobs"))
+    from make_weights import compact_ranges
+
+    ranges = compact_ranges(backbone.tensors, np.concatenate([pixels] * 4))
+    assert set(ranges) == set(backbone.ranges) and len(ranges) == 15
+    assert all(low < 0 < high for low, high in ranges.values())
+
+
+@pytest.mark.weights
+def test_number_types_agree(backbone, shared):
+    """One number class: 8-bit and 16-bit vectors serve the caches and heads of float32."""
+    people = sorted((shared / "data" / "lfw" / "lfw-deepfunneled").iterdir())[::26]
+    pictures = [np.asarray(Image.open(min(person.iterdir()))) for person in people]
+    vectors = {
+        dtype: Embedder(backbone, device="cpu", dtype=dtype)(pictures).vectors
+        for dtype in ("float32", "int8", *(["bfloat16"] if "BF16" in capabilities() else []))
+    }
+    for dtype in vectors.keys() - {"float32"}:
+        cosines = (vectors[dtype] * vectors["float32"]).sum(axis=1)
+        assert len(cosines) > 100 and cosines.mean() >= 0.999 and cosines.min() >= 0.99
+
+
 def test_tensors_of_another_network_are_refused(backbone):
     tensors = {name: array for name, array in backbone.tensors.items() if name != "stem.slope"}
     other = Backbone("mine", tensors, "f" * 64, {}, compact.ARCHITECTURE)
@@ -95,7 +151,8 @@ def test_the_packaged_weights_are_open_model_zoos(shared, monkeypatch):
     from make_weights import compact_bytes
 
     folder = shared / "weights" / "compact" / "omz-0095" / "FP16"
-    made = compact_bytes(folder / "face-reidentification-retail-0095.xml")
+    ranges = load_backbone(COMPACT).ranges
+    made = compact_bytes(folder / "face-reidentification-retail-0095.xml", ranges)
     assert made == packaged_weights(COMPACT).read_bytes()
 
 

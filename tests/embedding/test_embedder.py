@@ -144,7 +144,10 @@ def test_faces_that_may_not_be_written_to_are_embedded_and_other_arrays_refused(
     ("ranges", "message"),
     [
         ({"repeat_9": 1.0}, "activation ranges for 'repeat_9', which is no layer of InceptionResnetV1"),
-        ({"repeat_1.0": 0.0}, "the activation range of 'repeat_1.0' is 0.0, not a positive number"),
+        ({"repeat_1.0": 0.0}, r"the activation range of 'repeat_1.0' is 0.0 to 0.0, not about zero"),
+        ({"repeat_1.0": [1, 2]}, r"the activation range of 'repeat_1.0' is 1.0 to 2.0, not about zero"),
+        ({"repeat_1.0": [-1e999, 2]}, r"the activation range of 'repeat_1.0' is -inf to 2.0, not about zero"),
+        ({"repeat_1.0": [-1, 2, 3]}, "its batchverify metadata is damaged"),
         ({"repeat_1.0": "x"}, "its batchverify metadata is damaged"),
     ],
 )

@@ -24,7 +24,7 @@ class BackboneTarget(Target):
             "b": np.arange(4, dtype=np.float16),
         }
         tensors |= {"c": np.ones((2, 2), np.int8), "c.scale": np.ones(2, np.float32)}
-        about = {"batchverify": '{"activation_ranges": {"a": 1.5}, "fingerprint": "x"}'}
+        about = {"batchverify": '{"activation_ranges": {"a": 1.5, "c": [-1, 2]}, "fingerprint": "x"}'}
         file = save(tensors, metadata=about)
         header = file[8 : 8 + int.from_bytes(file[:8], "little")]
         seeds = [b"\0" + file, b"\1" + header]
@@ -50,7 +50,7 @@ class BackboneTarget(Target):
             return
         for name, array in tensors.items():
             require(array.dtype == np.float32 and bool(np.isfinite(array).all()), f"{name}: {array.dtype}")
-        require(all(0 < value < np.inf for value in ranges.values()), f"{ranges}")
+        require(all(-np.inf < low <= 0 < high < np.inf for low, high in ranges.values()), f"{ranges}")
 
 
 TARGET = BackboneTarget
