@@ -3,12 +3,14 @@
 Every path that this machine has, with MTCNN and with RetinaFace, beside facenet-pytorch's MTCNN in batches of 64 and,
 with `--beside`, another checkout of this project, on the same decoded pictures, two turns each: images/s, how well
 the boxes of the chosen face agree (RetinaFace draws other boxes), and how often only one of the two finds a face.
+Slow paths take a minute a turn with the 1,024 pictures that are taken at most; `--most` and `--turns` say otherwise.
 """
 
 import time
 from contextlib import suppress
 from pathlib import Path
 
+import click
 import faces
 import numpy as np
 import torch
@@ -23,7 +25,6 @@ from batchverify.runtime.devices import available_cpus, resolve_device, resolve_
 SMALLEST = 20
 PEER_BATCH = 64
 TURNS = 2
-# Slow paths take a minute a turn.
 MOST_PICTURES = 1024
 SIZES = (24, 32, 48, 64, 80, 128)
 
@@ -135,15 +136,25 @@ def recall_table(pictures: list[np.ndarray], device: str) -> str:
     )
 
 
+@click.option("--most", type=click.IntRange(1), default=MOST_PICTURES, show_default=True)
+@click.option("--turns", type=click.IntRange(1), default=TURNS, show_default=True)
 @faces.image_options
-def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, record: bool) -> None:
+def main(
+    root: Path | None,
+    synthetic: int | None,
+    device: str,
+    beside: Path | None,
+    record: bool,
+    most: int,
+    turns: int,
+) -> None:
     """Print the table."""
-    pictures = faces.pictures(root, synthetic)[:MOST_PICTURES]
+    pictures = faces.pictures(root, synthetic)[:most]
     device = resolve_device(device)
     torch.set_num_threads(available_cpus())
     best: dict[str, tuple[float, list[Detections]]] = {}
     name_of_peer = f"facenet-pytorch MTCNN, smallest face {SMALLEST}, batches of {PEER_BATCH}"
-    for _ in range(TURNS):
+    for _ in range(turns):
         for way in ways(device, beside):
             found = measured("detect", pictures, way)
             boxes = [Detections(*each) for each in found.found]
@@ -158,6 +169,7 @@ def main(root: Path | None, synthetic: int | None, device: str, beside: Path | N
     header = [f"detection alone, {len(pictures):,} pictures", "images/s", "of facenet-pytorch"]
     header += ["median IoU (lowest)", "with a face", "face found by one alone"]
     command = faces.command_line("detect.py", root, synthetic, device, beside)
+    command += f" --most {most}" * (most != MOST_PICTURES) + f" --turns {turns}" * (turns != TURNS)
     body = f"{table(header, rows)}\n\n{recall_table(pictures, device)}"
     publish("Detect only", command, body, record=record)
 
