@@ -26,7 +26,7 @@ from batchverify.options import FinetuneOptions
     "--dev",
     required=True,
     metavar="DEV",
-    help="Manifest of pairs for early stopping, of people not in TRAIN.",
+    help="Manifest of pairs that choose the epoch, of people who are not in TRAIN.",
 )
 @click.option(
     "-o",
@@ -47,10 +47,9 @@ from batchverify.options import FinetuneOptions
 def finetune(manifest: str, dev: str, output: str, as_json: bool, **options: Any) -> None:
     """Train the last blocks of a backbone on labelled pairs.
 
-    TRAIN and DEV are manifests with a label in every row: 0 same person, 1 different people. BACKBONE is used
-    as any other: --backbone BACKBONE, with a head of its own from `train`. A record of the training and a
-    model card are written beside it. Nothing is written if no epoch does better on DEV than the backbone as
-    it is.
+    TRAIN and DEV are manifests with a label in every row: 0 same person, 1 different people. Use BACKBONE like
+    any other (--backbone BACKBONE), with a head that `train` makes for it. A record of the training and a model
+    card are written beside it. Nothing is written if no epoch does better on DEV than the untrained backbone.
 
     After a kill, Ctrl-C or a failure, run the same command again to finish the rest. Until then BACKBONE.job
     keeps the state of the run.

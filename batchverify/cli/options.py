@@ -322,7 +322,7 @@ finetune_options = together(
     _finetune_option(
         "--loss",
         "What is minimised. pair and contrastive need labelled pairs. triplet and supcon need people: the columns "
-        "person_a and person_b, or whom same pairs join. arcface needs these columns. distillation needs --teacher.",
+        "person_a and person_b, or those that same pairs imply. arcface needs the columns, distillation a --teacher.",
         type=click.Choice(LOSSES),
     ),
     _finetune_option(
@@ -332,7 +332,7 @@ finetune_options = together(
     ),
     _finetune_option(
         "--teacher",
-        "Backbone, or several joined by +, whose embeddings the network also learns to give.",
+        "Backbone, or several joined by +, whose embeddings the network also learns to reproduce.",
         "NAME|PATH",
     ),
     _finetune_option("--teacher-weight", "Weight of --teacher beside another loss.", "X"),
@@ -352,7 +352,7 @@ finetune_options = together(
     _finetune_option("--augment", "Augmented views of each training image.", "N"),
     _finetune_option("--workers", "Processes that train together, with Ray Train.", "N"),
     _finetune_option(
-        "--checkpoint-steps", "Steps between two checkpoints, which is what a kill costs at most.", "N"
+        "--checkpoint-steps", "Steps between two checkpoints; a kill costs no more than these.", "N"
     ),
     _finetune_option("--seed", "Seed of all random draws.", "N"),
     _finetune_option(

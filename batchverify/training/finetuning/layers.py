@@ -115,10 +115,10 @@ class BottleneckBlock(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same, or to more channels of half the height and width."""
-        found = self.project(self.depthwise(self.expand(values)))
-        weights = self.excite(self.squeeze(found.mean((2, 3), keepdim=True)))
-        found = found * weights.sigmoid()
-        return found + values if self._residual else found
+        projected = self.project(self.depthwise(self.expand(values)))
+        weights = self.excite(self.squeeze(projected.mean((2, 3), keepdim=True)))
+        projected = projected * weights.sigmoid()
+        return projected + values if self._residual else projected
 
 
 def inception_layers(dropout: float) -> nn.Sequential:

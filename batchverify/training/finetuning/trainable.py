@@ -36,13 +36,18 @@ _BLOCKS = {
 
 
 def blocks(architecture: str) -> tuple[str, ...]:
-    """What `--unfreeze` accepts for an architecture, nearest the output first; each means from there to the output.
-
-    Raises `UsageError` for the architecture of another project.
-    """
-    if architecture not in _BLOCKS:
-        raise UsageError(f"only networks of ours can be fine-tuned, not '{architecture}'")
+    """The values of `--unfreeze`, nearest the output first; each stands for all that follows it, too."""
     return _BLOCKS[architecture]
+
+
+def trainable(backbone: AnyBackbone) -> Backbone:
+    """The backbone as it is. Raises `UsageError` for one of another project."""
+    if not isinstance(backbone, Backbone):
+        raise UsageError(
+            f"--backbone {backbone.name}: only vggface2, compact and weights of their networks can be trained, not "
+            "ONNX files and plug-ins; --teacher takes those"
+        )
+    return backbone
 
 
 class FrozenPart:
@@ -99,20 +104,21 @@ class TrainedPart(nn.Module):
 
     unfreeze: the block that it begins with, one of `blocks`. dropout: share of values dropped before the last linear
     layer. train_statistics: batch normalisation uses the statistics of each batch and learns them; otherwise the
-    stored ones, which stay. Its parameters are float32. Raises `UsageError` for a backbone of another project, an
-    unknown block, and statistics of a network without any, `ArtifactError` for tensors of another network.
+    stored ones, which stay. Its parameters are float32. Raises `UsageError` for an unknown block and for statistics
+    of a network without any, `ArtifactError` for tensors of another network.
     """
 
     def __init__(
         self,
-        backbone: AnyBackbone,
+        backbone: Backbone,
         unfreeze: str,
         *,
         dropout: float = 0.0,
         train_statistics: bool = False,
     ) -> None:
         super().__init__()
-        self._backbone = _checked(backbone, unfreeze, train_statistics)
+        _check(backbone, unfreeze, train_statistics)
+        self._backbone = backbone
         self.train_statistics = train_statistics
         network = _BUILDERS[self._backbone.architecture](dropout)
         _fill(network, self._backbone)
@@ -152,12 +158,8 @@ class TrainedPart(nn.Module):
         return {**self._backbone.tensors, **learnt}
 
 
-def _checked(backbone: AnyBackbone, unfreeze: str, train_statistics: bool) -> Backbone:
-    """The backbone, if it can be fine-tuned in this way."""
-    if not isinstance(backbone, Backbone):
-        raise UsageError(
-            f"--backbone {backbone.name}: only networks of ours can be fine-tuned, no ONNX file or plug-in"
-        )
+def _check(backbone: Backbone, unfreeze: str, train_statistics: bool) -> None:
+    """Raise an error unless the backbone can be fine-tuned in this way."""
     known = blocks(backbone.architecture)
     if unfreeze not in known:
         raise UsageError(
@@ -167,7 +169,6 @@ def _checked(backbone: AnyBackbone, unfreeze: str, train_statistics: bool) -> Ba
         raise UsageError(f"--train-statistics: {backbone.name} has no batch normalisation")
     check = compact if backbone.architecture == compact.ARCHITECTURE else inception
     check.check_tensors(backbone.name, backbone.tensors)
-    return backbone
 
 
 def _fill(network: nn.Sequential, backbone: Backbone) -> None:

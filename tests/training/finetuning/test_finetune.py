@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from train_samples import FACES, Bench
 
 import batchverify
@@ -215,19 +216,17 @@ def test_rows_without_a_face_are_left_out_and_named(bench):
 
 
 def test_another_job_half_done_is_refused_until_overwritten(bench, monkeypatch):
-    import batchverify.training.finetuning.finetune as module
-
-    def fails(*_args, **_kwargs):
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "fit_on_workers", fails)
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
         assert bench.finetune().exit_code == 130
     folder = bench.weights.with_name("tuned.safetensors.job")
     faces = folder / "data" / "training" / "faces" / "values"
     written = faces.stat().st_mtime_ns
     with monkeypatch.context() as patched:
-        patched.setattr(module, "fit_on_workers", fails)
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
         # What starts anew is gone on with without the option, too.
         assert bench.finetune("--overwrite").exit_code == bench.finetune().exit_code == 130
     refused = bench.finetune("--dropout", "0.1")

@@ -10,7 +10,7 @@ from finetune_samples import Kept, SmallNetwork, people_set, quick
 from sklearn.metrics import roc_auc_score
 
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
-from batchverify.training.finetuning.fit import fit
+from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
 from batchverify.training.finetuning.team import Team
 from batchverify.training.finetuning.vectors import auc_of
 
@@ -31,12 +31,12 @@ def dev():
 def learn(train, dev, tmp_path):
     """Train a small network; returns it and the fit."""
 
-    def run(options=None, *, network=None, train=train, dev=dev, folder=tmp_path, **others):
+    def run(options=None, *, network=None, train=train, dev=dev, folder=tmp_path, teacher=None, **others):
         network = network or SmallNetwork()
-        (stored, pairs), (dev_stored, dev_pairs) = train, dev
-        return network, fit(
-            network, stored, dev_stored, pairs, dev_pairs, options or quick(), folder, **others
+        task = FinetuneTask(
+            network, StoredPairs(*train), StoredPairs(*dev), options or quick(), folder, teacher
         )
+        return network, fit(task, **others)
 
     return run
 
