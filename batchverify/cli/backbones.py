@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from batchverify.cli.options import json_option, together
+from batchverify.cli.options import json_option, output_option, together
 from batchverify.cli.output import show, show_result
 from batchverify.errors import UsageError
 
@@ -40,7 +40,7 @@ def backbones(ctx: click.Context, weights: str | None, as_json: bool) -> None:
 
 @backbones.command()
 @click.argument("backbone", metavar="BACKBONE")
-@click.option("-o", "--output", required=True, metavar="FILE.onnx", help="ONNX file to write.")
+@output_option("FILE.onnx", "ONNX file to write.")
 @_options
 def export(backbone: str, output: str, weights: str | None, as_json: bool) -> None:
     """Write a backbone as ONNX, for other runtimes.

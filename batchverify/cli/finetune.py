@@ -6,16 +6,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli.options import (
-    backbone_options,
-    cache_option,
-    finetune_options,
-    manifest_options,
-    no_cache_option,
-    run_options,
-    talk_options,
-    together,
-)
+from batchverify.cli.options import finetune_options, learning_options, output_option, together
 from batchverify.cli.output import reporting, set_up
 from batchverify.options import FinetuneOptions
 
@@ -28,22 +19,8 @@ from batchverify.options import FinetuneOptions
     metavar="DEV",
     help="Manifest of pairs that choose the epoch, of people who are not in TRAIN.",
 )
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="BACKBONE",
-    help="Weights file to write; its name must end in .safetensors.",
-)
-@together(
-    finetune_options,
-    manifest_options,
-    backbone_options,
-    cache_option,
-    no_cache_option,
-    run_options,
-    talk_options,
-)
+@output_option("BACKBONE", "Weights file to write; its name must end in .safetensors.")
+@together(finetune_options, learning_options)
 def finetune(manifest: str, dev: str, output: str, as_json: bool, **options: Any) -> None:
     """Train the last blocks of a backbone on labelled pairs.
 

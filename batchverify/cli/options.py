@@ -66,6 +66,11 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+def output_option(metavar: str, help_text: str) -> Callable[[Command], Command]:
+    """`-o`, which must be given."""
+    return click.option("-o", "--output", required=True, metavar=metavar, help=help_text)
+
+
 follow_symlinks_option = option(
     "--follow-symlinks",
     "Also read images that symbolic links inside --image-root lead to outside of it.",
@@ -243,6 +248,10 @@ talk_options = together(
     json_option,
     click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary."),
     click.option("-v", "--verbose", is_flag=True, help="Log more, Ray's own messages included."),
+)
+# What commands that learn from manifests have in common.
+learning_options = together(
+    manifest_options, backbone_options, cache_option, no_cache_option, run_options, talk_options
 )
 seed_option = option("--seed", "Seed of all random draws.", "N")
 calibration_option = option(

@@ -62,17 +62,8 @@ class EmbedSummary:
 
     def of_backbone(self) -> dict[str, Any]:
         """The entry of `backbones` for the one that this is the summary of."""
-        names = (
-            "embedded",
-            "cached",
-            "repeated",
-            "failed",
-            "resumed",
-            "failures",
-            "compute_path",
-            "image_seconds",
-        )
-        return {name: getattr(self, name) for name in (*names, "engine")}
+        counts = ("embedded", "cached", "repeated", "failed", "resumed", "failures")
+        return {name: getattr(self, name) for name in (*counts, "compute_path", "image_seconds", "engine")}
 
     def lines(self) -> list[tuple[str, str]]:
         """The table for people: names and values."""

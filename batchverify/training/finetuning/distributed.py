@@ -19,8 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from batchverify.engine.ray.address import Address
-from batchverify.engine.ray.start import require_running, start_ray
+from batchverify.engine.ray.start import running_ray
 from batchverify.errors import BatchverifyError, UsageError, first_line
 from batchverify.options import FinetuneOptions
 from batchverify.training.finetuning.checkpoint import Checkpoint
@@ -83,7 +82,9 @@ def fit_on_workers(
         return fit(task, report, on_step=on_step)
     check_installed()
     task.network.cpu()
-    with _running_ray(task.options), _watched(task.folder, report, on_step):
+    options = task.options
+    ray = running_ray(options.address, options.num_cpus, options.verbose)
+    with ray, _watched(task.folder, report, on_step):
         _train(task)
     return finished(task.network, task.folder)
 
@@ -175,23 +176,6 @@ def _own_error(exc: BaseException) -> BatchverifyError | None:
         if cause is not None:
             return cause
     return None
-
-
-@contextmanager
-def _running_ray(options: FinetuneOptions) -> Iterator[None]:
-    """The Ray of this process, or one that is joined or started for the block."""
-    import ray
-
-    starts = not ray.is_initialized()
-    if starts:
-        start_ray(Address.find(options.address), options.num_cpus, options.verbose)
-    else:
-        require_running()
-    try:
-        yield
-    finally:
-        if starts:
-            ray.shutdown()
 
 
 @contextmanager

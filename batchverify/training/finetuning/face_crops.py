@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from batchverify.engine.stages import LoadedChunk, LoadedImage, Loader, LoadPlan
 from batchverify.faces.crops import Face
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.records import Limits, Reason, Skipped
+from batchverify.storage.background import prefetch
 from batchverify.training.finetuning.stored_blocks import StoredBlocks
 
 # Images of a block.
@@ -101,13 +101,12 @@ class FaceCrops:
         spans = [[image_paths[image] for image in blocks.span(number)] for number in missing]
         done = len(image_paths) - sum(map(len, spans))
         progress(done, len(image_paths))
-        with ThreadPoolExecutor(1, "load") as pool:
-            chunks = _ahead(pool, _chunks(Loader(plan, None), spans))
-            for number, paths in zip(missing, spans, strict=True):
-                cut = _cut(paths, chunks, embedder)
-                blocks.write(number, cut.pixels, keys=[key.hex() for key in cut.keys], failed=_noted(cut))
-                done += len(paths)
-                progress(done, len(image_paths))
+        chunks = prefetch(_chunks(Loader(plan, None), spans), ahead=1)
+        for number, paths in zip(missing, spans, strict=True):
+            cut = _cut(paths, chunks, embedder)
+            blocks.write(number, cut.pixels, keys=[key.hex() for key in cut.keys], failed=_noted(cut))
+            done += len(paths)
+            progress(done, len(image_paths))
         return cls(blocks, document)
 
 
@@ -131,14 +130,6 @@ def _chunks(loader: Loader, spans: Sequence[Sequence[str | Skipped]]) -> Iterato
             loaded, images = loader(paths)
             yield loaded, images
             paths = paths[len(loaded.keys) :]
-
-
-def _ahead(pool: ThreadPoolExecutor, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, the next of which is loaded while one is used."""
-    following = pool.submit(next, chunks, None)
-    while (chunk := following.result()) is not None:
-        following = pool.submit(next, chunks, None)
-        yield chunk
 
 
 def _cut(paths: Sequence[str | Skipped], chunks: Iterator[Chunk], embedder: Embedder) -> _Block:

@@ -28,6 +28,7 @@ from batchverify.embedding.backbone import (
 from batchverify.embedding.embedder import Embedder
 from batchverify.embedding.onnx_export import origin_of
 from batchverify.errors import TrainingError, UsageError
+from batchverify.fingerprint import CHOSEN
 from batchverify.options import FinetuneOptions
 from batchverify.progress import duration
 from batchverify.runtime.devices import resolve_device
@@ -50,15 +51,13 @@ from batchverify.training.finetuning.team import Team
 from batchverify.training.finetuning.trainable import TrainedPart, blocks, trainable
 from batchverify.training.finetuning.vectors import embedded
 from batchverify.training.pairs import people_of
-from batchverify.training.train import TrainingLog, check_labels, head_target, log_left_out
+from batchverify.training.train import TrainingLog, head_target, log_left_out, open_sets
 from batchverify.version import __version__
 
 # The folder in the job folder that holds faces, activations and the checkpoint.
 DATA = "data"
 # Between two lines that say how much is done.
 SHOW_SECONDS = 10.0
-# Settings of embedding that faces are cut by.
-CROPPING = ("crop", "margin", "face", "min_face", "detector")
 # Options that do not change the weights, or that the document names otherwise.
 OTHER = (
     *("cache", "no_cache", "quiet", "verbose", "backbone", "weights", "test", "image_root", "retry_failed"),
@@ -186,7 +185,7 @@ class _Run:
     def faces(self, jobs: Mapping[str, Job]) -> list[FaceSet]:
         """The faces and pairs of all sets, checked against each other."""
         first, options = next(iter(jobs.values())), self.options
-        settings = {name: getattr(first.settings, name) for name in CROPPING}
+        settings = {name: getattr(first.settings, name) for name in CHOSEN}
         embedder = Embedder(self.backbone, **settings, device=options.device, runtime=options.runtime)
         sets = []
         for name, job in jobs.items():
@@ -280,12 +279,7 @@ def _parent(options: FinetuneOptions) -> Backbone:
 
 def _open(train: Any, dev: Any, options: FinetuneOptions) -> dict[str, Job]:
     """The manifests, checked before anything is read from images."""
-    manifests = {"training": train, "dev": dev}
-    if options.test is not None:
-        manifests["test"] = options.test
-    jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
-    for name, job in jobs.items():
-        check_labels(name, job)
+    jobs = open_sets(train, dev, options)
     people = {name: people_of(job.manifest, job.scan) for name, job in jobs.items()}
     check_people(options, "training", known=len(people["training"]))
     check_people_apart(people)

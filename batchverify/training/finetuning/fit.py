@@ -78,11 +78,6 @@ class FinetuneFit:
         return self.epochs[0].dev_auc
 
     @property
-    def best_auc(self) -> float:
-        """AUC on dev of the best epoch."""
-        return self.epochs[self.best_epoch].dev_auc
-
-    @property
     def helped(self) -> bool:
         """Whether an epoch did better on dev than the frozen backbone."""
         return self.best_epoch > 0

@@ -10,14 +10,15 @@ from torch import nn
 
 from batchverify.embedding import compact, inception
 from batchverify.embedding.backbone import AnyBackbone, Backbone
-from batchverify.embedding.forward import centred
-from batchverify.errors import UsageError
-from batchverify.training.finetuning.layers import (
+from batchverify.embedding.forward import input_of
+from batchverify.embedding.layers import (
     DROPOUT,
     NormalisedConvolution,
     compact_layers,
+    fill,
     inception_layers,
 )
+from batchverify.errors import UsageError
 
 # The name that unfreezes the whole network.
 ALL = "all"
@@ -65,12 +66,7 @@ class FrozenPart:
         for module in self._layers.modules():
             if isinstance(module, NormalisedConvolution):
                 module.fold()
-        self._affine: tuple[torch.Tensor, ...] = ()
-        if backbone.architecture == compact.ARCHITECTURE:
-            self._affine = tuple(
-                torch.from_numpy(backbone.tensors[f"input.{name}"].copy()).reshape(1, 3, 1, 1)
-                for name in ("scale", "shift")
-            )
+        self._backbone, self._scaled = backbone, input_of(backbone, "cpu")
 
     @property
     def is_empty(self) -> bool:
@@ -81,22 +77,15 @@ class FrozenPart:
         """Move it to a device; returns itself. mixed: see the class."""
         self.device, self.mixed = torch.device(device), mixed
         self._layers.to(self.device)
-        self._affine = tuple(tensor.to(self.device) for tensor in self._affine)
+        self._scaled = input_of(self._backbone, str(device))
         return self
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        values = self._scaled(pixels.to(self.device).permute(0, 3, 1, 2))
+        values = self._scaled(pixels.to(self.device).permute(0, 3, 1, 2), torch.float32)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             return self._layers(values).float()
-
-    def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) as the network takes it, channels last."""
-        if not self._affine:
-            return centred(pixels, torch.float32)
-        scale, shift = self._affine
-        return pixels.flip(1).float().mul_(scale).add_(shift)
 
 
 class TrainedPart(nn.Module):
@@ -121,7 +110,7 @@ class TrainedPart(nn.Module):
         self._backbone = backbone
         self.train_statistics = train_statistics
         network = _BUILDERS[self._backbone.architecture](dropout)
-        _fill(network, self._backbone)
+        fill(network, backbone.tensors)
         start = _start(network, unfreeze)
         self.frozen = FrozenPart(self._backbone, unfreeze, network[:start])
         self.layers = network[start:].to(memory_format=torch.channels_last)
@@ -169,14 +158,6 @@ def _check(backbone: Backbone, unfreeze: str, train_statistics: bool) -> None:
         raise UsageError(f"--train-statistics: {backbone.name} has no batch normalisation")
     check = compact if backbone.architecture == compact.ARCHITECTURE else inception
     check.check_tensors(backbone.name, backbone.tensors)
-
-
-def _fill(network: nn.Sequential, backbone: Backbone) -> None:
-    """Copy a backbone's tensors into a network."""
-    state = network.state_dict()
-    for name, tensor in state.items():
-        if name in backbone.tensors:
-            tensor.copy_(torch.from_numpy(backbone.tensors[name]))
 
 
 def _start(network: nn.Sequential, unfreeze: str) -> int:

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 from batchverify.embedding.backbone import COMPACT, load_backbone
 from batchverify.embedding.forward import TorchNetwork
+from batchverify.embedding.layers import NormalisedConvolution
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.training.finetuning.layers import NormalisedConvolution
 from batchverify.training.finetuning.trainable import TrainedPart, blocks, trainable
 
 NAMES = {
