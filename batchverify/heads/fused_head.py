@@ -16,12 +16,7 @@ import numpy as np
 from batchverify.errors import ArtifactError
 from batchverify.fingerprint import FUSION, MOST_FUSED, EmbeddingFingerprint
 from batchverify.heads.drift import Reference
-from batchverify.heads.head import (
-    FORMAT,
-    Head,
-    StoredHead,
-    check_thresholds,
-)
+from batchverify.heads.head import FORMAT, Head, StoredHead, check_thresholds
 from batchverify.heads.prior import fitted_share
 from batchverify.heads.scorer import Scorer
 

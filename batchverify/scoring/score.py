@@ -25,11 +25,7 @@ from batchverify.scoring.base_rate import Prior, shifted_for
 from batchverify.scoring.embedding_run import embedded, fused_summary, table_of
 from batchverify.scoring.job import Job, head_of
 from batchverify.scoring.output import Output
-from batchverify.scoring.parquet import (
-    check_columns,
-    output_schema,
-    result_table,
-)
+from batchverify.scoring.parquet import check_columns, output_schema, result_table
 from batchverify.scoring.rows import MemoryRows, PartRows, Rows
 from batchverify.scoring.summary import EmbedSummary, ScoreSummary
 from batchverify.storage.background import BackgroundWorker

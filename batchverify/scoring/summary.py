@@ -120,17 +120,13 @@ class ScoreSummary(EmbedSummary):
         """The summary of a rerun that found the output finished: the figures of its run record, and no work."""
         known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         no_work: dict[str, Any] = {
-            "embedded": 0,
-            "cached": 0,
-            "repeated": 0,
+            **dict.fromkeys(("embedded", "cached", "repeated"), 0),
+            **dict.fromkeys(("images_per_second", "embedder_busy", "image_seconds"), 0.0),
             "resumed": record["unique_images"] * max(1, len(record.get("backbones") or {}))
             - record["failed"],
             "backbones": {},
             "resumed_rows": record["rows"],
-            "images_per_second": 0.0,
-            "embedder_busy": 0.0,
             "stage_seconds": {},
-            "image_seconds": 0.0,
             "seconds": round(seconds, 2),
             "peak_memory_mb": {"driver": round(peak_memory(), 1)},
         }

@@ -414,20 +414,15 @@ def _card(summary: FinetuneSummary, backbone: Backbone, sets: Sequence[FaceSet],
     ]
     return model_card(
         {
+            **vars(summary),
             "name": name,
             "version": __version__,
             "record": Path(record).name,
-            "parent": summary.parent,
             "parent_fingerprint": backbone.fingerprint,
-            "fingerprint": summary.fingerprint,
             "size": backbone.spec.size,
             "settings": f"crop {settings.crop}"
             + (f", detector {settings.detector}" if settings.detects else ""),
             "dimension": backbone.spec.dimension,
-            "unfreeze": summary.unfreeze,
-            "trained": summary.trained,
-            "parameters": summary.parameters,
-            "loss": summary.loss,
             "training": _described(sets[0]),
             "dev": _described(sets[1]),
             "verdict": " ".join(summary.verdicts),

@@ -193,10 +193,11 @@ def test_dev_images_in_the_training_set_are_an_error(bench):
     assert "training and dev share 8 identical images" in result.stderr
 
 
-def test_arcface_needs_people(bench):
+def test_arcface_needs_people_and_says_so_before_faces_are_cut_out(bench):
     bench.write("train.csv", couples((1, 2), "trained").drop(columns=["person_a", "person_b"]))
     result = bench.finetune("--loss", "arcface")
     assert result.exit_code == 2 and "person_a" in result.stderr
+    assert not bench.weights.with_name("tuned.safetensors.job").exists()
 
 
 def test_rows_without_a_face_are_left_out_and_named(bench):

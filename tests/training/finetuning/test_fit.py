@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
+from batchverify.training.finetuning.learner import Learner
 from batchverify.training.finetuning.team import Team
-from batchverify.training.finetuning.vectors import auc_of
+from batchverify.training.finetuning.vectors import auc_of, embedded
 
 LOSSES = ("pair", "contrastive", "triplet", "arcface", "distillation")
 
@@ -31,10 +32,20 @@ def dev():
 def learn(train, dev, tmp_path):
     """Train a small network; returns it and the fit."""
 
-    def run(options=None, *, network=None, train=train, dev=dev, folder=tmp_path, teacher=None, **others):
+    def run(
+        options=None,
+        *,
+        network=None,
+        train=train,
+        dev=dev,
+        folder=tmp_path,
+        teacher=None,
+        frozen=None,
+        **others,
+    ):
         network = network or SmallNetwork()
         task = FinetuneTask(
-            network, StoredPairs(*train), StoredPairs(*dev), options or quick(), folder, teacher
+            network, StoredPairs(*train), StoredPairs(*dev), options or quick(), folder, teacher, frozen
         )
         return network, fit(task, **others)
 
@@ -99,6 +110,17 @@ def test_every_loss_learns(learn, train, dev, loss):
     assert best_auc(result) == max(epoch.dev_auc for epoch in result.epochs)
     assert [epoch.epoch for epoch in result.epochs] == list(range(options.epochs + 1))
     assert result.epochs[0].loss is None and result.epochs[-1].loss < result.epochs[1].loss
+
+
+def test_the_frozen_networks_vectors_are_not_computed_again_where_they_are_known(learn, dev, tmp_path):
+    stored, pairs = dev
+    learner = Learner(SmallNetwork(), torch.nn.Identity())
+    known = embedded(learner, stored, pairs.images, quick().batch_images, Team(torch.device("cpu")))
+    network, result = learn(folder=tmp_path / "computed")
+    other, given = learn(folder=tmp_path / "known", frozen=known)
+    assert same_states(network.state_dict(), other.state_dict()) and given.frozen_auc == result.frozen_auc
+    _, moved = learn(folder=tmp_path / "moved", frozen=np.roll(known, 1, axis=0))
+    assert moved.frozen_auc != result.frozen_auc
 
 
 def test_a_teacher_beside_a_loss(learnt, train):
