@@ -73,6 +73,12 @@ def redacted(uri: str) -> str:
     return _VALUES.sub(r"\1…", uri if _OPEN.match(uri) else _USER.sub("…@", uri))
 
 
+def shortened(value: Any, most: int) -> str:
+    """A text, or a value as one, that is not too long for a message."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def first_line(exc: BaseException) -> str:
     """The first line of an exception's message, or the name of its type if the message is empty."""
     return (str(exc) or type(exc).__name__).splitlines()[0]

@@ -42,6 +42,8 @@ SMALLEST_FACES = (12, 1000)
 # What the document says of the choice of a face by default.
 DEFAULT_CHOICE = {"choice": FACES["center"], "smallest": "20 or side/24"}
 
+# The settings that users choose.
+CHOSEN = ("crop", "margin", "tta", "face", "min_face", "detector")
 # The key of the documents of fused backbones.
 FUSION = "fusion"
 # Backbones of one fusion: its head holds a calibration for every combination of them.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchverify.errors import UsageError
-from batchverify.fingerprint import BackboneSpec, EmbeddingSettings
+from batchverify.fingerprint import CHOSEN, BackboneSpec, EmbeddingSettings
 from batchverify.records import Limits
 
 CACHE_VARIABLE = "BATCHVERIFY_CACHE"
@@ -97,14 +97,7 @@ class EmbedOptions:
 
     def settings(self, backbone: BackboneSpec) -> EmbeddingSettings:
         """The options that affect vectors; those that are not given are the backbone's own."""
-        return backbone.settings(
-            crop=self.crop,
-            margin=self.margin,
-            tta=self.tta,
-            face=self.face,
-            min_face=self.min_face,
-            detector=self.detector,
-        )
+        return backbone.settings(**{name: getattr(self, name) for name in CHOSEN})
 
     @property
     def limits(self) -> Limits:

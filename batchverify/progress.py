@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from shutil import get_terminal_size
-from typing import Protocol, TextIO
+from typing import TextIO
 
 TERMINAL_SECONDS = 0.2
 PLAIN_SECONDS = 15.0
@@ -33,18 +33,6 @@ class Stopwatch:
         """Add another watch's seconds."""
         for name, more in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + more
-
-
-class Measured(Protocol):
-    """A result with the time of its stages and the peak memory of its worker."""
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """Seconds by stage."""
-
-    @property
-    def peak_memory(self) -> float:
-        """In MB; 0 if unknown."""
 
 
 @dataclass
@@ -80,10 +68,10 @@ class Progress:
         """Images that are done, in whatever way."""
         return self.cached + self.embedded + self.repeated + self.failed
 
-    def measure(self, result: Measured) -> None:
-        """Record the time and memory of a worker's result."""
-        self.watch.add(result.seconds)
-        self.worker_memory = max(self.worker_memory, result.peak_memory)
+    def measure(self, seconds: Mapping[str, float], peak_memory: float) -> None:
+        """Record a worker's seconds by stage and its peak memory in MB, 0 if unknown."""
+        self.watch.add(seconds)
+        self.worker_memory = max(self.worker_memory, peak_memory)
 
     def show(self) -> None:
         """Draw the line if enough time has passed since it was last drawn."""

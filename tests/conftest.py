@@ -4,15 +4,13 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from functools import cache as once
 from pathlib import Path
 from types import ModuleType
 
+import openvino
 import pytest
 from compiled_once import CompilingCore
 from repository import REPOSITORY, SUPPORT
-
-from batchverify.runtime import compiled_network
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +25,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
     """OpenVINO compiles each model once in this process; those of processes that tests start, they compile."""
-    core = compiled_network.core
+    core = openvino.Core
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled_network, "core", once(lambda: CompilingCore(core())))
+        patch.setattr(openvino, "Core", lambda: CompilingCore(core()))
         yield
 
 

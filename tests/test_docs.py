@@ -43,6 +43,12 @@ def sections(text):
 COMMANDS = sections((DOCS / "commands.md").read_text(encoding="utf8"))
 
 
+def test_the_tree_shows_every_module():
+    tree = (DOCS / "architecture.md").read_text(encoding="utf8").partition("## Rules")[0]
+    shown = set(re.findall(r"\b\w+\.py\b", tree))
+    assert {path.name for path in PACKAGE.rglob("*.py")} - {"__init__.py"} == shown - {"__init__.py"}
+
+
 def test_every_command_has_its_help_text():
     groups = {name for name, command in main.commands.items() if isinstance(command, click.Group)}
     nested = {f"{group} {name}" for group in groups for name in main.commands[group].commands}

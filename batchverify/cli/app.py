@@ -20,6 +20,7 @@ from batchverify.cli.options import (
     json_option,
     manifest_options,
     no_cache_option,
+    output_option,
     overwrite_option,
     part_rows_option,
     run_options,
@@ -92,9 +93,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("manifest")
-@click.option(
-    "-o", "--output", required=True, metavar="OUT", help="A .parquet file, or a folder for part files."
-)
+@output_option("OUT", "A .parquet file, or a folder for part files.")
 @together(
     manifest_options,
     backbone_options,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from batchverify.cli.options import json_option, together
+from batchverify.cli.options import json_option, output_option, together
 from batchverify.cli.output import show, show_result
 from batchverify.errors import UsageError
 
@@ -23,7 +23,7 @@ _options = together(
 def backbones(ctx: click.Context, weights: str | None, as_json: bool) -> None:
     """List the backbones with the location of their weights and their fingerprints.
 
-    Elsewhere --backbone takes several of them, joined by +.
+    In other commands, --backbone takes several of these names, joined by +.
     """
     if ctx.invoked_subcommand is not None:
         if weights is not None or as_json:
@@ -40,14 +40,14 @@ def backbones(ctx: click.Context, weights: str | None, as_json: bool) -> None:
 
 @backbones.command()
 @click.argument("backbone", metavar="BACKBONE")
-@click.option("-o", "--output", required=True, metavar="FILE.onnx", help="ONNX file to write.")
+@output_option("FILE.onnx", "ONNX file to write.")
 @_options
 def export(backbone: str, output: str, weights: str | None, as_json: bool) -> None:
     """Write a backbone as ONNX, for other runtimes.
 
     BACKBONE is a name that `backbones` lists, or a weights file. A description of the faces that the network
-    takes is written beside FILE.onnx; its name ends in .json. Both files are replaced if they are there. The
-    option --backbone of other commands reads FILE.onnx. To these it is another backbone, with a head of its own.
+    takes is written beside FILE.onnx, to a file that ends in .json. Existing files are replaced. Other commands
+    accept --backbone FILE.onnx. It counts as another backbone than BACKBONE and needs its own head.
     """
     from batchverify.embedding.onnx_export import export as run
     from batchverify.storage.location import expand_home

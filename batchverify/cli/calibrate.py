@@ -6,16 +6,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli.options import (
-    backbone_options,
-    cache_option,
-    calibration_option,
-    manifest_options,
-    no_cache_option,
-    run_options,
-    talk_options,
-    together,
-)
+from batchverify.cli.options import calibration_option, learning_options, output_option, together
 from batchverify.cli.output import reporting, set_up
 from batchverify.options import CalibrateOptions
 
@@ -28,13 +19,7 @@ from batchverify.options import CalibrateOptions
     metavar="PAIRS",
     help="Manifest with a label in every row, or an output of `score` by HEAD with true labels.",
 )
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="NEW",
-    help="Head file to write; its name must end in .safetensors.",
-)
+@output_option("NEW", "Head file to write; its name must end in .safetensors.")
 @click.option(
     "--apart-from",
     multiple=True,
@@ -42,15 +27,7 @@ from batchverify.options import CalibrateOptions
     help="Refuse PAIRS that share people or images with this manifest. Repeatable. The pairs that HEAD was trained "
     "on are compared anyway if the record beside it names them.",
 )
-@together(
-    calibration_option,
-    manifest_options,
-    backbone_options,
-    cache_option,
-    no_cache_option,
-    run_options,
-    talk_options,
-)
+@together(calibration_option, learning_options)
 def calibrate(head: str, labelled: str, output: str, as_json: bool, **options: Any) -> None:
     """Fit a head's calibration, thresholds and bounds to labelled pairs.
 

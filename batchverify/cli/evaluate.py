@@ -11,6 +11,7 @@ from batchverify.cli.options import (
     follow_symlinks_option,
     json_option,
     option,
+    output_option,
     seed_option,
     together,
 )
@@ -18,9 +19,7 @@ from batchverify.cli.output import reporting, set_up
 from batchverify.options import EvaluateOptions
 
 _options = together(
-    click.option(
-        "-o", "--output", required=True, metavar="DIR", help="Folder for metrics.json and report.html."
-    ),
+    output_option("DIR", "Folder for metrics.json and report.html."),
     option(
         "--truth",
         "Manifest with the labels. Default: column true_label of SCORES, which holds the labels of its manifest.",

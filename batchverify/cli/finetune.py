@@ -6,16 +6,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli.options import (
-    backbone_options,
-    cache_option,
-    finetune_options,
-    manifest_options,
-    no_cache_option,
-    run_options,
-    talk_options,
-    together,
-)
+from batchverify.cli.options import finetune_options, learning_options, output_option, together
 from batchverify.cli.output import reporting, set_up
 from batchverify.options import FinetuneOptions
 
@@ -26,31 +17,16 @@ from batchverify.options import FinetuneOptions
     "--dev",
     required=True,
     metavar="DEV",
-    help="Manifest of pairs for early stopping, of people not in TRAIN.",
+    help="Manifest of pairs that choose the epoch, of people who are not in TRAIN.",
 )
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="BACKBONE",
-    help="Weights file to write; its name must end in .safetensors.",
-)
-@together(
-    finetune_options,
-    manifest_options,
-    backbone_options,
-    cache_option,
-    no_cache_option,
-    run_options,
-    talk_options,
-)
+@output_option("BACKBONE", "Weights file to write; its name must end in .safetensors.")
+@together(finetune_options, learning_options)
 def finetune(manifest: str, dev: str, output: str, as_json: bool, **options: Any) -> None:
     """Train the last blocks of a backbone on labelled pairs.
 
-    TRAIN and DEV are manifests with a label in every row: 0 same person, 1 different people. BACKBONE is used
-    as any other: --backbone BACKBONE, with a head of its own from `train`. A record of the training and a
-    model card are written beside it. Nothing is written if no epoch does better on DEV than the backbone as
-    it is.
+    TRAIN and DEV are manifests with a label in every row: 0 same person, 1 different people. Use BACKBONE like
+    any other (--backbone BACKBONE), with a head that `train` makes for it. A record of the training and a model
+    card are written beside it. Nothing is written if no epoch does better on DEV than the untrained backbone.
 
     After a kill, Ctrl-C or a failure, run the same command again to finish the rest. Until then BACKBONE.job
     keeps the state of the run.

@@ -66,6 +66,11 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+def output_option(metavar: str, help_text: str) -> Callable[[Command], Command]:
+    """`-o`, which must be given."""
+    return click.option("-o", "--output", required=True, metavar=metavar, help=help_text)
+
+
 follow_symlinks_option = option(
     "--follow-symlinks",
     "Also read images that symbolic links inside --image-root lead to outside of it.",
@@ -244,6 +249,10 @@ talk_options = together(
     click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary."),
     click.option("-v", "--verbose", is_flag=True, help="Log more, Ray's own messages included."),
 )
+# What commands that learn from manifests have in common.
+learning_options = together(
+    manifest_options, backbone_options, cache_option, no_cache_option, run_options, talk_options
+)
 seed_option = option("--seed", "Seed of all random draws.", "N")
 calibration_option = option(
     "--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)
@@ -307,55 +316,47 @@ train_options = together(
     ),
     option("--tensorboard", "Folder for TensorBoard event files.", "DIR"),
 )
-_finetune_option = partial(option, defaults={field.name: field.default for field in fields(FinetuneOptions)})
+_option = partial(option, defaults={field.name: field.default for field in fields(FinetuneOptions)})
 finetune_options = together(
-    _finetune_option(
-        "--test", "Manifest of pairs to measure both backbones on; not used for training.", "TEST"
-    ),
-    _finetune_option(
+    _option("--test", "Manifest of pairs to measure both backbones on; not used for training.", "TEST"),
+    _option(
         "--unfreeze",
         "First block that is trained, with all that follow it. vggface2: last_linear, block8, repeat_3, mixed_7a, "
         "repeat_2, mixed_6a, repeat_1. compact: embedding, head_depthwise, head, stage2, stage1, stage0. Both: all. "
         "Default: the last layer.",
         "BLOCK",
     ),
-    _finetune_option(
+    _option(
         "--loss",
         "What is minimised. pair and contrastive need labelled pairs. triplet and supcon need people: the columns "
-        "person_a and person_b, or whom same pairs join. arcface needs these columns. distillation needs --teacher.",
+        "person_a and person_b, or those that same pairs imply. arcface needs the columns, distillation a --teacher.",
         type=click.Choice(LOSSES),
     ),
-    _finetune_option(
+    _option(
         "--margin-loss",
         "Margin of the loss. Default: contrastive 1, triplet 0.2, supcon 0.1, arcface 0.5.",
         "X",
     ),
-    _finetune_option(
+    _option(
         "--teacher",
-        "Backbone, or several joined by +, whose embeddings the network also learns to give.",
+        "Backbone, or several joined by +, whose embeddings the network also learns to reproduce.",
         "NAME|PATH",
     ),
-    _finetune_option("--teacher-weight", "Weight of --teacher beside another loss.", "X"),
-    _finetune_option("--epochs", "Maximum epochs.", "N"),
-    _finetune_option("--patience", "Stop after N epochs without a better result on DEV.", "N"),
-    _finetune_option(
-        "--max-lr", "Highest learning rate of the last block. Default: found by a range test.", "X"
-    ),
-    _finetune_option(
-        "--lr-decay", "Factor of the learning rate for each block further from the output.", "X"
-    ),
-    _finetune_option("--weight-decay", "Weight decay.", "X"),
-    _finetune_option("--dropout", "Dropout before the last layer.", "SHARE"),
-    _finetune_option("--train-statistics", "Train the statistics of batch normalisation, too.", is_flag=True),
-    _finetune_option("--batch-images", "Images of a forward pass.", "N"),
-    _finetune_option("--accumulate", "Forward passes of a training step.", "N"),
-    _finetune_option("--augment", "Augmented views of each training image.", "N"),
-    _finetune_option("--workers", "Processes that train together, with Ray Train.", "N"),
-    _finetune_option(
-        "--checkpoint-steps", "Steps between two checkpoints, which is what a kill costs at most.", "N"
-    ),
-    _finetune_option("--seed", "Seed of all random draws.", "N"),
-    _finetune_option(
+    _option("--teacher-weight", "Weight of --teacher beside another loss.", "X"),
+    _option("--epochs", "Maximum epochs.", "N"),
+    _option("--patience", "Stop after N epochs without a better result on DEV.", "N"),
+    _option("--max-lr", "Highest learning rate of the last block. Default: found by a range test.", "X"),
+    _option("--lr-decay", "Factor of the learning rate for each block further from the output.", "X"),
+    _option("--weight-decay", "Weight decay.", "X"),
+    _option("--dropout", "Dropout before the last layer.", "SHARE"),
+    _option("--train-statistics", "Train the statistics of batch normalisation, too.", is_flag=True),
+    _option("--batch-images", "Images of a forward pass.", "N"),
+    _option("--accumulate", "Forward passes of a training step.", "N"),
+    _option("--augment", "Augmented views of each training image.", "N"),
+    _option("--workers", "Processes that train together, with Ray Train.", "N"),
+    _option("--checkpoint-steps", "Steps between two checkpoints; a kill costs no more than these.", "N"),
+    _option("--seed", "Seed of all random draws.", "N"),
+    _option(
         "--overwrite",
         "Start anew, even if BACKBONE.job holds another fine-tuning half done. Without this option that is an error.",
         is_flag=True,

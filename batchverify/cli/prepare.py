@@ -8,18 +8,11 @@ from pathlib import Path
 
 import click
 
-from batchverify.cli.options import json_option, seed_option, together
+from batchverify.cli.options import json_option, output_option, seed_option, together
 from batchverify.cli.output import show
 from batchverify.manifest.prepare import DEFAULT_PAIRS, Prepared, prepare_folders, prepare_lfw
 
-_output_option = click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder for the manifests.",
-)
+_output_option = output_option("DIR", "Folder for the manifests.")
 
 
 @click.group()
@@ -28,9 +21,9 @@ def prepare() -> None:
 
 
 @prepare.command()
-@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("root")
 @together(_output_option, seed_option, json_option)
-def lfw(root: Path, output: Path, seed: int, as_json: bool) -> None:
+def lfw(root: str, output: str, seed: int, as_json: bool) -> None:
     """Make the manifests of Labeled Faces in the Wild.
 
     ROOT is the folder of the data set. Writes train.csv, dev.csv and test.csv of View 1, and pairs.csv of
@@ -40,7 +33,7 @@ def lfw(root: Path, output: Path, seed: int, as_json: bool) -> None:
 
 
 @prepare.command()
-@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("root")
 @together(
     _output_option,
     seed_option,
@@ -53,7 +46,7 @@ def lfw(root: Path, output: Path, seed: int, as_json: bool) -> None:
     ),
     json_option,
 )
-def folders(root: Path, output: Path, seed: int, pairs: Sequence[str], as_json: bool) -> None:
+def folders(root: str, output: str, seed: int, pairs: Sequence[str], as_json: bool) -> None:
     """Make manifests from a tree with one folder per person.
 
     Writes train.csv, dev.csv and test.csv from the images in ROOT/PERSON. No person is in two of them.
@@ -62,11 +55,11 @@ def folders(root: Path, output: Path, seed: int, pairs: Sequence[str], as_json: 
     _report(prepared, as_json)
 
 
-def _home(path: Path) -> Path:
+def _home(path: str) -> Path:
     """The path with `~` as the home folder: shells leave it alone in `--output=~/manifests`."""
     from batchverify.storage.location import expand_home
 
-    return Path(expand_home(str(path)))
+    return Path(expand_home(path))
 
 
 def _report(prepared: Prepared, as_json: bool) -> None:

@@ -6,16 +6,7 @@ from typing import Any
 
 import click
 
-from batchverify.cli.options import (
-    backbone_options,
-    cache_option,
-    manifest_options,
-    no_cache_option,
-    run_options,
-    talk_options,
-    together,
-    train_options,
-)
+from batchverify.cli.options import learning_options, output_option, together, train_options
 from batchverify.cli.output import reporting, set_up
 from batchverify.options import TrainOptions
 
@@ -25,22 +16,8 @@ from batchverify.options import TrainOptions
 @click.option(
     "--dev", required=True, metavar="DEV", help="Manifest of pairs for calibration and early stopping."
 )
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="HEAD",
-    help="Head file to write; its name must end in .safetensors.",
-)
-@together(
-    train_options,
-    manifest_options,
-    backbone_options,
-    cache_option,
-    no_cache_option,
-    run_options,
-    talk_options,
-)
+@output_option("HEAD", "Head file to write; its name must end in .safetensors.")
+@together(train_options, learning_options)
 def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **options: Any) -> None:
     """Fit a head to labelled pairs.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from batchverify.errors import ArtifactError
+from batchverify.errors import ArtifactError, shortened
 from batchverify.faces.alignment import TEMPLATES
 from batchverify.fingerprint import (
     CROPS,
@@ -259,5 +259,4 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"
+    return shortened(repr(value), 60)

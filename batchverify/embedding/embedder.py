@@ -175,11 +175,8 @@ class Embedder:
         )
         cropped = {row: face for row, face in enumerate(faces) if isinstance(face, Face)}
         for row, face in cropped.items():
-            result.boxes[row], result.confidence[row], result.faces[row] = (
-                face.box,
-                face.confidence,
-                face.faces,
-            )
+            result.boxes[row], result.confidence[row] = face.box, face.confidence
+            result.faces[row] = face.faces
         if cropped:
             result.vectors[list(cropped)] = self.vectors(np.stack([face.pixels for face in cropped.values()]))
         return result

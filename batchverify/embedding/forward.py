@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch.nn.functional import conv2d, linear, max_pool2d, normalize, prelu, relu
+from torch import nn
+from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
 
 from batchverify.embedding import compact
 from batchverify.embedding.backbone import Backbone
@@ -27,6 +28,7 @@ from batchverify.embedding.inception import (
     check_tensors,
     fold,
 )
+from batchverify.embedding.layers import compact_layers, fill
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import FACE_SIZE
 from batchverify.process import require_own_process
@@ -86,51 +88,38 @@ class TorchInception:
         return conv2d(values, weight, bias, layer.stride, layer.padding)
 
 
-class TorchCompact:
-    """The compact network: what `scaled` makes of (B, 3, 128, 128) to (B, 256), not normalised; see `compact.py`.
+def torch_compact(backbone: Backbone, device: str, dtype: torch.dtype) -> nn.Module:
+    """The compact network: what `CompactInput` makes of faces to (B, 256), not normalised; see `compact.py`.
 
     Raises `ArtifactError` for tensors of another network.
     """
+    compact.check_tensors(backbone.name, backbone.tensors)
+    network = compact_layers().eval().requires_grad_(False)
+    fill(network, backbone.tensors)
+    return network.to(device, dtype).to(memory_format=torch.channels_last)
 
-    def __init__(self, backbone: Backbone, device: str, dtype: torch.dtype) -> None:
-        compact.check_tensors(backbone.name, backbone.tensors)
-        self._tensors = {name: on_device(array, device, dtype) for name, array in backbone.tensors.items()}
+
+class CompactInput:
+    """(B, 3, 128, 128) uint8 RGB as the compact network takes it, scaled in float32: shorter types are not exact."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], device: str) -> None:
         self._scale, self._shift = (
-            on_device(backbone.tensors[f"input.{name}"].reshape(1, 3, 1, 1), device)
-            for name in ("scale", "shift")
+            on_device(tensors[f"input.{name}"].reshape(1, 3, 1, 1), device) for name in ("scale", "shift")
         )
 
-    def scaled(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """uint8 RGB as the network takes it; computed in float32, since it is not exact in shorter types."""
+    def __call__(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return pixels.flip(1).float().mul_(self._scale).add_(self._shift).to(dtype)
-
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        for layer in compact.LAYERS:
-            values = self._layer(values, layer)
-        return values.flatten(1)
-
-    def _layer(self, values: torch.Tensor, layer: compact.Layer) -> torch.Tensor:
-        if isinstance(layer, compact.Convolution):
-            return self._convolution(values, layer)
-        given = values
-        for convolution in layer.convolutions:
-            values = self._convolution(values, convolution)
-        weights = values.mean((2, 3), keepdim=True)
-        for convolution in layer.weighting:
-            weights = self._convolution(weights, convolution)
-        values = values * weights.sigmoid()
-        return values + given if layer.residual else values
-
-    def _convolution(self, values: torch.Tensor, layer: compact.Convolution) -> torch.Tensor:
-        weight, bias = self._tensors[f"{layer.name}.weight"], self._tensors.get(f"{layer.name}.bias")
-        groups = layer.inputs if layer.depthwise else 1
-        values = conv2d(values, weight, bias, layer.stride, layer.padding, groups=groups)
-        return prelu(values, self._tensors[f"{layer.name}.slope"]) if layer.activated else values
 
 
 def centred(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 as InceptionResnetV1 takes it, -1 to 1. Exact in every dtype: halves of odd numbers, a power of two."""
     return pixels.to(dtype).sub_(127.5).div_(128)
+
+
+def input_of(backbone: Backbone, device: str) -> Callable[[torch.Tensor, torch.dtype], torch.Tensor]:
+    """What turns (B, 3, S, S) uint8 RGB on a device into the input of a network of ours, in a dtype."""
+    is_compact = backbone.architecture == compact.ARCHITECTURE
+    return CompactInput(backbone.tensors, device) if is_compact else centred
 
 
 @dataclass(frozen=True)
@@ -293,12 +282,15 @@ class TorchNetwork(TorchDevice):
         super().__init__(device, threads)
         self.dtype, self.spec = choose_dtype(dtype, device), backbone.spec
         torch_dtype: torch.dtype = getattr(torch, self.dtype)
-        compute = partial(ForwardPass, device=device, dtype=torch_dtype, flip=flip, size=self.spec.size)
-        if backbone.architecture == compact.ARCHITECTURE:
-            network = TorchCompact(backbone, device, torch_dtype)
-            self.compute = compute(network, scale=network.scaled)
-        else:
-            self.compute = compute(TorchInception(backbone, device, torch_dtype))
+        network = torch_compact if backbone.architecture == compact.ARCHITECTURE else TorchInception
+        self.compute = ForwardPass(
+            network(backbone, device, torch_dtype),
+            device,
+            torch_dtype,
+            flip,
+            self.spec.size,
+            input_of(backbone, device),
+        )
         self._shrinking = Lock()
         if self.on_gpu:
             # Threads use their own streams, which do not wait for the copies of the weights.

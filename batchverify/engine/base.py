@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from batchverify.engine.stages import LoadPlan
+from batchverify.fingerprint import CHOSEN
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import limit_torch, resolve_device
@@ -44,15 +45,9 @@ class WorkPlan:
         """Build the embedder. workers: threads that will call it; threads: CPUs for each of them."""
         from batchverify.embedding.embedder import Embedder
 
-        settings = self.load.settings
         return Embedder(
             self.backbone,
-            crop=settings.crop,
-            margin=settings.margin,
-            tta=settings.tta,
-            face=settings.face,
-            min_face=settings.min_face,
-            detector=settings.detector,
+            **{name: getattr(self.load.settings, name) for name in CHOSEN},
             weights=self.weights,
             device=self.device,
             runtime=self.runtime,

@@ -91,3 +91,7 @@ class FusedTable:
         for table in self.members:
             table.codes[:] = codes
             table.vectors[codes > 0] = 0
+
+
+# That of a run, with one backbone or with several.
+Table = EmbeddingTable | FusedTable

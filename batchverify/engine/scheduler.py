@@ -15,7 +15,7 @@ from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.engine.base import QUEUED_PER_WORKER, Engine, NodeLostError, Task, WorkerLostError, Workers
 from batchverify.engine.embedding_table import ContentIndex, EmbeddingTable
-from batchverify.engine.fused_table import FusedTable
+from batchverify.engine.fused_table import Table
 from batchverify.engine.stages import EmbeddedChunk, LoadedChunk, PairScores
 from batchverify.errors import BatchverifyError, first_line
 from batchverify.manifest.manifest import Block
@@ -177,7 +177,7 @@ class ImageRun:
         except WorkerLostError as exc:
             self._strike(chunk, exc)
             return
-        self.progress.measure(loaded)
+        self.progress.measure(loaded.seconds, loaded.peak_memory)
         if len(loaded.keys) < len(chunk):
             self._to_load.appendleft(chunk[len(loaded.keys) :])
         request = _EmbedRequest(task, [], [], [])
@@ -186,7 +186,7 @@ class ImageRun:
             if key is not None:
                 self.embeddings.see(index, key)
             if number in loaded.cached:
-                self._take_cached(index, loaded.cached[number])
+                self.progress.cached += self._take(index, loaded.cached[number])
             elif number in loaded.skipped:
                 self._take_skipped(index, key, loaded.skipped[number])
             elif key is not None and (owner := self._content.get(key)) >= 0:
@@ -199,13 +199,15 @@ class ImageRun:
         if request.indices:
             self._to_embed.append(request)
 
-    def _take_cached(self, index: int, entry: Entry) -> None:
+    def _take(self, index: int, entry: Entry) -> bool:
+        """Give an image its result; whether that is a vector."""
         if entry.skipped is not None:
             self._fail(index, entry.skipped)
-        elif entry.vector is not None:
-            self.embeddings.put(index, entry.vector)
-            self.embeddings.describe(index, entry)
-            self.progress.cached += 1
+        if entry.vector is None:
+            return False
+        self.embeddings.put(index, entry.vector)
+        self.embeddings.describe(index, entry)
+        return True
 
     def _take_skipped(self, index: int, key: bytes | None, skipped: Skipped) -> None:
         self._fail(index, skipped)
@@ -236,16 +238,11 @@ class ImageRun:
                 self._suspects.extend([other] for other in self._waiting.pop(key, []))
             self._strike(request.indices, exc)
             return
-        self.progress.measure(done)
+        self.progress.measure(done.seconds, done.peak_memory)
         if self.on_paths is not None:
             self.on_paths(self.engine.compute_paths())
         for index, entry in zip(request.indices, done.entries, strict=True):
-            if entry.skipped is not None:
-                self._fail(index, entry.skipped)
-            elif entry.vector is not None:
-                self.embeddings.put(index, entry.vector)
-                self.embeddings.describe(index, entry)
-                self.progress.embedded += 1
+            self.progress.embedded += self._take(index, entry)
             for other in self._waiting.pop(entry.key, []):
                 self._copy(index, other)
         if self.cache is not None:
@@ -309,7 +306,7 @@ def score_pairs(
     engine: Engine,
     head: Any,
     blocks: Iterable[Block],
-    embeddings: EmbeddingTable | FusedTable,
+    embeddings: Table,
     progress: Progress,
     *,
     patience: float = PATIENCE_SECONDS,
@@ -325,7 +322,7 @@ def score_pairs(
         yield _scored(engine, embeddings, progress, patience, *window.popleft())
 
 
-def _score_block(engine: Engine, embeddings: EmbeddingTable | FusedTable, block: Block) -> Task:
+def _score_block(engine: Engine, embeddings: Table, block: Block) -> Task:
     usable = embeddings.usable(block.a, block.b)
     return engine.score(block.a[usable], block.b[usable])
 
@@ -343,7 +340,7 @@ def _wait_for_scores(engine: Engine, progress: Progress, patience: float, block:
 
 def _scored(
     engine: Engine,
-    embeddings: EmbeddingTable | FusedTable,
+    embeddings: Table,
     progress: Progress,
     patience: float,
     block: Block,
@@ -360,7 +357,7 @@ def _scored(
             log.warning("rows from row %d are scored again: %s", block.first + 1, reason)
             task = _score_block(engine, embeddings, block)
         else:
-            progress.measure(done)
+            progress.measure(done.seconds, done.peak_memory)
             return block, (done.probability, done.similarity)
     raise BatchverifyError(
         f"rows from row {block.first + 1}: {PAIR_TRIES} workers died while scoring them, the last with: {reason}"

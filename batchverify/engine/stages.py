@@ -161,7 +161,7 @@ class Loader:
     ) -> list[LoadedImage]:
         """Add the results for a batch to `loaded`; returns the images that go to the embedder."""
         with watch.stage("read"):
-            keys = [None if isinstance(data, Skipped) else self.key(data) for data in batch]
+            keys = [None if isinstance(data, Skipped) else content_key(data) for data in batch]
         with watch.stage("look up"):
             entries = self._look_up([key for key in keys if key is not None])
         images: list[LoadedImage] = []
@@ -179,11 +179,6 @@ class Loader:
                     loaded.missing.append(position)
                     images.append(image)
         return images
-
-    @staticmethod
-    def key(data: bytes) -> bytes:
-        """See `content_key`."""
-        return content_key(data)
 
     def _look_up(self, keys: list[bytes]) -> dict[bytes | None, Entry]:
         if self._cache is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,23 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from batchverify.documents import read_document
-from batchverify.errors import ArtifactError, UsageError
+from batchverify.errors import ArtifactError
 from batchverify.fingerprint import FUSION, MOST_FUSED, EmbeddingFingerprint
 from batchverify.heads.drift import Reference
-from batchverify.heads.head import (
-    FORMAT,
-    MALFORMED,
-    Head,
-    check_thresholds,
-    read_artifact,
-    read_metadata,
-    stored_threshold,
-)
+from batchverify.heads.head import FORMAT, Head, StoredHead, check_thresholds
 from batchverify.heads.prior import fitted_share
-from batchverify.heads.review_band import ReviewBand
 from batchverify.heads.scorer import Scorer
-from batchverify.storage.location import Location
 
 Member = TypeVar("Member")
 # The tensors of an artifact: the files of the members' heads.
@@ -40,7 +28,7 @@ _LARGEST = 1e6
 
 
 @dataclass(frozen=True)
-class FusedHead:
+class FusedHead(StoredHead):
     """Heads of several backbones and how their scores make one.
 
     members: in the order of the run's backbones. calibrations: slope and offset of the sum of the members' calibrated
@@ -103,21 +91,6 @@ class FusedHead:
         """The embeddings that the head was trained for."""
         return EmbeddingFingerprint.fused([member.embedding for member in self.members])
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the artifact in hex: the head's identity in run records."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
-
-    def threshold(
-        self, threshold: float | None = None, at_far: float | None = None, confidence: float | None = None
-    ) -> float:
-        """See `Head.threshold`."""
-        return stored_threshold(self.about["thresholds"], threshold, at_far, confidence)
-
-    def review(self, far: float, frr: float) -> ReviewBand:
-        """See `Head.review`."""
-        return ReviewBand.of(self.about["thresholds"], far, frr)
-
     def arranged(self, embeddings: Sequence[EmbeddingFingerprint]) -> FusedHead:
         """The head with its members in the order of these embeddings. Raises `ArtifactError` if it does not fit."""
         known = {_identity(member.embedding): member for member in self.members}
@@ -151,35 +124,19 @@ class FusedHead:
         return save(tensors, metadata={"batchverify": json.dumps(about, sort_keys=True)})
 
     @classmethod
-    def load(cls, location: str | Path | Location) -> FusedHead:
-        """Read an artifact from a path or URI. Raises `ArtifactError` if it is not a head of several backbones."""
-        return cls.from_bytes(*read_artifact(location))
-
-    @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> FusedHead:
-        """Parse an artifact; `name` is for error messages. Raises `ArtifactError`."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        try:
-            about = read_document(read_metadata(data))
-            if FUSION not in about:
-                Head.from_bytes(data, name)
-                raise ArtifactError(f"{name}: a head of one backbone, but --backbone names several")
-            files_of = load(data)
-            members = tuple(
-                Head.from_bytes(files_of[key].tobytes(), f"{name}: head {number}")
-                for number, key in enumerate(sorted(files_of), 1)
-            )
-            calibrations = {
-                str(key): (float(slope), float(offset))
-                for key, (slope, offset) in dict(about[FUSION]).items()
-            }
-            _check(members, calibrations, about)
-        except (SafetensorError, UsageError, *MALFORMED) as exc:
-            if isinstance(exc, ArtifactError):
-                raise
-            raise ArtifactError(f"{name}: not a head of batchverify: {str(exc)[:200]}") from exc
+    def parse(cls, about: Mapping[str, Any], tensors: dict[str, np.ndarray], name: str) -> FusedHead:
+        """See `StoredHead`."""
+        if FUSION not in about:
+            Head.parse(about, tensors, name)
+            raise ArtifactError(f"{name}: a head of one backbone, but --backbone names several")
+        members = tuple(
+            Head.from_bytes(tensors[key].tobytes(), f"{name}: head {number}")
+            for number, key in enumerate(sorted(tensors), 1)
+        )
+        calibrations = {
+            str(key): (float(slope), float(offset)) for key, (slope, offset) in dict(about[FUSION]).items()
+        }
+        _check(members, calibrations, about)
         return cls(members, calibrations, about)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchverify.documents import MOST_METADATA, read_document
-from batchverify.errors import ArtifactError, UsageError
+from batchverify.errors import ArtifactError, UsageError, shortened
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.bounds import UNITS, Tail, guaranteed_threshold
 from batchverify.heads.centring import centred
@@ -30,6 +31,7 @@ from batchverify.storage.location import Location
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,67 @@ BLOCK = 512
 GATHERED = 4096
 
 
+class StoredHead(ABC):
+    """What heads of one backbone and of several have in common: a file, and thresholds in its metadata."""
+
+    about: Mapping[str, Any]
+
+    @abstractmethod
+    def to_bytes(self) -> bytes:
+        """The artifact: one safetensors file, the same bytes for the same head."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, about: Mapping[str, Any], tensors: dict[str, np.ndarray], name: str) -> Self:
+        """From an artifact's metadata and tensors. Raises `ArtifactError` or one of `MALFORMED`."""
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Self:
+        """Parse an artifact; `name` is for error messages. Raises `ArtifactError`."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            return cls.parse(read_document(read_metadata(data)), load(data), name)
+        except ArtifactError:
+            raise
+        except (SafetensorError, UsageError, *MALFORMED) as exc:
+            reason = shortened(f"it has no {exc}" if isinstance(exc, KeyError) else exc, SHOWN)
+            raise ArtifactError(f"{name}: not a head of batchverify: {reason}") from exc
+
+    @classmethod
+    def load(cls, location: str | Path | Location) -> Self:
+        """Read an artifact from a path or URI. Raises `ArtifactError` if it is no head of this kind."""
+        location = location if isinstance(location, Location) else Location.parse(location)
+        try:
+            data = location.read_bytes(MOST_BYTES)
+        except OSError as exc:
+            raise ArtifactError(f"{location}: the head cannot be read: {exc}") from exc
+        return cls.from_bytes(data, str(location))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the artifact in hex: the head's identity in run records."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def threshold(
+        self, threshold: float | None = None, at_far: float | None = None, confidence: float | None = None
+    ) -> float:
+        """The given threshold, or the stored one for a false accept rate, or the one of best expected F1.
+
+        With a confidence it is the highest whose false accept rate is at most `at_far` with that confidence. Raises
+        `UsageError` for a threshold outside 0 to 1, for a rate that is not stored, and for one that the pairs behind
+        the head cannot promise.
+        """
+        return stored_threshold(self.about["thresholds"], threshold, at_far, confidence)
+
+    def review(self, far: float, frr: float) -> ReviewBand:
+        """The band between the verdicts `same` and `different`; raises what `ReviewBand.of` raises."""
+        return ReviewBand.of(self.about["thresholds"], far, frr)
+
+
 @dataclass(frozen=True)
-class Head:
+class Head(StoredHead):
     """One or more scorers with a calibration.
 
     scorers: the logit is the mean of their scores. calibration: slope and offset of that logit. about: the
@@ -167,11 +228,6 @@ class Head:
         """The embeddings that the head was trained for."""
         return EmbeddingFingerprint(self.about["embedding"])
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the artifact in hex: the head's identity in run records."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
-
     def check(self, embedding: EmbeddingFingerprint) -> None:
         """Raise `ArtifactError` for embeddings of another fingerprint; the message says what differs.
 
@@ -191,23 +247,8 @@ class Head:
                 "(the head's against this run's); give a matching head with --head"
             )
 
-    def threshold(
-        self, threshold: float | None = None, at_far: float | None = None, confidence: float | None = None
-    ) -> float:
-        """The given threshold, or the stored one for a false accept rate, or the one of best expected F1.
-
-        With a confidence it is the highest whose false accept rate is at most `at_far` with that confidence. Raises
-        `UsageError` for a threshold outside 0 to 1, for a rate that is not stored, and for one that the pairs behind
-        the head cannot promise.
-        """
-        return stored_threshold(self.about["thresholds"], threshold, at_far, confidence)
-
-    def review(self, far: float, frr: float) -> ReviewBand:
-        """The band between the verdicts `same` and `different`; raises what `ReviewBand.of` raises."""
-        return ReviewBand.of(self.about["thresholds"], far, frr)
-
     def to_bytes(self) -> bytes:
-        """The artifact: one safetensors file, the same bytes for the same head."""
+        """See `StoredHead`."""
         from safetensors.numpy import save
 
         about = {
@@ -227,39 +268,21 @@ class Head:
         return save(tensors, metadata=metadata)
 
     @classmethod
-    def load(cls, location: str | Path | Location) -> Head:
-        """Read an artifact from a path or URI. Raises `ArtifactError` if it is not a head."""
-        return cls.from_bytes(*read_artifact(location))
-
-    @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> Head:
-        """Parse an artifact; `name` is for error messages. Raises `ArtifactError`."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        try:
-            about = read_document(read_metadata(data))
-            tensors = load(data)
-            if FUSION in about:
-                raise ArtifactError(
-                    f"{name}: a head of several backbones; give them all, as in --backbone A+B"
-                )
-            if about["format"] != FORMAT:
-                raise ArtifactError(
-                    f"{name}: the head has format {_short(about['format'])} "
-                    f"(batchverify {_short(about['version'])}), but this "
-                    f"version reads format {FORMAT}: train it again"
-                )
-            centre = tensors.pop(CENTRE, None)
-            scorers = from_tensors(tensors, about["members"])
-            calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
-            _check(scorers, calibration, about)
-            _check_centre(centre, about["embedding"]["dimension"])
-        except (SafetensorError, UsageError, *MALFORMED) as exc:
-            if isinstance(exc, ArtifactError):
-                raise
-            reason = _short(f"it has no {exc}" if isinstance(exc, KeyError) else exc)
-            raise ArtifactError(f"{name}: not a head of batchverify: {reason}") from exc
+    def parse(cls, about: Mapping[str, Any], tensors: dict[str, np.ndarray], name: str) -> Head:
+        """See `StoredHead`."""
+        if FUSION in about:
+            raise ArtifactError(f"{name}: a head of several backbones; give them all, as in --backbone A+B")
+        if about["format"] != FORMAT:
+            theirs, writer = (shortened(about[key], SHOWN) for key in ("format", "version"))
+            raise ArtifactError(
+                f"{name}: the head has format {theirs} (batchverify {writer}), but this version reads format "
+                f"{FORMAT}: train it again"
+            )
+        centre = tensors.pop(CENTRE, None)
+        scorers = from_tensors(tensors, about["members"])
+        calibration = (float(about["calibration"]["slope"]), float(about["calibration"]["offset"]))
+        _check(scorers, calibration, about)
+        _check_centre(centre, about["embedding"]["dimension"])
         return cls(scorers, calibration, about, centre)
 
 
@@ -320,26 +343,11 @@ def _clipped(cosine: np.ndarray) -> np.ndarray:
     return np.clip(cosine, np.float32(-1), np.float32(1))
 
 
-def _short(value: Any) -> str:
-    """A value of a file as a message may show it."""
-    text = str(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
-
-
 def _tensor(rows: np.ndarray) -> torch.Tensor:
     """The array as a tensor; copied only if it is strided or read-only, since torch warns of such memory."""
     import torch
 
     return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else rows.copy())
-
-
-def read_artifact(location: str | Path | Location) -> tuple[bytes, str]:
-    """The bytes of a head's file at a path or URI, and its name for messages. Raises `ArtifactError`."""
-    location = location if isinstance(location, Location) else Location.parse(location)
-    try:
-        return location.read_bytes(MOST_BYTES), str(location)
-    except OSError as exc:
-        raise ArtifactError(f"{location}: the head cannot be read: {exc}") from exc
 
 
 def read_metadata(data: bytes) -> str:

@@ -15,7 +15,8 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from threading import RLock
 from types import ModuleType
 from typing import Any
@@ -33,11 +34,6 @@ log = logging.getLogger(__name__)
 
 # Seconds in numpy loops after which starting numba is worth it.
 PATIENCE = 1.0
-# The seconds so far. Threads may overwrite each other's additions, which does no harm.
-_spent = [0.0]
-# The function that runs each loop, once it is chosen.
-_chosen: dict[str, Callable[..., Any]] = {}
-_lock = RLock()
 
 
 def integrate(image: np.ndarray, sums: np.ndarray) -> None:
@@ -45,7 +41,7 @@ def integrate(image: np.ndarray, sums: np.ndarray) -> None:
 
     The first row, the first column and the fourth channel become zero.
     """
-    _run("integrate", image, sums)
+    door.run("integrate", image, sums)
 
 
 def resample(
@@ -57,7 +53,7 @@ def resample(
     bottom, half open. targets: (K, 5) int64 patch, top, left, height, width. reciprocal: multiply by one over the
     area, which rounds differently from a division. patches: (N, h, w, 3) float32, filled at the targets.
     """
-    _run("resample", sums, regions, targets, reciprocal, patches)
+    door.run("resample", sums, regions, targets, reciprocal, patches)
 
 
 def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarray:
@@ -66,7 +62,7 @@ def suppress(boxes: np.ndarray, order: np.ndarray, threshold: float) -> np.ndarr
     boxes: (K, 4) float32 x0 y0 x1 y1. order: (K,) int64, best first. threshold: a box whose intersection over union
     with a better one is larger is dropped.
     """
-    return _run("suppress", boxes, order, threshold)
+    return door.run("suppress", boxes, order, threshold)
 
 
 def warp(image: np.ndarray, affine: np.ndarray, reach: float, crop: np.ndarray) -> None:
@@ -76,7 +72,7 @@ def warp(image: np.ndarray, affine: np.ndarray, reach: float, crop: np.ndarray) 
     whole numbers are the centres of pixels. reach: half the width of the triangle that pixels are weighted by, 1 for
     bilinear interpolation, more to take the mean of what shrinks. crop: (h, w, 3) uint8, filled.
     """
-    _run("warp", image, affine, reach, crop)
+    door.run("warp", image, affine, reach, crop)
 
 
 def distances(
@@ -97,7 +93,7 @@ def distances(
     if not first.dtype == second.dtype == np.float16:
         first, second = first.astype(np.float32, copy=False), second.astype(np.float32, copy=False)
     chi, dots = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
-    _run("distances", _bits(first), _bits(second), a, b, chi, dots)
+    door.run("distances", _bits(first), _bits(second), a, b, chi, dots)
     return chi, dots
 
 
@@ -108,46 +104,6 @@ def _bits(rows: np.ndarray) -> np.ndarray:
     return padded.view(np.int16 if rows.dtype == np.float16 else np.int32)
 
 
-def _run(name: str, *arguments: Any) -> Any:
-    """Call a loop."""
-    loop = _chosen.get(name)
-    if loop is None:
-        if _mode() == "auto" and _spent[0] < PATIENCE:
-            started = time.perf_counter()
-            result = getattr(plain_loops, name)(*arguments)
-            _spent[0] += time.perf_counter() - started
-            return result
-        with _lock:
-            loop = _chosen.setdefault(name, getattr(_loops(), name))
-    try:
-        return loop(*arguments)
-    except MemoryError:
-        raise  # the loop is not to blame
-    except Exception as exc:
-        if loop is getattr(plain_loops, name):
-            raise
-        return _run_again(name, loop, exc, arguments)
-
-
-def _run_again(name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]) -> Any:
-    """Replace a compiled loop that failed, for the rest of this process, and call the replacement."""
-    with _lock:
-        if _chosen[name] is not failed:  # another thread has replaced it
-            return _run(name, *arguments)
-        try:
-            loop = _loops().compiled_anew(failed)
-            result, outcome = loop(*arguments), "it was compiled again"
-        except MemoryError:
-            raise
-        except Exception as exc:  # noqa: BLE001  numba raises many types
-            loop = getattr(plain_loops, name)
-            result, outcome = loop(*arguments), f"numpy is used instead ({_text(exc)})"
-        _chosen[name] = loop
-    log.warning("the compiled loop %s failed (%s): %s", name, _text(error), outcome)
-    return result
-
-
-@cache
 def _mode() -> str:
     """The value of `BATCHVERIFY_KERNELS`; `UsageError` for an unknown one."""
     value = os.environ.get(VARIABLE) or "auto"
@@ -156,11 +112,8 @@ def _mode() -> str:
     return value
 
 
-@cache
-def _loops() -> ModuleType:
-    """The module whose loops are used."""
-    if _mode() == "off":
-        return plain_loops
+def _compiled_loops() -> ModuleType:
+    """The compiled loops; numpy's, with a warning, if numba cannot be imported."""
     try:
         from batchverify.kernels import numba_loops
     except Exception as exc:  # noqa: BLE001  it fails in many ways if numpy is too new
@@ -172,3 +125,73 @@ def _loops() -> ModuleType:
 def _text(exc: Exception) -> str:
     """Type and first line: numba's messages are pages long."""
     return f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
+
+
+@dataclass
+class Door:
+    """Runs loops by name, in numpy or compiled, as a process goes on. Any number of threads may use it.
+
+    mode: gives the value of `BATCHVERIFY_KERNELS`. compiled: imports the compiled loops. Both are called once, when
+    they are needed. patience: seconds in numpy loops before the compiled ones take over. chosen: the function that
+    runs each loop, once there is a choice. spent: seconds in numpy loops so far; threads may overwrite each other's
+    additions, which does no harm.
+    """
+
+    mode: Callable[[], str] = _mode
+    compiled: Callable[[], Any] = _compiled_loops
+    patience: float = PATIENCE
+    chosen: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    spent: float = 0.0
+    _lock: Any = field(default_factory=RLock)
+
+    @cached_property
+    def _known_mode(self) -> str:
+        return self.mode()
+
+    @cached_property
+    def _loops(self) -> Any:
+        """The module whose loops are used after the first seconds."""
+        return plain_loops if self._known_mode == "off" else self.compiled()
+
+    def run(self, name: str, *arguments: Any) -> Any:
+        """Call a loop."""
+        loop = self.chosen.get(name)
+        if loop is None:
+            if self._known_mode == "auto" and self.spent < self.patience:
+                started = time.perf_counter()
+                result = getattr(plain_loops, name)(*arguments)
+                self.spent += time.perf_counter() - started
+                return result
+            with self._lock:
+                loop = self.chosen.setdefault(name, getattr(self._loops, name))
+        try:
+            return loop(*arguments)
+        except MemoryError:
+            raise  # the loop is not to blame
+        except Exception as exc:
+            if loop is getattr(plain_loops, name):
+                raise
+            return self._run_again(name, loop, exc, arguments)
+
+    def _run_again(
+        self, name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]
+    ) -> Any:
+        """Replace a compiled loop that failed, for the rest of this process, and call the replacement."""
+        with self._lock:
+            if self.chosen[name] is not failed:  # another thread has replaced it
+                return self.run(name, *arguments)
+            try:
+                loop = self._loops.compiled_anew(failed)
+                result, outcome = loop(*arguments), "it was compiled again"
+            except MemoryError:
+                raise
+            except Exception as exc:  # noqa: BLE001  numba raises many types
+                loop = getattr(plain_loops, name)
+                result, outcome = loop(*arguments), f"numpy is used instead ({_text(exc)})"
+            self.chosen[name] = loop
+        log.warning("the compiled loop %s failed (%s): %s", name, _text(error), outcome)
+        return result
+
+
+# That of this process.
+door = Door()

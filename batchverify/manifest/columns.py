@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.errors import ManifestError, first_line
+from batchverify.errors import ManifestError, first_line, shortened
 
 TRUE_LABEL = "true_label"
 LABEL = "label"
@@ -57,14 +57,12 @@ _NUMBER_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
 
 def quoted(value: Any) -> str:
     """A name or value for a message: in quotes, on one line, not too long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return shortened(repr(value), _SHOWN)
 
 
 def type_text(kind: pa.DataType) -> str:
     """A type for a message. Those of structs hold names."""
-    text = " ".join(str(kind).split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return shortened(" ".join(str(kind).split()), _SHOWN)
 
 
 def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.errors import UsageError, redacted
+from batchverify.errors import UsageError, redacted, shortened
 from batchverify.records import Reason, Skipped
 from batchverify.storage.location import Location, scheme_of
 from batchverify.storage.object_store import AZURE_SCHEMES, SCHEMES, is_own_account
@@ -56,18 +56,20 @@ class ImageRoot:
             return Skipped(Reason.NOT_FOUND, "the cell is empty")
         scheme = "data" if _DATA_URI.match(cell) else scheme_of(cell)
         if scheme and scheme not in ("file", *SCHEMES):
-            return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {_short(redacted(cell))}")
+            return Skipped(
+                Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {shortened(redacted(cell), _SHOWN)}"
+            )
         try:
             location = self._absolute(cell, scheme)
         except UsageError as exc:
-            return Skipped(Reason.FORBIDDEN, _short(str(exc)))
+            return Skipped(Reason.FORBIDDEN, shortened(exc, _SHOWN))
         if "\0" in location.path:
             return Skipped(Reason.FORBIDDEN, "the path holds a NUL character")
         if location.is_local and not self.root.is_local:
-            message = f"a local file, though the image root is in an object store: {_short(cell)}"
+            message = f"a local file, though the image root is in an object store: {shortened(cell, _SHOWN)}"
             return Skipped(Reason.FORBIDDEN, message)
         if self.fenced and not self._inside(location):
-            return Skipped(Reason.FORBIDDEN, f"outside the image root {self.root}: {_short(cell)}")
+            return Skipped(Reason.FORBIDDEN, f"outside the image root {self.root}: {shortened(cell, _SHOWN)}")
         return str(location)
 
     def _absolute(self, cell: str, scheme: str) -> Location:
@@ -99,10 +101,6 @@ def _carries_options(location: Location) -> UsageError:
         "a cell may name no server, account or other option, these come from --image-root or the environment: "
         f"{replace(location, query='')}"
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def resolve_many(root: ImageRoot, cells: pa.Array) -> pa.Array:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from batchverify.engine.fused_table import Table
 from batchverify.engine.stages import score_indices
 from batchverify.errors import UsageError
 from batchverify.heads.drift import DRIFT, checked, independent_pairs
 from batchverify.heads.prior import BaseRate, SharedUnits, estimate, fitted_share
 from batchverify.manifest.columns import cell_names
 from batchverify.options import ESTIMATE, ScoreOptions
-from batchverify.scoring.embedding_run import Table
 from batchverify.scoring.job import Job
+from batchverify.scoring.rows import Rows
 
 if TYPE_CHECKING:
     from batchverify.heads.fused_head import FusedHead
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
 SAMPLED_ROWS = 100_000
 _SEED = 0
 _PERSONS = ("person_a", "person_b")
-
-
-class Keeper(Protocol):
-    """Keeps an estimate, so that all parts of an output and every resumed run have the same; see `score.Rows`."""
-
-    def kept_prior(self) -> dict[str, Any] | None:
-        """What an earlier run of the job has kept."""
-
-    def keep_prior(self, prior: dict[str, Any]) -> None:
-        """Keep it before the first row is written."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +92,20 @@ def shifted_for(
     job: Job,
     head: Head | FusedHead,
     embeddings: Table,
-    keeper: Keeper,
+    rows: Rows,
 ) -> Shifted:
-    """The shift of a run whose images are embedded. Raises `UsageError` if its share cannot be estimated."""
+    """The shift of a run whose images are embedded. Raises `UsageError` if its share cannot be estimated.
+
+    rows: keep an estimate, so that all parts of an output and every resumed run have the same.
+    """
     if prior is None:
         return Shifted(None, threshold, band, None)
     if prior.share is not None:
         return prior.judged(threshold, band, prior.given())
-    record = keeper.kept_prior()
+    record = rows.kept_prior()
     if record is None:
         record = estimated(job, head, embeddings, prior.fitted)
-        keeper.keep_prior(record)
+        rows.keep_prior(record)
     return prior.judged(threshold, band, record)
 
 

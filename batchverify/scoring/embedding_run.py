@@ -8,33 +8,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
 from batchverify.engine.base import Engine
 from batchverify.engine.embedding_table import EmbeddingTable
-from batchverify.engine.fused_table import FusedTable
+from batchverify.engine.fused_table import FusedTable, Table
 from batchverify.engine.scheduler import ImageRun
 from batchverify.process import peak_memory
 from batchverify.progress import Progress
 from batchverify.runtime.compute_path import ComputePath, members_to_text, paths_to_text
 from batchverify.scoring.job import Job, engine_of
+from batchverify.scoring.rows import Rows
 from batchverify.scoring.summary import EmbedSummary
-
-Table = EmbeddingTable | FusedTable
-
-
-class Target(Protocol):
-    """Where the rows go that the embeddings are for; see `scoring.score.Rows`."""
-
-    target: str | None
-
-    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
-        """The compute paths of an interrupted run's vectors."""
-
-    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
-        """Record the compute paths of new vectors."""
 
 
 @dataclass
@@ -71,21 +57,22 @@ def table_of(job: Job, folder: str | None = None) -> Table:
 
 @contextmanager
 def embedded(
-    job: Job, table: Table, wanted: np.ndarray | None = None, rows: Target | None = None
+    job: Job, table: Table, wanted: np.ndarray | None = None, rows: Rows | None = None
 ) -> Iterator[EmbeddingRun]:
     """Embed a job's images into its table, backbone after backbone; yields before the last engine is closed.
 
-    wanted: (K,) indices of the images that are needed, by default all. Each backbone reads the images anew.
+    wanted: (K,) indices of the images that are needed, by default all. rows: what the embeddings are for. Each
+    backbone reads the images anew.
     """
+    rows = rows or Rows()
     tables = table.members if isinstance(table, FusedTable) else [table]
     before: list[EmbedSummary] = []
     for number, (member, own) in enumerate(zip(job.members, tables, strict=True)):
         progress = Progress(total_rows=job.scan.rows, quiet=job.options.quiet)
         pending = own.unknown(wanted)
-        earlier = rows.earlier_paths(number) if rows is not None else []
-        on_paths = partial(rows.record_paths, member=number) if rows is not None else None
+        earlier, on_paths = rows.earlier_paths(number), partial(rows.record_paths, member=number)
         with engine_of(member, progress, pending, earlier) as (engine, cache):
-            engine.require_shared(rows.target if rows is not None else None, job.scan.images)
+            engine.require_shared(rows.target, job.scan.images)
             ImageRun(engine, job.scan.images, cache, progress, own, pending, on_paths).run()
             run = EmbeddingRun(job, engine, progress, own, earlier, before)
             if number == len(tables) - 1:

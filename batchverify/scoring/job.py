@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchverify.cache.embedding_cache import EmbeddingCache, KeyIndex
+from batchverify.cache.image_keys import content_key
 from batchverify.embedding.backbone import find_spec, fused_names, is_file
 from batchverify.embedding.download import PUBLISHED
 from batchverify.engine.base import Engine, Workers, WorkPlan, visible_gpus
 from batchverify.engine.ray.address import Address
-from batchverify.engine.stages import Loader, LoadPlan
+from batchverify.engine.stages import LoadPlan
 from batchverify.engine.threads import LocalEngine
 from batchverify.errors import UsageError
 from batchverify.faces.images import read_image
@@ -247,7 +248,7 @@ def _missing_share(plan: LoadPlan, index: KeyIndex | None, sample: Sequence[str]
     with ThreadPoolExecutor(16) as pool:
         fence = Fence(plan.fence) if plan.fence is not None else None
         contents = list(pool.map(lambda path: read_image(path, plan.limits, fence), sample))
-    keys = [Loader.key(content) for content in contents if not isinstance(content, Skipped)]
+    keys = [content_key(content) for content in contents if not isinstance(content, Skipped)]
     return float((index.find(keys) < 0).sum()) / max(len(sample), 1)
 
 

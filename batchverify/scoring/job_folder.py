@@ -18,6 +18,7 @@ from batchverify.errors import BatchverifyError, UsageError
 from batchverify.fingerprint import flattened
 from batchverify.storage.claim import Claim, TakenError
 from batchverify.storage.location import Location
+from batchverify.storage.temporary import is_named
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class JobFolder:
         try:
             self._flock(descriptor)
             # The file loses its name if the previous run ends and removes the folder before this one locks it.
-            taken = _is_named(descriptor, path)
+            taken = is_named(descriptor, path)
         finally:
             if not taken:
                 os.close(descriptor)
@@ -204,11 +205,6 @@ def _is_state(value: Any) -> bool:
     if not isinstance(prior, dict) or not isinstance(prior.get("share"), float):
         return False
     return texts and isinstance(value.get("job"), dict) and isinstance(rows, int) and rows >= 1
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has this name."""
-    return os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -160,15 +160,11 @@ class Output:
                 self.target.join(SUCCESS).write_bytes(record_text(record).encode())
             self.folder.remove()
 
-    def begin_part(self) -> None:
-        """What comes before a part is published: this run still holds the output, and `_SUCCESS` is removed."""
-        with writing(self.target):
-            self.clear_success()
-
     def clear_success(self) -> None:
-        """Remove `_SUCCESS`, before a part of a finished folder is replaced."""
-        self.folder.check()
+        """What comes before a part is published: this run still holds the output, and `_SUCCESS` is removed."""
         success = self.target.join(SUCCESS)
+        with writing(self.target):
+            self.folder.check()
         with writing(success):
             if not self.single and success.kind() == "file":
                 success.filesystem.delete_file(success.path)
@@ -447,12 +443,8 @@ class PartWriter:
     def __init__(
         self, parts: Parts, schema: pa.Schema, total: int, before_publishing: Callable[[], None]
     ) -> None:
-        self._parts, self._schema, self._total, self._before_publishing = (
-            parts,
-            schema,
-            total,
-            before_publishing,
-        )
+        self._parts, self._schema, self._total = parts, schema, total
+        self._before_publishing = before_publishing
         self._sink: FileSink | None = None
         self._written: list[PartRecord] = []
         # Closing a file while another thread writes to it would crash the process.

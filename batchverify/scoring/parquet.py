@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.documents import MOST_RECORD, read_document
-from batchverify.engine.embedding_table import EmbeddingTable
-from batchverify.engine.fused_table import FusedTable
+from batchverify.engine.fused_table import FusedTable, Table
 from batchverify.errors import BatchverifyError, ManifestError, UsageError, first_line
 from batchverify.heads.review_band import VERDICT, VERDICTS, ReviewBand
 from batchverify.manifest.columns import BACKBONES, SCORE_SCHEMA, is_text, quoted, type_text
@@ -108,7 +107,7 @@ def _try_column(file: str, column: pa.Table) -> None:
 
 def result_table(
     block: Block,
-    embeddings: EmbeddingTable | FusedTable,
+    embeddings: Table,
     scores: tuple[np.ndarray, np.ndarray],
     threshold: float,
     names: Sequence[str] = (),

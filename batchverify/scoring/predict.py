@@ -24,13 +24,7 @@ from batchverify.options import ESTIMATE, ScoreOptions
 from batchverify.records import Skipped
 from batchverify.scoring.base_rate import Prior
 from batchverify.scoring.details import details_of
-from batchverify.scoring.job import (
-    backbone_names,
-    backbone_options,
-    backbone_spec,
-    head_of,
-    work_plan,
-)
+from batchverify.scoring.job import backbone_names, backbone_options, backbone_spec, head_of, work_plan
 from batchverify.storage.location import Location, path_text, scheme_of
 from batchverify.storage.object_store import SCHEMES
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,31 +17,16 @@ from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.engine.fused_table import FusedTable
 from batchverify.engine.scheduler import score_pairs
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.manifest.columns import BACKBONES
 from batchverify.manifest.manifest import Block
 from batchverify.manifest.tables import would_find
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.records import Reason
-from batchverify.runtime.compute_path import (
-    ComputePath,
-    members_from_text,
-    members_to_text,
-    paths_from_text,
-    paths_to_text,
-)
 from batchverify.scoring.base_rate import Prior, shifted_for
-from batchverify.scoring.embedding_run import Table, embedded, fused_summary, table_of
+from batchverify.scoring.embedding_run import embedded, fused_summary, table_of
 from batchverify.scoring.job import Job, head_of
-from batchverify.scoring.job_folder import JobState
-from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, RowCounts
-from batchverify.scoring.parquet import (
-    RECORD_KEY,
-    check_columns,
-    output_schema,
-    record_text,
-    result_table,
-    writing,
-)
+from batchverify.scoring.output import Output
+from batchverify.scoring.parquet import check_columns, output_schema, result_table
+from batchverify.scoring.rows import MemoryRows, PartRows, Rows
 from batchverify.scoring.summary import EmbedSummary, ScoreSummary
 from batchverify.storage.background import BackgroundWorker
 from batchverify.storage.location import Location
@@ -199,174 +184,6 @@ def check_failed(failed: int, total: int, most: float, summary: EmbedSummary) ->
     if total and failed / total > most:
         message = f"{failed:,} of {total:,} failed, more than --max-failed {most:g} allows ({reasons})"
         raise NothingScoredError(message, summary)
-
-
-class Rows(Protocol):
-    """Takes the result rows of a run."""
-
-    # Rows that an earlier run finished.
-    resumed: int
-    # A local folder for large temporary files; None for the system's.
-    scratch: str | None
-    # The output's path or URI; None in memory.
-    target: str | None
-
-    def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """The rows that have to be scored."""
-
-    def write(self, first: int, table: pa.Table) -> None:
-        """Take rows. first: the index of the first one in the whole manifest."""
-
-    def wanted(self, job: Job, embeddings: Table) -> np.ndarray | None:
-        """Indices of the images of missing rows, None for all. Reasons in finished rows go to `embeddings`."""
-
-    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
-        """The compute paths of an interrupted run's vectors. member: which of several backbones made them."""
-
-    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
-        """Record the compute paths of new vectors; `UsageError` if the job has vectors of another path."""
-
-    def kept_prior(self) -> dict[str, Any] | None:
-        """The record of the share of same pairs that an earlier run of this job estimated."""
-
-    def keep_prior(self, prior: dict[str, Any]) -> None:
-        """Keep an estimate for the parts to come and for resumed runs."""
-
-    def counts(self) -> RowCounts:
-        """Counts of the whole output."""
-
-
-@dataclass
-class MemoryRows:
-    """Keeps the rows in memory, for the Python API without an output."""
-
-    schema: pa.Schema
-    resumed: int = 0
-    scratch: str | None = None
-    target: str | None = None
-    _tables: list[pa.Table] = field(default_factory=list)
-
-    def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """See `Rows`."""
-        return iter(blocks)
-
-    def write(self, first: int, table: pa.Table) -> None:
-        """See `Rows`."""
-        self._tables.append(table)
-
-    def wanted(self, job: Job, embeddings: Table) -> np.ndarray | None:
-        """See `Rows`."""
-        return None
-
-    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
-        """See `Rows`."""
-        return []
-
-    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
-        """See `Rows`. Not needed: the run cannot be resumed."""
-
-    def kept_prior(self) -> dict[str, Any] | None:
-        """See `Rows`."""
-        return None
-
-    def keep_prior(self, prior: dict[str, Any]) -> None:
-        """See `Rows`. Not needed: the run cannot be resumed."""
-
-    def counts(self) -> RowCounts:
-        """See `Rows`."""
-        return RowCounts.total([PartRecord.of(table, "", 0) for table in self._tables])
-
-    def table(self, record: dict[str, Any]) -> pa.Table:
-        """All rows, with the run record in the metadata."""
-        schema = self.schema.with_metadata({RECORD_KEY: record_text(record)})
-        # No cast, which unions do not have.
-        return pa.concat_tables(self._tables).replace_schema_metadata(schema.metadata)
-
-
-class PartRows:
-    """Publishes rows as parts of an output. total: rows of the whole output."""
-
-    def __init__(self, output: Output, parts: Parts, state: JobState, schema: pa.Schema, total: int) -> None:
-        self._folder = output.folder
-        self._parts, self._state = parts, state
-        # The backbones that have made vectors in this run.
-        self._has_new_vectors: set[int] = set()
-        self.resumed = RowCounts.total(parts.done.values()).rows
-        self.scratch = self._folder.location.path if self._folder.location.is_local else None
-        self.target: str | None = str(output.target)
-        self._writer = PartWriter(parts, schema, total, output.begin_part)
-
-    def earlier_paths(self, member: int = 0) -> list[ComputePath]:
-        """See `Rows`."""
-        return paths_from_text(self._path_texts()[member])
-
-    def _path_texts(self) -> list[str]:
-        """The texts of the compute paths of each backbone."""
-        count = len(self._state["job"].get(BACKBONES, [""]))
-        return members_from_text(self._state.get("compute_path") or "", count)
-
-    def missing(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """See `Rows`."""
-        return self._parts.missing(blocks)
-
-    def write(self, first: int, table: pa.Table) -> None:
-        """See `Rows`."""
-        self._writer.write(first, table)
-
-    def wanted(self, job: Job, embeddings: Table) -> np.ndarray | None:
-        """See `Rows`. An image that failed in a finished row fails in the missing rows too."""
-        if not self._parts.done:
-            return None
-        needed = np.zeros(len(job.scan.images), bool)
-        reasons: tuple[pa.ChunkedArray, ...] = ()
-        read = -1
-        for number, piece in self._parts.split(job.manifest.blocks(job.scan)):
-            if number not in self._parts.done:
-                needed[piece.a] = needed[piece.b] = True
-                continue
-            if number != read:
-                reasons, read = self._parts.reasons(number), number
-            start = piece.first - number * self._parts.size
-            for indices, column in zip((piece.a, piece.b), reasons, strict=True):
-                embeddings.restore(indices, column.slice(start, len(indices)))
-        return np.flatnonzero(needed)
-
-    def record_paths(self, paths: set[ComputePath], member: int = 0) -> None:
-        """See `Rows`."""
-        earlier = self.earlier_paths(member)
-        new = [path for path in paths if not any(path.same_vectors(other) for other in earlier)]
-        if new and earlier and member not in self._has_new_vectors:
-            raise UsageError(
-                f"{self._folder.output}: this job's vectors were computed on '{paths_to_text(earlier)}', here they "
-                f"would be on '{paths_to_text(paths)}': continue on a machine like the first, or start anew with "
-                "--overwrite"
-            )
-        # Paths that come later are those of other nodes of this run's cluster.
-        self._has_new_vectors.add(member)
-        if new:
-            texts = self._path_texts()
-            texts[member] = paths_to_text([*earlier, *new])
-            self._state["compute_path"] = members_to_text(texts)
-            with writing(self._folder.location):
-                self._folder.write_state(self._state)
-
-    def kept_prior(self) -> dict[str, Any] | None:
-        """See `Rows`."""
-        return self._state.get("prior")
-
-    def keep_prior(self, prior: dict[str, Any]) -> None:
-        """See `Rows`."""
-        self._state["prior"] = prior
-        with writing(self._folder.location):
-            self._folder.write_state(self._state)
-
-    def counts(self) -> RowCounts:
-        """See `Rows`."""
-        return RowCounts.total(self._parts.done.values())
-
-    def abandon(self) -> None:
-        """Remove the unfinished part."""
-        self._writer.abandon()
 
 
 def score_rows(job: Job, judge: Judge, rows: Rows) -> ScoreSummary:

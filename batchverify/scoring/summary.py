@@ -62,17 +62,8 @@ class EmbedSummary:
 
     def of_backbone(self) -> dict[str, Any]:
         """The entry of `backbones` for the one that this is the summary of."""
-        names = (
-            "embedded",
-            "cached",
-            "repeated",
-            "failed",
-            "resumed",
-            "failures",
-            "compute_path",
-            "image_seconds",
-        )
-        return {name: getattr(self, name) for name in (*names, "engine")}
+        counts = ("embedded", "cached", "repeated", "failed", "resumed", "failures")
+        return {name: getattr(self, name) for name in (*counts, "compute_path", "image_seconds", "engine")}
 
     def lines(self) -> list[tuple[str, str]]:
         """The table for people: names and values."""
@@ -129,17 +120,13 @@ class ScoreSummary(EmbedSummary):
         """The summary of a rerun that found the output finished: the figures of its run record, and no work."""
         known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         no_work: dict[str, Any] = {
-            "embedded": 0,
-            "cached": 0,
-            "repeated": 0,
+            **dict.fromkeys(("embedded", "cached", "repeated"), 0),
+            **dict.fromkeys(("images_per_second", "embedder_busy", "image_seconds"), 0.0),
             "resumed": record["unique_images"] * max(1, len(record.get("backbones") or {}))
             - record["failed"],
             "backbones": {},
             "resumed_rows": record["rows"],
-            "images_per_second": 0.0,
-            "embedder_busy": 0.0,
             "stage_seconds": {},
-            "image_seconds": 0.0,
             "seconds": round(seconds, 2),
             "peak_memory_mb": {"driver": round(peak_memory(), 1)},
         }

@@ -76,7 +76,7 @@ def _create(path: Path) -> IO[bytes]:
     while True:
         file = path.open("xb")
         try:
-            if _lock(file) is None or _is_named(file, path):
+            if _lock(file) is None or is_named(file.fileno(), path):
                 return file
         except BaseException:
             file.close()
@@ -96,9 +96,10 @@ def _lock(file: IO[bytes]) -> bool | None:
     return True
 
 
-def _is_named(file: IO[bytes], path: Path) -> bool:
+def is_named(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 

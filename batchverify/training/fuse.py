@@ -109,14 +109,7 @@ def _measured(
         score=lambda a, b: fused_probabilities(head, [replace(pairs, a=a, b=b) for pairs in dev]),
     )
     impostors = fused_probabilities(head, [pairs.impostor_pairs() for pairs in dev])
-    return measured_about(
-        sigmoid(total),
-        after,
-        fits[0].labels,
-        (dev[0].labels, of_dev),
-        impostors,
-        unseen,
-    )
+    return measured_about(sigmoid(total), after, fits[0].labels, (dev[0].labels, of_dev), impostors, unseen)
 
 
 def fused_probabilities(head: FusedHead, members: Sequence[LabelledPairs]) -> np.ndarray:

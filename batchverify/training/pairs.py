@@ -81,12 +81,7 @@ class LabelledPairs:
 
     def check(self, fewest: int = 1) -> None:
         """Raise `UsageError` if a label is missing, vectors are not finite or there are fewer than `fewest` pairs."""
-        same, different = int((self.labels == 0).sum()), int((self.labels == 1).sum())
-        if min(same, different) < 1 or same + different != len(self):
-            raise UsageError(
-                f"the {self.name} pairs need label 0 and label 1: "
-                f"of {len(self):,} pairs, {same:,} are same and {different:,} different"
-            )
+        require_both_labels(self.name, self.labels)
         if len(self) < fewest:
             raise UsageError(f"only {len(self)} {self.name} pairs; at least {fewest} are needed")
         bad = np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))
@@ -176,6 +171,16 @@ class LabelledPairs:
         first, second = np.triu_indices(len(images), 1)
         labels = (groups[first] != groups[second]).astype(np.int8)
         return replace(self, a=images[first], b=images[second], labels=labels, originals=None)
+
+
+def require_both_labels(name: str, labels: np.ndarray) -> None:
+    """Raise `UsageError` unless (N,) labels are 0 and 1, and both occur. name: of their set of pairs."""
+    same, different = int((labels == 0).sum()), int((labels == 1).sum())
+    if min(same, different) < 1 or same + different != len(labels):
+        raise UsageError(
+            f"the {name} pairs need label 0 and label 1: "
+            f"of {len(labels):,} pairs, {same:,} are same and {different:,} different"
+        )
 
 
 def count_labels(manifest: Manifest, scan: Scan) -> tuple[int, int]:

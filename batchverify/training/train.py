@@ -15,7 +15,7 @@ import numpy as np
 
 from batchverify.engine.fused_table import FusedTable
 from batchverify.errors import NothingScoredError, UsageError
-from batchverify.options import TrainOptions
+from batchverify.options import FinetuneOptions, TrainOptions
 from batchverify.progress import duration, tell
 from batchverify.scoring.embedding_run import fused_summary
 from batchverify.scoring.job import Job
@@ -336,16 +336,11 @@ def head_target(output: str | Path) -> Location:
 
 def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[EmbeddedSet]:
     """Open and check all manifests, then embed them."""
-    manifests = {"training": train, "dev": dev}
-    if options.test is not None:
-        manifests["test"] = options.test
-    jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
+    jobs = open_sets(train, dev, options)
     if options.tune and jobs["training"].fused:
         raise UsageError(
             "--tune searches the head of one backbone: search for each, then train all with --algorithm"
         )
-    for name, job in jobs.items():
-        check_labels(name, job)
     first, second = jobs["training"], jobs["dev"]
     # `check_apart` later finds the same pairs under other names.
     if first.manifest_fingerprint == second.manifest_fingerprint and first.scan.images == second.scan.images:
@@ -357,6 +352,17 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[EmbeddedSet
         # People are known now, identical images only once they are embedded.
         _refuse(shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}))
     return [embed_set(name, job) for name, job in jobs.items()]
+
+
+def open_sets(train: Any, dev: Any, options: TrainOptions | FinetuneOptions) -> dict[str, Job]:
+    """The manifests by the names of their sets, checked before anything is embedded."""
+    manifests = {"training": train, "dev": dev}
+    if options.test is not None:
+        manifests["test"] = options.test
+    jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
+    for name, job in jobs.items():
+        check_labels(name, job)
+    return jobs
 
 
 def check_labels(name: str, job: Job) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.engine.ray.address import Address
-from batchverify.engine.ray.start import start_ray
+from batchverify.engine.ray.start import running_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.heads.features import Features
@@ -52,16 +51,8 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
     # Ray Tune's newer reporter prints even when told to be silent. Its handler of Ctrl-C would end only the search,
     # not the command.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    import ray
-
-    starts_ray = not ray.is_initialized()
-    if starts_ray:
-        start_ray(Address.find(options.address), options.num_cpus, options.verbose)
-    try:
+    with running_ray(options.address, options.num_cpus, options.verbose):
         results = _run_trials(points, train, dev, options)
-    finally:
-        if starts_ray:
-            ray.shutdown()
     trials = [Trial(changes, result["dev_loss"]) for changes, result in results if "error" not in result]
     if not trials:
         _, first = results[0]

@@ -327,13 +327,12 @@ def test_interrupted_by_the_user_leaves_nothing(site, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_offline_says_everything(tmp_path):
+def test_offline_says_everything_without_a_pause(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a pause"))
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/toy.pt"
-    began = time.monotonic()
     with pytest.raises(DownloadError) as caught:
         fetch_weights(Published("toy-float", url), folder=tmp_path, timeout=200)
-    assert time.monotonic() - began < 2, "whoever is offline is told at once, not after the pauses"
     assert str(caught.value) == (
         f"toy-float: download failed: not reachable: [Errno {errno.ECONNREFUSED}] Connection refused. "
         f"Get toy.pt from {url} in another way and give it with --weights FILE, "

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from failing_calls import failing_calls
+from installed_plugins import install_plugins
 from onnx_files import write_model
 from PIL import Image
 from repository import REPOSITORY
 from safetensors.numpy import save_file
 
 import batchverify
-from batchverify.embedding import compact, onnx_export, plugin
+from batchverify.embedding import compact
 from batchverify.embedding.backbone import COMPACT, find_spec, load_backbone, load_weights, quantise
 from batchverify.embedding.description import Description
 from batchverify.embedding.embedder import Embedder
@@ -239,8 +240,8 @@ def test_what_cannot_be_exported(tmp_path, name, output, message):
 
 
 def test_plug_ins_cannot_be_exported(tmp_path, monkeypatch):
-    for module in (plugin, onnx_export):
-        monkeypatch.setattr(module, "installed", lambda: {"mynet": None})
+    install_plugins(tmp_path, {"mynet": "of_nobody:Network"})
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError, match="mynet: a plug-in; only weights of our networks can be exported"):
         export("mynet", tmp_path / "it.onnx")
 

@@ -5,6 +5,7 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
+from installed_plugins import install_plugins
 
 from batchverify.embedding.backbone import find_spec, list_backbones, load_backbone
 from batchverify.embedding.embedder import Embedder
@@ -72,11 +73,7 @@ NAMES = (
 def package(tmp_path: Path, monkeypatch) -> None:
     """An installed package with many plug-ins."""
     (tmp_path / "faces_of_others.py").write_text(dedent(CODE))
-    about = tmp_path / "faces_of_others-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: faces-of-others\nVersion: 1.0\n")
-    points = [f"{name.lower()} = faces_of_others:{name}" for name in NAMES]
-    (about / "entry_points.txt").write_text("\n".join(["[batchverify.backbones]", *points]))
+    install_plugins(tmp_path, {name.lower(): f"faces_of_others:{name}" for name in NAMES})
     monkeypatch.syspath_prepend(str(tmp_path))
 
 

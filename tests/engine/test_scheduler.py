@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from toys import POISON, SLEEP, ToyPlan, colour, draw, toy_plan
 
 from batchverify.cache.embedding_cache import EmbeddingCache
-from batchverify.engine.base import Engine, WorkerLostError, Workers
+from batchverify.engine.base import CPU_CHUNK, Engine, WorkerLostError, Workers
 from batchverify.engine.embedding_table import EmbeddingTable
 from batchverify.engine.scheduler import PATIENCE_SECONDS, ImageRun, score_pairs
 from batchverify.engine.stages import EmbeddedChunk, LoadedChunk, PairScores
@@ -44,10 +45,17 @@ def local(plan: ToyPlan) -> LocalEngine:
     return LocalEngine(plan, index, Workers(2, 1, 2))
 
 
-def on_ray(plan: ToyPlan):
+def on_ray(plan: ToyPlan, chunk: int = CPU_CHUNK, **options: Any):
     from batchverify.engine.ray.engine import RayEngine
 
-    return RayEngine(plan, open_cache(plan).index if plan.load.cache else None)
+    class Engine(RayEngine):
+        """Has tasks of at most `chunk` images."""
+
+        @property
+        def workers(self) -> Workers:
+            return replace(super().workers, chunk=chunk)
+
+    return Engine(plan, open_cache(plan).index if plan.load.cache else None, **options)
 
 
 def mixed_references(folder: Path) -> list:
@@ -156,15 +164,12 @@ def test_ray_does_what_threads_do(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("running_ray")
-def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "batchverify.engine.base.Workers.for_cpus", lambda cpus: Workers(cpus, 1, cpus, chunk=4)
-    )
+def test_pictures_that_kill_their_worker_become_crashed_and_nothing_else_does(tmp_path):
     plan = toy_plan(tmp_path)
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(12)]
     image_paths[2] = draw(tmp_path / "pictures" / "poison.png", POISON)
     image_paths[9] = draw(tmp_path / "pictures" / "poison-again.png", POISON)
-    engine = on_ray(plan)
+    engine = on_ray(plan, chunk=4)
     embeddings, progress = run(engine, plan, image_paths)
     engine.close()
     assert embeddings.failures() == {"crashed": 2}
@@ -432,12 +437,8 @@ def test_patience_says_what_it_waits_for(tmp_path, capsys):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("running_ray")
-def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(tmp_path, monkeypatch, caplog):
+def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(tmp_path, caplog):
     import ray
-
-    from batchverify.engine.ray import cluster
-
-    monkeypatch.setattr(cluster, "PLACING_SECONDS", 1)
 
     class Other:
         def ready(self):
@@ -447,7 +448,7 @@ def test_workers_without_a_place_are_waited_for_and_nobody_is_blamed(tmp_path, m
     ray.get(other.ready.remote())
     plan = toy_plan(tmp_path)
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(2)]
-    engine = on_ray(plan)
+    engine = on_ray(plan, placing_seconds=1)
     leaving = threading.Timer(4, ray.kill, [other])
     leaving.start()
     embeddings, _ = run(engine, plan, image_paths)

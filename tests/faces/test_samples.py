@@ -11,7 +11,7 @@ from bad_images import chunk
 from PIL import Image
 from tiff_samples import BLACK_IS_ZERO, FLOAT, PALETTE, RGB, SIGNED, UNSIGNED, WHITE_IS_ZERO, Tiff
 
-from batchverify.engine.stages import Loader
+from batchverify.cache.image_keys import content_key
 from batchverify.faces.images import decode
 from batchverify.records import DecodedImage, Limits, Reason, Skipped
 
@@ -172,8 +172,8 @@ def test_a_transparent_grey_of_sixteen_bits_is_white():
 
 def test_vectors_that_were_made_of_other_pixels_are_not_looked_up():
     tiff, png = Tiff(12).write(np.zeros((4, 4, 1))), b"\x89PNG"
-    assert Loader.key(png).hex() == "0f4636c78f65d3639ece5a064b5ae753e3408614a14fb18ab4d7540d2c248543"
-    assert Loader.key(tiff) != Loader.key(tiff[:4] + b"\1" + tiff[5:])
+    assert content_key(png).hex() == "0f4636c78f65d3639ece5a064b5ae753e3408614a14fb18ab4d7540d2c248543"
+    assert content_key(tiff) != content_key(tiff[:4] + b"\1" + tiff[5:])
 
 
 @pytest.mark.parametrize(

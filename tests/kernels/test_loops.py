@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from repository import PACKAGE
 from batchverify.errors import UsageError
 from batchverify.faces.pyramid import integral
 from batchverify.kernels import loops, numba_loops, plain_loops
+from batchverify.kernels.loops import Door
 
 RNG = np.random.default_rng(11)
 BOTH = (numba_loops, plain_loops)
@@ -140,7 +142,7 @@ from batchverify.kernels import loops
 image, sums = np.full((3, 5, 3), 2, np.uint8), np.empty((4, 6, 4), np.int32)
 for _ in range(2):
     loops.integrate(image, sums)
-loop = loops._chosen["integrate"]
+loop = loops.door.chosen["integrate"]
 print(sums[3, 5, 0], sum(loop.stats.cache_misses.values()) if hasattr(loop, "stats") else loop.__module__)
 """
 # After every damage to its stored code the same in three processes, one after the other: forks, since importing numba
@@ -245,59 +247,54 @@ def test_without_numba_the_twins_are_taken_with_one_line(tmp_path):
     assert result == PLAIN
 
 
-@pytest.fixture
-def door(monkeypatch):
-    """The door as it is before the first call, with the loops from the start."""
-    monkeypatch.setattr(loops, "_chosen", {})
-    monkeypatch.setattr(loops, "_spent", [0.0])
-    monkeypatch.setenv(loops.VARIABLE, "on")
-    for cached in (loops._loops, loops._mode):
-        cached.cache_clear()
-    yield monkeypatch
-    for cached in (loops._loops, loops._mode):
-        cached.cache_clear()
+BOXES, ORDER = np.ones((1, 4), np.float32), np.zeros(1, np.int64)
+
+
+def door_to(**compiled: object) -> Door:
+    """A door as before its first call, which takes compiled loops from the start, some of them replaced."""
+    given = SimpleNamespace(**{**vars(numba_loops), **compiled})
+    return Door(lambda: "on", lambda: given)
 
 
 @pytest.mark.parametrize("value", ["ON", "numba", "0"])
-def test_other_values_are_refused(door, value):
-    door.setenv(loops.VARIABLE, value)
+def test_other_values_are_refused(monkeypatch, value):
+    monkeypatch.setenv(loops.VARIABLE, value)
     with pytest.raises(UsageError, match=f"BATCHVERIFY_KERNELS must be auto, on or off, got '{value}'"):
-        loops.suppress(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0.5)
+        Door().run("suppress", BOXES, ORDER, 0.5)
 
 
-def test_twins_serve_until_they_have_taken_as_long_as_numba_takes_to_start(door):
-    door.delenv(loops.VARIABLE)
-    boxes, order = np.ones((1, 4), np.float32), np.zeros(1, np.int64)
-    loops.suppress(boxes, order, 0.5)
-    assert not loops._chosen and 0 < loops._spent[0] < loops.PATIENCE
-    loops._spent[0] = loops.PATIENCE
-    loops.suppress(boxes, order, 0.5)
-    assert loops._chosen == {"suppress": numba_loops.suppress}
+def test_twins_serve_until_they_have_taken_as_long_as_numba_takes_to_start(monkeypatch):
+    monkeypatch.delenv(loops.VARIABLE, raising=False)
+    door = Door()
+    door.run("suppress", BOXES, ORDER, 0.5)
+    assert not door.chosen and 0 < door.spent < door.patience
+    door.spent = door.patience
+    door.run("suppress", BOXES, ORDER, 0.5)
+    assert door.chosen == {"suppress": numba_loops.suppress}
 
 
-def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(door, caplog):
+def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(caplog):
     def broken(*_: object) -> None:
         raise RuntimeError("no code")
 
-    door.setattr(numba_loops, "suppress", broken)
-    order = np.zeros(1, np.int64)
+    door = door_to(suppress=broken)
     for _ in range(2):
-        assert loops.suppress(np.ones((1, 4), np.float32), order, 0.5).tolist() == [0]
+        assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
     (record,) = caplog.records
     assert (
         "the compiled loop suppress failed (RuntimeError: no code): numpy is used instead" in record.message
     )
-    assert loops._chosen["suppress"] is plain_loops.suppress
+    assert door.chosen["suppress"] is plain_loops.suppress
 
 
-def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(door, caplog):
+def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(caplog):
     def exhausted(*_: object) -> None:
         raise MemoryError
 
-    door.setattr(numba_loops, "suppress", exhausted)
+    door = door_to(suppress=exhausted)
     with pytest.raises(MemoryError):
-        loops.suppress(np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5)
+        door.run("suppress", BOXES, ORDER, 0.5)
     with pytest.raises(TypeError):
-        loops.integrate(None, None)  # type: ignore[arg-type]
-    assert loops._chosen["integrate"] is numba_loops.integrate
+        door.run("integrate", None, None)
+    assert door.chosen["integrate"] is numba_loops.integrate
     assert not caplog.records

@@ -56,7 +56,7 @@ def test_despite_faults_all_rows_come_back_and_are_scored(store: Store, tmp_path
     local = batchverify.score(FOLDER / "faces.csv", tmp_path / "o.parquet", no_cache=True, **OPTIONS)
     uri = upload(store, FOLDER, "bad")
     weather = store.weather(seed=SEED, slow=4.5, faults={"500": 0.02, "503": 0.02, "slow": 0.01})
-    with impatience(seconds=4):
+    with impatience(request_seconds=4):
         far = batchverify.score(
             uri.format("faces.csv"), uri.format("o.parquet"), cache=uri.format("cache"), **OPTIONS
         )

@@ -18,7 +18,7 @@ from batchverify.manifest.tables import would_find
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.scoring.job_folder import JobFolder, differences
 from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter
-from batchverify.scoring.score import PartRows
+from batchverify.scoring.rows import PartRows
 from batchverify.storage.location import Location
 
 SAMPLES = REPOSITORY / "sample_manifests"

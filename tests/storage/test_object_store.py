@@ -9,6 +9,7 @@ from pyarrow import fs
 from repository import REPOSITORY
 from s3_server import KEYS
 
+from batchverify.cache.image_keys import content_key
 from batchverify.cli.app import main
 from batchverify.engine.stages import READERS, Loader, LoadPlan
 from batchverify.errors import UsageError
@@ -91,7 +92,7 @@ def test_images_are_read_in_parallel_over_few_connections(store: Store, bucket: 
     assert len(loaded.keys) == len(image_paths)
     assert [key is None for key in loaded.keys] == [number == 5 for number in range(len(image_paths))]
     assert loaded.skipped[5].reason is Reason.NOT_FOUND
-    assert loaded.keys[:5] == [Loader.key(data) for data in contents[:5]]
+    assert loaded.keys[:5] == [content_key(data) for data in contents[:5]]
     assert len(images) == len(loaded.missing) == len(set(contents))
     assert weather.at_once == READERS
     assert weather.connections <= READERS + 1

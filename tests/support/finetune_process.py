@@ -15,8 +15,7 @@ import torch
 from finetune_samples import DIMENSION, SmallNetwork, people_set, quick
 from safetensors.torch import save
 
-from batchverify.storage import location
-from batchverify.training.finetuning.fit import fit
+from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
 
 # The first optimiser of a process loads a second's worth of modules: before it is forked, for all that follow.
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
@@ -35,14 +34,14 @@ def die_at(moment: tuple[str, int]) -> Callable[[], None]:
         if name == kind and counts[name] == left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    publish = location.publish
+    replace = os.replace
 
     def counted(temporary: Path, target: Path) -> None:
         count("before")
-        publish(temporary, target)
+        replace(temporary, target)
         count("after")
 
-    location.publish = counted
+    os.replace = counted  # type: ignore[assignment]
     return lambda: count("step")
 
 
@@ -50,22 +49,12 @@ def train_small(folder: Path, moment: tuple[str, int], threads: int, changes: di
     """Train in a process of its own, which dies at a moment of `die_at`; the end is `end.safetensors`."""
     torch.set_num_threads(threads)
     step = die_at(moment)
-    stored, pairs = people_set(24, 1, views=2)
-    dev_stored, dev_pairs = people_set(12, 2, "dev")
-    teacher = np.eye(DIMENSION, dtype=np.float32)[pairs.people % DIMENSION]
+    train, dev = StoredPairs(*people_set(24, 1, views=2)), StoredPairs(*people_set(12, 2, "dev"))
+    teacher = np.eye(DIMENSION, dtype=np.float32)[train.pairs.people % DIMENSION]
     options = quick(**{"max_lr": None, "accumulate": 2, "checkpoint_steps": 4, "dropout": 0.3} | changes)
     network = SmallNetwork(dropout=0.3)
-    result = fit(
-        network,
-        stored,
-        dev_stored,
-        pairs,
-        dev_pairs,
-        options,
-        folder,
-        teacher=None if options.teacher is None else teacher,
-        on_step=lambda *_: step(),
-    )
+    task = FinetuneTask(network, train, dev, options, folder, None if options.teacher is None else teacher)
+    result = fit(task, on_step=lambda *_: step())
     about = [(epoch.loss, epoch.dev_auc, epoch.lr) for epoch in result.epochs]
     text = json.dumps([about, result.best_epoch, result.range_test and asdict(result.range_test)])
     (folder / "end.json").write_text(text)

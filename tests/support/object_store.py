@@ -16,11 +16,9 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
 from s3_server import s3_client, s3_options, s3_server
 
-from batchverify.storage import object_store as stores
-from batchverify.storage.object_store import ATTEMPTS, REQUEST_SECONDS
+from batchverify.storage.object_store import Patience, set_patience
 
 ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 _RANDOM = re.compile(r"uploadId=[^&]*|\d{20}-\w+-[0-9a-f]{8}|[0-9a-f]{8,}")
@@ -196,15 +194,13 @@ class Store:
 
 
 @contextmanager
-def impatience(*, seconds: float = REQUEST_SECONDS, attempts: int = ATTEMPTS) -> Iterator[None]:
-    """Stores are given up sooner: a request after so many seconds, and after so many attempts with a short pause."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stores, "REQUEST_SECONDS", seconds)
-        patch.setattr(stores, "ATTEMPTS", attempts)
-        patch.setattr(stores, "PAUSES", (0.1,))
-        stores._file_system.cache_clear()
+def impatience(**changes: float) -> Iterator[None]:
+    """Stores are given up sooner: with changes of `Patience`, and short pauses."""
+    set_patience(Patience(pauses=(0.1,), **changes))  # type: ignore[arg-type]
+    try:
         yield
-    stores._file_system.cache_clear()
+    finally:
+        set_patience(Patience())
 
 
 @contextmanager

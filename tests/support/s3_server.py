@@ -8,6 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "hidden-hidden-hidden"}
@@ -15,7 +16,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "hidden-hid
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """HOST:PORT of the server; the environment holds its keys and names no other S3."""
+    """HOST:PORT of an empty server; the environment holds its keys and names no other S3."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in KEYS.items():
             patch.setenv(name, value)
@@ -27,6 +28,7 @@ def s3_server() -> Iterator[str]:
         host, port = server.get_host_and_port()
         yield f"{host}:{port}"
         server.stop()
+        s3_backends.reset()
 
 
 def s3_client(address: str) -> Any:

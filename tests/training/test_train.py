@@ -12,8 +12,8 @@ from train_samples import DEV, TRAIN, Bench, pairs_of
 
 import batchverify
 from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.image_keys import content_key
 from batchverify.embedding.backbone import load_backbone
-from batchverify.engine.stages import Loader
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
@@ -171,7 +171,7 @@ def test_augmented_views_are_embedded_once_under_their_own_fingerprint(first, be
 def test_an_augmented_view_shows_the_same_person(bench):
     assert bench.train("--augment", "1", "-q").exit_code == 0
     paths = sorted({*pairs_of(*TRAIN)["image_a"], *pairs_of(*TRAIN)["image_b"]})
-    keys = [Loader.key(Path(path).read_bytes()) for path in paths]
+    keys = [content_key(Path(path).read_bytes()) for path in paths]
     tables = []
     for view in (0, 1):
         entries = EmbeddingCache(str(bench.cache), plain_fingerprint(view=view)).get_many(keys)

@@ -106,10 +106,10 @@ def cluster_workers(nodes: Sequence[Node], *, use_gpus: bool) -> Workers:
     )
 
 
-def first_nodes(device: str, *, may_grow: bool) -> list[Node]:
+def first_nodes(device: str, *, may_grow: bool, alive: Callable[[], list[Node]] = alive_nodes) -> list[Node]:
     """The nodes to start on. Waits for one that can work, because an autoscaled cluster may start without.
 
-    may_grow: whether nodes may join. Raises `UsageError` if there is no such node.
+    may_grow: whether nodes may join. alive: gives the nodes there are. Raises `UsageError` if there is no such node.
     """
     if device.startswith("cuda:"):
         raise UsageError(f"--device {device}: under Ray every worker is given a GPU; --device cuda")
@@ -117,7 +117,7 @@ def first_nodes(device: str, *, may_grow: bool) -> list[Node]:
     wants_gpus = device.startswith("cuda")
     reported = 0.0
     while True:
-        nodes = alive_nodes()
+        nodes = alive()
         if any(node.share(use_gpus=wants_gpus) for node in nodes):
             return nodes
         what = "a GPU and a CPU" if wants_gpus else "a CPU"
@@ -153,13 +153,15 @@ class PooledActor:
 
 @dataclass
 class ActorPool:
-    """The actors of a run. start: creates one actor on a node.
+    """The actors of a run.
 
+    start: creates one actor on a node. placing_seconds: how often waiting for a place is reported.
     An actor gets tasks only after it has answered once, so that no task is blamed for one that Ray cannot place.
     """
 
     start: Callable[[Node, Share], Any]
     use_gpus: bool
+    placing_seconds: float = PLACING_SECONDS
     actors: list[PooledActor] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
     _pending: dict[Any, PooledActor] = field(default_factory=dict)
@@ -204,7 +206,7 @@ class ActorPool:
         while not self.actors:
             self._admit(timeout=1)
             self.refresh()
-            if not self.actors and time.monotonic() - reported > PLACING_SECONDS:
+            if not self.actors and time.monotonic() - reported > self.placing_seconds:
                 reported = time.monotonic()
                 log.warning(
                     "waiting for the cluster to place workers (%d nodes, %d workers requested); "

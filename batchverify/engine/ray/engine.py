@@ -13,6 +13,7 @@ from batchverify.cache.embedding_cache import KeyIndex
 from batchverify.engine.base import NodeLostError, Task, WorkerLostError, Workers, WorkPlan, limit_threads
 from batchverify.engine.ray.address import Address
 from batchverify.engine.ray.cluster import (
+    PLACING_SECONDS,
     ActorPool,
     Node,
     PooledActor,
@@ -83,9 +84,10 @@ class PairWorker:
 class RayEngine:
     """Runs the stages on a Ray cluster, or on a local Ray that ends with the engine.
 
-    address: of a cluster, None to start a local Ray. If a worker dies, its task fails with
-    `WorkerLostError`, or with `NodeLostError` if its node died too, and its actor is replaced. Nodes that join are
-    used. Ray itself retries nothing; the scheduler does.
+    address: of a cluster, None to start a local Ray. placing_seconds: see `ActorPool`.
+
+    If a worker dies, its task fails with `WorkerLostError`, or with `NodeLostError` if its node died too, and its
+    actor is replaced. Nodes that join are used. Ray itself retries nothing; the scheduler does.
     """
 
     name = "ray"
@@ -98,6 +100,7 @@ class RayEngine:
         address: Address | None = None,
         num_cpus: int | None = None,
         verbose: bool = False,
+        placing_seconds: float = PLACING_SECONDS,
     ) -> None:
         import ray
 
@@ -122,7 +125,7 @@ class RayEngine:
         self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
         # A dead actor is replaced, not restarted: calls during a restart would fail like another death.
         self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(PairWorker)
-        self._pool = ActorPool(self._new_actor, use_gpus=False)
+        self._pool = ActorPool(self._new_actor, use_gpus=False, placing_seconds=placing_seconds)
         try:
             nodes = first_nodes(plan.device, may_grow=address is not None or not self._ours)
             self._pool.use_gpus = uses_gpus(nodes, plan.device)

@@ -8,6 +8,8 @@ import secrets
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,22 @@ def start_ray(address: Address | None, num_cpus: int | None, verbose: bool) -> N
             signal.signal(signal.SIGTERM, handler)
     except (OSError, RuntimeError, ValueError) as exc:
         raise BatchverifyError(_sentence(address, exc)) from exc
+
+
+@contextmanager
+def running_ray(address: str | None, num_cpus: int | None, verbose: bool) -> Iterator[None]:
+    """The Ray that this process has joined, or else one that is joined or started, and left at the end."""
+    import ray
+
+    if ray.is_initialized():
+        require_running()
+        yield
+        return
+    start_ray(Address.find(address), num_cpus, verbose)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def require_running() -> None:

@@ -104,14 +104,14 @@ def faces_in_views(crops: FaceCrops, images: np.ndarray, views: np.ndarray) -> n
 
 def _rows(crops: FaceCrops, frozen: FrozenPart, images: np.ndarray, views: np.ndarray) -> np.ndarray:
     """Activations of images in views, (B, ...) float16."""
-    found = _forward(frozen, faces_in_views(crops, images, views)).cpu().numpy()
+    values = _forward(frozen, faces_in_views(crops, images, views)).cpu().numpy()
     with np.errstate(over="ignore"):
-        rows = found.astype(np.float16)
+        rows = values.astype(np.float16)
     if not np.isfinite(rows).all():
-        largest = np.abs(found).max()
+        largest = np.abs(values).max()
         raise BatchverifyError(
-            f"--unfreeze {frozen.unfreeze}: what is frozen gives values up to {largest:.3g}, which float16 cannot "
-            "hold; unfreeze another block, or all"
+            f"--unfreeze {frozen.unfreeze}: the frozen blocks give values up to {largest:.3g}, which float16 "
+            "cannot hold; unfreeze another block, or all"
         )
     return rows
 

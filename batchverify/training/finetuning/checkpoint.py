@@ -38,12 +38,12 @@ class Checkpoint:
         """Write to a folder, which is made, atomically. Raises `BatchverifyError` if the disk does not take it."""
         metadata = {KEY: json.dumps({"identity": self.identity, **self.progress})}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        place = Location.parse(folder / NAME)
+        target = Location.parse(folder / NAME)
         try:
-            place.parent.make_folder()
-            place.write_bytes(save(tensors, metadata))
+            target.parent.make_folder()
+            target.write_bytes(save(tensors, metadata))
         except OSError as exc:
-            raise BatchverifyError(f"{place}: the checkpoint cannot be written: {exc.strerror}") from exc
+            raise BatchverifyError(f"{target}: the checkpoint cannot be written: {exc.strerror}") from exc
 
     @classmethod
     def read(cls, folder: Path, identity: str | None = None) -> Checkpoint | None:
@@ -61,15 +61,15 @@ class Checkpoint:
             raise ArtifactError(f"{path}: the checkpoint cannot be read: {exc.strerror}") from exc
         try:
             progress = json.loads(_metadata(data)[KEY])
-            found, tensors = str(progress.pop("identity")), load(data)
+            stored_identity, tensors = str(progress.pop("identity")), load(data)
         except (SafetensorError, LookupError, ValueError, TypeError) as exc:
             raise ArtifactError(f"{path}: the checkpoint is damaged: remove it to start again") from exc
-        if identity is not None and found != identity:
+        if identity is not None and stored_identity != identity:
             raise ArtifactError(
-                f"{path}: the checkpoint is of a training with other options, pairs or images: give the same "
+                f"{path}: the checkpoint belongs to a training with other options, pairs or images: give the same "
                 "ones, or remove it to start again"
             )
-        return cls(found, tensors, progress)
+        return cls(stored_identity, tensors, progress)
 
     @staticmethod
     def peek(folder: Path) -> dict[str, Any] | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -86,7 +85,7 @@ def range_test(learner: Learner, train: Stored, batches: Batches, options: Finet
     with torch.no_grad():
         before = [float(learner(of_batch(train, batch, device), batch)) for batch in few]
     level = finite(float(np.mean(before)), "learning-rate range test")
-    turns = _endless(len(few))
+    turns = cycle(range(len(few)))
 
     def step(rate: float) -> float:
         turn = next(turns)
@@ -131,8 +130,3 @@ def _separation(vectors: torch.Tensor, batch: Batch) -> tuple[float, float]:
     if not np.isfinite(cosines).all():
         return math.nan, math.nan
     return Curve.of(batch.labels, -cosines).auc(), float(cosines[same].mean() - cosines[~same].mean())
-
-
-def _endless(count: int) -> Iterator[int]:
-    while True:
-        yield from range(count)

@@ -15,20 +15,24 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from batchverify.engine.ray.address import Address
-from batchverify.engine.ray.start import require_running, start_ray
+from batchverify.engine.ray.start import running_ray
 from batchverify.errors import BatchverifyError, UsageError, first_line
 from batchverify.options import FinetuneOptions
 from batchverify.training.finetuning.checkpoint import Checkpoint
-from batchverify.training.finetuning.fit import FinetuneFit, OnStep, Progress, Report, finished, fit
-from batchverify.training.finetuning.sets import LabelledImages
+from batchverify.training.finetuning.fit import (
+    FinetuneFit,
+    FinetuneTask,
+    OnStep,
+    Progress,
+    Report,
+    finished,
+    fit,
+)
 from batchverify.training.finetuning.team import Team
-from batchverify.training.finetuning.vectors import Stored
 
 # How often workers that died are replaced; the new ones go on from the checkpoint.
 RESTARTS = 3
@@ -66,35 +70,23 @@ class RayTeam(Team):
 
 
 def fit_on_workers(
-    network: nn.Module,
-    train: Stored,
-    dev: Stored,
-    train_set: LabelledImages,
-    dev_set: LabelledImages,
-    options: FinetuneOptions,
-    folder: Path,
-    report: Report = lambda _: None,
-    teacher: np.ndarray | None = None,
-    *,
-    on_step: OnStep = lambda *_: None,
+    task: FinetuneTask, report: Report = lambda _: None, *, on_step: OnStep = lambda *_: None
 ) -> FinetuneFit:
     """As `fit`, by `options.workers` processes; one worker is this process, without Ray.
 
-    The workers read and write `folder` and what the stored images come from, so on a cluster all nodes must see them.
-    Raises what `fit` raises, `UsageError` for more workers than CPUs or GPUs, and `BatchverifyError` if workers keep
-    dying.
+    The workers read and write the task's folder and what its stored images come from, so on a cluster all nodes must
+    see them. Raises what `fit` raises, `UsageError` for more workers than CPUs or GPUs, and `BatchverifyError` if
+    workers keep dying.
     """
-    given: dict[str, Any] = {
-        **{"network": network, "train": train, "dev": dev, "train_set": train_set, "dev_set": dev_set},
-        **{"options": options, "folder": folder, "teacher": teacher},
-    }
-    if options.workers == 1:
-        return fit(**given, report=report, on_step=on_step)
+    if task.options.workers == 1:
+        return fit(task, report, on_step=on_step)
     check_installed()
-    network.cpu()
-    with _running_ray(options), _watched(folder, report, on_step):
-        _train(given, options, folder)
-    return finished(network, folder)
+    task.network.cpu()
+    options = task.options
+    ray = running_ray(options.address, options.num_cpus, options.verbose)
+    with ray, _watched(task.folder, report, on_step):
+        _train(task)
+    return finished(task.network, task.folder)
 
 
 def check_installed() -> None:
@@ -112,19 +104,20 @@ def cpus_each(nodes: Sequence[float], workers: int) -> int:
     return next(fitting, 0)
 
 
-def _train(arguments: dict[str, Any], options: FinetuneOptions, folder: Path) -> None:
+def _train(task: FinetuneTask) -> None:
     """Run the workers until they are done, replacing dead ones. Raises `BatchverifyError`."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    options, folder = task.options, task.folder
     cpus, has_gpus = _share(options)
     scaling = ScalingConfig(
         num_workers=options.workers,
         use_gpu=has_gpus,
         resources_per_worker={"CPU": cpus, "GPU": int(has_gpus)},
     )
-    work = {"arguments": ray.put(arguments), "threads": cpus}
+    work = {"task": ray.put(task), "threads": cpus}
     for attempt in range(RESTARTS + 1):
         name = f"ray-{uuid.uuid4().hex[:8]}"
         run = RunConfig(
@@ -138,8 +131,8 @@ def _train(arguments: dict[str, Any], options: FinetuneOptions, folder: Path) ->
                 raise own from exc
             if attempt == RESTARTS:
                 raise BatchverifyError(
-                    f"--workers {options.workers}: the workers ended {RESTARTS + 1} times, at last with: "
-                    f"{first_line(exc)}; the same command goes on from the checkpoint"
+                    f"--workers {options.workers}: the workers died {RESTARTS + 1} times, the last time "
+                    f"with: {first_line(exc)}; the same command continues from the checkpoint"
                 ) from exc
         finally:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -154,7 +147,7 @@ def _work(work: dict[str, Any]) -> None:
     torch.set_num_threads(work["threads"])
     context = get_context()
     team = RayTeam(get_device(), context.get_world_rank(), context.get_world_size())
-    fit(**ray.get(work["arguments"]), team=team)
+    fit(ray.get(work["task"]), team=team)
 
 
 def _share(options: FinetuneOptions) -> tuple[int, bool]:
@@ -183,23 +176,6 @@ def _own_error(exc: BaseException) -> BatchverifyError | None:
         if cause is not None:
             return cause
     return None
-
-
-@contextmanager
-def _running_ray(options: FinetuneOptions) -> Iterator[None]:
-    """The Ray of this process, or one that is joined or started for the block."""
-    import ray
-
-    starts = not ray.is_initialized()
-    if starts:
-        start_ray(Address.find(options.address), options.num_cpus, options.verbose)
-    else:
-        require_running()
-    try:
-        yield
-    finally:
-        if starts:
-            ray.shutdown()
 
 
 @contextmanager

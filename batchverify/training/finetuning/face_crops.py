@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from batchverify.engine.stages import LoadedChunk, LoadedImage, Loader, LoadPlan
 from batchverify.faces.crops import Face
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.records import Limits, Reason, Skipped
+from batchverify.storage.background import prefetch
 from batchverify.training.finetuning.stored_blocks import StoredBlocks
 
-# Images whose faces are written at a time; a kill loses at most so many.
+# Images of a block.
 BLOCK = 64
 # Bytes of decoded images. Two chunks are in memory: one is loaded while faces are searched for in the other.
 PIXEL_BUDGET = 128 << 20
@@ -80,30 +80,33 @@ class FaceCrops:
         fence: str | None,
         folder: Path,
         progress: Report = say_nothing,
+        *,
+        block: int = BLOCK,
+        pixel_budget: int = PIXEL_BUDGET,
     ) -> FaceCrops:
         """Cut the faces out, or take those that `folder` holds already, of these paths under these settings.
 
-        image_paths: absolute paths and URIs; refused ones fail. embedder: finds the faces. fence: see `LoadPlan`.
+        image_paths: absolute paths and URIs; refused ones fail. embedder: finds the faces. fence, pixel_budget: see
+        `LoadPlan`. block: images whose faces are written at a time; a kill loses at most so many.
         An image that has changed since its face was cut out is not read again. Raises `BatchverifyError` if the disk
         fails or has too little space.
         """
         document = _document(image_paths, embedder.fingerprint, limits)
         size = embedder.fingerprint.size
-        blocks = StoredBlocks(folder, document, (len(image_paths), size, size, 3), np.uint8, BLOCK)
+        blocks = StoredBlocks(folder, document, (len(image_paths), size, size, 3), np.uint8, block)
         missing = blocks.missing
         plan = LoadPlan(
-            embedder.settings, embedder.fingerprint, limits, fence=fence, pixel_budget=PIXEL_BUDGET
+            embedder.settings, embedder.fingerprint, limits, fence=fence, pixel_budget=pixel_budget
         )
-        spans = [image_paths[blocks.span(block).start : blocks.span(block).stop] for block in missing]
+        spans = [[image_paths[image] for image in blocks.span(number)] for number in missing]
         done = len(image_paths) - sum(map(len, spans))
         progress(done, len(image_paths))
-        with ThreadPoolExecutor(1, "load") as pool:
-            chunks = _ahead(pool, _chunks(Loader(plan, None), spans))
-            for block, paths in zip(missing, spans, strict=True):
-                cut = _cut(paths, chunks, embedder)
-                blocks.write(block, cut.pixels, keys=[key.hex() for key in cut.keys], failed=_noted(cut))
-                done += len(paths)
-                progress(done, len(image_paths))
+        chunks = prefetch(_chunks(Loader(plan, None), spans), ahead=1)
+        for number, paths in zip(missing, spans, strict=True):
+            cut = _cut(paths, chunks, embedder)
+            blocks.write(number, cut.pixels, keys=[key.hex() for key in cut.keys], failed=_noted(cut))
+            done += len(paths)
+            progress(done, len(image_paths))
         return cls(blocks, document)
 
 
@@ -127,14 +130,6 @@ def _chunks(loader: Loader, spans: Sequence[Sequence[str | Skipped]]) -> Iterato
             loaded, images = loader(paths)
             yield loaded, images
             paths = paths[len(loaded.keys) :]
-
-
-def _ahead(pool: ThreadPoolExecutor, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks, the next of which is loaded while one is used."""
-    following = pool.submit(next, chunks, None)
-    while (chunk := following.result()) is not None:
-        following = pool.submit(next, chunks, None)
-        yield chunk
 
 
 def _cut(paths: Sequence[str | Skipped], chunks: Iterator[Chunk], embedder: Embedder) -> _Block:

@@ -15,7 +15,7 @@ from batchverify.manifest.manifest import Block
 from batchverify.scoring.job import Job
 from batchverify.training.finetuning.face_crops import FaceCrops, Report, say_nothing
 from batchverify.training.finetuning.sets import LabelledImages
-from batchverify.training.pairs import SHOWN, LeftOut, labels_of, people_of, persons_of, shared_people
+from batchverify.training.pairs import SHOWN, LeftOut, labels_of, persons_of, shared_people
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class FaceSet:
         crops = FaceCrops.collect(
             job.scan.images, embedder, job.options.limits, job.manifest.fence, folder, progress
         )
-        usable = np.array([image not in crops.failed for image in range(len(crops))], bool)
+        has_face = np.array([image not in crops.failed for image in range(len(crops))], bool)
         parts: list[tuple[np.ndarray, ...]] = []
         left_out: list[LeftOut] = []
         names: dict[int, str] = {}
         for block in job.manifest.blocks(job.scan):
-            kept = usable[block.a] & usable[block.b]
+            usable = has_face[block.a] & has_face[block.b]
             labels = labels_of(job.manifest, job.scan, block)
-            parts.append((block.a[kept], block.b[kept], labels[kept]))
-            left_out += _left_out(job, crops, block, kept)
+            parts.append((block.a[usable], block.b[usable], labels[usable]))
+            left_out += _left_out(job, crops, block, usable)
             names.update(persons_of(block))
         a, b, all_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
         pairs = LabelledImages(
@@ -66,9 +66,9 @@ class FaceSet:
             )
 
 
-def check_people_apart(jobs: Mapping[str, Job]) -> None:
-    """Raise `UsageError` if two sets name the same person. Before anything is read from images."""
-    for leak in shared_people({name: people_of(job.manifest, job.scan) for name, job in jobs.items()}):
+def check_people_apart(people: Mapping[str, set[str]]) -> None:
+    """Raise `UsageError` if two sets name the same person. people: names by set."""
+    for leak in shared_people(people):
         raise UsageError(f"{leak}: fine-tuning is measured on people that it has not learned from")
 
 
@@ -86,9 +86,9 @@ def check_images_apart(sets: Sequence[FaceSet]) -> None:
             )
 
 
-def _left_out(job: Job, crops: FaceCrops, block: Block, kept: np.ndarray) -> list[LeftOut]:
+def _left_out(job: Job, crops: FaceCrops, block: Block, usable: np.ndarray) -> list[LeftOut]:
     rows = []
-    for row in np.flatnonzero(~kept).tolist():
+    for row in np.flatnonzero(~usable).tolist():
         skipped = [crops.failed.get(int(side[row])) for side in (block.a, block.b)]
         reasons = [None if each is None else each.reason.value for each in skipped]
         rows.append(LeftOut(*job.manifest.locate(job.scan, block.first + row), *reasons))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import save
+from torch import nn
 
 from batchverify.embedding.backbone import (
     FACE_SETTINGS,
@@ -27,6 +28,7 @@ from batchverify.embedding.backbone import (
 from batchverify.embedding.embedder import Embedder
 from batchverify.embedding.onnx_export import origin_of
 from batchverify.errors import TrainingError, UsageError
+from batchverify.fingerprint import CHOSEN
 from batchverify.options import FinetuneOptions
 from batchverify.progress import duration
 from batchverify.runtime.devices import resolve_device
@@ -40,22 +42,22 @@ from batchverify.training.finetuning.checkpoint import NAME as CHECKPOINT
 from batchverify.training.finetuning.distributed import check_installed, fit_on_workers
 from batchverify.training.finetuning.face_crops import Report
 from batchverify.training.finetuning.face_sets import FaceSet, check_images_apart, check_people_apart
-from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit
+from batchverify.training.finetuning.fit import FinetuneEpoch, FinetuneFit, FinetuneTask, StoredPairs
 from batchverify.training.finetuning.guard import Comparison, compare_backbones
-from batchverify.training.finetuning.learner import multiplies_bfloat16
+from batchverify.training.finetuning.learner import Learner, check_people, multiplies_bfloat16
 from batchverify.training.finetuning.losses import joined_teacher
 from batchverify.training.finetuning.model_card import model_card
-from batchverify.training.finetuning.trainable import TrainedPart, blocks
-from batchverify.training.finetuning.vectors import all_vectors
-from batchverify.training.train import TrainingLog, check_labels, head_target, log_left_out
+from batchverify.training.finetuning.team import Team
+from batchverify.training.finetuning.trainable import TrainedPart, blocks, trainable
+from batchverify.training.finetuning.vectors import embedded
+from batchverify.training.pairs import people_of
+from batchverify.training.train import TrainingLog, head_target, log_left_out, open_sets
 from batchverify.version import __version__
 
 # The folder in the job folder that holds faces, activations and the checkpoint.
 DATA = "data"
 # Between two lines that say how much is done.
 SHOW_SECONDS = 10.0
-# Settings of embedding that faces are cut by.
-CROPPING = ("crop", "margin", "face", "min_face", "detector")
 # Options that do not change the weights, or that the document names otherwise.
 OTHER = (
     *("cache", "no_cache", "quiet", "verbose", "backbone", "weights", "test", "image_root", "retry_failed"),
@@ -183,7 +185,7 @@ class _Run:
     def faces(self, jobs: Mapping[str, Job]) -> list[FaceSet]:
         """The faces and pairs of all sets, checked against each other."""
         first, options = next(iter(jobs.values())), self.options
-        settings = {name: getattr(first.settings, name) for name in CROPPING}
+        settings = {name: getattr(first.settings, name) for name in CHOSEN}
         embedder = Embedder(self.backbone, **settings, device=options.device, runtime=options.runtime)
         sets = []
         for name, job in jobs.items():
@@ -212,22 +214,27 @@ class _Run:
             )
             for each in sets
         ]
-        before = [all_vectors(network, each, device) for each in activations[1:]]
-        (train, dev), (train_set, dev_set) = activations[:2], [each.pairs for each in sets[:2]]
-        fitted = fit_on_workers(
-            network, train, dev, train_set, dev_set, options, self.data, self._report, teacher
-        )
+        train, *measured = map(StoredPairs, activations, [each.pairs for each in sets])
+        before = self._vectors(network, measured, device)
+        task = FinetuneTask(network, train, measured[0], options, self.data, teacher, frozen=before[0])
+        fitted = fit_on_workers(task, self._report)
         network.to(device)
         if not fitted.helped:
             raise TrainingError(
                 f"fine-tuning did not help, so nothing is written: the best of {len(fitted.epochs) - 1} epochs has "
                 f"AUC {max(each.dev_auc for each in fitted.epochs[1:]):.5f} on dev, the frozen backbone "
                 f"{fitted.frozen_auc:.5f}. Try a smaller --max-lr, other blocks (--unfreeze), more --augment, or "
-                f"another --loss, with --overwrite: {self.data.parent} keeps the faces for that; delete it otherwise"
+                f"another --loss, with --overwrite: {self.data.parent} keeps the faces for that; otherwise delete it"
             )
-        return _Tuned(
-            network, fitted, before, [all_vectors(network, each, device) for each in activations[1:]]
-        )
+        return _Tuned(network, fitted, before, self._vectors(network, measured, device))
+
+    def _vectors(
+        self, network: TrainedPart, sets: Sequence[StoredPairs], device: torch.device
+    ) -> list[np.ndarray]:
+        """(M, D) float32 unit rows of each set's images, by the network as it is now."""
+        learner, team = Learner(network, nn.Identity()), Team(device)
+        size = self.options.batch_images
+        return [embedded(learner, stored, pairs.images, size, team) for stored, pairs in sets]
 
     def _counter(self, name: str) -> Report:
         """Writes how much of a long step is done, every few seconds."""
@@ -267,24 +274,15 @@ def _parent(options: FinetuneOptions) -> Backbone:
         raise UsageError(
             f"--backbone {options.backbone}: fine-tune one backbone at a time; --teacher takes several"
         )
-    backbone = load_backbone(options.backbone, Path(options.weights) if options.weights else None)
-    if not isinstance(backbone, Backbone):
-        raise UsageError(
-            f"--backbone {options.backbone}: only vggface2, compact and weights of their networks can be trained, "
-            "not ONNX files and plug-ins; --teacher takes those"
-        )
-    return backbone
+    return trainable(load_backbone(options.backbone, Path(options.weights) if options.weights else None))
 
 
 def _open(train: Any, dev: Any, options: FinetuneOptions) -> dict[str, Job]:
     """The manifests, checked before anything is read from images."""
-    manifests = {"training": train, "dev": dev}
-    if options.test is not None:
-        manifests["test"] = options.test
-    jobs = {name: Job.open(manifest, options) for name, manifest in manifests.items()}
-    for name, job in jobs.items():
-        check_labels(name, job)
-    check_people_apart(jobs)
+    jobs = open_sets(train, dev, options)
+    people = {name: people_of(job.manifest, job.scan) for name, job in jobs.items()}
+    check_people(options, "training", known=len(people["training"]))
+    check_people_apart(people)
     return jobs
 
 
@@ -416,20 +414,15 @@ def _card(summary: FinetuneSummary, backbone: Backbone, sets: Sequence[FaceSet],
     ]
     return model_card(
         {
+            **vars(summary),
             "name": name,
             "version": __version__,
             "record": Path(record).name,
-            "parent": summary.parent,
             "parent_fingerprint": backbone.fingerprint,
-            "fingerprint": summary.fingerprint,
             "size": backbone.spec.size,
             "settings": f"crop {settings.crop}"
             + (f", detector {settings.detector}" if settings.detects else ""),
             "dimension": backbone.spec.dimension,
-            "unfreeze": summary.unfreeze,
-            "trained": summary.trained,
-            "parameters": summary.parameters,
-            "loss": summary.loss,
             "training": _described(sets[0]),
             "dev": _described(sets[1]),
             "verdict": " ".join(summary.verdicts),

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,11 +78,6 @@ class FinetuneFit:
         return self.epochs[0].dev_auc
 
     @property
-    def best_auc(self) -> float:
-        """AUC on dev of the best epoch."""
-        return self.epochs[self.best_epoch].dev_auc
-
-    @property
     def helped(self) -> bool:
         """Whether an epoch did better on dev than the frozen backbone."""
         return self.best_epoch > 0
@@ -93,36 +88,51 @@ Report = Callable[[FinetuneEpoch], None]
 OnStep = Callable[[int, int], None]
 
 
+class StoredPairs(NamedTuple):
+    """Labelled pairs, and the activations of their images."""
+
+    stored: Stored
+    pairs: LabelledImages
+
+
+@dataclass(frozen=True)
+class FinetuneTask:
+    """What a training is given.
+
+    network: learns in place. folder: for the checkpoint. teacher: (M, T) float32 unit rows by training image. frozen:
+    (M, D) float32 unit rows by dev image that the network gives before it learns; computed if None.
+    """
+
+    network: nn.Module
+    train: StoredPairs
+    dev: StoredPairs
+    options: FinetuneOptions
+    folder: Path
+    teacher: np.ndarray | None = None
+    frozen: np.ndarray | None = None
+
+
 def fit(
-    network: nn.Module,
-    train: Stored,
-    dev: Stored,
-    train_set: LabelledImages,
-    dev_set: LabelledImages,
-    options: FinetuneOptions,
-    folder: Path,
+    task: FinetuneTask,
     report: Report = lambda _: None,
-    teacher: np.ndarray | None = None,
     *,
     on_step: OnStep = lambda *_: None,
     team: Team | None = None,
 ) -> FinetuneFit:
-    """Train `network` in place and leave it with the weights of the epoch that does best on dev.
+    """Train the network of a task and leave it with the weights of the epoch that does best on dev.
 
-    folder: for the checkpoint; a call with the same arguments goes on from there, reports the epochs before again
-    and ends, on a CPU, with the same bits as if it had not been interrupted. teacher: (M, T) float32 unit rows by
-    training image. team: the processes that train together, None for this one alone. Raises `UsageError` for sets
-    that do not fit the loss or the batches, `ArtifactError` for a checkpoint of another training, and `TrainingError`
-    if the overfit check fails, a loss is not finite or memory runs out.
+    A call with the same task goes on from the checkpoint, reports the epochs before again and ends, on a CPU, with
+    the same bits as if it had not been interrupted. team: the processes that train together, None for this one alone.
+    Raises `UsageError` for sets that do not fit the loss or the batches, `ArtifactError` for a checkpoint of another
+    training, and `TrainingError` if the overfit check fails, a loss is not finite or memory runs out.
     """
-    team = team or Team(torch.device(resolve_device(options.device)))
-    train_set.check(len(train))
-    dev_set.check(len(dev))
-    network.to(team.device)
+    team = team or Team(torch.device(resolve_device(task.options.device)))
+    for stored, pairs in (task.train, task.dev):
+        pairs.check(len(stored))
+    task.network.to(team.device)
     devices = [team.device] if team.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _memory_errors(options):
-        training = _Training(network, (train, train_set), (dev, dev_set), options, folder, teacher, team)
-        return training.run(report, on_step)
+    with torch.random.fork_rng(devices=devices), _memory_errors(task.options):
+        return _Training(task, team).run(report, on_step)
 
 
 def finished(network: nn.Module, folder: Path) -> FinetuneFit:
@@ -133,7 +143,7 @@ def finished(network: nn.Module, folder: Path) -> FinetuneFit:
     checkpoint = Checkpoint.read(folder)
     if checkpoint is None:
         raise ArtifactError(
-            f"{folder}: the checkpoint that the workers wrote is not there: do they see this folder?"
+            f"{folder}: the checkpoint of the workers is not there: all nodes must see this folder"
         )
     return _finished(network, checkpoint.part("best"), Progress.of_json(checkpoint.progress))
 
@@ -179,17 +189,12 @@ class Progress:
 class _Training:
     """What a training consists of, and its steps."""
 
-    network: nn.Module
-    train: tuple[Stored, LabelledImages]
-    dev: tuple[Stored, LabelledImages]
-    options: FinetuneOptions
-    folder: Path
-    teacher: np.ndarray | None
+    task: FinetuneTask
     team: Team
     best: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        options, (stored, pairs) = self.options, self.train
+        options, (stored, pairs) = self.task.options, self.task.train
         self.batches = batches_of(options, pairs)
         self.passes = options.accumulate * self.team.size
         self.steps = len(self.batches) // self.passes
@@ -201,16 +206,18 @@ class _Training:
             )
         mixed = multiplies_bfloat16(options.dtype, self.team.device)
         self.identity = self._identity(mixed)
-        self.learner = Learner(self.network, nn.Identity(), mixed=mixed)
+        self.learner = Learner(self.task.network, nn.Identity(), mixed=mixed)
         one = embedded(self.learner, stored, pairs.images[:1], 1, Team(self.team.device))
-        self.learner.loss = untrained_loss(options, pairs, self.teacher, one.shape[1]).to(self.team.device)
+        self.learner.loss = untrained_loss(options, pairs, self.task.teacher, one.shape[1]).to(
+            self.team.device
+        )
 
     def run(self, report: Report, on_step: OnStep) -> FinetuneFit:
         """Begin, or go on, and come to the end."""
-        checkpoint = Checkpoint.read(self.folder, self.identity)
+        checkpoint = Checkpoint.read(self.task.folder, self.identity)
         self._check_seen_by_all(checkpoint)
         progress = self._begun() if checkpoint is None else Progress.of_json(dict(checkpoint.progress))
-        optimiser = self.learner.optimiser(self.options)
+        optimiser = self.learner.optimiser(self.task.options)
         if checkpoint is None:
             self._save(progress, optimiser)
         else:
@@ -222,24 +229,24 @@ class _Training:
         while not self._is_over(progress):
             self._run_epoch(progress, joined, optimiser, on_step)
             report(progress.epochs[-1])
-        return _finished(self.network, self.best, progress)
+        return _finished(self.task.network, self.best, progress)
 
     def _check_seen_by_all(self, checkpoint: Checkpoint | None) -> None:
         """Raise `BatchverifyError` unless all members read the same checkpoint."""
-        place = -1 if checkpoint is None else Progress.of_json(dict(checkpoint.progress)).done
-        if self.team.of_first(place) != place:
+        done = -1 if checkpoint is None else Progress.of_json(dict(checkpoint.progress)).done
+        if self.team.of_first(done) != done:
             raise BatchverifyError(
-                f"{self.folder}: worker {self.team.rank} finds another checkpoint there than worker 0: all nodes "
-                "must see one folder"
+                f"{self.task.folder}: worker {self.team.rank} finds another checkpoint here than worker 0: all nodes "
+                "must see the same folder"
             )
 
     def _begun(self) -> Progress:
         """The frozen backbone's epoch, and the checks."""
-        options, (stored, pairs), started = self.options, self.train, time.perf_counter()
+        options, (stored, pairs), started = self.task.options, self.task.train, time.perf_counter()
         frozen = FinetuneEpoch(0, None, self._dev_auc(0), 0.0, time.perf_counter() - started)
         if isinstance(self.learner.loss, PairLoss | ArcFaceLoss | WeightedSum):
-            self.learner.loss.start_from(self._vectors(self.train, 0), pairs)
-        self.best, tested = copied(self.network.state_dict()), None
+            self.learner.loss.start_from(self._vectors(self.task.train, 0), pairs)
+        self.best, tested = copied(self.task.network.state_dict()), None
         start = copied(self.learner.state_dict())
         overfit_check(self.learner, stored, self.batches, options)
         rate = options.max_lr
@@ -253,7 +260,7 @@ class _Training:
 
     def _is_over(self, progress: Progress) -> bool:
         done = progress.epoch - 1
-        return done >= self.options.epochs or done - progress.best_epoch >= self.options.patience
+        return done >= self.task.options.epochs or done - progress.best_epoch >= self.task.options.patience
 
     def _run_epoch(
         self, progress: Progress, joined: nn.Module, optimiser: torch.optim.Optimizer, on_step: OnStep
@@ -268,22 +275,22 @@ class _Training:
             progress.loss += finite(loss, f"epoch {progress.epoch}, step {progress.step + 1}")
             progress.step += 1
             progress.seconds = time.perf_counter() - started
-            if progress.step % self.options.checkpoint_steps == 0 and progress.step < self.steps:
+            if progress.step % self.task.options.checkpoint_steps == 0 and progress.step < self.steps:
                 self._save(progress, optimiser)
             on_step(progress.done, progress.total)
-        self.team.level(self.network)
+        self.team.level(self.task.network)
         auc = self._dev_auc(progress.epoch)
         seconds = time.perf_counter() - started
         epoch = FinetuneEpoch(progress.epoch, progress.loss / self.steps, auc, first_rate, seconds)
         if auc > progress.epochs[progress.best_epoch].dev_auc:
-            progress.best_epoch, self.best = epoch.epoch, copied(self.network.state_dict())
+            progress.best_epoch, self.best = epoch.epoch, copied(self.task.network.state_dict())
         progress.epochs.append(epoch)
         progress.epoch, progress.step, progress.loss, progress.seconds = epoch.epoch + 1, 0, 0.0, 0.0
         self._save(progress, optimiser)
 
     def _steps_from(self, epoch: int, step: int) -> Iterator[list[Batch]]:
         """The batches of each step of an epoch, from a step on."""
-        batches = islice(self.batches.epoch(epoch, self.train[0].views), step * self.passes, None)
+        batches = islice(self.batches.epoch(epoch, self.task.train.stored.views), step * self.passes, None)
         for _ in range(step, self.steps):
             yield list(islice(batches, self.passes))
 
@@ -303,7 +310,7 @@ class _Training:
             self._seed(progress.epoch, progress.step * self.passes + index * team.size + team.rank)
             is_last = index == len(mine) - 1
             with nullcontext() if is_last else team.apart(joined):
-                loss = joined(of_batch(self.train[0], batch, device), batch)
+                loss = joined(of_batch(self.task.train.stored, batch, device), batch)
                 (loss / len(mine)).backward()
             losses[index] = loss.detach()
         optimiser.step()
@@ -311,16 +318,18 @@ class _Training:
 
     def _seed(self, epoch: int, number: int) -> None:
         """Make the draws of a pass depend on nothing but its number."""
-        state = np.random.SeedSequence((self.options.seed, epoch, number)).generate_state(2, np.uint32)
+        state = np.random.SeedSequence((self.task.options.seed, epoch, number)).generate_state(2, np.uint32)
         torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
     def _dev_auc(self, epoch: int) -> float:
-        return auc_of(self._vectors(self.dev, epoch), self.dev[1])
+        known = None if epoch else self.task.frozen
+        return auc_of(self._vectors(self.task.dev, epoch, known), self.task.dev.pairs)
 
-    def _vectors(self, images: tuple[Stored, LabelledImages], epoch: int) -> np.ndarray:
-        """(M, D) unit rows of a set after an epoch. Raises `TrainingError` if one is not finite."""
+    def _vectors(self, images: StoredPairs, epoch: int, known: np.ndarray | None = None) -> np.ndarray:
+        """(M, D) unit rows of a set after an epoch, or those known. Raises `TrainingError` if one is not finite."""
         stored, pairs = images
-        vectors = embedded(self.learner, stored, pairs.images, self.options.batch_images, self.team)
+        size = self.task.options.batch_images
+        vectors = embedded(self.learner, stored, pairs.images, size, self.team) if known is None else known
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
             what = f"the vectors of {len(bad):,} {pairs.name} images (first: image {bad[0]}) are not finite"
@@ -337,7 +346,7 @@ class _Training:
             **named("best", self.best),
             **named("optimiser", moments_of(optimiser)),
         }
-        Checkpoint(self.identity, tensors, asdict(progress)).write(self.folder)
+        Checkpoint(self.identity, tensors, asdict(progress)).write(self.task.folder)
 
     def _restore(self, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer) -> None:
         self.learner.load_state_dict(checkpoint.part("learner"))
@@ -346,14 +355,16 @@ class _Training:
 
     def _identity(self, mixed: bool) -> str:
         """A hash of all that decides what the training ends with."""
-        of_teacher = None if self.teacher is None else hashlib.sha256(self.teacher.tobytes()).hexdigest()
+        of_teacher = (
+            None if self.task.teacher is None else hashlib.sha256(self.task.teacher.tobytes()).hexdigest()
+        )
         about = {
-            "options": {name: getattr(self.options, name) for name in DECIDING},
+            "options": {name: getattr(self.task.options, name) for name in DECIDING},
             "mixed": mixed,
             "passes": self.passes,
-            "sets": [pairs.digest() for _, pairs in (self.train, self.dev)],
-            "views": self.train[0].views,
-            "network": digest_of(self.network),
+            "sets": [pairs.digest() for _, pairs in (self.task.train, self.task.dev)],
+            "views": self.task.train.stored.views,
+            "network": digest_of(self.task.network),
             "teacher": of_teacher,
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -368,6 +379,6 @@ def _memory_errors(options: FinetuneOptions) -> Iterator[None]:
         if not (isinstance(exc, MemoryError) or is_out_of_memory(exc)):
             raise
         raise TrainingError(
-            f"not enough memory for --batch-images {options.batch_images}: give fewer, and a larger --accumulate to "
-            "keep the images of a step; or unfreeze fewer blocks"
+            f"not enough memory for --batch-images {options.batch_images}: give fewer, with a larger "
+            "--accumulate for as many images a step, or unfreeze fewer blocks"
         ) from exc

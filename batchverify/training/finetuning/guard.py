@@ -51,8 +51,8 @@ class Comparison:
         if self.helped:
             return f"Fine-tuning helped: {figures}."
         if self.gain > 0:
-            return f"Fine-tuning may not have helped, the difference is within chance: {figures}."
-        return f"Fine-tuning did not help, use the parent: {figures}."
+            return f"Fine-tuning may not have helped (the difference is within chance): {figures}."
+        return f"Fine-tuning did not help; use the parent: {figures}."
 
 
 def compare_backbones(pairs: LabelledImages, frozen: np.ndarray, tuned: np.ndarray) -> Comparison:

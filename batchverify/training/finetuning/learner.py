@@ -101,14 +101,18 @@ def untrained_loss(
     return loss if distillation is None else WeightedSum(loss, distillation, options.teacher_weight)
 
 
+def check_people(options: FinetuneOptions, name: str, *, known: int) -> None:
+    """Raise `UsageError` if the loss needs people and none is known. name: of the set."""
+    if options.loss == "arcface" and not known:
+        raise UsageError(
+            f"--loss arcface needs the people of the {name} images: columns person_a and person_b in the manifest"
+        )
+
+
 def batches_of(options: FinetuneOptions, pairs: LabelledImages) -> Batches:
     """The batches that the loss takes. Raises `UsageError` if the set does not have what it needs."""
     if options.loss == "arcface":
-        if pairs.class_count == 0:
-            raise UsageError(
-                f"--loss arcface needs the people of the {pairs.name} images: columns person_a and person_b "
-                "in the manifest"
-            )
+        check_people(options, pairs.name, known=pairs.class_count)
         return PeopleBatches(pairs, pairs.classes, options.batch_images // IMAGES_PER_PERSON, options.seed)
     if options.loss in ("triplet", "supcon"):
         return PeopleBatches(pairs, pairs.identities, options.batch_images // IMAGES_PER_PERSON, options.seed)

@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned backbone: what it comes from, what it learned from, what is known of it."""
+"""The model card of a fine-tuned backbone: what it comes from, what it was trained on, what is known of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Written by `batchverify finetune` {version}. The record beside this file, `{reco
 | fingerprint | `{fingerprint}` |
 | faces | {size} pixels, {settings} |
 | vectors | {dimension} numbers |
-| trained | {unfreeze} and what follows it: {trained:,} of {parameters:,} numbers |
+| trained | {unfreeze} and the blocks after it: {trained:,} of {parameters:,} numbers |
 | loss | {loss} |
-| learned from | {training} |
-| measured on | {dev} |
+| trained on | {training} |
+| epoch chosen on | {dev} |
 
 **How well it works.** {verdict}
 
@@ -26,10 +26,10 @@ Written by `batchverify finetune` {version}. The record beside this file, `{reco
 | --- | --- | --- | --- |
 {figures}
 
-Figures are those of cosines. TAR: the share of same pairs that are accepted where 1 % of different pairs are.
+Figures are of cosines. TAR: the share of same pairs accepted at a threshold that accepts 1 % of different pairs.
 
-**How to use it.** Its vectors differ from its parent's: heads and cached embeddings of the parent do not fit. Fit a
-head, then score with both:
+**How to use it.** Its vectors differ from its parent's, so heads and cached embeddings of the parent do not fit.
+Train a head, then score with both:
 
 ```bash
 batchverify train TRAIN --dev DEV --backbone {name}{flags} -o HEAD.safetensors
@@ -38,11 +38,11 @@ batchverify score MANIFEST --backbone {name}{flags} --head HEAD.safetensors -o O
 
 **Known limits.** Those of its parent, and these:
 
-- It moved towards the people and images that it learned from. On others it may be worse than its parent: measure it
-  on labelled pairs of your own, and by groups of people (`batchverify evaluate --group-a … --group-b …`).
-- The epoch was chosen on the dev pairs, so the figures on them flatter. Those of a test set do not.
-- What the training images allow (consent, licence, law) holds for this file, too. Faces can be inferred from weights
-  to some degree: share it as you would share the images.
+- It was adapted to the people and images that it was trained on. On others it may be worse than its parent. Measure
+  it on labelled pairs of your own, and by groups of people (`batchverify evaluate --group-a … --group-b …`).
+- The epoch was chosen on the dev pairs, so the figures on them are optimistic. Those on a test set are not.
+- What consent, licences and law allow for the training images holds for this file, too. To some degree, faces can be
+  inferred from weights: share the file as you would share the images.
 
 **Licence.** The parent's licence, and the terms of the training images.
 """

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from batchverify.errors import UsageError
+from batchverify.training.pairs import require_both_labels
 
 UNKNOWN = -1
 # Images of a person in a batch of people, at most.
@@ -57,12 +58,7 @@ class LabelledImages:
 
     def check(self, images: int) -> None:
         """Raise `UsageError` unless there are pairs of both labels among `images` images."""
-        same, different = int((self.labels == 0).sum()), int((self.labels == 1).sum())
-        if min(same, different) < 1 or same + different != len(self):
-            raise UsageError(
-                f"the {self.name} pairs need label 0 and label 1: "
-                f"of {len(self):,} pairs, {same:,} are same and {different:,} different"
-            )
+        require_both_labels(self.name, self.labels)
         sides = [self.a, self.b, self.labels]
         if any(side.shape != (len(self),) for side in sides) or self.people.shape != (images,):
             shapes = ", ".join(str(array.shape) for array in [*sides, self.people])

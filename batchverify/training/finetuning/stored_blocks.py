@@ -127,8 +127,7 @@ class StoredBlocks:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise BatchverifyError(
-                f"{self.folder}: {needed / 1e9:,.2f} GB are to be written, but only {free / 1e9:,.2f} GB are free on "
-                "this disk"
+                f"{self.folder}: {needed / 1e9:,.2f} GB are needed, but the disk has only {free / 1e9:,.2f} GB free"
             )
 
     @contextmanager
@@ -137,7 +136,7 @@ class StoredBlocks:
             yield
         except OSError as exc:
             raise BatchverifyError(
-                f"{self.folder}: cannot be written or read: {exc.strerror or exc}; the same command goes on from here"
+                f"{self.folder}: cannot be written or read: {exc.strerror or exc}; run the same command to continue"
             ) from exc
 
 

@@ -10,14 +10,15 @@ from torch import nn
 
 from batchverify.embedding import compact, inception
 from batchverify.embedding.backbone import AnyBackbone, Backbone
-from batchverify.embedding.forward import centred
-from batchverify.errors import UsageError
-from batchverify.training.finetuning.layers import (
+from batchverify.embedding.forward import input_of
+from batchverify.embedding.layers import (
     DROPOUT,
     NormalisedConvolution,
     compact_layers,
+    fill,
     inception_layers,
 )
+from batchverify.errors import UsageError
 
 # The name that unfreezes the whole network.
 ALL = "all"
@@ -36,13 +37,18 @@ _BLOCKS = {
 
 
 def blocks(architecture: str) -> tuple[str, ...]:
-    """What `--unfreeze` accepts for an architecture, nearest the output first; each means from there to the output.
-
-    Raises `UsageError` for the architecture of another project.
-    """
-    if architecture not in _BLOCKS:
-        raise UsageError(f"only networks of ours can be fine-tuned, not '{architecture}'")
+    """The values of `--unfreeze`, nearest the output first; each stands for all that follows it, too."""
     return _BLOCKS[architecture]
+
+
+def trainable(backbone: AnyBackbone) -> Backbone:
+    """The backbone as it is. Raises `UsageError` for one of another project."""
+    if not isinstance(backbone, Backbone):
+        raise UsageError(
+            f"--backbone {backbone.name}: only vggface2, compact and weights of their networks can be trained, not "
+            "ONNX files and plug-ins; --teacher takes those"
+        )
+    return backbone
 
 
 class FrozenPart:
@@ -60,12 +66,7 @@ class FrozenPart:
         for module in self._layers.modules():
             if isinstance(module, NormalisedConvolution):
                 module.fold()
-        self._affine: tuple[torch.Tensor, ...] = ()
-        if backbone.architecture == compact.ARCHITECTURE:
-            self._affine = tuple(
-                torch.from_numpy(backbone.tensors[f"input.{name}"].copy()).reshape(1, 3, 1, 1)
-                for name in ("scale", "shift")
-            )
+        self._backbone, self._scaled = backbone, input_of(backbone, "cpu")
 
     @property
     def is_empty(self) -> bool:
@@ -76,22 +77,15 @@ class FrozenPart:
         """Move it to a device; returns itself. mixed: see the class."""
         self.device, self.mixed = torch.device(device), mixed
         self._layers.to(self.device)
-        self._affine = tuple(tensor.to(self.device) for tensor in self._affine)
+        self._scaled = input_of(self._backbone, str(device))
         return self
 
     @torch.no_grad()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        values = self._scaled(pixels.to(self.device).permute(0, 3, 1, 2))
+        values = self._scaled(pixels.to(self.device).permute(0, 3, 1, 2), torch.float32)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             return self._layers(values).float()
-
-    def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) as the network takes it, channels last."""
-        if not self._affine:
-            return centred(pixels, torch.float32)
-        scale, shift = self._affine
-        return pixels.flip(1).float().mul_(scale).add_(shift)
 
 
 class TrainedPart(nn.Module):
@@ -99,23 +93,24 @@ class TrainedPart(nn.Module):
 
     unfreeze: the block that it begins with, one of `blocks`. dropout: share of values dropped before the last linear
     layer. train_statistics: batch normalisation uses the statistics of each batch and learns them; otherwise the
-    stored ones, which stay. Its parameters are float32. Raises `UsageError` for a backbone of another project, an
-    unknown block, and statistics of a network without any, `ArtifactError` for tensors of another network.
+    stored ones, which stay. Its parameters are float32. Raises `UsageError` for an unknown block and for statistics
+    of a network without any, `ArtifactError` for tensors of another network.
     """
 
     def __init__(
         self,
-        backbone: AnyBackbone,
+        backbone: Backbone,
         unfreeze: str,
         *,
         dropout: float = 0.0,
         train_statistics: bool = False,
     ) -> None:
         super().__init__()
-        self._backbone = _checked(backbone, unfreeze, train_statistics)
+        _check(backbone, unfreeze, train_statistics)
+        self._backbone = backbone
         self.train_statistics = train_statistics
         network = _BUILDERS[self._backbone.architecture](dropout)
-        _fill(network, self._backbone)
+        fill(network, backbone.tensors)
         start = _start(network, unfreeze)
         self.frozen = FrozenPart(self._backbone, unfreeze, network[:start])
         self.layers = network[start:].to(memory_format=torch.channels_last)
@@ -152,12 +147,8 @@ class TrainedPart(nn.Module):
         return {**self._backbone.tensors, **learnt}
 
 
-def _checked(backbone: AnyBackbone, unfreeze: str, train_statistics: bool) -> Backbone:
-    """The backbone, if it can be fine-tuned in this way."""
-    if not isinstance(backbone, Backbone):
-        raise UsageError(
-            f"--backbone {backbone.name}: only networks of ours can be fine-tuned, no ONNX file or plug-in"
-        )
+def _check(backbone: Backbone, unfreeze: str, train_statistics: bool) -> None:
+    """Raise an error unless the backbone can be fine-tuned in this way."""
     known = blocks(backbone.architecture)
     if unfreeze not in known:
         raise UsageError(
@@ -167,15 +158,6 @@ def _checked(backbone: AnyBackbone, unfreeze: str, train_statistics: bool) -> Ba
         raise UsageError(f"--train-statistics: {backbone.name} has no batch normalisation")
     check = compact if backbone.architecture == compact.ARCHITECTURE else inception
     check.check_tensors(backbone.name, backbone.tensors)
-    return backbone
-
-
-def _fill(network: nn.Sequential, backbone: Backbone) -> None:
-    """Copy a backbone's tensors into a network."""
-    state = network.state_dict()
-    for name, tensor in state.items():
-        if name in backbone.tensors:
-            tensor.copy_(torch.from_numpy(backbone.tensors[name]))
 
 
 def _start(network: nn.Sequential, unfreeze: str) -> int:

@@ -6,16 +6,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 from batchverify.evaluation.figures import Curve
 from batchverify.training.finetuning.learner import Learner
 from batchverify.training.finetuning.sets import Batch, LabelledImages
 from batchverify.training.finetuning.team import Team
-
-# Images of a forward pass of `all_vectors`.
-BLOCK = 64
 
 
 class Stored(Protocol):
@@ -36,12 +32,6 @@ def activations(stored: Stored, images: np.ndarray, views: np.ndarray, device: t
     """(B, ...) float32 on a device, in memory of torch's own: products may round by where a row lies in memory."""
     tensor = stored.batch(images, views)
     return torch.empty_like(tensor, device=device).copy_(tensor)
-
-
-def all_vectors(network: nn.Module, stored: Stored, device: torch.device) -> np.ndarray:
-    """(M, D) float32 unit rows of all images as a network is now, which is on the device."""
-    learner = Learner(network, nn.Identity(), mixed=False)
-    return embedded(learner, stored, np.arange(len(stored)), BLOCK, Team(device))
 
 
 def of_batch(stored: Stored, batch: Batch, device: torch.device) -> torch.Tensor:

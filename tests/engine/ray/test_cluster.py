@@ -74,13 +74,15 @@ def test_a_node_answers_while_its_port_is_open():
     assert not node(1, port=port).answers()
 
 
-def test_gpus_of_a_machine_alone_that_has_none_are_not_waited_for(monkeypatch):
-    monkeypatch.setattr("batchverify.engine.ray.cluster.alive_nodes", lambda: [node(8)])
+def test_gpus_of_a_machine_alone_that_has_none_are_not_waited_for():
+    def alive() -> list[Node]:
+        return [node(8)]
+
     with pytest.raises(
         UsageError, match=r"no node of the Ray cluster has a GPU and a CPU for workers \(1 nodes"
     ):
-        first_nodes("cuda", may_grow=False)
-    assert first_nodes("auto", may_grow=False) == [node(8)]
+        first_nodes("cuda", may_grow=False, alive=alive)
+    assert first_nodes("auto", may_grow=False, alive=alive) == [node(8)]
 
 
 def test_under_ray_no_gpu_is_chosen_by_number():

@@ -19,7 +19,7 @@ from batchverify.faces.crops import augmented
 from batchverify.records import Limits
 from batchverify.training.finetuning.activations import Activations, faces_in_views
 from batchverify.training.finetuning.face_crops import FaceCrops
-from batchverify.training.finetuning.trainable import FrozenPart, TrainedPart
+from batchverify.training.finetuning.trainable import FrozenPart, TrainedPart, trainable
 
 PATHS = [str(path) for path in sorted((REPOSITORY / "sample_manifests" / "faces").glob("*.jpg"))[:5]]
 PATHS.insert(2, "/nowhere.jpg")
@@ -168,7 +168,7 @@ def test_batches_are_halved_where_memory_is_short(crops, frozen, tmp_path):
 
 @pytest.mark.parametrize("block", ["block8", "all"])
 def test_faces_of_another_size_are_refused(crops, tmp_path, block):
-    frozen = TrainedPart(load_backbone(), block).frozen
+    frozen = TrainedPart(trainable(load_backbone()), block).frozen
     with pytest.raises(UsageError, match="faces of 128 pixels; the backbone takes 160"):
         Activations.computed(crops, frozen, 0, tmp_path)
 
@@ -177,7 +177,7 @@ def test_values_that_float16_cannot_hold_are_reported(backbone, crops, tmp_path)
     tensors = {**backbone.tensors, "head.weight": backbone.tensors["head.weight"] * 1e6}
     frozen = TrainedPart(replace(backbone, tensors=tensors), "head_depthwise").frozen
     with pytest.raises(
-        BatchverifyError, match=r"--unfreeze head_depthwise: what is frozen gives values up to \d"
+        BatchverifyError, match=r"--unfreeze head_depthwise: the frozen blocks give values up to \d"
     ):
         Activations.computed(crops, frozen, 0, tmp_path)
 

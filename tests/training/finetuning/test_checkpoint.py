@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from batchverify.errors import ArtifactError, BatchverifyError
 from batchverify.training.finetuning.checkpoint import NAME, Checkpoint, named
-from batchverify.training.finetuning.fit import fit
+from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
 
 NEVER = ("step", 10**6)
 # Changes of the options, and the moments at which one run after the other is killed.
@@ -121,7 +121,8 @@ class Trained:
     def __call__(self, options=None, *, seed=0, train=None, report=lambda _: None):
         network, (stored, pairs) = SmallNetwork(seed), train or self.train
         options = options or quick(epochs=2)
-        return network, fit(network, stored, self.dev[0], pairs, self.dev[1], options, self.folder, report)
+        task = FinetuneTask(network, StoredPairs(stored, pairs), StoredPairs(*self.dev), options, self.folder)
+        return network, fit(task, report)
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_what_decides_the_end_is_part_of_the_checkpoint(trained):
         {"train": (stored, swapped)},
     ):
         with pytest.raises(
-            ArtifactError, match=rf"{NAME}: the checkpoint is of a training with other options"
+            ArtifactError, match=rf"{NAME}: the checkpoint belongs to a training with other options"
         ):
             trained(**changes)
     # These do not.
@@ -189,7 +190,7 @@ def test_a_disk_that_takes_nothing(trained, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("batchverify.storage.location.publish", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BatchverifyError, match=rf"{NAME}: the checkpoint cannot be written: No space left"):
         trained()
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Fine-tuning in two processes of Ray: the weights of one process, errors, a worker that dies."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,9 @@ import torch
 from finetune_samples import Deadly, Kept, SmallNetwork, people_set, quick
 
 from batchverify.errors import TrainingError, UsageError
-from batchverify.training.finetuning import distributed
 from batchverify.training.finetuning.checkpoint import NAME
 from batchverify.training.finetuning.distributed import cpus_each, fit_on_workers
-from batchverify.training.finetuning.fit import fit
+from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
 
 TRAIN = people_set(24, 1, views=2)
 # On dev the last epoch is to be the best one, whose weights are compared.
@@ -21,7 +21,8 @@ TWO = quick(workers=2, epochs=2, dropout=0.2, checkpoint_steps=3)
 
 def train(function, options, folder, *, stored=TRAIN[0], pairs=TRAIN[1], **others):
     network = SmallNetwork(dropout=options.dropout)
-    return network, function(network, stored, DEV[0], pairs, DEV[1], options, folder, **others)
+    task = FinetuneTask(network, StoredPairs(stored, pairs), StoredPairs(*DEV), options, folder)
+    return network, function(task, **others)
 
 
 def near(one, other):
@@ -82,7 +83,7 @@ def test_more_workers_than_cpus(tmp_path):
 
 
 def test_one_worker_needs_no_ray(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "_train", lambda *_: pytest.fail("Ray"))
+    monkeypatch.setitem(sys.modules, "ray", None)
     one = replace(TWO, workers=1, accumulate=2)
     network, _ = train(fit_on_workers, one, tmp_path / "a")
     expected, _ = train(fit, one, tmp_path / "b")

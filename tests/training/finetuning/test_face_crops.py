@@ -18,7 +18,6 @@ from batchverify.errors import BatchverifyError
 from batchverify.faces.crops import Face
 from batchverify.faces.images import decode
 from batchverify.records import Limits, Reason, Skipped
-from batchverify.training.finetuning import face_crops
 from batchverify.training.finetuning.face_crops import FaceCrops
 
 SAMPLES = sorted((REPOSITORY / "sample_manifests" / "faces").glob("*.jpg"))
@@ -47,11 +46,6 @@ def embedder(built):
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(face_crops, "BLOCK", 4)
-
-
-@pytest.fixture
 def images(tmp_path) -> list:
     """Five faces, one of them twice, and images without any."""
     folder = tmp_path / "images"
@@ -75,8 +69,8 @@ REASONS = {
 }
 
 
-def collect(images, embedder, folder, **options):
-    return FaceCrops.collect(images, embedder, Limits(), None, folder, **options)
+def collect(images, embedder, folder, *, block=4, **options):
+    return FaceCrops.collect(images, embedder, Limits(), None, folder, block=block, **options)
 
 
 def face_of(embedder, path: str) -> np.ndarray:
@@ -87,7 +81,6 @@ def face_of(embedder, path: str) -> np.ndarray:
     return face.pixels
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_each_image_has_its_face_or_a_reason(images, embedder, tmp_path):
     told = []
     crops = collect(images, embedder, tmp_path / "crops", progress=lambda *counts: told.append(counts))
@@ -107,7 +100,6 @@ def test_each_image_has_its_face_or_a_reason(images, embedder, tmp_path):
     assert crops.keys[5] == crops.keys[9] == b""
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_what_is_there_is_not_searched_for_again(images, embedder, tmp_path):
     first = collect(images, embedder, tmp_path / "crops")
     searched, told = embedder.searched, []
@@ -119,7 +111,6 @@ def test_what_is_there_is_not_searched_for_again(images, embedder, tmp_path):
     assert (again.keys, again.failed, again.origin) == (first.keys, first.failed, first.origin)
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_damaged_faces_are_cut_out_again(images, embedder, tmp_path):
     first = np.array(collect(images, embedder, tmp_path / "crops").pixels)
     embedder.searched = 0
@@ -155,11 +146,10 @@ def test_an_image_with_other_bytes_has_other_crops(images, embedder, tmp_path):
     assert collect(images, embedder, tmp_path / "others").origin != first.origin
 
 
-def test_large_images_are_loaded_in_several_chunks(images, embedder, tmp_path, monkeypatch):
+def test_large_images_are_loaded_in_several_chunks(images, embedder, tmp_path):
     expected = collect(images, embedder, tmp_path / "crops")
-    monkeypatch.setattr(face_crops, "PIXEL_BUDGET", 1)
     many = images * 6
-    found = collect(many, embedder, tmp_path / "many")
+    found = collect(many, embedder, tmp_path / "many", block=64, pixel_budget=1)
     assert np.array_equal(found.pixels, np.tile(expected.pixels, (6, 1, 1, 1)))
     assert found.keys == expected.keys * 6 and len(found.failed) == 6 * len(REASONS)
 
@@ -205,17 +195,17 @@ import sys, time
 from pathlib import Path
 from batchverify.embedding.embedder import Embedder
 from batchverify.records import Limits
-from batchverify.training.finetuning import face_crops
-face_crops.BLOCK = 2
+from batchverify.training.finetuning.face_crops import FaceCrops
 embedder = Embedder("compact", device="cpu", threads=1)
-face_crops.FaceCrops.collect(
-    sys.argv[2:], embedder, Limits(), None, Path(sys.argv[1]), lambda *counts: print(*counts, flush=True)
-)
+
+def show(*counts):
+    print(*counts, flush=True)
+
+FaceCrops.collect(sys.argv[2:], embedder, Limits(), None, Path(sys.argv[1]), show, block=2)
 """
 
 
-def test_a_killed_run_is_taken_up_where_it_was(embedder, tmp_path, monkeypatch):
-    monkeypatch.setattr(face_crops, "BLOCK", 2)
+def test_a_killed_run_is_taken_up_where_it_was(embedder, tmp_path):
     paths = [str(path) for path in SAMPLES]
     command = [sys.executable, "-c", COLLECT, str(tmp_path / "crops"), *paths]
     done = 0
@@ -229,7 +219,7 @@ def test_a_killed_run_is_taken_up_where_it_was(embedder, tmp_path, monkeypatch):
         done = counts[-1]
     expected = collect(paths, embedder, tmp_path / "undisturbed")
     embedder.searched = 0
-    found = collect(paths, embedder, tmp_path / "crops")
+    found = collect(paths, embedder, tmp_path / "crops", block=2)
     assert 0 < embedder.searched <= len(paths) - done
     assert np.array_equal(found.pixels, expected.pixels)
     assert (found.keys, found.failed, found.origin) == (expected.keys, expected.failed, expected.origin)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from train_samples import FACES, Bench
 
 import batchverify
@@ -192,10 +193,11 @@ def test_dev_images_in_the_training_set_are_an_error(bench):
     assert "training and dev share 8 identical images" in result.stderr
 
 
-def test_arcface_needs_people(bench):
+def test_arcface_needs_people_and_says_so_before_faces_are_cut_out(bench):
     bench.write("train.csv", couples((1, 2), "trained").drop(columns=["person_a", "person_b"]))
     result = bench.finetune("--loss", "arcface")
     assert result.exit_code == 2 and "person_a" in result.stderr
+    assert not bench.weights.with_name("tuned.safetensors.job").exists()
 
 
 def test_rows_without_a_face_are_left_out_and_named(bench):
@@ -215,19 +217,17 @@ def test_rows_without_a_face_are_left_out_and_named(bench):
 
 
 def test_another_job_half_done_is_refused_until_overwritten(bench, monkeypatch):
-    import batchverify.training.finetuning.finetune as module
-
-    def fails(*_args, **_kwargs):
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "fit_on_workers", fails)
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
         assert bench.finetune().exit_code == 130
     folder = bench.weights.with_name("tuned.safetensors.job")
     faces = folder / "data" / "training" / "faces" / "values"
     written = faces.stat().st_mtime_ns
     with monkeypatch.context() as patched:
-        patched.setattr(module, "fit_on_workers", fails)
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
         # What starts anew is gone on with without the option, too.
         assert bench.finetune("--overwrite").exit_code == bench.finetune().exit_code == 130
     refused = bench.finetune("--dropout", "0.1")

@@ -10,9 +10,10 @@ from finetune_samples import Kept, SmallNetwork, people_set, quick
 from sklearn.metrics import roc_auc_score
 
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
-from batchverify.training.finetuning.fit import fit
+from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
+from batchverify.training.finetuning.learner import Learner
 from batchverify.training.finetuning.team import Team
-from batchverify.training.finetuning.vectors import auc_of
+from batchverify.training.finetuning.vectors import auc_of, embedded
 
 LOSSES = ("pair", "contrastive", "triplet", "arcface", "distillation")
 
@@ -31,12 +32,22 @@ def dev():
 def learn(train, dev, tmp_path):
     """Train a small network; returns it and the fit."""
 
-    def run(options=None, *, network=None, train=train, dev=dev, folder=tmp_path, **others):
+    def run(
+        options=None,
+        *,
+        network=None,
+        train=train,
+        dev=dev,
+        folder=tmp_path,
+        teacher=None,
+        frozen=None,
+        **others,
+    ):
         network = network or SmallNetwork()
-        (stored, pairs), (dev_stored, dev_pairs) = train, dev
-        return network, fit(
-            network, stored, dev_stored, pairs, dev_pairs, options or quick(), folder, **others
+        task = FinetuneTask(
+            network, StoredPairs(*train), StoredPairs(*dev), options or quick(), folder, teacher, frozen
         )
+        return network, fit(task, **others)
 
     return run
 
@@ -73,6 +84,10 @@ def same_states(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def best_auc(result):
+    return result.epochs[result.best_epoch].dev_auc
+
+
 def auc(network, dev):
     stored, pairs = dev
     with torch.no_grad():
@@ -90,11 +105,22 @@ def test_every_loss_learns(learn, train, dev, loss):
     teacher = teacher_of(train) if loss == "distillation" else None
     network, result = learn(options, teacher=teacher)
     assert result.frozen_auc == result.epochs[0].dev_auc == pytest.approx(frozen)
-    assert result.helped and result.best_auc > frozen + 0.02
-    assert auc(network, dev) == pytest.approx(result.best_auc)
-    assert result.best_auc == max(epoch.dev_auc for epoch in result.epochs)
+    assert result.helped and best_auc(result) > frozen + 0.02
+    assert auc(network, dev) == pytest.approx(best_auc(result))
+    assert best_auc(result) == max(epoch.dev_auc for epoch in result.epochs)
     assert [epoch.epoch for epoch in result.epochs] == list(range(options.epochs + 1))
     assert result.epochs[0].loss is None and result.epochs[-1].loss < result.epochs[1].loss
+
+
+def test_the_frozen_networks_vectors_are_not_computed_again_where_they_are_known(learn, dev, tmp_path):
+    stored, pairs = dev
+    learner = Learner(SmallNetwork(), torch.nn.Identity())
+    known = embedded(learner, stored, pairs.images, quick().batch_images, Team(torch.device("cpu")))
+    network, result = learn(folder=tmp_path / "computed")
+    other, given = learn(folder=tmp_path / "known", frozen=known)
+    assert same_states(network.state_dict(), other.state_dict()) and given.frozen_auc == result.frozen_auc
+    _, moved = learn(folder=tmp_path / "moved", frozen=np.roll(known, 1, axis=0))
+    assert moved.frozen_auc != result.frozen_auc
 
 
 def test_a_teacher_beside_a_loss(learnt, train):
@@ -154,7 +180,7 @@ def test_an_untrained_epoch_zero_wins_if_nothing_helps(learn, train):
     # Dev labels that say the opposite: learning makes it worse.
     opposite = replace(pairs, labels=(1 - pairs.labels).astype(np.int8))
     network, result = learn(quick(epochs=9, patience=2), dev=(stored, opposite))
-    assert (result.helped, result.best_epoch, result.best_auc) == (False, 0, result.frozen_auc)
+    assert (result.helped, result.best_epoch, best_auc(result)) == (False, 0, result.frozen_auc)
     assert len(result.epochs) == 3  # stopped early
     assert same_states(network.state_dict(), SmallNetwork().state_dict())
 
@@ -207,8 +233,8 @@ def test_bfloat16_is_near_float32(learn, tmp_path, dev):
     assert all(tensor.dtype == torch.float32 for tensor in mixed.parameters())
     # Dev is measured in float32.
     assert other.frozen_auc == result.frozen_auc
-    assert other.best_auc == pytest.approx(result.best_auc, abs=0.03)
-    assert auc(mixed, dev) == pytest.approx(other.best_auc)
+    assert best_auc(other) == pytest.approx(best_auc(result), abs=0.03)
+    assert auc(mixed, dev) == pytest.approx(best_auc(other))
 
 
 def test_views_take_part(learnt):
@@ -343,7 +369,7 @@ def test_workers_that_see_different_folders(learn):
         def of_first(self, value):
             return value + 5
 
-    with pytest.raises(BatchverifyError, match="worker 1 finds another checkpoint there than worker 0"):
+    with pytest.raises(BatchverifyError, match="worker 1 finds another checkpoint here than worker 0"):
         learn(team=Alone(torch.device("cpu"), 1, 2))
 
 

@@ -67,9 +67,9 @@ def test_people_are_drawn_if_they_are_named_and_images_otherwise():
     ("tuned", "low", "words"),
     [
         (0.95, 0.01, "Fine-tuning helped"),
-        (0.95, -0.01, "may not have helped, the difference is within chance"),
+        (0.95, -0.01, "may not have helped (the difference is within chance"),
         (0.95, None, "Fine-tuning helped"),
-        (0.90, -0.1, "did not help, use the parent"),
+        (0.90, -0.1, "did not help; use the parent"),
     ],
 )
 def test_the_verdict_says_plainly_what_it_found(tuned, low, words):

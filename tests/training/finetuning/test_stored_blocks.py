@@ -140,7 +140,7 @@ def test_too_little_space_is_said_at_once(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 239))
     with pytest.raises(
-        BatchverifyError, match=r"blocks: 0\.00 GB are to be written, but only 0\.00 GB are free"
+        BatchverifyError, match=r"blocks: 0\.00 GB are needed, but the disk has only 0\.00 GB free"
     ):
         opened(tmp_path / "blocks")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 240))

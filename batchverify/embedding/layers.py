@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, prelu
@@ -115,10 +116,10 @@ class BottleneckBlock(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to the same, or to more channels of half the height and width."""
-        found = self.project(self.depthwise(self.expand(values)))
-        weights = self.excite(self.squeeze(found.mean((2, 3), keepdim=True)))
-        found = found * weights.sigmoid()
-        return found + values if self._residual else found
+        projected = self.project(self.depthwise(self.expand(values)))
+        weights = self.excite(self.squeeze(projected.mean((2, 3), keepdim=True)))
+        projected = projected * weights.sigmoid()
+        return projected + values if self._residual else projected
 
 
 def inception_layers(dropout: float) -> nn.Sequential:
@@ -149,7 +150,7 @@ def _inception_layers() -> Iterator[tuple[str, nn.Module]]:
             yield name, nn.Sequential(*repeats[name]) if number else repeats[name][0]
 
 
-def compact_layers(dropout: float) -> nn.Sequential:
+def compact_layers(dropout: float = 0.0) -> nn.Sequential:
     """The compact network, untrained: scaled faces (B, 3, 128, 128) to (B, 256). dropout: before the last layer."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     stages: dict[str, list[nn.Module]] = {}
@@ -164,3 +165,10 @@ def compact_layers(dropout: float) -> nn.Sequential:
         layers[layer.name] = SlopedConvolution(layer)
     layers["flat"] = nn.Flatten()
     return nn.Sequential(layers)
+
+
+def fill(network: nn.Sequential, tensors: Mapping[str, np.ndarray]) -> None:
+    """Copy the tensors of a backbone into a network."""
+    for name, tensor in network.state_dict().items():
+        if name in tensors:
+            tensor.copy_(torch.from_numpy(tensors[name]))
