@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ class InStore(Bench):
 
     store: Store
 
+    @cached_property
+    def client(self) -> Any:
+        """One for all runs: making one takes longer than a request."""
+        return self.store.client()
+
     def uri(self, place: Path, name: str) -> str:
         """Of something in the bucket, behind the run's prefix."""
         return f"s3://{BUCKET}/{self.folder.name}/{place.name}/{name}{self.store.options(self.store.direct)}"
@@ -48,13 +53,13 @@ class InStore(Bench):
     def names(self, place: Path) -> list[str]:
         """Everything that a run has in the bucket, without the prefix."""
         prefix = f"{self.folder.name}/{place.name}/"
-        listed = self.store.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return [each["Key"].removeprefix(prefix) for each in listed]
 
     def content(self, place: Path, name: str) -> bytes:
         """The bytes of an object."""
         path = f"{self.folder.name}/{place.name}/{name}"
-        return self.store.client().get_object(Bucket=BUCKET, Key=path)["Body"].read()
+        return self.client.get_object(Bucket=BUCKET, Key=path)["Body"].read()
 
     def leftovers(self, place: Path) -> list[str]:
         """See `Bench`. What could not be sent is kept on this machine, but for parts that are sent again."""
@@ -98,9 +103,7 @@ class StoreInputBench(InStore, ScoreBench):
     def furnish(self, place: Path) -> None:
         """See `Bench`."""
         for path in (self.folder / "in").iterdir():
-            self.store.client().upload_file(
-                str(path), BUCKET, f"{self.folder.name}/{place.name}/in/{path.name}"
-            )
+            self.client.upload_file(str(path), BUCKET, f"{self.folder.name}/{place.name}/in/{path.name}")
 
     def arguments(self, place: Path) -> list[str]:
         """See `Bench`."""
