@@ -64,7 +64,9 @@ class InStore(Bench):
     def leftovers(self, place: Path) -> list[str]:
         """See `Bench`. What could not be sent is kept on this machine, but for parts that are sent again."""
         names = [*self.names(place), *(path.name for path in self._unsent())]
-        return [name for name in names if any(each in name for each in (".tmp", ".job/", "claim-"))]
+        useless = [name for name in names if any(each in name for each in (".tmp", ".job/", "claim-"))]
+        # The marker of an empty folder hinders nobody.
+        return [name for name in useless if not name.endswith(".job/")]
 
     def _unsent(self) -> list[Path]:
         return [path for path in Path(tempfile.gettempdir()).iterdir() if path.suffix]
