@@ -250,6 +250,9 @@ class ActorPool:
                 f"the local Ray ended in the middle of the run: {_end_of_ray()}; the same command goes on from what "
                 "is done"
             )
+        self._remove(node)
+
+    def _remove(self, node: Node) -> None:
         if self.nodes.pop(node.id, None) is not None:
             log.warning("node %s is gone: its tasks are repeated", node)
         self.actors = [actor for actor in self.actors if actor.node != node]
@@ -292,7 +295,7 @@ class ActorPool:
                 continue
             if problem:
                 log.warning("node %s is not used: %s", actor.node, problem)
-                self.drop(actor.node)
+                self._remove(actor.node)
             else:
                 self.actors.append(actor)
                 self._failed_starts.pop(actor.node.id, None)
