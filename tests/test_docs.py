@@ -110,6 +110,22 @@ def test_links_lead_to_files_and_headings(page):
     assert not broken
 
 
+def test_every_line_of_the_threat_model_names_tests_that_are_there():
+    text = (REPOSITORY / "SECURITY.md").read_text(encoding="utf8")
+    table = text.partition("## Who must not achieve what")[2].partition("What is not held")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(lines) >= 15
+    for line in lines:
+        held_by = line.split("|")[-2]
+        assert re.search(r"`tests/[^`]+`", held_by) or "cluster neighbour" in line, line
+        file = ""
+        for name in re.findall(r"`([^`]+)`", held_by):
+            if name.startswith("tests/"):
+                file = (REPOSITORY / name).read_text(encoding="utf8")
+            else:
+                assert f"def {name}(" in file, name
+
+
 def test_the_index_and_the_site_have_every_page():
     pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
     assert pages <= set(LINK.findall((DOCS / "README.md").read_text(encoding="utf8")))

@@ -71,15 +71,16 @@ class FingerprintFolder:
 
     def read(self, segment: StoredSegment, columns: list[str] | None = None) -> pa.Table | Exception:
         """A segment's table, or why it cannot be trusted. Raises FileNotFoundError if it is gone."""
-        table: pa.Table | Exception = ValueError("never read")
+        errors: list[Exception] = []
         for kind in ("data", "fail") if segment.kind == QUARANTINE else (segment.kind,):
             try:
                 return read_segment(segment.location, self.id, self.schema(kind), columns=columns)
             except FileNotFoundError:
                 raise
             except DAMAGE as exc:
-                table = exc
-        return table
+                errors.append(exc)
+        # A quarantined segment lacks the columns of one kind; as the other kind it says what is wrong.
+        return next((error for error in errors if not str(error).endswith(" is missing")), errors[0])
 
 
 def find_folders(root: Location) -> tuple[list[FingerprintFolder], list[str]]:

@@ -66,11 +66,15 @@ def compact(cache: str | None, as_json: bool) -> None:
     """Merge small cache files into larger ones, while runs read and write.
 
     Runs start faster on fewer files. Rows that are there twice are dropped. Results stay the same.
+
+    Exits with code 1 if a file is damaged. It stays as it is, and all others are merged.
     """
     from batchverify.cache.rewriting import compact as run
 
     report = run(cache or default_cache_root())
     show_result(report, "\n".join(report.lines()), as_json)
+    if report.damaged:
+        raise click.exceptions.Exit(1)
 
 
 @cache.command()

@@ -83,8 +83,12 @@ def _images(evidence: Evidence) -> list[SuspectImage]:
 def check_suspects_target(path: str, inputs: Sequence[str]) -> Location:
     """Where the suspects go. Raises `UsageError` for another format, an input or a file that exists."""
     target = check_target(path, inputs, option=OPTION)
+    try:
+        is_new = target.kind() == "absent"
+    except OSError as exc:
+        raise UsageError(f"{path}: {OPTION} cannot write there: {exc}") from exc
     # A reviewer may have filled it in.
-    if target.kind() != "absent":
+    if not is_new:
         raise UsageError(
             f"{path}: {OPTION} writes a new file, and this one exists; remove it or name another"
         )

@@ -21,7 +21,7 @@ from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.bounds import UNITS, Tail, guaranteed_threshold
 from batchverify.heads.centring import centred
 from batchverify.heads.drift import Reference
-from batchverify.heads.features import product
+from batchverify.heads.features import absolute_difference, product
 from batchverify.heads.prior import fitted_share
 from batchverify.heads.review_band import ReviewBand
 from batchverify.heads.scorer import Scorer, from_tensors, to_tensors
@@ -142,7 +142,7 @@ class Head(StoredHead):
             return self._score(a, b)
         rows = np.arange(len(a))
         probability, _ = self._score(centred(a, self.centre), centred(b, self.centre))
-        return probability, _clipped(distances(a, b, rows, rows)[1])
+        return probability, _cosine(*distances(a, b, rows, rows))
 
     def _score(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probability and cosine of pairs of embeddings from which the centre has been taken."""
@@ -170,14 +170,15 @@ class Head(StoredHead):
             slope, offset = self.calibration
             logits = logits.mul_(slope).add_(offset)
             probability[rows] = (logits if self.as_logits else logits.sigmoid_())[:count].numpy()
-            similarity[rows] = product(left, right).sum(dim=1)[:count].numpy()
-        return probability, _clipped(similarity)
+            differences = absolute_difference(left, right).sum(dim=1)[:count].numpy()
+            similarity[rows] = _cosine(differences, product(left, right).sum(dim=1)[:count].numpy())
+        return probability, similarity
 
     def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Like calling the head, for pairs given as (N,) int64 indices into (M, D) embeddings."""
         if self.centre is None:
             return self._score_pairs(vectors, a, b)
-        similarity = _clipped(distances(vectors, vectors, a, b)[1])
+        similarity = _cosine(*distances(vectors, vectors, a, b))
         if len(vectors) > 2 * len(a):
             used, rows = np.unique(np.concatenate([a, b]), return_inverse=True)
             vectors, (a, b) = vectors[used], np.split(rows, 2)
@@ -208,10 +209,10 @@ class Head(StoredHead):
         logits = sum(scores[1:], scores[0]) / np.float32(len(scores))
         slope, offset = np.float32(self.calibration[0]), np.float32(self.calibration[1])
         if self.as_logits:
-            return logits * slope + offset, _clipped(cosine)
+            return logits * slope + offset, _cosine(chi_square, cosine)
         # Where the exponential overflows, the probability is 0, which is right.
         with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-(logits * slope + offset))), _clipped(cosine)
+            return 1 / (1 + np.exp(-(logits * slope + offset))), _cosine(chi_square, cosine)
 
     @property
     def dimension(self) -> int:
@@ -338,9 +339,12 @@ def stored_threshold(
     )
 
 
-def _clipped(cosine: np.ndarray) -> np.ndarray:
-    """(N,) cosines within -1 to 1: rows rounded to float16 are not quite of length 1. NaN stays."""
-    return np.clip(cosine, np.float32(-1), np.float32(1))
+def _cosine(distance: np.ndarray, dots: np.ndarray) -> np.ndarray:
+    """(N,) cosines from dot products of rows that are rounded to float16, and so not quite of length 1. NaN stays.
+
+    distance: 0 for equal rows, whose cosine is 1.
+    """
+    return np.where(distance == 0, np.float32(1), np.clip(dots, np.float32(-1), np.float32(1)))
 
 
 def _tensor(rows: np.ndarray) -> torch.Tensor:

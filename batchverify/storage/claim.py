@@ -118,7 +118,10 @@ class Claim:
             self._thread.join()
         try:
             with self._busy:
-                files = [file.path for file, _ in self.folder.files()]
+                files: list[str] = []
+                # Where the folder cannot be listed, the claim goes nevertheless: others would have to outwait it.
+                with suppress(OSError):
+                    files = [file.path for file, _ in self.folder.files()]
                 if files == [self._own.path]:
                     # pyarrow leaves a marker of the folder when it deletes a file alone.
                     with suppress(FileNotFoundError):

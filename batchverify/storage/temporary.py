@@ -1,4 +1,4 @@
-"""Temporary files that a killed process leaves, and how a later run knows them: their process no longer holds a lock.
+"""Temporary files and folders of killed processes, and how a later run knows them: nobody holds their lock any more.
 
 The kernel releases a lock however its process ends. A lock is seen for certain only under the same kernel, so names
 state it.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 _UNIQUE = 8
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # The locks of this process by the paths of their files.
 _held: dict[str, IO[bytes]] = {}
 
@@ -60,23 +63,53 @@ def drop(path: Path) -> None:
         file.close()
 
 
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """A new folder of the machine's temporary one, for the block. Raises OSError.
+
+    name: what it is for. A killed process cannot delete its own; the next block of this name does.
+    """
+    parent = Path(tempfile.gettempdir())
+    _sweep_folders(parent, name)
+    path, descriptor = _create_folder(parent, name)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
 def sweep(folder: Path, name: str = "") -> None:
     """Remove temporary files whose processes are gone. name: only those that were to become this file.
 
     What cannot be seen or removed stays.
     """
+    for path in _ours(folder, name):
+        with suppress(OSError):
+            _remove_abandoned(path)
+
+
+def _sweep_folders(parent: Path, name: str) -> None:
+    """Remove the folders of this name whose processes are gone; those of other users stay."""
+    for path in _ours(parent, name):
+        with suppress(OSError), _opened(path) as descriptor:
+            if os.fstat(descriptor).st_uid == os.geteuid() and _lock(descriptor):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _ours(folder: Path, name: str) -> list[Path]:
+    """What `temporary_name` may have named in a folder, under this kernel; name: empty for all."""
     ours = re.compile(rf"\.{re.escape(name) or '.*'}\.{_kernel()}[0-9a-f]{{{_UNIQUE}}}\.tmp")
     with suppress(OSError), os.scandir(folder) as entries:
-        for path in [Path(entry.path) for entry in entries if ours.fullmatch(entry.name)]:
-            with suppress(OSError):
-                _remove_abandoned(path)
+        return [Path(entry.path) for entry in entries if ours.fullmatch(entry.name)]
+    return []
 
 
 def _create(path: Path) -> IO[bytes]:
     while True:
         file = path.open("xb")
         try:
-            if _lock(file) is None or is_named(file.fileno(), path):
+            if _wait_for_lock(file.fileno()) is None or is_named(file.fileno(), path):
                 return file
         except BaseException:
             file.close()
@@ -85,15 +118,41 @@ def _create(path: Path) -> IO[bytes]:
         file.close()
 
 
-def _lock(file: IO[bytes]) -> bool | None:
-    """Whether a file is locked now, by this process; None where there are no locks."""
+def _create_folder(parent: Path, name: str) -> tuple[Path, int]:
+    """A new folder and the descriptor that holds its lock."""
+    while True:
+        path = parent / temporary_name(name)
+        path.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, _FOLDER)
+            if _wait_for_lock(descriptor) is None or is_named(descriptor, path):
+                return path, descriptor
+            os.close(descriptor)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, _FOLDER)
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: int = fcntl.LOCK_NB) -> bool | None:
+    """Whether a file or folder is locked now, by this process; None where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | wait)
     except BlockingIOError:
         return False
     except OSError:
         return None
     return True
+
+
+def _wait_for_lock(descriptor: int) -> bool | None:
+    """Lock what was just made; another run that took it for abandoned holds it for a moment, and removes it."""
+    return _lock(descriptor, 0)
 
 
 def is_named(descriptor: int, path: Path) -> bool:
@@ -106,5 +165,5 @@ def is_named(descriptor: int, path: Path) -> bool:
 
 def _remove_abandoned(path: Path) -> None:
     with path.open("rb") as file:
-        if _lock(file):
+        if _lock(file.fileno()):
             path.unlink()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.documents import MOST_RECORD, read_document
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.errors import BatchverifyError, UsageError, first_line
 from batchverify.evaluation.scores import UNKNOWN, ScoreFile, read_scores, read_units
 from batchverify.fingerprint import FUSION
 from batchverify.heads.fused_head import FusedHead
@@ -228,22 +228,31 @@ def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog)
         return []
     target = Location.parse(path)
     record_path = target.parent.join(f"{PurePosixPath(target.path).stem}.training.json")
-    with suppress(OSError, ValueError, LookupError, TypeError, BatchverifyError):
+    try:
         record = read_document(record_path.read_bytes(MOST_RECORD), MOST_RECORD)
-        training = head.about["training"]["manifest_fingerprint"]
-        if record["head"]["training"]["manifest_fingerprint"] != training:
-            return []
-        options = record["options"]
-        columns = Columns(options.get("column_a", "image_a"), options.get("column_b", "image_b"))
-        names = record["manifests"]["training"]
-        # The option may be relative to the folder that the training ran in.
-        root = record["image_roots"]["training"] if options.get("image_root") is not None else None
-        opened = [Manifest.open(name, columns=columns, image_root=root) for name in names]
-        if len(opened) == 1 and opened[0].fingerprint != training:
-            log.write(f"warning: {names[0]} has changed since the head was trained on it: it is not compared")
-            return []
-        return [_Other("the head's training pairs", manifest) for manifest in opened]
-    return []
+        return _recorded_manifests(record, head, log)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError, BatchverifyError) as exc:
+        log.write(f"warning: {record_path}: the training pairs are not compared: {first_line(exc)}")
+        return []
+
+
+def _recorded_manifests(record: Mapping[str, Any], head: Head | FusedHead, log: TrainingLog) -> list[_Other]:
+    """The training manifest of a record that is the head's. Raises what a made-up record leads to."""
+    training = head.about["training"]["manifest_fingerprint"]
+    if record["head"]["training"]["manifest_fingerprint"] != training:
+        return []
+    options = record["options"]
+    columns = Columns(options.get("column_a", "image_a"), options.get("column_b", "image_b"))
+    names = record["manifests"]["training"]
+    # The option may be relative to the folder that the training ran in.
+    root = record["image_roots"]["training"] if options.get("image_root") is not None else None
+    opened = [Manifest.open(name, columns=columns, image_root=root) for name in names]
+    if len(opened) == 1 and opened[0].fingerprint != training:
+        log.write(f"warning: {names[0]} has changed since the head was trained on it: it is not compared")
+        return []
+    return [_Other("the head's training pairs", manifest) for manifest in opened]
 
 
 def _check_new(head: Head | FusedHead, job: Job, others: Sequence[_Other]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -16,6 +15,7 @@ from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.heads.features import Features
 from batchverify.options import ALGORITHMS, TrainOptions
+from batchverify.storage.temporary import temporary_folder
 from batchverify.training.calibration import platt_scaling, sigmoid
 from batchverify.training.fit import EstimatorSpec, centred_pairs
 from batchverify.training.pairs import LabelledPairs
@@ -95,13 +95,13 @@ def _run_trials(
     """Every point with the result of `run_trial`. Raises `BatchverifyError` if a trial crashes."""
     from ray import tune as ray_tune
 
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("batchverify-tune") as folder:
         trainable = ray_tune.with_parameters(run_trial, train=train, dev=dev, options=options)
         tuner = ray_tune.Tuner(
             ray_tune.with_resources(trainable, {"cpu": 1}),
             param_space={"changes": ray_tune.grid_search(points)},
             tune_config=ray_tune.TuneConfig(metric="dev_loss", mode="min", reuse_actors=True),
-            run_config=ray_tune.RunConfig(storage_path=folder, verbose=int(options.verbose)),
+            run_config=ray_tune.RunConfig(storage_path=str(folder), verbose=int(options.verbose)),
         )
         grid: Any = tuner.fit()
         for result in grid:

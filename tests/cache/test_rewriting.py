@@ -19,6 +19,7 @@ from cache_samples import (
     OTHER,
     entry,
     failure,
+    flip,
     key,
     new_cache,
     segments,
@@ -120,6 +121,21 @@ def test_what_killed_writers_left_and_what_is_quarantined_is_searched_too(tmp_pa
     assert erased.deleted == 3 and not left.exists() and not young.exists()
     assert [path.name for path in (folder / "quarantine").iterdir()] == [other.name]
     assert files_with(tmp_path, key(1)) == files_with(tmp_path, vector(1).tobytes()) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "part"), [(entry(50), vector(50).tobytes()), (failure(50), b"message 50")], ids=["data", "fail"]
+)
+def test_a_damaged_segment_in_quarantine_is_named_with_what_is_wrong(
+    tmp_path: Path, row: Entry, part: bytes
+) -> None:
+    [path] = write(tmp_path, [row])
+    flip(path, path.read_bytes().index(part))
+    [moved] = verify_cache(str(tmp_path), quarantine=True).quarantined
+    [(named, why)] = erase(str(tmp_path), [key(50)]).unsearched.items()
+    assert named == moved and "CRC" in why
+    assert erase(str(tmp_path), [key(50)], delete_damaged=True).deleted == 1
+    assert files_with(tmp_path, key(50)) == []
 
 
 def test_a_damaged_segment_is_named_and_deleted_on_request_alone(tmp_path: Path) -> None:

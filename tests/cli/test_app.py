@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cache_samples import entry, flip, write
 from click.testing import CliRunner
 from repository import REPOSITORY
 
@@ -251,4 +252,19 @@ def test_images_are_forgotten_and_outputs_named(tmp_path):
     for wrong in ([], ["--key", "abc"]):
         assert run("cache", "forget", *wrong, *options).exit_code == 2
     compacted = run("cache", "compact", "--json", *options)
-    assert json.loads(compacted.stdout)["damaged"] == {}
+    assert compacted.exit_code == 0 and json.loads(compacted.stdout)["damaged"] == {}
+
+
+def test_a_compaction_that_leaves_a_damaged_file_exits_with_1(tmp_path):
+    for numbers in ((1, 2), (3, 4)):
+        write(tmp_path, [entry(number) for number in numbers])
+    [damaged] = write(tmp_path, [entry(5)])
+    flip(damaged, 200)
+    options = ["--cache", str(tmp_path)]
+    text = run("cache", "compact", *options)
+    assert text.exit_code == 1
+    assert f"{damaged}: left as it is: " in text.stdout and "3 segments are now 2" in text.stdout
+    as_json = run("cache", "compact", "--json", *options)
+    assert as_json.exit_code == 1 and list(json.loads(as_json.stdout)["damaged"]) == [str(damaged)]
+    assert run("cache", "verify", "--quarantine", *options).exit_code == 1
+    assert run("cache", "compact", *options).exit_code == 0

@@ -275,6 +275,7 @@ def run(*arguments):
             ["s.parquet", "--suspects", "9", "there.csv"],
             "there.csv: --suspects writes a new file, and this one exists",
         ),
+        (["s.parquet", "--suspects", "9", f"{'n' * 300}.csv"], "n.csv: --suspects cannot write there: "),
         (
             ["s.parquet", "--suspects", "9", "s.parquet"],
             "s.parquet: --suspects would write into the input ",

@@ -34,7 +34,8 @@ def test_the_score_is_the_formula():
     weight, bias = (each.astype(np.float64) for each in head.scorers[0].layers[0])
     logit = 1.1 * (terms @ weight[0] + bias) + 0.1
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logit)), atol=1e-5)
-    np.testing.assert_allclose(similarity, (x * y).sum(axis=1), atol=1e-6)
+    cosine = np.where((x == y).all(axis=1), 1, (x * y).sum(axis=1))
+    np.testing.assert_allclose(similarity, cosine, atol=1e-6)
     assert probability.min() < 0.01 and probability.max() > 0.9
     assert probability.dtype == similarity.dtype == np.float32
 
@@ -93,15 +94,17 @@ def test_arrays_of_any_layout_are_scored_alike_and_not_modified(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_similarities_lie_between_minus_1_and_1_though_rounded_rows_are_longer(kind):
+def test_similarities_lie_between_minus_1_and_1_though_rounded_rows_are_longer_or_shorter(kind):
+    """An image beside itself, or beside another file of the same pixels, has 1."""
     head, (a, _) = make_head(kind), pairs(BLOCK + 9)
     rows = np.arange(len(a))
     squares = (a.astype(np.float32) ** 2).sum(axis=1)
-    assert squares.max() > 1.00005
-    for b, side in ((a, 1), (-a, -1)):
+    assert squares.min() < 0.99995 and squares.max() > 1.00005
+    for b, expected in ((a, np.ones(len(a))), (-a, -np.minimum(squares, 1))):
         for _, similarity in (head(a, b), head.score_pairs(np.concatenate([a, b]), rows, rows + len(a))):
-            np.testing.assert_allclose(similarity, np.minimum(squares, 1) * side, atol=1e-6)
+            np.testing.assert_allclose(similarity, expected, atol=1e-6)
             assert abs(similarity).max() == 1
+    assert (head.score_pairs(a, rows, rows)[1] == 1).all()
 
 
 def test_probabilities_follow_from_the_cosine_before_it_is_cut_off():

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from failing_benches import ScoreBench, rows_of, toy_embedder
 from failing_calls import FailingCalls, failing_calls
+from killing import KilledJob, draw_pairs
 from PIL import Image
 from repository import REPOSITORY
 
@@ -331,6 +333,41 @@ def test_a_full_dev_shm_costs_ray_no_row(tmp_path: Path) -> None:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert [row["status"] for row in rows_of(tmp_path / "o.parquet").to_pylist()] == ["ok"] * 4
+
+
+# The same, filled once Ray keeps images there.
+FILLING_SHM = """
+mount -t tmpfs -o size=200m tmpfs /dev/shm || exit 77
+"$@" &
+until [ "$(df --output=used /dev/shm | tail -n 1)" -gt 1000 ] || ! kill -0 $!; do sleep 0.01; done
+head -c 200M /dev/zero > /dev/shm/filled
+wait $!
+"""
+
+
+@pytest.mark.ray
+def test_a_dev_shm_that_fills_up_ends_a_ray_run_with_a_sentence_and_nothing_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    manifest = draw_pairs(tmp_path / "in", 200, 1000)
+    job = KilledJob(manifest, tmp_path / "out.parquet", tmp_path / "cache", 500, engine="ray", toy=0.3)
+    environment = {**job.environment(), "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "100000000"}
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-c", FILLING_SHM, "bash", *job.command()],
+            capture_output=True, text=True, timeout=250, env=environment,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("no program `unshare`")
+    if done.returncode in (1, 77) and "aylet" not in done.stderr:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 1, done.stderr
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("batchverify: ")]
+    assert "the local Ray ended in the middle of the run: /dev/shm, where it keeps images" in said
+    job.finish()
+    undisturbed = KilledJob(manifest, tmp_path / "other.parquet", tmp_path / "other", 500, toy=0.0)
+    undisturbed.finish()
+    assert pa.concat_tables(job.table()).equals(pa.concat_tables(undisturbed.table()))
+    assert job.embedded_twice() == 0
 
 
 def test_a_folder_is_unfinished_before_its_first_part_is_replaced(tmp_path: Path) -> None:

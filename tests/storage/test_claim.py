@@ -268,3 +268,17 @@ def test_a_claim_that_this_process_could_not_delete_is_dead(folder: Location) ->
     second.take()
     second.release()
     assert folder.files() == []
+
+
+def test_a_claim_goes_where_the_folder_cannot_be_listed_at_the_end(
+    store: Store, folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("AWS Error ACCESS_DENIED")
+
+    claim = Claim(folder, beat=BEAT)
+    claim.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "files", fail)
+        claim.release()
+    assert [name for name in names(store, folder) if not name.endswith("/")] == []

@@ -108,3 +108,36 @@ def rows_of(output: Path) -> pa.Table | None:
         return None
     parts = [pq.ParquetFile(part).read() for part in sorted(output.glob("part-*.parquet"))]
     return pa.concat_tables(parts).replace_schema_metadata()
+
+
+def half_done(bench: ScoreBench) -> Path:
+    """A job that failed after its first part: a folder is in the way of the second."""
+    place = bench.place()
+    output = place / "out" / bench.name
+    parts = output if not output.suffix else output.with_name(output.name + ".job")
+    in_the_way = parts / "part-00001.parquet"
+    in_the_way.mkdir(parents=True)
+    result = bench.invoke(place)
+    assert (result.exit_code, len(list(parts.glob("part-*.parquet")))) == (1, 2), result.output
+    in_the_way.rmdir()
+    return place
+
+
+def finished(bench: ScoreBench) -> Path:
+    """An output that is finished."""
+    place = bench.place()
+    assert bench.invoke(place).exit_code == 0
+    return place
+
+
+# What a job finds: nothing, a job half done, a finished one; or a finished one that is given again with this option.
+STATES = ("cold", "half done", "finished", "--retry-failed", "--overwrite")
+
+
+def score_bench(folder: Path, name: str, state: str) -> ScoreBench:
+    """A bench of `score` in one of `STATES`."""
+    bench = ScoreBench(folder, name)
+    if state != "cold":
+        bench.template = half_done(bench) if state == "half done" else finished(bench)
+    bench.options = (state,) if state.startswith("--") else ()
+    return bench

@@ -209,6 +209,20 @@ GUARDS = (
         "scoring/test_resume.py::test_another_job_is_refused_with_the_difference",
         "scoring/test_resume.py::test_another_manifest_is_refused_and_overwrite_starts_anew",
     ),
+    _guard(
+        "fingerprint of a fine-tuning's checkpoint",
+        "training/finetuning/checkpoint.py",
+        "if identity is not None and found != identity:",
+        "if False:",
+        "training/finetuning/test_checkpoint.py::test_what_decides_the_end_is_part_of_the_checkpoint",
+    ),
+    _guard(
+        "shapes in a fine-tuning's checkpoint",
+        "training/finetuning/checkpoint.py",
+        "    if shapes != wanted:",
+        "    if False:",
+        "training/finetuning/test_checkpoint.py::test_a_checkpoint_that_was_made_up_is_damaged",
+    ),
     # One image ends no run.
     _guard(
         "row isolation: an image that cannot be decoded",

@@ -150,6 +150,17 @@ def test_damaged_heads_and_records_are_no_tracebacks(bench, tmp_path):
     assert summary.apart_from == ()
 
 
+def test_a_record_that_cannot_be_read_is_named(bench, tmp_path, capsys):
+    """Without it nobody knows that the pairs are not those of the training."""
+    head = tmp_path / "copy.safetensors"
+    head.write_bytes(bench.head.read_bytes())
+    (tmp_path / "copy.training.json").mkdir()
+    summary = calibrate(head, bench.folder / "own.csv", tmp_path / "new.safetensors", cache=bench.cache)
+    assert summary.apart_from == ()
+    said = f"warning: {tmp_path}/copy.training.json: the training pairs are not compared: "
+    assert said in capsys.readouterr().err
+
+
 def biased(people, seed, slope=0.5, offset=1.5):
     """Pairs whose logits are too sure by a known line: the truth is slope * logit + offset."""
     pairs = draw_people(people, seed, pairs=2000)

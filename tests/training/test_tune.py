@@ -1,7 +1,9 @@
 """The search for a spec: its space and draws, and trials on a real Ray with two CPUs."""
 
 import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from people import draw_people
 from batchverify.errors import TrainingError, UsageError
 from batchverify.evaluation.figures import log_loss
 from batchverify.options import TrainOptions
+from batchverify.storage.temporary import temporary_name
 from batchverify.training.calibration import platt_scaling, sigmoid
 from batchverify.training.fit import EstimatorSpec, centred_pairs
 from batchverify.training.pairs import LabelledPairs
@@ -112,9 +115,12 @@ class TestOnRay:
     def test_the_best_trial_is_the_smallest_loss_and_nothing_is_left(self, capfd):
         import ray
 
+        of_a_killed_run = Path(tempfile.gettempdir(), temporary_name("batchverify-tune"))
+        of_a_killed_run.mkdir()
         train, dev = pairs()
         options, trials = tune(train, dev, OPTIONS)
         assert not ray.is_initialized()
+        assert not of_a_killed_run.exists()
         assert capfd.readouterr().out == ""
         losses = [each.dev_loss for each in trials]
         assert len(losses) == 3 and losses == sorted(losses) and losses[0] < losses[-1]

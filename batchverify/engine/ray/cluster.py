@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +27,8 @@ GRACE_SECONDS = 0.3
 ANSWER_SECONDS = 3.0
 # How often the list of nodes is read.
 REFRESH_SECONDS = 5.0
+# A folder with less space counts as full: Ray asks for pieces of this size and more.
+FULL_BYTES = 32 << 20
 # If so many workers of a node die in a row while they start, the run ends.
 START_TRIES = 3
 
@@ -142,6 +146,15 @@ def on_node(node: Node, *, soft: bool) -> Any:
     return NodeAffinitySchedulingStrategy(node.id, soft=soft)
 
 
+def _end_of_ray() -> str:
+    """Why this machine's Ray may have ended, and what helps."""
+    folder, helps = "/dev/shm", "free some space there, or use --engine local"  # noqa: S108  where Ray keeps objects
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < FULL_BYTES:
+            return f"{folder}, where it keeps images and vectors, is full: {helps}"
+    return "something killed it, as the system does for want of memory"
+
+
 @dataclass(eq=False)
 class PooledActor:
     """An actor and its node. tasks: how many it has been given and not finished."""
@@ -155,13 +168,15 @@ class PooledActor:
 class ActorPool:
     """The actors of a run.
 
-    start: creates one actor on a node. placing_seconds: how often waiting for a place is reported.
+    start: creates one actor on a node. placing_seconds: how often waiting for a place is reported. is_local: this
+    machine's own Ray, whose node is all.
     An actor gets tasks only after it has answered once, so that no task is blamed for one that Ray cannot place.
     """
 
     start: Callable[[Node, Share], Any]
     use_gpus: bool
     placing_seconds: float = PLACING_SECONDS
+    is_local: bool = False
     actors: list[PooledActor] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
     _pending: dict[Any, PooledActor] = field(default_factory=dict)
@@ -231,7 +246,16 @@ class ActorPool:
         return False
 
     def drop(self, node: Node) -> None:
-        """Remove a node that is gone, with its actors."""
+        """Remove a node that is gone, with its actors. Raises `BatchverifyError` if it was all of a local Ray."""
+        if self.is_local and node.id in self.nodes:
+            # Ray ends this process some seconds later, without a word of ours.
+            raise BatchverifyError(
+                f"the local Ray ended in the middle of the run: {_end_of_ray()}; the same command goes on from what "
+                "is done"
+            )
+        self._remove(node)
+
+    def _remove(self, node: Node) -> None:
         if self.nodes.pop(node.id, None) is not None:
             log.warning("node %s is gone: its tasks are repeated", node)
         self.actors = [actor for actor in self.actors if actor.node != node]
@@ -274,7 +298,7 @@ class ActorPool:
                 continue
             if problem:
                 log.warning("node %s is not used: %s", actor.node, problem)
-                self.drop(actor.node)
+                self._remove(actor.node)
             else:
                 self.actors.append(actor)
                 self._failed_starts.pop(actor.node.id, None)

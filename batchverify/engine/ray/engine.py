@@ -125,9 +125,12 @@ class RayEngine:
         self._load_task: Any = ray.remote(num_cpus=0, max_retries=0, num_returns=2)(load_chunk)
         # A dead actor is replaced, not restarted: calls during a restart would fail like another death.
         self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(PairWorker)
-        self._pool = ActorPool(self._new_actor, use_gpus=False, placing_seconds=placing_seconds)
+        is_local = self._ours and address is None
+        self._pool = ActorPool(
+            self._new_actor, use_gpus=False, placing_seconds=placing_seconds, is_local=is_local
+        )
         try:
-            nodes = first_nodes(plan.device, may_grow=address is not None or not self._ours)
+            nodes = first_nodes(plan.device, may_grow=not is_local)
             self._pool.use_gpus = uses_gpus(nodes, plan.device)
             self._plan_ref, self._index_ref = ray.put(plan), ray.put(index)
             self._pool.take(nodes)

@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from batchverify.errors import BatchverifyError, UsageError
+from batchverify.storage.temporary import temporary_folder
 
 # A program to use instead of those below.
 VARIABLE = "BATCHVERIFY_BROWSER"
@@ -30,6 +30,8 @@ SWITCHES = ("--headless", "--disable-gpu", "--no-first-run", "--no-pdf-header-fo
 SCRIPT_MILLISECONDS = 60_000
 # For one page, thousands of thumbnails in it.
 SECONDS = 300
+# Name of the temporary folder of pages and the browser's profile.
+FOLDER = "batchverify-report"
 # What report.js leaves in the page opened as `#images`.
 _IMAGES = re.compile(r'<script type="application/json" id="images">(.*?)</script>', re.DOTALL)
 
@@ -42,8 +44,8 @@ class Browser:
 
     def print(self, page: str) -> bytes:
         """A report as PDF. page: its HTML. Raises `BatchverifyError`."""
-        with _temporary_folder() as folder:
-            target = Path(folder, "report.pdf")
+        with temporary_folder(FOLDER) as folder:
+            target = folder / "report.pdf"
             output = self._open(page, "#print", folder, f"--print-to-pdf={target}")
             if not target.is_file():
                 raise BatchverifyError(
@@ -53,7 +55,7 @@ class Browser:
 
     def draw(self, page: str) -> dict[str, bytes]:
         """The plots of a report, each as `plot-NAME.svg` and `plot-NAME.png`. Raises `BatchverifyError`."""
-        with _temporary_folder() as folder:
+        with temporary_folder(FOLDER) as folder:
             document = self._open(page, "#images", folder, "--dump-dom").decode(errors="replace")
         found = _IMAGES.search(document)
         if found is None:
@@ -61,9 +63,9 @@ class Browser:
         images: dict[str, str] = json.loads(found[1])
         return {f"plot-{name}": _content(address) for name, address in images.items()}
 
-    def _open(self, page: str, part: str, folder: str, switch: str) -> bytes:
+    def _open(self, page: str, part: str, folder: Path, switch: str) -> bytes:
         """Open a page at a part of it; what the browser wrote to its standard output."""
-        path = Path(folder, "report.html")
+        path = folder / "report.html"
         path.write_bytes(page.encode(errors="replace"))
         # Chromium's own fence between processes does not work for root.
         root = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -95,11 +97,6 @@ def find_browser(option: str) -> Browser:
         f"{option} needs Chromium, Chrome or Edge, and none is on this machine: install one, name its program in "
         f"${VARIABLE}, or print report.html from any browser"
     )
-
-
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    # Helpers of a browser may write their last files when it has ended.
-    return tempfile.TemporaryDirectory(prefix="batchverify-", ignore_cleanup_errors=True)
 
 
 def _content(address: str) -> bytes:

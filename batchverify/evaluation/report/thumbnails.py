@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from batchverify.cache.embedding_cache import EmbeddingCache
@@ -79,7 +80,7 @@ class ImageSource:
         path: str | Skipped = Skipped(Reason.NOT_FOUND, "the run record names no image root")
         for root in self.roots:
             path = root.resolve(cell)
-            if root != self.roots[-1] and isinstance(path, str) and Location.parse(path).kind() == "file":
+            if root != self.roots[-1] and isinstance(path, str) and _is_file(path):
                 break
         return path
 
@@ -88,6 +89,14 @@ class ImageSource:
         open_roots = [replace(root, fenced=False) for root in self.roots]
         refused = isinstance(self.resolve(cell), Skipped)
         return refused and any(isinstance(root.resolve(cell), str) for root in open_roots)
+
+
+def _is_file(path: str) -> bool:
+    """Whether a file is there; not, if it has a name that no file can have."""
+    try:
+        return Location.parse(path).kind() == "file"
+    except (OSError, ValueError, pa.ArrowException, UsageError):
+        return False
 
 
 def _stated(value: Any) -> Location | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from batchverify.documents import MOST_METADATA, read_document
 from batchverify.errors import ArtifactError, BatchverifyError
 from batchverify.storage.location import Location
 
@@ -59,11 +60,9 @@ class Checkpoint:
             return None
         except OSError as exc:
             raise ArtifactError(f"{path}: the checkpoint cannot be read: {exc.strerror}") from exc
-        try:
-            progress = json.loads(_metadata(data)[KEY])
+        with sound(folder):
+            progress = _progress(data)
             stored_identity, tensors = str(progress.pop("identity")), load(data)
-        except (SafetensorError, LookupError, ValueError, TypeError) as exc:
-            raise ArtifactError(f"{path}: the checkpoint is damaged: remove it to start again") from exc
         if identity is not None and stored_identity != identity:
             raise ArtifactError(
                 f"{path}: the checkpoint belongs to a training with other options, pairs or images: give the same "
@@ -76,8 +75,8 @@ class Checkpoint:
         """The progress of a folder's checkpoint without its tensors; None if it cannot be read."""
         with suppress(OSError, LookupError, ValueError, TypeError), (folder / NAME).open("rb") as file:
             start = file.read(LENGTH_BYTES)
-            header = file.read(int.from_bytes(start, "little"))
-            progress: dict[str, Any] = json.loads(_metadata(start + header)[KEY])
+            header = file.read(min(int.from_bytes(start, "little"), MOST_METADATA))
+            progress = _progress(start + header)
             del progress["identity"]
             return progress
         return None
@@ -104,13 +103,22 @@ def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def restore_moments(optimiser: torch.optim.Optimizer, moments: Mapping[str, torch.Tensor]) -> None:
-    """Give AdamW what `moments_of` returned."""
+    """Give AdamW what `moments_of` returned. Raises `LookupError` and `ValueError` for what does not fit."""
     for number, parameter in enumerate(_parameters(optimiser)):
         if f"{number}.step" in moments:
             step, *others = (moments[f"{number}.{moment}"] for moment in MOMENTS)
+            for each in others:
+                require_alike({"moment": each}, {"moment": parameter})
             # In the parameter's own memory order, as AdamW would make them.
             copies = [torch.empty_like(parameter, requires_grad=False).copy_(each) for each in others]
             optimiser.state[parameter] = dict(zip(MOMENTS, [step, *copies], strict=True))
+
+
+def require_alike(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ValueError` unless the names and the shapes are the same."""
+    shapes, wanted = ({name: tuple(each.shape) for name, each in some.items()} for some in (found, expected))
+    if shapes != wanted:
+        raise ValueError(f"tensors {shapes}, not {wanted}")
 
 
 def digest_of(module: nn.Module) -> str:
@@ -132,7 +140,20 @@ def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
         yield from group["params"]
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata in a safetensors file's header: its length in 8 bytes, then JSON."""
+@contextmanager
+def sound(folder: Path) -> Iterator[None]:
+    """What goes wrong with a folder's checkpoint in the block, as `ArtifactError`: it is damaged."""
+    try:
+        yield
+    except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as exc:
+        raise ArtifactError(f"{folder / NAME}: the checkpoint is damaged: remove it to start again") from exc
+
+
+def _progress(data: bytes) -> dict[str, Any]:
+    """What a file says beside its tensors. data: of its header at least. Raises as `sound` expects."""
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
-    return json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"]
+    header = read_document(data[LENGTH_BYTES : LENGTH_BYTES + length])
+    progress = read_document(header["__metadata__"][KEY])
+    if not isinstance(progress, dict):
+        raise TypeError("no JSON object")
+    return progress

@@ -6,7 +6,8 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from batchverify.embedding.backbone import (
 )
 from batchverify.embedding.embedder import Embedder
 from batchverify.embedding.onnx_export import origin_of
-from batchverify.errors import TrainingError, UsageError
+from batchverify.errors import BatchverifyError, TrainingError, UsageError
 from batchverify.fingerprint import CHOSEN
 from batchverify.options import FinetuneOptions
 from batchverify.progress import duration
@@ -95,7 +96,7 @@ def finetune(
         check_installed()
     jobs = _open(train, dev, options)
     folder = JobFolder(target)
-    with TrainingLog(options.epochs, quiet=options.quiet) as log, folder.claimed():
+    with TrainingLog(options.epochs, quiet=options.quiet) as log, _on_disk(folder), folder.claimed():
         data = _begin(folder, _document(jobs, options), overwrite=options.overwrite)
         run = _Run(backbone, options, data, log)
         sets = run.faces(jobs)
@@ -296,6 +297,17 @@ def _document(jobs: Mapping[str, Job], options: FinetuneOptions) -> dict[str, An
         "manifests": {name: job.manifest_fingerprint for name, job in deciding.items()},
         "image_roots": {name: list(job.manifest.roots) for name, job in deciding.items()},
     }
+
+
+@contextmanager
+def _on_disk(folder: JobFolder) -> Iterator[None]:
+    """Errors of the system, which concern the job folder, as `BatchverifyError`; images that fail are no errors."""
+    try:
+        yield
+    except OSError as exc:
+        raise BatchverifyError(
+            f"{folder.location}: cannot be written or read: {exc.strerror or exc}; the same command goes on from here"
+        ) from exc
 
 
 def _begin(folder: JobFolder, document: dict[str, Any], *, overwrite: bool) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,7 +27,9 @@ from batchverify.training.finetuning.checkpoint import (
     digest_of,
     moments_of,
     named,
+    require_alike,
     restore_moments,
+    sound,
 )
 from batchverify.training.finetuning.checks import finite, overfit_check, range_test
 from batchverify.training.finetuning.learner import (
@@ -145,7 +148,10 @@ def finished(network: nn.Module, folder: Path) -> FinetuneFit:
         raise ArtifactError(
             f"{folder}: the checkpoint of the workers is not there: all nodes must see this folder"
         )
-    return _finished(network, checkpoint.part("best"), Progress.of_json(checkpoint.progress))
+    with sound(folder):
+        require_alike(checkpoint.part("best"), network.state_dict())
+        progress = Progress.of_json(checkpoint.progress)
+    return _finished(network, checkpoint.part("best"), progress)
 
 
 def _finished(network: nn.Module, best: dict[str, torch.Tensor], progress: Progress) -> FinetuneFit:
@@ -179,10 +185,23 @@ class Progress:
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Progress:
-        """From what `asdict` gave."""
+        """From what `asdict` gave. Raises `LookupError`, `TypeError` and `ValueError` for anything else."""
         tested = values.pop("range_test")
         epochs = [FinetuneEpoch(**epoch) for epoch in values.pop("epochs")]
-        return cls(range_test=tested and RangeTest(**tested), epochs=epochs, **values)
+        progress = cls(range_test=tested and RangeTest(**tested), epochs=epochs, **values)
+        counts = (progress.steps, progress.total, progress.best_epoch, progress.epoch, progress.step)
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"counts {counts}")
+        sums = (progress.max_lr, progress.loss, progress.seconds, *(epoch.dev_auc for epoch in epochs))
+        if not all(isinstance(value, float | int) and math.isfinite(value) for value in sums):
+            raise ValueError(f"numbers {sums}")
+        if (
+            progress.epoch != len(epochs)
+            or progress.best_epoch >= len(epochs)
+            or progress.step > progress.steps
+        ):
+            raise ValueError(f"epoch {progress.epoch} of {len(epochs)}")
+        return progress
 
 
 @dataclass
@@ -215,13 +234,16 @@ class _Training:
     def run(self, report: Report, on_step: OnStep) -> FinetuneFit:
         """Begin, or go on, and come to the end."""
         checkpoint = Checkpoint.read(self.task.folder, self.identity)
-        self._check_seen_by_all(checkpoint)
-        progress = self._begun() if checkpoint is None else Progress.of_json(dict(checkpoint.progress))
+        with sound(self.task.folder):
+            there = None if checkpoint is None else Progress.of_json(dict(checkpoint.progress))
+        self._check_seen_by_all(there)
+        progress = there or self._begun()
         optimiser = self.learner.optimiser(self.task.options)
         if checkpoint is None:
             self._save(progress, optimiser)
         else:
-            self._restore(checkpoint, optimiser)
+            with sound(self.task.folder):
+                self._restore(checkpoint, progress, optimiser)
         for epoch in progress.epochs:
             report(epoch)
         # Only now: with it the members get the first one's weights.
@@ -231,9 +253,9 @@ class _Training:
             report(progress.epochs[-1])
         return _finished(self.task.network, self.best, progress)
 
-    def _check_seen_by_all(self, checkpoint: Checkpoint | None) -> None:
+    def _check_seen_by_all(self, there: Progress | None) -> None:
         """Raise `BatchverifyError` unless all members read the same checkpoint."""
-        done = -1 if checkpoint is None else Progress.of_json(dict(checkpoint.progress)).done
+        done = -1 if there is None else there.done
         if self.team.of_first(done) != done:
             raise BatchverifyError(
                 f"{self.task.folder}: worker {self.team.rank} finds another checkpoint here than worker 0: all nodes "
@@ -348,7 +370,12 @@ class _Training:
         }
         Checkpoint(self.identity, tensors, asdict(progress)).write(self.task.folder)
 
-    def _restore(self, checkpoint: Checkpoint, optimiser: torch.optim.Optimizer) -> None:
+    def _restore(self, checkpoint: Checkpoint, progress: Progress, optimiser: torch.optim.Optimizer) -> None:
+        """Raises what `sound` expects for a checkpoint that does not fit."""
+        if (progress.steps, progress.total) != (self.steps, self.task.options.epochs * self.steps):
+            raise ValueError(f"{progress.steps} steps of {progress.total}")
+        require_alike(checkpoint.part("learner"), self.learner.state_dict())
+        require_alike(checkpoint.part("best"), self.task.network.state_dict())
         self.learner.load_state_dict(checkpoint.part("learner"))
         restore_moments(optimiser, checkpoint.part("optimiser"))
         self.best = checkpoint.part("best")

@@ -147,3 +147,14 @@ def test_workers_that_never_start_end_the_run(pool_of):
     pool.take(alive_nodes())
     with pytest.raises(BatchverifyError, match="a Ray worker could not be started, 3 times in a row: "):
         pool.idlest()
+
+
+def test_a_local_ray_without_its_node_has_ended(caplog):
+    """Ray ends the process some seconds later: the sentence comes before."""
+    lone = node(4)
+    pool = ActorPool(lambda *_: None, use_gpus=False, is_local=True, nodes={lone.id: lone})
+    with pytest.raises(BatchverifyError, match="the local Ray ended in the middle of the run: "):
+        pool.drop(lone)
+    of_many = ActorPool(lambda *_: None, use_gpus=False, nodes={lone.id: lone})
+    of_many.drop(lone)
+    assert not of_many.nodes and "is gone: its tasks are repeated" in caplog.text

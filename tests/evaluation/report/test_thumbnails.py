@@ -129,6 +129,15 @@ def test_images_are_looked_for_beside_every_manifest_file(tmp_path):
     assert ImageSource.of({}, None, None).resolve("a.png").reason == Reason.NOT_FOUND
 
 
+@pytest.mark.parametrize("cell", ["n" * 300 + ".png", "a\0.png", "\udcff.png", "a.png/b.png", "s3://"])
+def test_a_name_that_no_file_can_have_is_looked_for_nowhere(tmp_path, cell):
+    about, _ = record(tmp_path)
+    about["manifest"] = [str(tmp_path / name / "pairs.csv") for name in ("one", "two")]
+    draw(tmp_path / "one" / "a.png")
+    found = thumbnails([cell, "a.png"], ImageSource.of(about, None, None))
+    assert found[cell].uri is None and found["a.png"].uri is not None
+
+
 def test_more_images_than_are_held_at_once(tmp_path):
     about, _ = record(tmp_path)
     cells = [f"{each}.png" for each in range(2 * BITE + 1)]

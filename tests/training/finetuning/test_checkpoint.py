@@ -17,6 +17,7 @@ from finetune_process import train_small
 from finetune_samples import SmallNetwork, people_set, quick
 from repository import REPOSITORY, SUPPORT
 from safetensors import safe_open
+from safetensors.torch import save
 
 from batchverify.errors import ArtifactError, BatchverifyError
 from batchverify.training.finetuning.checkpoint import NAME, Checkpoint, named
@@ -182,6 +183,57 @@ def test_a_shortened_checkpoint(trained, tmp_path):
     path.mkdir()
     with pytest.raises(ArtifactError, match="cannot be read: Is a directory"):
         trained()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": "1"},
+        {"steps": 10**9},
+        {"total": 1},
+        {"max_lr": None},
+        {"max_lr": float("nan")},
+        {"loss": [1]},
+        {"epochs": []},
+        {"epochs": [{"epoch": 0}]},
+        {"epochs": 3},
+        {"best_epoch": 9},
+        {"range_test": {"rates": 1}},
+        {"more": 1},
+        {"learner": {}},
+        {"learner": {"network.linear.bias": torch.zeros(1)}},
+        {"best": {"linear.bias": torch.zeros(1)}},
+        {"best": {"more": torch.zeros(1)}},
+        {"optimiser": {"0.exp_avg": torch.zeros(1)}},
+        {"optimiser": {"0.exp_avg": None}},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_was_made_up_is_damaged(trained, tmp_path, change):
+    """Of this training by its identity, but with other values, tensors or shapes."""
+    there = Checkpoint.read(tmp_path)
+    tensors, progress = dict(there.tensors), dict(there.progress)
+    [(name, value)] = change.items()
+    if name in ("learner", "best", "optimiser"):
+        changed = there.part(name) | value if value else {}
+        others = {key: each for key, each in tensors.items() if not key.startswith(f"{name}.")}
+        tensors = others | {k: v for k, v in named(name, changed).items() if v is not None}
+    else:
+        progress[name] = value
+    Checkpoint(there.identity, tensors, progress).write(tmp_path)
+    with pytest.raises(ArtifactError, match=rf"{NAME}: the checkpoint is damaged: remove it"):
+        trained()
+
+
+def test_json_that_is_too_deep_or_no_object_is_damage(trained, tmp_path):
+    for text in ("[" * 100_000, "[" * 40 + "]" * 40, "3", "[]", '{"identity": 1, "identity": 2}'):
+        (tmp_path / NAME).write_bytes(save({}, {"training": text}))
+        assert Checkpoint.peek(tmp_path) is None
+        with pytest.raises(ArtifactError, match="damaged"):
+            trained()
+    (tmp_path / NAME).write_bytes(b"\xff" * 8)
+    assert Checkpoint.peek(tmp_path) is None
 
 
 def test_a_disk_that_takes_nothing(trained, tmp_path, monkeypatch):

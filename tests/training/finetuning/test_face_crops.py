@@ -81,6 +81,21 @@ def face_of(embedder, path: str) -> np.ndarray:
     return face.pixels
 
 
+def test_a_link_that_leads_out_of_the_image_root_is_not_followed(embedder, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(SAMPLES[0], root / "in.jpg")
+    shutil.copy(SAMPLES[1], tmp_path / "out.jpg")
+    (root / "link.jpg").symlink_to(tmp_path / "out.jpg")
+    paths = [str(root / "in.jpg"), str(root / "link.jpg")]
+    crops = FaceCrops.collect(paths, embedder, Limits(), str(root), tmp_path / "crops")
+    assert [crops.failed.get(row) and crops.failed[row].reason for row in range(2)] == [
+        None,
+        Reason.FORBIDDEN,
+    ]
+    assert not crops.pixels[1].any()
+
+
 def test_each_image_has_its_face_or_a_reason(images, embedder, tmp_path):
     told = []
     crops = collect(images, embedder, tmp_path / "crops", progress=lambda *counts: told.append(counts))
