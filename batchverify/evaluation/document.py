@@ -286,9 +286,14 @@ class SuspectImage(TypedDict):
 
 
 class SuspectsDocument(TypedDict):
-    """Labels that are probably wrong, in numbers; `--suspects` writes the labels themselves."""
+    """Labels that are probably wrong, in numbers; `--suspects` writes the labels themselves.
+
+    vectors: how many images' vectors were compared; None if the scores alone were, `without_vectors` says why.
+    """
 
     labels: int
+    vectors: int | None
+    without_vectors: str | None
     not_scored: int
     found: int
     listed: int

@@ -49,6 +49,7 @@ from batchverify.evaluation.suspects import (
     Suspects,
     check_suspects_target,
     find_suspects,
+    suspect_lines,
     write_suspects,
 )
 from batchverify.evaluation.tables import as_csv, as_latex
@@ -65,8 +66,6 @@ SHOWN = (
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
     *("mcc", "fmr1000", "d_prime", "min_cllr"),
 )
-# Suspect images on the terminal.
-SHOWN_IMAGES = 5
 Lines = Iterator[tuple[str, str]]
 EXACT = "exact binomial bound, because all draws agree; assumes independent pairs"
 
@@ -132,9 +131,9 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     scores = read_any(file, chosen_threshold(file, options) if _owns(file, options) else None, truth)
     other = _read_reference(reference, options, scores) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
-    source = options.truth
+    truth_source = options.truth
     if other is not None and same and not len(scores.labelled) and len(other.labelled):
-        scores, source = replace(scores, truth=other.truth), FROM_REFERENCE + other.file.name
+        scores, truth_source = replace(scores, truth=other.truth), FROM_REFERENCE + other.file.name
     pairs = scores.labelled_pairs()
     units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
     draws, seed = options.draws, options.seed
@@ -142,10 +141,10 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     people = (units or read_units(file)) if groups is not None else None
     labelled = units.subset(scores.labelled) if units is not None and len(pairs.scored) else None
     document: dict[str, Any] = {
-        **_describe(scores, source),
+        **_describe(scores, truth_source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
         **_other_units(scores, pairs),
-        "extremes": extrapolate(pairs, labelled, draws=draws, seed=seed),
+        "extremes": extrapolate(pairs, labelled),
         "folds": _folds(scores, pairs),
         "review": measure_review(scores, labelled, draws=draws, seed=seed),
         "base_rate": measure_base_rate(scores, draws=draws, seed=seed),
@@ -164,7 +163,8 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    suspects = find_suspects(scores, options.suspects[0]) if options.suspects else None
+    source = None if options.no_images else _source(scores, options)
+    suspects = find_suspects(scores, options.suspects[0], source) if options.suspects else None
     if suspects is not None:
         document["suspects"] = suspects.document
     return Judged(scores, pairs, comparison, cast(Document, plain(document)), suspects)
@@ -351,7 +351,7 @@ class Evaluation:
             lambda: group_lines(self.document["groups"]),
             lambda: quality_lines(self.document["quality"]),
             self._comparison,
-            self._suspects,
+            lambda: suspect_lines(self.document.get("suspects")),
             self._bootstrap,
         )
         return [
@@ -474,26 +474,6 @@ class Evaluation:
             if figure in differences:
                 gap, span = differences[figure]["difference"], differences[figure]["interval"]
                 yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{interval(span, '+')}"
-
-    def _suspects(self) -> Lines:
-        if suspects := self.document.get("suspects"):
-            yield (
-                "suspect labels",
-                f"{suspects['listed']:,} written; something speaks against {suspects['found']:,}",
-            )
-            yield (
-                "",
-                f"{sum(suspects['off_diagonal'].values()):,} against which the scores are as sure as elsewhere",
-            )
-            yield (
-                "",
-                f"{suspects['contradictions']:,} contradict a chain, {suspects['against_names']:,} the names",
-            )
-            if left := suspects["not_scored"]:
-                yield "", f"{left:,} labels without a score are left out"
-            for each in suspects["images"][:SHOWN_IMAGES]:
-                counts = f"the scores are against {each['disputed']:,} of its {each['pairs']:,} labels same"
-                yield "suspect image", f"{each['image']}: {counts}"
 
     def _bootstrap(self) -> Lines:
         drawn = self.document["bootstrap"]

@@ -84,10 +84,13 @@ def _score(evidence: Evidence, place: int) -> Iterator[str]:
         return
     says = SAYS[1 - evidence.labels[place]]
     probability = 1 - learned.margin[place]
-    if learned.off_diagonal[place]:
-        yield f"the score is as sure of {says} ({probability:.4f}) as for pairs labelled so"
+    sure = learned.off_diagonal[place]
+    text = f"{says} ({probability:.4f})" + (" as for pairs labelled so" if sure else "")
+    if evidence.couples(place) > 1:
+        verb_of = "are as sure of" if sure else "lean to"
+        yield f"the scores of both images and of those labelled the same as they {verb_of} {text}"
     else:
-        yield f"the score leans to {says} ({probability:.4f})"
+        yield f"the score {'is as sure of' if sure else 'leans to'} {text}"
 
 
 def _images(evidence: Evidence, place: int) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ from batchverify.storage.location import Location
 OPTION = "--suspects"
 # Log-odds beyond this are a likelihood of 0 or 1.
 MOST = 100.0
-# Images that the document lists.
-LISTED = 100
+# Images that the document lists, and the terminal.
+LISTED, SHOWN_IMAGES = 100, 5
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,12 @@ class Suspects:
     document: SuspectsDocument
 
 
-def find_suspects(scores: Scores, most: int) -> Suspects:
-    """At most `most` suspect labels. Raises `ManifestError` if no pair has a label and a score."""
-    evidence = Evidence.of(scores)
+def find_suspects(scores: Scores, most: int, source: ImageSource | None = None) -> Suspects:
+    """At most `most` suspect labels. source: of the images and their vectors; None for the scores alone.
+
+    Raises `ManifestError` if no pair has a label and a score.
+    """
+    evidence = Evidence.of(scores, source)
     chosen = evidence.ranked()[:most]
     reasons = [reason(evidence, place) for place in chosen.tolist()]
     likelihood = (1 / (1 + np.exp(-np.clip(evidence.against[chosen], -MOST, MOST)))).astype(np.float32)
@@ -53,6 +56,8 @@ def _document(scores: Scores, evidence: Evidence, listed: int) -> SuspectsDocume
     return {
         "labels": len(evidence.rows),
         "not_scored": int((~scores.scored & (scores.truth != UNKNOWN)).sum()),
+        "vectors": len(evidence.images) if evidence.around is not None else None,
+        "without_vectors": evidence.without_vectors or None,
         "found": int(evidence.suspect.sum()),
         "listed": listed,
         "contradictions": len(graph.contradictions),
@@ -78,6 +83,24 @@ def _images(evidence: Evidence) -> list[SuspectImage]:
         }
         for image in images.tolist()
     ]
+
+
+def suspect_lines(found: SuspectsDocument | None) -> Iterator[tuple[str, str]]:
+    """What the table on the terminal says: nothing without suspects."""
+    if found is None:
+        return
+    yield "suspect labels", f"{found['listed']:,} written; something speaks against {found['found']:,}"
+    if found["vectors"] is not None:
+        yield "", f"judged by the scores and by the vectors of {found['vectors']:,} images"
+    else:
+        yield "", f"judged by the scores alone: {found['without_vectors']}"
+    yield "", f"{sum(found['off_diagonal'].values()):,} against which this is as sure as elsewhere"
+    yield "", f"{found['contradictions']:,} contradict a chain, {found['against_names']:,} the names"
+    if left := found["not_scored"]:
+        yield "", f"{left:,} labels without a score are left out"
+    for each in found["images"][:SHOWN_IMAGES]:
+        counts = f"the scores are against {each['disputed']:,} of its {each['pairs']:,} labels same"
+        yield "suspect image", f"{each['image']}: {counts}"
 
 
 def check_suspects_target(path: str, inputs: Sequence[str]) -> Location:

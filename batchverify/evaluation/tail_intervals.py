@@ -1,0 +1,235 @@
+"""How far an extrapolated tail can be trusted: likelihood intervals that allow for people and for other tails.
+
+An interval holds what every tail gives that the scores do not exclude: each pair of shape and scale whose likelihood
+is near the highest (profile likelihood: Coles 2001, chapter 2.6 and 4.3.3), of the tail as fitted and of shorter
+ones. Pairs that share people are not independent, so the likelihood counts for less (Chandler and Bate 2007,
+Inference for clustered data using the independence loglikelihood; variances of pairs that share units: Aronow, Samii
+and Assenova 2015).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchverify.evaluation.bootstrap import Span, Units
+from batchverify.evaluation.pareto_tail import SHAPES, Tail, fit_tail, tail_size
+
+# The 95 % quantile of chi-square with one degree of freedom.
+NEAR = 3.841458820694124
+# The tails, as parts of that which is fitted; none shorter than so many scores.
+PARTS = (1.0, 0.5, 0.25)
+SHORTEST = 50
+# Points along shape and scale, and how many standard deviations of the scale they reach.
+SHAPES_TRIED, SCALES_TRIED, REACH = 121, 81, 6.0
+# A step of the numerical derivatives.
+_STEP = 1e-4
+
+# What is extrapolated from (M,) tails, given as arrays of shares, scales and shapes.
+Quantity = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def level_at(start: float, rate: float) -> Quantity:
+    """The score that a share `rate` of all scores exceeds, for tails that begin at `start`."""
+
+    def level(share: np.ndarray, scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        logs = np.log(share / rate)
+        return start + scale * np.where(np.abs(shape) < 1e-9, logs, np.expm1(shape * logs) / _apart(shape))
+
+    return level
+
+
+def log_rate_at(start: float, level: float) -> Quantity:
+    """The logarithm of the share of all scores that exceed `level`; minus infinity beyond a finite end."""
+
+    def log_rate(share: np.ndarray, scale: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        beyond = (level - start) / scale
+        with np.errstate(divide="ignore", invalid="ignore"):
+            curved = -np.log(np.maximum(1 + shape * beyond, 0)) / _apart(shape)
+        return np.log(share) + np.where(
+            np.abs(shape) < 1e-9, -beyond, np.where(1 + shape * beyond > 0, curved, -np.inf)
+        )
+
+    return log_rate
+
+
+def _apart(shape: np.ndarray) -> np.ndarray:
+    """Shapes that can be divided by."""
+    return np.where(np.abs(shape) < 1e-9, 1.0, shape)
+
+
+@dataclass(frozen=True)
+class TailLikelihood:
+    """The log-likelihood of tails around the likeliest, on a grid of shapes and scales.
+
+    tail: the likeliest. count: scores in it. shape, scale: (M,) the grid. loss: (M,) twice what the log-likelihood
+    lacks to the highest one.
+    """
+
+    tail: Tail
+    count: int
+    shape: np.ndarray
+    scale: np.ndarray
+    loss: np.ndarray
+
+    @classmethod
+    def of(cls, excess: np.ndarray, tail: Tail) -> TailLikelihood:
+        """From the (K,) ascending excesses over the start of a fitted tail."""
+        shapes = np.linspace(*SHAPES, SHAPES_TRIED)
+        spread = REACH * math.sqrt(2 * (1 + max(tail.shape, 0)) / len(excess)) * 2
+        shape, scale, likely = [], [], []
+        for each in shapes.tolist():
+            # The likeliest scale falls as the shape rises; around it on a logarithmic scale.
+            middle = _scale_given(excess, each, tail.scale)
+            scales = middle * np.exp(np.linspace(-spread, spread, SCALES_TRIED))
+            shape.append(np.full(len(scales), each))
+            scale.append(scales)
+            likely.append(_log_likelihood(excess, each, scales))
+        best = float(_log_likelihood(excess, tail.shape, np.array([tail.scale]))[0])
+        found = np.concatenate(likely)
+        loss = 2 * np.maximum(max(best, float(found.max())) - found, 0.0)
+        return cls(tail, len(excess), np.concatenate(shape), np.concatenate(scale), loss)
+
+    def span(self, quantity: Quantity, factor: float) -> Span:
+        """The lowest and highest value of a quantity over all tails that are not excluded.
+
+        factor: by how much the variance exceeds that of independent pairs.
+        """
+        left = NEAR * factor - self.loss
+        kept = left >= 0
+        # The share in the tail is binomial, and independent of what the tail looks like.
+        swing = np.sqrt(left[kept] * (1 - self.tail.share) / self.count)
+        ends = [
+            quantity(self.tail.share * np.exp(sign * swing), self.scale[kept], self.shape[kept])
+            for sign in (-1, 1)
+        ]
+        values = np.concatenate(ends)
+        return (float(values.min()), float(values.max())) if len(values) else (math.nan, math.nan)
+
+
+def _log_likelihood(excess: np.ndarray, shape: float, scales: np.ndarray) -> np.ndarray:
+    """(S,) the log-likelihood of (K,) ascending excesses for one shape and (S,) scales."""
+    ratio = excess / scales[:, None]
+    if abs(shape) < 1e-9:
+        return np.asarray(-len(excess) * np.log(scales) - ratio.sum(axis=1))
+    inner = 1 + shape * ratio
+    logs = np.log(np.maximum(inner, 1e-300)).sum(axis=1)
+    likely = -len(excess) * np.log(scales) - (1 + 1 / shape) * logs
+    return np.where(inner[:, -1] > 0, likely, -np.inf)
+
+
+def _scale_given(excess: np.ndarray, shape: float, start: float) -> float:
+    """The likeliest scale for a given shape, by bisection of the derivative."""
+    low, high = max(-shape * float(excess.max()), 0.0) * (1 + 1e-9), 0.0
+    low, high = max(low, start / 20), 20 * start
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        ratio = excess / middle
+        # The derivative with respect to the logarithm of the scale.
+        rises = float(((1 + shape) * ratio / (1 + shape * ratio)).mean()) > 1
+        low, high = (middle, high) if rises else (low, middle)
+    return middle
+
+
+@dataclass(frozen=True)
+class TailIntervals:
+    """The intervals of what is extrapolated from N scores: of the tail as fitted and of shorter ones, joined."""
+
+    scores: np.ndarray
+    units: Units | None
+    tails: tuple[TailLikelihood, ...]
+
+    @classmethod
+    def of(cls, scores: np.ndarray, units: Units | None) -> TailIntervals:
+        """scores: (N,), higher is rarer. units: of these pairs; None takes them for independent."""
+        tails = []
+        for part in PARTS:
+            size = int(tail_size(len(scores)) * part)
+            if part < 1 and size < SHORTEST:
+                continue
+            tail = fit_tail(scores, size=size)
+            excess = np.sort(scores[scores > tail.start].astype(np.float64)) - tail.start
+            tails.append(TailLikelihood.of(excess, tail))
+        return cls(scores, units, tuple(tails))
+
+    def of_level(self, rate: float) -> Span:
+        """The interval of the score that a share `rate` of all scores exceeds."""
+        return self._joined(lambda start: level_at(start, rate))
+
+    def of_rate(self, level: float) -> Span:
+        """The interval of the share of all scores that exceed a score beyond every tail's start."""
+        low, high = self._joined(lambda start: log_rate_at(start, level))
+        return math.exp(low), math.exp(high)
+
+    def _joined(self, quantity_of: Callable[[float], Quantity]) -> Span:
+        lows, highs = [], []
+        for likely in self.tails:
+            quantity = quantity_of(likely.tail.start)
+            low, high = likely.span(quantity, inflation(self.scores, likely.tail, self.units, quantity))
+            lows.append(low)
+            highs.append(high)
+        return min(lows), max(highs)
+
+
+def inflation(scores: np.ndarray, tail: Tail, units: Units | None, quantity: Quantity) -> float:
+    """By how much pairs that share units raise the variance of an extrapolated quantity; at least 1.
+
+    scores: (N,). units: of these pairs; None takes them for independent.
+    """
+    if units is None:
+        return 1.0
+    point = np.array([tail.share, tail.scale, tail.shape])
+    slope = np.array([_slope(quantity, point, which) for which in range(3)])
+    if not np.isfinite(slope).all():
+        return 1.0
+    variance = _variance(tail, len(scores))
+    influence = _gradients(scores, tail) @ (variance @ slope)
+    alone = float(slope @ variance @ slope)
+    return max(1.0, _shared_variance(influence, units) / alone) if alone > 0 else 1.0
+
+
+def _slope(quantity: Quantity, point: np.ndarray, which: int) -> float:
+    """The derivative by the logarithm of the share, that of the scale, or the shape."""
+    ends = []
+    for sign in (-1, 1):
+        moved = point.copy()
+        moved[which] = moved[which] + sign * _STEP if which == 2 else moved[which] * math.exp(sign * _STEP)
+        ends.append(float(quantity(*(np.array([value]) for value in moved))[0]))
+    return (ends[1] - ends[0]) / (2 * _STEP)
+
+
+def _variance(tail: Tail, count: int) -> np.ndarray:
+    """(3, 3) the variance of log share, log scale and shape for independent scores (Smith 1985)."""
+    beyond, wider = tail.share * count, max(1 + tail.shape, 0.5)
+    variance = np.zeros((3, 3))
+    variance[0, 0] = (1 - tail.share) / beyond
+    variance[1:, 1:] = wider / beyond * np.array([[2, -1], [-1, wider]])
+    return variance
+
+
+def _gradients(scores: np.ndarray, tail: Tail) -> np.ndarray:
+    """(N, 3) the derivatives of each score's log-likelihood by log share, log scale and shape."""
+    found = np.zeros((len(scores), 3))
+    beyond = scores > tail.start
+    found[:, 0] = np.where(beyond, 1.0, -tail.share / (1 - tail.share))
+    ratio = (scores[beyond].astype(np.float64) - tail.start) / tail.scale
+    shape = tail.shape if abs(tail.shape) > 1e-5 else 1e-5
+    inner = np.maximum(1 + shape * ratio, 1e-6)
+    found[beyond, 1] = (1 + shape) * ratio / inner - 1
+    found[beyond, 2] = np.log(inner) / shape**2 - (1 + 1 / shape) * ratio / inner
+    return found
+
+
+def _shared_variance(influence: np.ndarray, units: Units) -> float:
+    """The variance of the sum of (N,) influences, of which those that share a unit are not independent."""
+    once = units.a == units.b
+    sums = np.bincount(units.a, influence, units.count)
+    sums += np.bincount(units.b[~once], influence[~once], units.count)
+    low, high = np.minimum(units.a, units.b)[~once], np.maximum(units.a, units.b)[~once]
+    # Pairs of the same two units were counted twice.
+    _, couple = np.unique(low.astype(np.int64) * units.count + high, return_inverse=True)
+    twice = np.bincount(couple, influence[~once]) if len(couple) else np.zeros(0)
+    return float(sums @ sums - twice @ twice)
