@@ -92,7 +92,7 @@ def _likeness_to_strangers(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     low, high = (int(len(cohort) * each) for each in ALIKE)
     high = max(high, low + 1)
     levels = np.empty(len(vectors))
-    for start in range(0, len(vectors), BITE // 10):
-        cosines = np.sort(vectors[start : start + BITE // 10] @ cohort.T, axis=1)
-        levels[start : start + BITE // 10] = cosines[:, low:high].mean(axis=1)
+    for start in range(0, len(vectors), COHORT):
+        cosines = np.sort(vectors[start : start + COHORT] @ cohort.T, axis=1)
+        levels[start : start + COHORT] = cosines[:, low:high].mean(axis=1)
     return levels

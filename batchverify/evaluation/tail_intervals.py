@@ -23,8 +23,8 @@ NEAR = 3.841458820694124
 # The tails, as parts of that which is fitted; none shorter than so many scores.
 PARTS = (1.0, 0.5, 0.25)
 SHORTEST = 50
-# Points along shape and scale, and how many standard deviations of the scale they reach.
-SHAPES_TRIED, SCALES_TRIED, REACH = 121, 81, 6.0
+# Points along the shape and along the ratio of shape to scale, and how many standard deviations the scale reaches.
+SHAPES_TRIED, RATIOS_TRIED, REACH = 121, 600, 16.0
 # A step of the numerical derivatives.
 _STEP = 1e-4
 
@@ -77,21 +77,18 @@ class TailLikelihood:
 
     @classmethod
     def of(cls, excess: np.ndarray, tail: Tail) -> TailLikelihood:
-        """From the (K,) ascending excesses over the start of a fitted tail."""
+        """From the (K,) excesses over the start of a fitted tail."""
         shapes = np.linspace(*SHAPES, SHAPES_TRIED)
-        spread = REACH * math.sqrt(2 * (1 + max(tail.shape, 0)) / len(excess)) * 2
-        shape, scale, likely = [], [], []
-        for each in shapes.tolist():
-            # The likeliest scale falls as the shape rises; around it on a logarithmic scale.
-            middle = _scale_given(excess, each, tail.scale)
-            scales = middle * np.exp(np.linspace(-spread, spread, SCALES_TRIED))
-            shape.append(np.full(len(scales), each))
-            scale.append(scales)
-            likely.append(_log_likelihood(excess, each, scales))
-        best = float(_log_likelihood(excess, tail.shape, np.array([tail.scale]))[0])
-        found = np.concatenate(likely)
-        loss = 2 * np.maximum(max(best, float(found.max())) - found, 0.0)
-        return cls(tail, len(excess), np.concatenate(shape), np.concatenate(scale), loss)
+        reach = REACH * math.sqrt(1 / len(excess))
+        parts = [_exponential(excess, tail.scale * np.exp(np.linspace(-reach, reach, RATIOS_TRIED)))]
+        for side in (shapes[shapes < -1e-9], shapes[shapes > 1e-9]):
+            sizes = np.abs(side)
+            ratios = np.geomspace(sizes.min() * math.exp(-reach), sizes.max() * math.exp(reach), RATIOS_TRIED)
+            parts.append(_curved(excess, side, math.copysign(1, side[0]) * ratios / tail.scale))
+        shape, scale, likely = (np.concatenate(each) for each in zip(*parts, strict=True))
+        best = _curved(excess, np.array([tail.shape]), np.array([tail.shape / tail.scale]))[2]
+        highest = max(float(likely.max()), float(best.max(initial=-np.inf)))
+        return cls(tail, len(excess), shape, scale, 2 * (highest - likely))
 
     def span(self, quantity: Quantity, factor: float) -> Span:
         """The lowest and highest value of a quantity over all tails that are not excluded.
@@ -110,28 +107,22 @@ class TailLikelihood:
         return (float(values.min()), float(values.max())) if len(values) else (math.nan, math.nan)
 
 
-def _log_likelihood(excess: np.ndarray, shape: float, scales: np.ndarray) -> np.ndarray:
-    """(S,) the log-likelihood of (K,) ascending excesses for one shape and (S,) scales."""
-    ratio = excess / scales[:, None]
-    if abs(shape) < 1e-9:
-        return np.asarray(-len(excess) * np.log(scales) - ratio.sum(axis=1))
-    inner = 1 + shape * ratio
-    logs = np.log(np.maximum(inner, 1e-300)).sum(axis=1)
-    likely = -len(excess) * np.log(scales) - (1 + 1 / shape) * logs
-    return np.where(inner[:, -1] > 0, likely, -np.inf)
+def _exponential(excess: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Shape 0, (S,) scales, and the log-likelihood of (K,) excesses."""
+    return np.zeros(len(scales)), scales, -len(excess) * np.log(scales) - excess.sum() / scales
 
 
-def _scale_given(excess: np.ndarray, shape: float, start: float) -> float:
-    """The likeliest scale for a given shape, by bisection of the derivative."""
-    low, high = max(-shape * float(excess.max()), 0.0) * (1 + 1e-9), 0.0
-    low, high = max(low, start / 20), 20 * start
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        ratio = excess / middle
-        # The derivative with respect to the logarithm of the scale.
-        rises = float(((1 + shape) * ratio / (1 + shape * ratio)).mean()) > 1
-        low, high = (middle, high) if rises else (low, middle)
-    return middle
+def _curved(excess: np.ndarray, shapes: np.ndarray, ratios: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Shapes, scales and log-likelihoods of all of (S,) shapes with all of (R,) ratios of shape to scale, flat.
+
+    All have one sign. The costly sum of logarithms depends on the ratio alone. Ratios that would exclude one of the
+    (K,) excesses are left out.
+    """
+    ratios = ratios[1 + ratios * excess.max() > 0]
+    logs = np.array([np.log1p(ratio * excess).sum() for ratio in ratios])
+    shape, ratio = np.repeat(shapes, len(ratios)), np.tile(ratios, len(shapes))
+    scale = shape / ratio
+    return shape, scale, -len(excess) * np.log(scale) - (1 + 1 / shape) * np.tile(logs, len(shapes))
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ class TailIntervals:
             if part < 1 and size < SHORTEST:
                 continue
             tail = fit_tail(scores, size=size)
-            excess = np.sort(scores[scores > tail.start].astype(np.float64)) - tail.start
+            excess = scores[scores > tail.start].astype(np.float64) - tail.start
             tails.append(TailLikelihood.of(excess, tail))
         return cls(scores, units, tuple(tails))
 
@@ -185,10 +176,8 @@ def inflation(scores: np.ndarray, tail: Tail, units: Units | None, quantity: Qua
     slope = np.array([_slope(quantity, point, which) for which in range(3)])
     if not np.isfinite(slope).all():
         return 1.0
-    variance = _variance(tail, len(scores))
-    influence = _gradients(scores, tail) @ (variance @ slope)
-    alone = float(slope @ variance @ slope)
-    return max(1.0, _shared_variance(influence, units) / alone) if alone > 0 else 1.0
+    influence = _gradients(scores, tail) @ (_variance(tail, len(scores)) @ slope)
+    return max(1.0, _shared_variance(influence, units) / float(influence @ influence))
 
 
 def _slope(quantity: Quantity, point: np.ndarray, which: int) -> float:
