@@ -26,7 +26,7 @@ from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate
 from batchverify.evaluation.group_lines import group_lines, quality_lines
 from batchverify.evaluation.group_rates import measure_groups
 from batchverify.evaluation.groups import read_groups
-from batchverify.evaluation.head_threshold import chosen_threshold
+from batchverify.evaluation.head_threshold import calibrated_shares, chosen_threshold, head_of_run
 from batchverify.evaluation.other_scores import OtherScores, open_scores, read_any
 from batchverify.evaluation.qualities import read_quality
 from batchverify.evaluation.report import plots
@@ -129,7 +129,8 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     qualities = [read_quality(file, name) for name in options.quality]
     truth = read_truth(options.truth, file) if options.truth else None
     scores = read_any(file, chosen_threshold(file, options) if _owns(file, options) else None, truth)
-    other = _read_reference(reference, options, scores) if reference is not None else None
+    scores = _with_assumed(scores)
+    other = _with_assumed(_read_reference(reference, options, scores)) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
     truth_source = options.truth
     if other is not None and same and not len(scores.labelled) and len(other.labelled):
@@ -183,6 +184,16 @@ def _read_reference(name: str, options: EvaluateOptions, scores: Scores) -> Scor
         and same_pairs(scores.file, file)
     )
     return read_any(file, options.threshold if given else None, scores.truth if lent else None)
+
+
+def _with_assumed(scores: Scores) -> Scores:
+    """With the share of same pairs for which the probabilities are; half of them for scores that are none."""
+    if not scores.calibrated:
+        return scores
+    # A record may be another person's, and its URI would choose a server.
+    stated = str((scores.file.record.get("options") or {}).get("head") or "")
+    head = head_of_run(scores.file) if "://" not in stated else None
+    return replace(scores, assumed=calibrated_shares(head, scores.file.record)[1])
 
 
 def _owns(file: ScoreFile, options: EvaluateOptions) -> bool:

@@ -242,8 +242,11 @@ def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog)
         files = [TableFile(Location.parse(name)) for name in names]
         opened = Manifest(files, columns=columns, image_root=root)
         if opened.fingerprint != training:
-            changed = f"{names[0]} and {len(names) - 1:,} more have" if len(names) > 1 else f"{names[0]} has"
-            log.write(f"warning: {changed} changed since the head was trained: not compared")
+            more = (
+                f" and {len(names) - 1:,} more file{'s' if len(names) > 2 else ''}" if len(names) > 1 else ""
+            )
+            verb = "have" if more else "has"
+            log.write(f"warning: {names[0]}{more} {verb} changed since the head was trained: not compared")
             return []
         return [_Other("the head's training pairs", opened)]
     return []
