@@ -27,14 +27,15 @@ NAMED = 100.0
 class Evidence:
     """What speaks against the labels of the M pairs that have a label and a score.
 
-    rows: (M,) their rows in the table, from 0. labels: (M,) 0 or 1. a, b: (M,) numbers of their images. images: (V,)
-    the cells. names: (V,) the name of each image as a number in `people`, `UNNAMED` for none. misnamed: (M,) bool,
-    the row has another name for an image than most rows. around: what the images around both sides say, if their
-    vectors are known. without_vectors: why they are not.
+    rows: (M,) their rows in the table, from 0. labels: (M,) 0 or 1. called: (M,) the verdicts, 0 or 1. a, b: (M,)
+    numbers of their images. images: (V,) the cells. names: (V,) the name of each image as a number in `people`,
+    `UNNAMED` for none. misnamed: (M,) bool, the row has another name for an image than most rows. around: what the
+    images around both sides say, if their vectors are known. without_vectors: why they are not.
     """
 
     rows: np.ndarray
     labels: np.ndarray
+    called: np.ndarray
     a: np.ndarray
     b: np.ndarray
     images: pa.Array
@@ -78,7 +79,10 @@ class Evidence:
             learned, edges = _learned(refined[edges.of_row], labels, a, b, len(images))
         graph = PairGraph.of(edges, len(images), names, learned.trust)
         around = around if refined is not None else None
-        return cls(rows, labels, a, b, images, names, people, misnamed, learned, graph, around, without)
+        called = scores.calls[rows].astype(np.int64)
+        return cls(
+            rows, labels, called, a, b, images, names, people, misnamed, learned, graph, around, without
+        )
 
     @cached_property
     def against_names(self) -> np.ndarray:

@@ -26,6 +26,9 @@ def _least_sure(evidence: Evidence, place: int) -> str:
     if evidence.against[place] > 0:
         return "the chains of pairs speak against the label"
     says = f"{SAYS[evidence.labels[place]]} {evidence.learned.margin[place]:.4f}"
+    if evidence.called[place] != evidence.labels[place]:
+        by = "the score" if evidence.around is None else "what the other pairs say"
+        return f"the verdict is the other one, but by {by} the label is likelier: {says}"
     return f"nothing speaks against it, but it is less sure than the rest: {says}"
 
 
@@ -82,15 +85,21 @@ def _score(evidence: Evidence, place: int) -> Iterator[str]:
     learned = evidence.learned
     if learned.margin[place] >= 0.5:
         return
-    says = SAYS[1 - evidence.labels[place]]
-    probability = 1 - learned.margin[place]
-    sure = learned.off_diagonal[place]
-    text = f"{says} ({probability:.4f})" + (" as for pairs labelled so" if sure else "")
-    if evidence.couples(place) > 1:
-        verb_of = "are as sure of" if sure else "lean to"
-        yield f"the scores of both images and of those labelled the same as they {verb_of} {text}"
+    says, probability = SAYS[1 - evidence.labels[place]], 1 - learned.margin[place]
+    if learned.off_diagonal[place]:
+        yield f"{judge(evidence, place)} is as sure of {says} ({probability:.4f}) as for pairs labelled so"
     else:
-        yield f"the score {'is as sure of' if sure else 'leans to'} {text}"
+        yield f"{judge(evidence, place)} leans to {says} ({probability:.4f})"
+
+
+def judge(evidence: Evidence, place: int) -> str:
+    """What the probability of a label is from."""
+    couples = evidence.couples(place)
+    if evidence.around is None:
+        return "the score"
+    if couples == 1:
+        return "the score, weighed by the other pairs,"
+    return f"the comparison of {couples:,} couples of images of both sides, weighed by the other pairs,"
 
 
 def _images(evidence: Evidence, place: int) -> Iterator[str]:

@@ -91,10 +91,11 @@ def suspect_lines(found: SuspectsDocument | None) -> Iterator[tuple[str, str]]:
         return
     yield "suspect labels", f"{found['listed']:,} written; something speaks against {found['found']:,}"
     if found["vectors"] is not None:
-        yield "", f"judged by the scores and by the vectors of {found['vectors']:,} images"
+        yield "", f"judged by the scores and the vectors of {found['vectors']:,} images"
     else:
         yield "", f"judged by the scores alone: {found['without_vectors']}"
-    yield "", f"{sum(found['off_diagonal'].values()):,} against which this is as sure as elsewhere"
+    off = sum(found["off_diagonal"].values())
+    yield "", f"of {off:,} that is as sure of the other label as of pairs that have it"
     yield "", f"{found['contradictions']:,} contradict a chain, {found['against_names']:,} the names"
     if left := found["not_scored"]:
         yield "", f"{left:,} labels without a score are left out"
