@@ -31,28 +31,31 @@ DOUBTFUL = (
 NOTE = (
     "The five are the pairs labelled same that compact calls two people, so its own row proves little. Seen by eye, "
     "the first three show two people; we are not sure of the last two. Names are not turned round with the labels: "
-    "with names, each such label contradicts its own row."
+    'with names, each such label contradicts its own row. With a reference, "nor vectors" has the scores of both runs.'
 )
 ASKED = 15
 PEOPLE = ("person_a", "person_b")
 WAYS = ("with names", "without names", "nor vectors", "scores alone")
 
 
-def suspects(scores: Path, most: int, *, images: bool = True) -> pa.Table:
-    """The suspects of a score table, as `--suspects` writes them. images: whether these may be looked up."""
+def suspects(scores: Path, most: int, *, images: bool = True, second: Path | None = None) -> pa.Table:
+    """The suspects of a score table, as `--suspects` writes them.
+
+    images: whether these may be looked up. second: the reference run, whose labels are not looked at.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "suspects.parquet"
         options: Any = {"draws": 0, "suspects": (most, str(target)), "no_images": not images}
-        found = batchverify.evaluate(scores, threshold=0.5, **options)
+        found = batchverify.evaluate(scores, None, second, threshold=0.5, **options)
         told = found.document["suspects"]
         if images and told["vectors"] is None:
             click.echo(f"{scores}: by the scores alone: {told['without_vectors']}", err=True)
         return pq.read_table(target)
 
 
-def doubtful_row(backbone: str, scores: Path) -> list[str]:
+def doubtful_row(backbone: str, scores: Path, second: Path | None = None) -> list[str]:
     """The rank of each doubtful pair in View 1 test, and how many are among the first."""
-    found = suspects(scores, ASKED)
+    found = suspects(scores, ASKED, second=second)
     pairs = list(
         zip(*(map(file_name, found[side].to_pylist()) for side in ("image_a", "image_b")), strict=True)
     )
@@ -93,7 +96,9 @@ def by_scores(scores: Path, most: int) -> np.ndarray:
     return rows[np.argsort(margin, kind="stable")[:most]]
 
 
-def flipped_row(backbone: str, scores: Path, folder: Path, share: float, seed: int) -> list[str]:
+def flipped_row(
+    backbone: str, scores: Path, folder: Path, share: float, seed: int, second: Path | None = None
+) -> list[str]:
     """Precision at the number flipped, each way."""
     cells = []
     for way in WAYS:
@@ -102,7 +107,7 @@ def flipped_row(backbone: str, scores: Path, folder: Path, share: float, seed: i
         if way == WAYS[-1]:
             found = by_scores(target, len(wrong))
         else:
-            found = suspects(target, len(wrong), images=way != WAYS[2])["row"].to_numpy() - 1
+            found = suspects(target, len(wrong), images=way != WAYS[2], second=second)["row"].to_numpy() - 1
         cells.append(f"{np.isin(found, wrong).sum() / len(wrong):.3f}")
     return [backbone, str(seed), str(len(wrong)), *cells]
 
@@ -141,6 +146,12 @@ def main(
             )
             scores = scored(fiw, backbone, folder / f"fiw{number}.parquet", options)
             turned += [flipped_row(backbone, scores, folder, share, seed) for seed in range(seeds)]
+        if len(backbones) > 1:
+            # The first backbone, with the second one's run as the reference.
+            both = f"{backbones[0]}, reference {backbones[1]}"
+            doubtful.append(doubtful_row(both, folder / "lfw0.parquet", folder / "lfw1.parquet"))
+            runs = folder / "fiw0.parquet", folder, share
+            turned += [flipped_row(both, *runs, seed, folder / "fiw1.parquet") for seed in range(seeds)]
     names = [pair[0].rpartition("_")[0] for pair in DOUBTFUL]
     header = ["backbone", *names, f"among the first {ASKED}"]
     body = f"Ranks in View 1 test:\n\n{table(header, doubtful)}\n\n"

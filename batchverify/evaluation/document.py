@@ -289,11 +289,13 @@ class SuspectsDocument(TypedDict):
     """Labels that are probably wrong, in numbers; `--suspects` writes the labels themselves.
 
     vectors: how many images' vectors were compared; None if the scores alone were, `without_vectors` says why.
+    second_opinion: whether the reference run judged, too.
     """
 
     labels: int
     vectors: int | None
     without_vectors: str | None
+    second_opinion: bool
     not_scored: int
     found: int
     listed: int

@@ -21,12 +21,13 @@ from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
+from batchverify.evaluation.evidence import SecondOpinion
 from batchverify.evaluation.extremes import extrapolate
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.group_lines import group_lines, quality_lines
 from batchverify.evaluation.group_rates import measure_groups
 from batchverify.evaluation.groups import read_groups
-from batchverify.evaluation.head_threshold import calibrated_shares, chosen_threshold, head_of_run
+from batchverify.evaluation.head_threshold import chosen_threshold, with_assumed_share
 from batchverify.evaluation.other_scores import OtherScores, open_scores, read_any
 from batchverify.evaluation.qualities import read_quality
 from batchverify.evaluation.report import plots
@@ -129,8 +130,8 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     qualities = [read_quality(file, name) for name in options.quality]
     truth = read_truth(options.truth, file) if options.truth else None
     scores = read_any(file, chosen_threshold(file, options) if _owns(file, options) else None, truth)
-    scores = _with_assumed(scores)
-    other = _with_assumed(_read_reference(reference, options, scores)) if reference is not None else None
+    scores = with_assumed_share(scores)
+    other = with_assumed_share(_read_reference(reference, options, scores)) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
     truth_source = options.truth
     if other is not None and same and not len(scores.labelled) and len(other.labelled):
@@ -164,8 +165,11 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    source = None if options.no_images else _source(scores, options)
-    suspects = find_suspects(scores, options.suspects[0], source) if options.suspects else None
+    suspects = (
+        find_suspects(scores, options.suspects[0], *_opinions(scores, other if same else None, options))
+        if options.suspects
+        else None
+    )
     if suspects is not None:
         document["suspects"] = suspects.document
     return Judged(scores, pairs, comparison, cast(Document, plain(document)), suspects)
@@ -186,14 +190,13 @@ def _read_reference(name: str, options: EvaluateOptions, scores: Scores) -> Scor
     return read_any(file, options.threshold if given else None, scores.truth if lent else None)
 
 
-def _with_assumed(scores: Scores) -> Scores:
-    """With the share of same pairs for which the probabilities are; half of them for scores that are none."""
-    if not scores.calibrated:
-        return scores
-    # A record may be another person's, and its URI would choose a server.
-    stated = str((scores.file.record.get("options") or {}).get("head") or "")
-    head = head_of_run(scores.file) if "://" not in stated else None
-    return replace(scores, assumed=calibrated_shares(head, scores.file.record)[1])
+def _opinions(
+    scores: Scores, other: Scores | None, options: EvaluateOptions
+) -> tuple[ImageSource | None, SecondOpinion | None]:
+    """What judges labels beside the scores. other: a run of the same pairs."""
+    read = not options.no_images
+    second = SecondOpinion(other, _source(other, options) if read else None) if other is not None else None
+    return (_source(scores, options) if read else None), second
 
 
 def _owns(file: ScoreFile, options: EvaluateOptions) -> bool:

@@ -24,13 +24,34 @@ NAMED = 100.0
 
 
 @dataclass(frozen=True)
+class SecondOpinion:
+    """Another run of the same pairs in order. source: of its images and vectors; None for its scores alone."""
+
+    scores: Scores
+    source: ImageSource | None
+
+    def features(
+        self, rows: np.ndarray, labels: np.ndarray, images: pa.Array, edges: Edges
+    ) -> list[np.ndarray]:
+        """(E,) columns. A pair that this run did not score says nothing."""
+        probability = self.scores.probability[rows]
+        known = ~np.isnan(probability)
+        log_odds = np.zeros(len(rows))
+        if known.any():
+            log_odds[known] = ConfidentLearning.of(probability[known], labels[known]).log_odds
+        around, _ = _around(self.scores, images, self.source, edges)
+        return _features(edges, log_odds, around)
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What speaks against the labels of the M pairs that have a label and a score.
 
     rows: (M,) their rows in the table, from 0. labels: (M,) 0 or 1. called: (M,) the verdicts, 0 or 1. a, b: (M,)
     numbers of their images. images: (V,) the cells. names: (V,) the name of each image as a number in `people`,
     `UNNAMED` for none. misnamed: (M,) bool, the row has another name for an image than most rows. around: what the
-    images around both sides say, if their vectors are known. without_vectors: why they are not.
+    images around both sides say, if their vectors are known. without_vectors: why they are not. weighed: the labels
+    of other pairs decided how much scores and vectors count.
     """
 
     rows: np.ndarray
@@ -46,10 +67,13 @@ class Evidence:
     graph: PairGraph
     around: Surroundings | None
     without_vectors: str
+    weighed: bool
 
     @classmethod
-    def of(cls, scores: Scores, source: ImageSource | None = None) -> Evidence:
-        """source: of the images and their vectors; None for the scores alone.
+    def of(
+        cls, scores: Scores, source: ImageSource | None = None, second: SecondOpinion | None = None
+    ) -> Evidence:
+        """source: of the images and their vectors; None for the scores alone. second: another run of these pairs.
 
         Raises `ManifestError` for a table without images, and if no pair has both a label and a score.
         """
@@ -68,21 +92,20 @@ class Evidence:
         (a, b), images = _numbered(cells.take(pa.array(rows)))
         names, people, misnamed = _names(scores, rows, a, b, len(images))
         learned, edges = _learned(scores.probability[rows], labels, a, b, len(images))
-        vectors, without = _vectors(scores, images, source)
-        around, refined = None, None
-        if vectors is not None:
-            around = Surroundings.of(edges, vectors)
-            own = np.bincount(edges.of_row, learned.log_odds) / np.bincount(edges.of_row)
-            refined = out_of_fold(around.features(own), edges.labels)
-            without = "" if refined is not None else f"fewer than {FEWEST} pairs have one of the labels"
+        around, without = _around(scores, images, source, edges)
+        features = _features(edges, learned.log_odds, around)
+        if second is not None:
+            features += second.features(rows, labels, images, edges)
+        # The score alone has nothing to be weighed with.
+        refined = out_of_fold(np.column_stack(features), edges.labels) if len(features) > 1 else None
+        if around is not None and refined is None:
+            around, without = None, f"fewer than {FEWEST} pairs have one of the labels"
         if refined is not None:
             learned, edges = _learned(refined[edges.of_row], labels, a, b, len(images))
         graph = PairGraph.of(edges, len(images), names, learned.trust)
-        around = around if refined is not None else None
-        called = scores.calls[rows].astype(np.int64)
-        return cls(
-            rows, labels, called, a, b, images, names, people, misnamed, learned, graph, around, without
-        )
+        called, weighed = scores.calls[rows].astype(np.int64), refined is not None
+        found = (rows, labels, called, a, b, images, names, people, misnamed, learned, graph)
+        return cls(*found, around, without, weighed)
 
     @cached_property
     def against_names(self) -> np.ndarray:
@@ -128,10 +151,20 @@ def _learned(
     return learned, Edges.of(a, b, labels, learned.log_odds, learned.trust, images)
 
 
-def _vectors(scores: Scores, images: pa.Array, source: ImageSource | None) -> tuple[np.ndarray | None, str]:
+def _around(
+    scores: Scores, images: pa.Array, source: ImageSource | None, edges: Edges
+) -> tuple[Surroundings | None, str]:
+    """What the images around both sides of each edge say, or why that is not known."""
     if source is None:
         return None, "images are not read"
-    return image_vectors(images.to_pylist(), source, scores.file.record.get("embedding"))
+    vectors, without = image_vectors(images.to_pylist(), source, scores.file.record.get("embedding"))
+    return (Surroundings.of(edges, vectors) if vectors is not None else None), without
+
+
+def _features(edges: Edges, log_odds: np.ndarray, around: Surroundings | None) -> list[np.ndarray]:
+    """(E,) columns. log_odds: (M,) of two people, of each row."""
+    own = np.bincount(edges.of_row, log_odds) / np.bincount(edges.of_row)
+    return [own, *(around.columns() if around is not None else ())]
 
 
 def _numbered(table: pa.Table) -> tuple[tuple[np.ndarray, np.ndarray], pa.Array]:

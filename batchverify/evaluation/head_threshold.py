@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
-from batchverify.evaluation.scores import ScoreFile
+from batchverify.evaluation.scores import ScoreFile, Scores
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.fused_head import FusedHead, fused_head_name
 from batchverify.heads.head import Head, default_head_name
@@ -69,6 +70,16 @@ def calibrated_shares(head: Head | FusedHead | None, record: Mapping[str, Any]) 
     fitted = fitted_share(head.about) if head is not None else BALANCED
     share = (record.get("prior") or {}).get("share")
     return fitted, share if isinstance(share, float) and 0 < share < 1 else fitted
+
+
+def with_assumed_share(scores: Scores) -> Scores:
+    """With the share of same pairs for which the probabilities are; half of them for scores that are none."""
+    if not scores.calibrated:
+        return scores
+    # A record may be another person's, and its URI would choose a server.
+    stated = str((scores.file.record.get("options") or {}).get("head") or "")
+    head = head_of_run(scores.file) if "://" not in stated else None
+    return replace(scores, assumed=calibrated_shares(head, scores.file.record)[1])
 
 
 def _shipped(embedding: dict[str, object], *, fused: bool) -> str:

@@ -27,7 +27,7 @@ def _least_sure(evidence: Evidence, place: int) -> str:
         return "the chains of pairs speak against the label"
     says = f"{SAYS[evidence.labels[place]]} {evidence.learned.margin[place]:.4f}"
     if evidence.called[place] != evidence.labels[place]:
-        by = "the score" if evidence.around is None else "what the other pairs say"
+        by = "the score" if not evidence.weighed else "what the other pairs say"
         return f"the verdict is the other one, but by {by} the label is likelier: {says}"
     return f"nothing speaks against it, but it is less sure than the rest: {says}"
 
@@ -95,7 +95,7 @@ def _score(evidence: Evidence, place: int) -> Iterator[str]:
 def judge(evidence: Evidence, place: int) -> str:
     """What the probability of a label is from."""
     couples = evidence.couples(place)
-    if evidence.around is None:
+    if not evidence.weighed:
         return "the score"
     if couples == 1:
         return "the score, weighed by the other pairs,"

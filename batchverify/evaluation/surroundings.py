@@ -57,15 +57,11 @@ class Surroundings:
         level = _likeness_to_strangers(vectors)
         return cls(cosine, mean, couples, shared, level[edges.a] + level[edges.b])
 
-    def features(self, log_odds: np.ndarray) -> np.ndarray:
-        """(E, 8) for a regression. log_odds: (E,) of two people, by the score of the pair itself."""
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """(E,) features for a regression."""
         size = np.log(np.maximum(self.couples, 1))
-        return np.column_stack(
-            [
-                *(log_odds, self.cosine, self.mean, self.mean * size, size),
-                *(self.shared > 0, self.alike, self.alike * size),
-            ]
-        )
+        compared = (self.cosine, self.mean, self.mean * size, size)
+        return (*compared, self.shared > 0, self.alike, self.alike * size)
 
 
 def _compared(

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from batchverify.errors import UsageError, redacted
 from batchverify.evaluation.document import SuspectImage, SuspectsDocument
-from batchverify.evaluation.evidence import Evidence
+from batchverify.evaluation.evidence import Evidence, SecondOpinion
 from batchverify.evaluation.reasons import reason
 from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.evaluation.scores import UNKNOWN, Scores
@@ -37,20 +37,24 @@ class Suspects:
     document: SuspectsDocument
 
 
-def find_suspects(scores: Scores, most: int, source: ImageSource | None = None) -> Suspects:
+def find_suspects(
+    scores: Scores, most: int, source: ImageSource | None = None, second: SecondOpinion | None = None
+) -> Suspects:
     """At most `most` suspect labels. source: of the images and their vectors; None for the scores alone.
+
+    second: another run of the same pairs.
 
     Raises `ManifestError` if no pair has a label and a score.
     """
-    evidence = Evidence.of(scores, source)
+    evidence = Evidence.of(scores, source, second)
     chosen = evidence.ranked()[:most]
     reasons = [reason(evidence, place) for place in chosen.tolist()]
     likelihood = (1 / (1 + np.exp(-np.clip(evidence.against[chosen], -MOST, MOST)))).astype(np.float32)
-    document = _document(scores, evidence, len(chosen))
+    document = _document(scores, evidence, len(chosen), second=second is not None and evidence.weighed)
     return Suspects(evidence.rows[chosen], likelihood, reasons, document)
 
 
-def _document(scores: Scores, evidence: Evidence, listed: int) -> SuspectsDocument:
+def _document(scores: Scores, evidence: Evidence, listed: int, *, second: bool) -> SuspectsDocument:
     learned, graph = evidence.learned, evidence.graph
     off = learned.off_diagonal
     return {
@@ -58,6 +62,7 @@ def _document(scores: Scores, evidence: Evidence, listed: int) -> SuspectsDocume
         "not_scored": int((~scores.scored & (scores.truth != UNKNOWN)).sum()),
         "vectors": len(evidence.images) if evidence.around is not None else None,
         "without_vectors": evidence.without_vectors or None,
+        "second_opinion": second,
         "found": int(evidence.suspect.sum()),
         "listed": listed,
         "contradictions": len(graph.contradictions),
@@ -89,11 +94,12 @@ def suspect_lines(found: SuspectsDocument | None) -> Iterator[tuple[str, str]]:
     """What the table on the terminal says: nothing without suspects."""
     if found is None:
         return
+    second = ", and by the reference run" if found["second_opinion"] else ""
     yield "suspect labels", f"{found['listed']:,} written; something speaks against {found['found']:,}"
     if found["vectors"] is not None:
-        yield "", f"judged by the scores and the vectors of {found['vectors']:,} images"
+        yield "", f"judged by the scores and the vectors of {found['vectors']:,} images{second}"
     else:
-        yield "", f"judged by the scores alone: {found['without_vectors']}"
+        yield "", f"judged by the scores{second}, without vectors: {found['without_vectors']}"
     off = sum(found["off_diagonal"].values())
     yield "", f"of {off:,} that is as sure of the other label as of pairs that have it"
     yield "", f"{found['contradictions']:,} contradict a chain, {found['against_names']:,} the names"

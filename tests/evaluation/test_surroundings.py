@@ -75,5 +75,5 @@ def test_a_pair_of_one_image_has_its_own_cosine():
 
 def test_features_are_finite():
     edges = edges_of([*random_pairs(1, 9, 30), (2, 2, 0)], 9)
-    features = Surroundings.of(edges, vectors_of(9)).features(np.zeros(len(edges.a)))
-    assert features.shape == (len(edges.a), 8) and np.isfinite(features).all()
+    columns = np.column_stack(Surroundings.of(edges, vectors_of(9)).columns())
+    assert columns.shape == (len(edges.a), 7) and np.isfinite(columns).all()
