@@ -31,7 +31,8 @@ DOUBTFUL = (
 NOTE = (
     "The five are the pairs labelled same that compact calls two people, so its own row proves little. Seen by eye, "
     "the first three show two people; we are not sure of the last two. Names are not turned round with the labels: "
-    'with names, each such label contradicts its own row. With a reference, "nor vectors" has the scores of both runs.'
+    "with names, each such label contradicts its own row. With a reference, 'nor vectors' has the scores of both "
+    "runs."
 )
 ASKED = 15
 PEOPLE = ("person_a", "person_b")
