@@ -34,21 +34,24 @@ def image_vectors(cells: Sequence[str], source: ImageSource, embedding: Any) -> 
     unread = sum(key is None for key in keys)
     if unread:
         return None, f"{unread:,} of {len(cells):,} images cannot be read; --image-root says where they are"
-    parts = []
-    for member in members:
-        entries = cached_entries([key or b"" for key in keys], replace(source, embedding=member.document))
-        found = [
-            entry.vector for key in keys if (entry := entries.get(key or b"")) and entry.vector is not None
-        ]
-        if len(found) < len(keys):
-            missing = len(keys) - len(found)
-            return (
-                None,
-                f"the cache lacks the vectors of {missing:,} of {len(cells):,} images; --cache names another",
-            )
-        vectors = np.stack(found).astype(np.float32)
-        parts.append(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+    each = [_unit_vectors([key or b"" for key in keys], source, member) for member in members]
+    # Of several backbones, one that found no face in some image is left out.
+    parts = [part for part in each if len(part) == len(keys)]
+    if not parts:
+        missing = len(keys) - max(len(part) for part in each)
+        return (
+            None,
+            f"the cache lacks the vectors of {missing:,} of {len(cells):,} images; --cache names another",
+        )
     return np.concatenate(parts, axis=1) / np.float32(len(parts) ** 0.5), ""
+
+
+def _unit_vectors(keys: Sequence[bytes], source: ImageSource, member: EmbeddingFingerprint) -> np.ndarray:
+    """(V, D) float32, in order, of the images that the cache of one backbone has a vector of."""
+    entries = cached_entries(keys, replace(source, embedding=member.document))
+    found = [entry.vector for key in keys if (entry := entries.get(key)) and entry.vector is not None]
+    vectors = np.stack(found).astype(np.float32) if found else np.zeros((0, 1), np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _keys(cells: Sequence[str], source: ImageSource) -> list[bytes | None]:

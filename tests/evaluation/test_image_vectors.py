@@ -57,6 +57,16 @@ def test_vectors_of_several_backbones_stand_side_by_side(about, tmp_path):
     assert float(vectors[0] @ vectors[1]) == pytest.approx((one + other) / 2, abs=1e-3)
 
 
+def test_a_backbone_that_lacks_an_image_is_left_out(about, tmp_path):
+    write(tmp_path / "cache", entries(tmp_path, first=10)[:2], OTHER)
+    fused = EmbeddingFingerprint.fused([FINGERPRINT, OTHER])
+    vectors, without = found(about | {"embedding": dict(fused.document)})
+    assert without == "" and vectors.shape == (3, 512)
+    assert vectors == pytest.approx(
+        np.stack([vector(each) for each in range(3)]).astype(np.float32), abs=1e-3
+    )
+
+
 def test_what_is_missing_is_said(about, tmp_path, monkeypatch):
     (tmp_path / "d.png").write_bytes(b"not in the cache")
     assert found(about, [*CELLS, "d.png"]) == (
