@@ -68,7 +68,6 @@ SHOWN = (
     *("mcc", "fmr1000", "d_prime", "min_cllr"),
 )
 Lines = Iterator[tuple[str, str]]
-EXACT = "exact binomial bound, because all draws agree; assumes independent pairs"
 
 
 @dataclass(frozen=True)
@@ -165,11 +164,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    suspects = (
-        find_suspects(scores, options.suspects[0], *_opinions(scores, other if same else None, options))
-        if options.suspects
-        else None
-    )
+    suspects = _find_suspects(scores, other if same else None, options)
     if suspects is not None:
         document["suspects"] = suspects.document
     return Judged(scores, pairs, comparison, cast(Document, plain(document)), suspects)
@@ -190,13 +185,15 @@ def _read_reference(name: str, options: EvaluateOptions, scores: Scores) -> Scor
     return read_any(file, options.threshold if given else None, scores.truth if lent else None)
 
 
-def _opinions(
-    scores: Scores, other: Scores | None, options: EvaluateOptions
-) -> tuple[ImageSource | None, SecondOpinion | None]:
-    """What judges labels beside the scores. other: a run of the same pairs."""
-    read = not options.no_images
-    second = SecondOpinion(other, _source(other, options) if read else None) if other is not None else None
-    return (_source(scores, options) if read else None), second
+def _find_suspects(scores: Scores, other: Scores | None, options: EvaluateOptions) -> Suspects | None:
+    """other: a run of the same pairs."""
+    if options.suspects is None:
+        return None
+    source, its = (
+        None if each is None or options.no_images else _source(each, options) for each in (scores, other)
+    )
+    second = SecondOpinion(other, its) if other is not None else None
+    return find_suspects(scores, options.suspects[0], source, second)
 
 
 def _owns(file: ScoreFile, options: EvaluateOptions) -> bool:
@@ -495,7 +492,7 @@ class Evaluation:
             units = f"{drawn['units']:,} {drawn['unit']}"
             yield "in brackets", f"95 % bootstrap intervals, {drawn['draws']} draws of {units}"
         if drawn["exact"]:
-            yield "*", EXACT
+            yield "*", "exact binomial bound, because all draws agree; assumes independent pairs"
 
 
 def interval(span: Interval | None, sign: str = "") -> str:
