@@ -85,21 +85,20 @@ def _score(evidence: Evidence, place: int) -> Iterator[str]:
     learned = evidence.learned
     if learned.margin[place] >= 0.5:
         return
-    says, probability = SAYS[1 - evidence.labels[place]], 1 - learned.margin[place]
-    if learned.off_diagonal[place]:
-        yield f"{judge(evidence, place)} is as sure of {says} ({probability:.4f}) as for pairs labelled so"
-    else:
-        yield f"{judge(evidence, place)} leans to {says} ({probability:.4f})"
-
-
-def judge(evidence: Evidence, place: int) -> str:
-    """What the probability of a label is from."""
-    couples = evidence.couples(place)
+    says = f"{SAYS[1 - evidence.labels[place]]} ({1 - learned.margin[place]:.4f})"
+    couples, sure = evidence.couples(place), learned.off_diagonal[place]
     if not evidence.weighed:
-        return "the score"
-    if couples == 1:
-        return "the score, weighed by the other pairs,"
-    return f"the comparison of {couples:,} couples of images of both sides, weighed by the other pairs,"
+        yield (
+            f"the score is as sure of {says} as for pairs labelled so"
+            if sure
+            else f"the score leans to {says}"
+        )
+    elif couples == 1:
+        by = "judged by the other pairs, it"
+        yield f"{by} is as surely {says} as pairs labelled so" if sure else f"{by} leans to {says}"
+    else:
+        by = f"all {couples:,} couples of images from both sides together"
+        yield f"{by} are as surely {says} as pairs labelled so" if sure else f"{by} lean to {says}"
 
 
 def _images(evidence: Evidence, place: int) -> Iterator[str]:

@@ -101,7 +101,7 @@ def suspect_lines(found: SuspectsDocument | None) -> Iterator[tuple[str, str]]:
     else:
         yield "", f"judged by the scores{second}, without vectors: {found['without_vectors']}"
     off = sum(found["off_diagonal"].values())
-    yield "", f"of {off:,} that is as sure of the other label as of pairs that have it"
+    yield "", f"{off:,} are as surely of the other kind as pairs labelled so"
     yield "", f"{found['contradictions']:,} contradict a chain, {found['against_names']:,} the names"
     if left := found["not_scored"]:
         yield "", f"{left:,} labels without a score are left out"

@@ -106,6 +106,6 @@ def test_the_command_says_what_judged(drawn, tmp_path):
     assert (
         f"judged by the scores and the vectors of {drawn.images:,} images, and by the reference run" in lines
     )
-    assert "couples of images of both sides, weighed by the other pairs," in (tmp_path / "s.csv").read_text()
+    assert "couples of images from both sides together" in (tmp_path / "s.csv").read_text()
     done = batchverify.evaluate(plain, draws=0, no_images=True, suspects=(5, str(tmp_path / "t.csv")))
     assert "judged by the scores, without vectors: images are not read" in [text for _, text in done.lines()]
