@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -93,12 +93,11 @@ class Tally:
     levels: list[float]
     far: Callable[[float], float]
     refused: int = 0
-    covered: list[int] | None = None
-    found: list[list[float]] | None = None
+    covered: list[int] = field(default_factory=lambda: [0] * len(RATES))
+    found: list[list[float]] = field(default_factory=lambda: [[] for _ in RATES])
 
     def add(self, scores: np.ndarray, units: Units) -> None:
         """Extrapolate one sample."""
-        self.covered, self.found = self.covered or [0] * len(RATES), self.found or [[] for _ in RATES]
         if refusal(scores) is not None:
             self.refused += 1
             return
@@ -110,9 +109,9 @@ class Tally:
 
     def row(self, pairs: int) -> list[str]:
         """For the table."""
-        done = [len(each) for each in self.found or []]
+        done = [len(each) for each in self.found]
         cells = [f"{pairs:,}", f"{self.refused / (self.refused + done[0]):.2f}"]
-        for held, rates in zip(self.covered or [], self.found or [], strict=True):
+        for held, rates in zip(self.covered, self.found, strict=True):
             low, middle, high = np.quantile(rates, [0.1, 0.5, 0.9])
             cells += [f"{held / len(rates):.3f}", f"{middle:.1e} ({low:.0e} to {high:.0e})"]
         return cells
@@ -147,10 +146,7 @@ class Faces:
             self.couples += len(cosines)
             least = max(int(len(cosines) * (1 - self.KEPT)), 0)
             parts.append(np.partition(cosines, least)[least:])
-        # Below the highest of the parts' lowest scores, couples are missing.
-        complete = max(float(part.min()) for part in parts)
         self.tail = np.sort(np.concatenate(parts))
-        self.complete = complete
 
     def far(self, level: float) -> float:
         """The counted share of couples that score higher; for levels in the tail that was kept."""
