@@ -330,10 +330,15 @@ class ExtremeRate(TypedDict):
 
 
 class Extremes(TypedDict):
-    """What the tail of the different pairs' scores says beyond what was counted; `reason` if it says nothing."""
+    """What the tail of the different pairs' scores says beyond what was counted; `reason` if it says nothing.
+
+    unseen: how large a share of people may be unlike all of these, with 95 % confidence; None without units.
+    """
 
     reason: str | None
     pairs: int
+    units: int | None
+    unseen: float | None
     tail: dict[str, float] | None
     rates: list[ExtremeRate]
     at_threshold: dict[str, Any] | None

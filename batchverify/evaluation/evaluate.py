@@ -22,7 +22,7 @@ from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison,
 from batchverify.evaluation.discards import measure_discards
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
 from batchverify.evaluation.evidence import SecondOpinion
-from batchverify.evaluation.extremes import extrapolate
+from batchverify.evaluation.extremes import extrapolate, extreme_lines
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.group_lines import group_lines, quality_lines
 from batchverify.evaluation.group_rates import measure_groups
@@ -355,7 +355,7 @@ class Evaluation:
             self._figures,
             self._rates,
             self._review,
-            self._extremes,
+            lambda: extreme_lines(self.document.get("extremes")),
             self._base_rate,
             self._folds,
             self._slices,
@@ -426,13 +426,6 @@ class Evaluation:
                         text,
                         f"{review['figures'][name]:.5f}{interval(review['intervals'].get(name))}{star}",
                     )
-
-    def _extremes(self) -> Lines:
-        extremes = self.document.get("extremes")
-        for rate in extremes["rates"] if extremes else []:
-            ends = rate["interval"]
-            span = f"  [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
-            yield f"FAR {rate['far']:g} extrapolated", f"at threshold {rate['threshold']:.3g}{span}"
 
     def _base_rate(self) -> Lines:
         if base := self.document["base_rate"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from batchverify.evaluation.field_figures import log_odds
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.pareto_tail import fit_tail, refusal
 from batchverify.evaluation.tail_intervals import TailIntervals
+from batchverify.heads.bounds import upper_bound
 
 RATES = (1e-5, 1e-6)
+CONFIDENCE = 0.95
 
 
 def extrapolate(pairs: MeasuredPairs, units: Units | None) -> Extremes:
@@ -22,16 +25,10 @@ def extrapolate(pairs: MeasuredPairs, units: Units | None) -> Extremes:
     The scores are the negative log-odds of the different pairs. units: of the pairs; None for no intervals.
     """
     if not pairs.calibrated:
-        return {"reason": "not a probability", "pairs": 0, "tail": None, "rates": [], "at_threshold": None}
+        return _empty("not a probability", 0, None)
     rows = pairs.scored[pairs.truth[pairs.scored] == 1]
     scores, level = -log_odds(pairs.probability[rows]), -float(log_odds(np.array([pairs.threshold]))[0])
-    found: Extremes = {
-        "reason": refusal(scores),
-        "pairs": len(rows),
-        "tail": None,
-        "rates": [],
-        "at_threshold": None,
-    }
+    found = _empty(refusal(scores), len(rows), units.subset(rows) if units is not None else None)
     if found["reason"] is not None:
         return found
     tail = fit_tail(scores)
@@ -59,6 +56,34 @@ def extrapolate(pairs: MeasuredPairs, units: Units | None) -> Extremes:
             "interval": list(span) if span is not None else None,
         }
     return found
+
+
+def _empty(reason: str | None, pairs: int, units: Units | None) -> Extremes:
+    """Nothing extrapolated yet. units: of these pairs."""
+    count = len(np.unique([units.a, units.b])) if units is not None and units.kind != "pairs" else 0
+    return {
+        "reason": reason,
+        "pairs": pairs,
+        "units": count or None,
+        # The rule of three, with people as trials.
+        "unseen": upper_bound(0, count, CONFIDENCE) if count else None,
+        "tail": None,
+        "rates": [],
+        "at_threshold": None,
+    }
+
+
+def extreme_lines(found: Extremes | None) -> Iterator[tuple[str, str]]:
+    """What the table on the terminal says: nothing if nothing was extrapolated."""
+    if found is None or not found["rates"]:
+        return
+    for rate in found["rates"]:
+        ends = rate["interval"]
+        span = f"  [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
+        yield f"FAR {rate['far']:g} extrapolated", f"at threshold {rate['threshold']:.3g}{span}"
+    if found["unseen"]:
+        kind = f"a kind of people that makes up {found['unseen']:.2%} or less may be missing"
+        yield "", f"if these {found['units']:,} stand for all: {kind}"
 
 
 def _probability(level: float) -> float:
