@@ -22,7 +22,7 @@ from batchverify.evaluation.pareto_tail import SHAPES, Tail, fit_tail, tail_size
 NEAR = 3.841458820694124
 # The tails, as parts of that which is fitted; none shorter than so many scores.
 PARTS = (1.0, 0.5, 0.25)
-SHORTEST = 50
+SHORTEST = 25
 # Points along the shape and along the ratio of shape to scale, and how many standard deviations the scale reaches.
 SHAPES_TRIED, RATIOS_TRIED, REACH = 121, 600, 16.0
 # A step of the numerical derivatives.
