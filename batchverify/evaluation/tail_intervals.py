@@ -20,9 +20,8 @@ from batchverify.evaluation.pareto_tail import SHAPES, Tail, fit_tail, tail_size
 
 # The 95 % quantile of chi-square with one degree of freedom.
 NEAR = 3.841458820694124
-# The tails, as parts of that which is fitted; none shorter than so many scores.
-PARTS = (1.0, 0.5, 0.25)
-SHORTEST = 25
+# The tail is halved twice, and again as long as so many scores remain.
+HALVED, SHORTEST = 2, 50
 # Points along the shape and along the ratio of shape to scale, and how many standard deviations the scale reaches.
 SHAPES_TRIED, RATIOS_TRIED, REACH = 121, 600, 16.0
 # A step of the numerical derivatives.
@@ -86,9 +85,8 @@ class TailLikelihood:
             ratios = np.geomspace(sizes.min() * math.exp(-reach), sizes.max() * math.exp(reach), RATIOS_TRIED)
             parts.append(_curved(excess, side, math.copysign(1, side[0]) * ratios / tail.scale))
         shape, scale, likely = (np.concatenate(each) for each in zip(*parts, strict=True))
-        best = _curved(excess, np.array([tail.shape]), np.array([tail.shape / tail.scale]))[2]
-        highest = max(float(likely.max()), float(best.max(initial=-np.inf)))
-        return cls(tail, len(excess), shape, scale, 2 * (highest - likely))
+        # The highest of the shapes that are allowed; a short tail may prefer another one.
+        return cls(tail, len(excess), shape, scale, 2 * (float(likely.max()) - likely))
 
     def span(self, quantity: Quantity, factor: float) -> Span:
         """The lowest and highest value of a quantity over all tails that are not excluded.
@@ -136,14 +134,17 @@ class TailIntervals:
     @classmethod
     def of(cls, scores: np.ndarray, units: Units | None) -> TailIntervals:
         """scores: (N,), higher is rarer. units: of these pairs; None takes them for independent."""
-        tails = []
-        for part in PARTS:
-            size = int(tail_size(len(scores)) * part)
-            if part < 1 and size < SHORTEST:
-                continue
+        tails: list[TailLikelihood] = []
+        size = tail_size(len(scores))
+        while len(tails) <= HALVED or size >= SHORTEST:
+            highest = np.partition(scores, -size - 1)[-size - 1 :]
+            if len(np.unique(highest)) <= max(size // 2, 2):
+                # Equal scores, as of probabilities that were rounded to 0, are no tail.
+                break
             tail = fit_tail(scores, size=size)
             excess = scores[scores > tail.start].astype(np.float64) - tail.start
             tails.append(TailLikelihood.of(excess, tail))
+            size //= 2
         return cls(scores, units, tuple(tails))
 
     def of_level(self, rate: float) -> Span:

@@ -115,3 +115,12 @@ def test_the_rate_at_a_threshold_has_an_interval_that_holds_it():
     scores = np.random.default_rng(2).normal(size=20_000)
     low, high = TailIntervals.of(scores, alone(20_000)).of_rate(4.6)
     assert low < stats.norm.sf(4.6) < high
+
+
+def test_equal_scores_at_the_end_make_no_shorter_tail():
+    scores = np.random.default_rng(5).logistic(size=10_000)
+    ends = np.sort(scores)[-30]
+    few = TailIntervals.of(np.minimum(scores, ends), alone(10_000))
+    assert len(TailIntervals.of(scores, alone(10_000)).tails) == 3 > len(few.tails) >= 1
+    low, high = few.of_level(1e-6)
+    assert low < high
