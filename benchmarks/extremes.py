@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from results import publish, table
 
-from batchverify.evaluation.extremes import RATES, Tail, fit_tail, refusal
+from batchverify.evaluation.extremes import RATES
+from batchverify.evaluation.pareto_tail import Tail, fit_tail, refusal
 
 SAMPLE, SAMPLES, BLOCK = 10_000, 20, 500
 HEADER = [

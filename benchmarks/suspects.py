@@ -1,9 +1,9 @@
 """How well `evaluate --suspects` finds wrong labels: `python benchmarks/suspects.py --lfw MANIFEST --fiw MANIFEST`.
 
 Two tables. View 1 test (`--lfw`): the ranks of five doubtful pairs labelled same. Labelled pairs of another set
-(`--fiw`): a share of the labels is turned round, and so many suspects are asked for as were turned round; printed is
-the share of these that were. Three ways: with `person_a` and `person_b`, without them, and by the normalised margin
-of confident learning alone.
+(`--fiw`): a share of the labels is turned round, and so many suspects are asked for as were turned round; printed
+is the share of these that were. Four ways: with `person_a` and `person_b`, without them, without the vectors of the
+images either (`--no-images`), and by the normalised margin of confident learning alone.
 """
 
 import tempfile
@@ -31,25 +31,32 @@ DOUBTFUL = (
 NOTE = (
     "The five are the pairs labelled same that compact calls two people, so its own row proves little. Seen by eye, "
     "the first three show two people; we are not sure of the last two. Names are not turned round with the labels: "
-    "with names, each such label contradicts its own row."
+    "with names, each such label contradicts its own row. With a reference, 'nor vectors' has the scores of both "
+    "runs."
 )
 ASKED = 15
 PEOPLE = ("person_a", "person_b")
-WAYS = ("with names", "without names", "scores alone")
+WAYS = ("with names", "without names", "nor vectors", "scores alone")
 
 
-def suspects(scores: Path, most: int) -> pa.Table:
-    """The suspects of a score table, as `--suspects` writes them."""
+def suspects(scores: Path, most: int, *, images: bool = True, second: Path | None = None) -> pa.Table:
+    """The suspects of a score table, as `--suspects` writes them.
+
+    images: whether these may be looked up. second: the reference run, whose labels are not looked at.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "suspects.parquet"
-        # A changed copy has no run record. No rank depends on the threshold.
-        batchverify.evaluate(scores, draws=0, threshold=0.5, suspects=(most, str(target)))
+        options: Any = {"draws": 0, "suspects": (most, str(target)), "no_images": not images}
+        found = batchverify.evaluate(scores, None, second, threshold=0.5, **options)
+        told = found.document["suspects"]
+        if images and told["vectors"] is None:
+            click.echo(f"{scores}: by the scores alone: {told['without_vectors']}", err=True)
         return pq.read_table(target)
 
 
-def doubtful_row(backbone: str, scores: Path) -> list[str]:
+def doubtful_row(backbone: str, scores: Path, second: Path | None = None) -> list[str]:
     """The rank of each doubtful pair in View 1 test, and how many are among the first."""
-    found = suspects(scores, ASKED)
+    found = suspects(scores, ASKED, second=second)
     pairs = list(
         zip(*(map(file_name, found[side].to_pylist()) for side in ("image_a", "image_b")), strict=True)
     )
@@ -73,7 +80,11 @@ def flipped(scores: Path, target: Path, share: float, seed: int, *, names: bool)
     place = whole.column_names.index("true_label")
     changed = whole.set_column(place, "true_label", pa.array(truth))
     kept = [name for name in changed.column_names if names or name not in PEOPLE]
-    pq.write_table(changed.select(kept), target)
+    # With the run record, which names the cache of the vectors.
+    stored = {
+        key: value for key, value in pq.read_metadata(scores).metadata.items() if key != b"ARROW:schema"
+    }
+    pq.write_table(changed.select(kept).replace_schema_metadata(stored), target)
     return rows
 
 
@@ -86,16 +97,18 @@ def by_scores(scores: Path, most: int) -> np.ndarray:
     return rows[np.argsort(margin, kind="stable")[:most]]
 
 
-def flipped_row(backbone: str, scores: Path, folder: Path, share: float, seed: int) -> list[str]:
+def flipped_row(
+    backbone: str, scores: Path, folder: Path, share: float, seed: int, second: Path | None = None
+) -> list[str]:
     """Precision at the number flipped, each way."""
     cells = []
     for way in WAYS:
         target = folder / "flipped.parquet"
         wrong = flipped(scores, target, share, seed, names=way == WAYS[0])
-        if way == WAYS[2]:
+        if way == WAYS[-1]:
             found = by_scores(target, len(wrong))
         else:
-            found = suspects(target, len(wrong))["row"].to_numpy() - 1
+            found = suspects(target, len(wrong), images=way != WAYS[2], second=second)["row"].to_numpy() - 1
         cells.append(f"{np.isin(found, wrong).sum() / len(wrong):.3f}")
     return [backbone, str(seed), str(len(wrong)), *cells]
 
@@ -134,6 +147,12 @@ def main(
             )
             scores = scored(fiw, backbone, folder / f"fiw{number}.parquet", options)
             turned += [flipped_row(backbone, scores, folder, share, seed) for seed in range(seeds)]
+        if len(backbones) > 1:
+            # The first backbone, with the second one's run as the reference.
+            both = f"{backbones[0]}, reference {backbones[1]}"
+            doubtful.append(doubtful_row(both, folder / "lfw0.parquet", folder / "lfw1.parquet"))
+            runs = folder / "fiw0.parquet", folder, share
+            turned += [flipped_row(both, *runs, seed, folder / "fiw1.parquet") for seed in range(seeds)]
     names = [pair[0].rpartition("_")[0] for pair in DOUBTFUL]
     header = ["backbone", *names, f"among the first {ASKED}"]
     body = f"Ranks in View 1 test:\n\n{table(header, doubtful)}\n\n"

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
-from batchverify.errors import BatchverifyError
 from batchverify.evaluation.bootstrap import Units, bootstrap
 from batchverify.evaluation.document import BaseRateDocument
-from batchverify.evaluation.head_threshold import scoring_head
-from batchverify.evaluation.scores import ScoreFile, Scores, read_units
+from batchverify.evaluation.head_threshold import calibrated_shares, head_of_run
+from batchverify.evaluation.scores import Scores, read_units
 from batchverify.heads.drift import DRIFT, UNCHECKED, Verdict, checked, independent_pairs
 from batchverify.heads.fused_head import FusedHead
 from batchverify.heads.head import Head
 from batchverify.heads.prior import (
-    BALANCED,
-    fitted_share,
     most_likely_share,
     shift,
     step_probabilities,
@@ -46,8 +41,8 @@ def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocum
         rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_PAIRS, replace=False))
     units = read_units(scores.file).subset(rows)
     probability = scores.probability[rows]
-    head = _head_of_run(scores.file)
-    fitted, assumed = _fitted(head, scores.file.record)
+    head = head_of_run(scores.file)
+    fitted, assumed = calibrated_shares(head, scores.file.record)
     drift = _drift(head, probability, fitted, assumed, units)
     figures: Mapping[str, float] = {}
     spans: Mapping[str, tuple[float, float]] = {}
@@ -90,13 +85,6 @@ class _Expected:
         return found
 
 
-def _fitted(head: Head | FusedHead | None, record: Mapping[str, Any]) -> tuple[float, float]:
-    """The share for which the head was calibrated, and that for which the probabilities of the run are."""
-    fitted = fitted_share(head.about) if head is not None else BALANCED
-    share = (record.get("prior") or {}).get("share")
-    return fitted, share if isinstance(share, float) and 0 < share < 1 else fitted
-
-
 def _drift(
     head: Head | FusedHead | None, probability: np.ndarray, fitted: float, assumed: float, units: Units
 ) -> Verdict:
@@ -104,10 +92,3 @@ def _drift(
         return Verdict(UNCHECKED, "the head of the run is not stated, or not found where it was")
     calibrated = shift(probability, fitted, assumed) if fitted != assumed else probability
     return checked(head.about, calibrated, independent_pairs(units.a, units.b))
-
-
-def _head_of_run(file: ScoreFile) -> Head | FusedHead | None:
-    """The head that made these scores: where the run had it, or the shipped one; None if it is not known."""
-    with suppress(BatchverifyError, LookupError, TypeError, ValueError, AttributeError):
-        return scoring_head(file, None)
-    return None

@@ -20,7 +20,6 @@ from batchverify.evaluation.document import (
     Share,
     ShareDrift,
 )
-from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, ScoreFile, Scores
 from batchverify.fingerprint import flattened
 
@@ -157,10 +156,7 @@ def _differences(
     rows = np.flatnonzero((new.truth != UNKNOWN) & new.scored & reference.scored)
     if not len(rows):
         return {}
-    ours, theirs = (
-        MeasuredPairs(new.truth[rows], run.probability[rows], run.threshold, run.calibrated)
-        for run in (new, reference)
-    )
+    ours, theirs = (run.pairs_at(rows, new.truth[rows]) for run in (new, reference))
 
     def differences(weights: np.ndarray | None) -> dict[str, float]:
         first, second = ours.figures(weights), theirs.figures(weights)

@@ -53,6 +53,11 @@ class ConfidentLearning:
         """The share of wrong labels to reckon with: that of the pairs off the diagonal, within bounds."""
         return float(np.clip(self.off_diagonal.mean(), FEWEST, MOST))
 
+    @property
+    def trust(self) -> float:
+        """The log-odds of a right label."""
+        return float(np.log(1 / self.noise - 1))
+
 
 def log_odds(p: np.ndarray | float) -> np.ndarray:
     """The natural logarithm of p / (1 - p)."""

@@ -203,7 +203,7 @@ def _find_wanted(
     elif fnmr[at] > rate or np.isnan(fnmr[at]):
         found["reason"] = f"not reached by discarding {SHARES[-1]:.0%}"
     elif same[at] < needed:
-        found["reason"] = f"needs {needed:,} same pairs that remain, {math.floor(same[at]):,} do"
+        found["reason"] = f"{needed:,} same pairs must remain, and {math.floor(same[at]):,} do"
     else:
         reached = drawn <= rate
         least = np.where(reached.any(axis=-1), SHARES[reached.argmax(axis=-1)], math.inf)

@@ -286,9 +286,16 @@ class SuspectImage(TypedDict):
 
 
 class SuspectsDocument(TypedDict):
-    """Labels that are probably wrong, in numbers; `--suspects` writes the labels themselves."""
+    """Labels that are probably wrong, in numbers; `--suspects` writes the labels themselves.
+
+    vectors: how many images' vectors were compared; None if the scores alone were, `without_vectors` says why.
+    second_opinion: whether the reference run judged, too.
+    """
 
     labels: int
+    vectors: int | None
+    without_vectors: str | None
+    second_opinion: bool
     not_scored: int
     found: int
     listed: int
@@ -323,10 +330,15 @@ class ExtremeRate(TypedDict):
 
 
 class Extremes(TypedDict):
-    """What the tail of the different pairs' scores says beyond what was counted; `reason` if it says nothing."""
+    """What the tail of the different pairs' scores says beyond what was counted; `reason` if it says nothing.
+
+    unseen: how large a share of people may be unlike all of these, with 95 % confidence; None without units.
+    """
 
     reason: str | None
     pairs: int
+    units: int | None
+    unseen: float | None
     tail: dict[str, float] | None
     rates: list[ExtremeRate]
     at_threshold: dict[str, Any] | None

@@ -21,12 +21,13 @@ from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
-from batchverify.evaluation.extremes import extrapolate
+from batchverify.evaluation.evidence import SecondOpinion
+from batchverify.evaluation.extremes import extrapolate, extreme_lines
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
 from batchverify.evaluation.group_lines import group_lines, quality_lines
 from batchverify.evaluation.group_rates import measure_groups
 from batchverify.evaluation.groups import read_groups
-from batchverify.evaluation.head_threshold import chosen_threshold
+from batchverify.evaluation.head_threshold import chosen_threshold, with_assumed_share
 from batchverify.evaluation.other_scores import OtherScores, open_scores, read_any
 from batchverify.evaluation.qualities import read_quality
 from batchverify.evaluation.report import plots
@@ -49,6 +50,7 @@ from batchverify.evaluation.suspects import (
     Suspects,
     check_suspects_target,
     find_suspects,
+    suspect_lines,
     write_suspects,
 )
 from batchverify.evaluation.tables import as_csv, as_latex
@@ -65,10 +67,7 @@ SHOWN = (
     *("equal_error", "average_precision", "log_loss", "brier", "ece"),
     *("mcc", "fmr1000", "d_prime", "min_cllr"),
 )
-# Suspect images on the terminal.
-SHOWN_IMAGES = 5
 Lines = Iterator[tuple[str, str]]
-EXACT = "exact binomial bound, because all draws agree; assumes independent pairs"
 
 
 @dataclass(frozen=True)
@@ -130,11 +129,12 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     qualities = [read_quality(file, name) for name in options.quality]
     truth = read_truth(options.truth, file) if options.truth else None
     scores = read_any(file, chosen_threshold(file, options) if _owns(file, options) else None, truth)
-    other = _read_reference(reference, options, scores) if reference is not None else None
+    scores = with_assumed_share(scores)
+    other = with_assumed_share(_read_reference(reference, options, scores)) if reference is not None else None
     same = other is not None and same_pairs(file, other.file)
-    source = options.truth
+    truth_source = options.truth
     if other is not None and same and not len(scores.labelled) and len(other.labelled):
-        scores, source = replace(scores, truth=other.truth), FROM_REFERENCE + other.file.name
+        scores, truth_source = replace(scores, truth=other.truth), FROM_REFERENCE + other.file.name
     pairs = scores.labelled_pairs()
     units = read_units(file) if options.draws and (len(pairs.scored) or reference) else None
     draws, seed = options.draws, options.seed
@@ -142,10 +142,10 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     people = (units or read_units(file)) if groups is not None else None
     labelled = units.subset(scores.labelled) if units is not None and len(pairs.scored) else None
     document: dict[str, Any] = {
-        **_describe(scores, source),
+        **_describe(scores, truth_source),
         **_measurements(pairs, labelled, draws=draws, seed=seed),
         **_other_units(scores, pairs),
-        "extremes": extrapolate(pairs, labelled, draws=draws, seed=seed),
+        "extremes": extrapolate(pairs, labelled),
         "folds": _folds(scores, pairs),
         "review": measure_review(scores, labelled, draws=draws, seed=seed),
         "base_rate": measure_base_rate(scores, draws=draws, seed=seed),
@@ -164,7 +164,7 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
     if other is not None:
         comparison = compare(scores, other, units, same=same, draws=draws, seed=seed)
         document["comparison"] = comparison.document
-    suspects = find_suspects(scores, options.suspects[0]) if options.suspects else None
+    suspects = _find_suspects(scores, other if same else None, options)
     if suspects is not None:
         document["suspects"] = suspects.document
     return Judged(scores, pairs, comparison, cast(Document, plain(document)), suspects)
@@ -183,6 +183,17 @@ def _read_reference(name: str, options: EvaluateOptions, scores: Scores) -> Scor
         and same_pairs(scores.file, file)
     )
     return read_any(file, options.threshold if given else None, scores.truth if lent else None)
+
+
+def _find_suspects(scores: Scores, other: Scores | None, options: EvaluateOptions) -> Suspects | None:
+    """other: a run of the same pairs."""
+    if options.suspects is None:
+        return None
+    source, its = (
+        None if each is None or options.no_images else _source(each, options) for each in (scores, other)
+    )
+    second = SecondOpinion(other, its) if other is not None else None
+    return find_suspects(scores, options.suspects[0], source, second)
 
 
 def _owns(file: ScoreFile, options: EvaluateOptions) -> bool:
@@ -344,14 +355,14 @@ class Evaluation:
             self._figures,
             self._rates,
             self._review,
-            self._extremes,
+            lambda: extreme_lines(self.document.get("extremes")),
             self._base_rate,
             self._folds,
             self._slices,
             lambda: group_lines(self.document["groups"]),
             lambda: quality_lines(self.document["quality"]),
             self._comparison,
-            self._suspects,
+            lambda: suspect_lines(self.document.get("suspects")),
             self._bootstrap,
         )
         return [
@@ -416,13 +427,6 @@ class Evaluation:
                         f"{review['figures'][name]:.5f}{interval(review['intervals'].get(name))}{star}",
                     )
 
-    def _extremes(self) -> Lines:
-        extremes = self.document.get("extremes")
-        for rate in extremes["rates"] if extremes else []:
-            ends = rate["interval"]
-            span = f"  [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
-            yield f"FAR {rate['far']:g} extrapolated", f"at threshold {rate['threshold']:.3g}{span}"
-
     def _base_rate(self) -> Lines:
         if base := self.document["base_rate"]:
             for name, text in BASE_RATE_NAMES.items():
@@ -475,33 +479,13 @@ class Evaluation:
                 gap, span = differences[figure]["difference"], differences[figure]["interval"]
                 yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{interval(span, '+')}"
 
-    def _suspects(self) -> Lines:
-        if suspects := self.document.get("suspects"):
-            yield (
-                "suspect labels",
-                f"{suspects['listed']:,} written; something speaks against {suspects['found']:,}",
-            )
-            yield (
-                "",
-                f"{sum(suspects['off_diagonal'].values()):,} against which the scores are as sure as elsewhere",
-            )
-            yield (
-                "",
-                f"{suspects['contradictions']:,} contradict a chain, {suspects['against_names']:,} the names",
-            )
-            if left := suspects["not_scored"]:
-                yield "", f"{left:,} labels without a score are left out"
-            for each in suspects["images"][:SHOWN_IMAGES]:
-                counts = f"the scores are against {each['disputed']:,} of its {each['pairs']:,} labels same"
-                yield "suspect image", f"{each['image']}: {counts}"
-
     def _bootstrap(self) -> Lines:
         drawn = self.document["bootstrap"]
         if drawn["draws"]:
             units = f"{drawn['units']:,} {drawn['unit']}"
             yield "in brackets", f"95 % bootstrap intervals, {drawn['draws']} draws of {units}"
         if drawn["exact"]:
-            yield "*", EXACT
+            yield "*", "exact binomial bound, because all draws agree; assumes independent pairs"
 
 
 def interval(span: Interval | None, sign: str = "") -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from batchverify.evaluation import field_figures
 from batchverify.evaluation.document import Counts, Interval, Rate
+from batchverify.heads.prior import BALANCED, shift
 
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BINS = 15
@@ -71,20 +72,22 @@ class MeasuredPairs:
 
     truth: (N,) integers, 0 same or 1 different. probability: (N,) float32 or float64, of different; NaN if not
     scored. A pair is called different if its probability is at or above the threshold, compared in its dtype.
-    calibrated: False if these are other scores between 0 and 1; figures of probabilities are then NaN.
+    calibrated: False if these are other scores between 0 and 1; figures of probabilities are then NaN. assumed: the
+    share of same pairs for which the probabilities are; likelihood ratios are what is left without it.
     """
 
     truth: np.ndarray
     probability: np.ndarray
     threshold: float
     calibrated: bool = True
+    assumed: float = BALANCED
 
     def __len__(self) -> int:
         return len(self.truth)
 
     def subset(self, rows: np.ndarray) -> MeasuredPairs:
         """Some of the pairs. rows: (M,) indices or (N,) bool."""
-        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold, self.calibrated)
+        return replace(self, truth=self.truth[rows], probability=self.probability[rows])
 
     @cached_property
     def scored(self) -> np.ndarray:
@@ -125,8 +128,20 @@ class MeasuredPairs:
     @cached_property
     def _spread_scores(self) -> np.ndarray:
         """(S,) float64, the log-odds of each scored pair; its score if that is no probability."""
+        if not self.calibrated:
+            return self.probability[self.scored].astype(np.float64)
+        return field_figures.log_odds(self._at_even_odds)
+
+    @cached_property
+    def _at_even_odds(self) -> np.ndarray:
+        """(S,) the probability of each scored pair if as many pairs were same as different."""
         known = self.probability[self.scored]
-        return field_figures.log_odds(known) if self.calibrated else known.astype(np.float64)
+        return known if self.assumed == BALANCED else shift(known, BALANCED, self.assumed)
+
+    @cached_property
+    def _ratio_losses(self) -> np.ndarray:
+        """(S,) float64, the log loss of each scored pair at even odds."""
+        return _log_losses(self.truth[self.scored], self._at_even_odds)
 
     @cached_property
     def _residuals(self) -> np.ndarray:
@@ -140,7 +155,8 @@ class MeasuredPairs:
     def figures(self, weights: np.ndarray | None = None) -> dict[str, float]:
         """Every figure of `NAMES`, and `tar@RATE` for the supported rates; NaN if undefined.
 
-        weights: (N,) of the pairs, 1 by default. The thresholds of the rates follow the weights, too.
+        weights: (N,) of the pairs, 1 by default. The thresholds of the rates follow the weights, too, but that of
+        ZeroFMR.
         """
         curve = self.curve if weights is None else self.ranking.curve(weights)
         trials = self.tally(curve, weights).trials()
@@ -187,7 +203,9 @@ class MeasuredPairs:
         """The rejected same pairs at each operating point that the different pairs support."""
         points = field_figures.POINTS.items()
         known = [(name, rate) for name, rate in points if not rate or rate in self.supported()]
-        return {name: curve.totals[0] - float(curve.same[curve.at_rate(rate)]) for name, rate in known}
+        # The lowest score of different pairs is of this sample alone: a draw that lacks it says nothing about it.
+        places = {name: (curve if rate else self.curve).at_rate(rate) for name, rate in known}
+        return {name: curve.totals[0] - float(curve.same[place]) for name, place in places.items()}
 
     def _field_figures(self, curve: Curve, weights: np.ndarray | None) -> dict[str, float]:
         """The figures of `field_figures`; needs weight on pairs of both kinds."""
@@ -200,7 +218,7 @@ class MeasuredPairs:
             "mcc": field_figures.matthews(*verdicts),
             "hter": (tally.false_accepts / tally.different + tally.false_rejects / tally.same) / 2,
             "d_prime": field_figures.decidability(same, different, self._spread_scores),
-            "cllr": field_figures.cost_of_log_ratios(self._losses, same, different)
+            "cllr": field_figures.cost_of_log_ratios(self._ratio_losses, same, different)
             if self.calibrated
             else math.nan,
             "min_cllr": field_figures.minimum_cost(np.diff(curve.same), np.diff(curve.different)),

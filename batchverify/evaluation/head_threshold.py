@@ -1,16 +1,20 @@
-"""The threshold of the head that scored a run, for `evaluate --at-far`."""
+"""The head that scored a run: its threshold, for `evaluate --at-far`, and the share that its probabilities assume."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from batchverify.errors import ArtifactError, UsageError
-from batchverify.evaluation.scores import ScoreFile
+from batchverify.errors import ArtifactError, BatchverifyError, UsageError
+from batchverify.evaluation.scores import ScoreFile, Scores
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.fused_head import FusedHead, fused_head_name
 from batchverify.heads.head import Head, default_head_name
-from batchverify.heads.prior import BaseRate, fitted_share
+from batchverify.heads.prior import BALANCED, BaseRate, fitted_share
 from batchverify.options import EvaluateOptions
 
 
@@ -49,6 +53,33 @@ def scoring_head(file: ScoreFile, path: str | None) -> Head | FusedHead:
     if head.digest != digest:
         raise UsageError(f"{name}: not the head that scored {file.name}; give that one with --head")
     return head
+
+
+def head_of_run(file: ScoreFile) -> Head | FusedHead | None:
+    """The head that made the scores: where the run had it, or the shipped one; None if it is not known."""
+    with suppress(BatchverifyError, LookupError, TypeError, ValueError, AttributeError):
+        return scoring_head(file, None)
+    return None
+
+
+def calibrated_shares(head: Head | FusedHead | None, record: Mapping[str, Any]) -> tuple[float, float]:
+    """The shares of same pairs for which the head was calibrated, and for which the probabilities of the run are.
+
+    They differ with `--prior`. Where the head is not known, half of the pairs.
+    """
+    fitted = fitted_share(head.about) if head is not None else BALANCED
+    share = (record.get("prior") or {}).get("share")
+    return fitted, share if isinstance(share, float) and 0 < share < 1 else fitted
+
+
+def with_assumed_share(scores: Scores) -> Scores:
+    """With the share of same pairs for which the probabilities are; half of them for scores that are none."""
+    if not scores.calibrated:
+        return scores
+    # A record may be another person's, and its URI would choose a server.
+    stated = str((scores.file.record.get("options") or {}).get("head") or "")
+    head = head_of_run(scores.file) if "://" not in stated else None
+    return replace(scores, assumed=calibrated_shares(head, scores.file.record)[1])
 
 
 def _shipped(embedding: dict[str, object], *, fused: bool) -> str:

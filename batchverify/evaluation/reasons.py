@@ -26,6 +26,9 @@ def _least_sure(evidence: Evidence, place: int) -> str:
     if evidence.against[place] > 0:
         return "the chains of pairs speak against the label"
     says = f"{SAYS[evidence.labels[place]]} {evidence.learned.margin[place]:.4f}"
+    if evidence.called[place] != evidence.labels[place]:
+        by = "the score" if not evidence.weighed else "what the other pairs say"
+        return f"the verdict is the other one, but by {by} the label is likelier: {says}"
     return f"nothing speaks against it, but it is less sure than the rest: {says}"
 
 
@@ -82,12 +85,20 @@ def _score(evidence: Evidence, place: int) -> Iterator[str]:
     learned = evidence.learned
     if learned.margin[place] >= 0.5:
         return
-    says = SAYS[1 - evidence.labels[place]]
-    probability = 1 - learned.margin[place]
-    if learned.off_diagonal[place]:
-        yield f"the score is as sure of {says} ({probability:.4f}) as for pairs labelled so"
+    says = f"{SAYS[1 - evidence.labels[place]]} ({1 - learned.margin[place]:.4f})"
+    couples, sure = evidence.couples(place), learned.off_diagonal[place]
+    if not evidence.weighed:
+        yield (
+            f"the score is as sure of {says} as for pairs labelled so"
+            if sure
+            else f"the score leans to {says}"
+        )
+    elif couples == 1:
+        by = "judged by the other pairs, it"
+        yield f"{by} is as surely {says} as pairs labelled so" if sure else f"{by} leans to {says}"
     else:
-        yield f"the score leans to {says} ({probability:.4f})"
+        by = f"all {couples:,} couples of images from both sides together"
+        yield f"{by} are as surely {says} as pairs labelled so" if sure else f"{by} lean to {says}"
 
 
 def _images(evidence: Evidence, place: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ from batchverify.errors import ManifestError, UsageError, first_line
 from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.document import Truth
 from batchverify.evaluation.figures import MeasuredPairs
+from batchverify.heads.prior import BALANCED
 from batchverify.manifest.columns import (
     LABEL,
     TRUE_LABEL,
@@ -59,6 +60,8 @@ class Scores:
     threshold: float
     # Whether `probability` is one, and not the scaled score of another system.
     calibrated: bool = True
+    # The share of same pairs for which the probabilities are.
+    assumed: float = BALANCED
 
     def __len__(self) -> int:
         return len(self.probability)
@@ -81,7 +84,11 @@ class Scores:
     def labelled_pairs(self) -> MeasuredPairs:
         """The pairs whose truth is known, to be measured."""
         rows = self.labelled
-        return MeasuredPairs(self.truth[rows], self.probability[rows], self.threshold, self.calibrated)
+        return self.pairs_at(rows, self.truth[rows])
+
+    def pairs_at(self, rows: np.ndarray, truth: np.ndarray) -> MeasuredPairs:
+        """Some pairs with a truth of theirs, to be measured. rows: (M,) indices. truth: (M,) 0 or 1."""
+        return MeasuredPairs(truth, self.probability[rows], self.threshold, self.calibrated, self.assumed)
 
     def failures(self) -> dict[str, int]:
         """How many pairs were not scored, by reason, the most frequent first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from batchverify.errors import UsageError, redacted
 from batchverify.evaluation.document import SuspectImage, SuspectsDocument
-from batchverify.evaluation.evidence import Evidence
+from batchverify.evaluation.evidence import Evidence, SecondOpinion
 from batchverify.evaluation.reasons import reason
 from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.evaluation.scores import UNKNOWN, Scores
@@ -20,8 +20,8 @@ from batchverify.storage.location import Location
 OPTION = "--suspects"
 # Log-odds beyond this are a likelihood of 0 or 1.
 MOST = 100.0
-# Images that the document lists.
-LISTED = 100
+# Images that the document lists, and the terminal.
+LISTED, SHOWN_IMAGES = 100, 5
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,32 @@ class Suspects:
     document: SuspectsDocument
 
 
-def find_suspects(scores: Scores, most: int) -> Suspects:
-    """At most `most` suspect labels. Raises `ManifestError` if no pair has a label and a score."""
-    evidence = Evidence.of(scores)
+def find_suspects(
+    scores: Scores, most: int, source: ImageSource | None = None, second: SecondOpinion | None = None
+) -> Suspects:
+    """At most `most` suspect labels. source: of the images and their vectors; None for the scores alone.
+
+    second: another run of the same pairs.
+
+    Raises `ManifestError` if no pair has a label and a score.
+    """
+    evidence = Evidence.of(scores, source, second)
     chosen = evidence.ranked()[:most]
     reasons = [reason(evidence, place) for place in chosen.tolist()]
     likelihood = (1 / (1 + np.exp(-np.clip(evidence.against[chosen], -MOST, MOST)))).astype(np.float32)
-    document = _document(scores, evidence, len(chosen))
+    document = _document(scores, evidence, len(chosen), second=second is not None and evidence.weighed)
     return Suspects(evidence.rows[chosen], likelihood, reasons, document)
 
 
-def _document(scores: Scores, evidence: Evidence, listed: int) -> SuspectsDocument:
+def _document(scores: Scores, evidence: Evidence, listed: int, *, second: bool) -> SuspectsDocument:
     learned, graph = evidence.learned, evidence.graph
     off = learned.off_diagonal
     return {
         "labels": len(evidence.rows),
         "not_scored": int((~scores.scored & (scores.truth != UNKNOWN)).sum()),
+        "vectors": len(evidence.images) if evidence.around is not None else None,
+        "without_vectors": evidence.without_vectors or None,
+        "second_opinion": second,
         "found": int(evidence.suspect.sum()),
         "listed": listed,
         "contradictions": len(graph.contradictions),
@@ -78,6 +88,26 @@ def _images(evidence: Evidence) -> list[SuspectImage]:
         }
         for image in images.tolist()
     ]
+
+
+def suspect_lines(found: SuspectsDocument | None) -> Iterator[tuple[str, str]]:
+    """What the table on the terminal says: nothing without suspects."""
+    if found is None:
+        return
+    second = ", and by the reference run" if found["second_opinion"] else ""
+    yield "suspect labels", f"{found['listed']:,} written; something speaks against {found['found']:,}"
+    if found["vectors"] is not None:
+        yield "", f"judged by the scores and the vectors of {found['vectors']:,} images{second}"
+    else:
+        yield "", f"judged by the scores{second}, without vectors: {found['without_vectors']}"
+    off = sum(found["off_diagonal"].values())
+    yield "", f"{off:,} are as surely of the other kind as pairs labelled so"
+    yield "", f"{found['contradictions']:,} contradict a chain, {found['against_names']:,} the names"
+    if left := found["not_scored"]:
+        yield "", f"{left:,} labels without a score are left out"
+    for each in found["images"][:SHOWN_IMAGES]:
+        counts = f"the scores are against {each['disputed']:,} of its {each['pairs']:,} labels same"
+        yield "suspect image", f"{each['image']}: {counts}"
 
 
 def check_suspects_target(path: str, inputs: Sequence[str]) -> Location:

@@ -18,6 +18,7 @@ from batchverify.fingerprint import FUSION
 from batchverify.heads.fused_head import FusedHead
 from batchverify.heads.head import Head
 from batchverify.manifest.manifest import Columns, Manifest
+from batchverify.manifest.tables import TableFile
 from batchverify.options import CalibrateOptions
 from batchverify.progress import duration
 from batchverify.scoring.job import Job, head_of
@@ -248,11 +249,14 @@ def _recorded_manifests(record: Mapping[str, Any], head: Head | FusedHead, log: 
     names = record["manifests"]["training"]
     # The option may be relative to the folder that the training ran in.
     root = record["image_roots"]["training"] if options.get("image_root") is not None else None
-    opened = [Manifest.open(name, columns=columns, image_root=root) for name in names]
-    if len(opened) == 1 and opened[0].fingerprint != training:
-        log.write(f"warning: {names[0]} has changed since the head was trained on it: it is not compared")
+    files = [TableFile(Location.parse(name)) for name in names]
+    opened = Manifest(files, columns=columns, image_root=root)
+    if opened.fingerprint != training:
+        more = f" and {len(names) - 1:,} more file{'s' if len(names) > 2 else ''}" if len(names) > 1 else ""
+        verb = "have" if more else "has"
+        log.write(f"warning: {names[0]}{more} {verb} changed since the head was trained: not compared")
         return []
-    return [_Other("the head's training pairs", manifest) for manifest in opened]
+    return [_Other("the head's training pairs", opened)]
 
 
 def _check_new(head: Head | FusedHead, job: Job, others: Sequence[_Other]) -> tuple[str, ...]:

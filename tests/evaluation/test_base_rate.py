@@ -60,6 +60,37 @@ def test_shifted_scores_give_the_same_estimates(tmp_path):
     assert shifted["intervals"] == {}
 
 
+def test_of_labelled_scores_likelihood_ratios_do_not_change_with_the_prior(tmp_path):
+    labels, probability = calibrated(2000, 0.4)
+    found = []
+    for name, p, record in (
+        ("a", probability, {}),
+        ("b", shift(probability, 0.02), {"prior": {"share": 0.02, "source": "given"}}),
+    ):
+        columns = draw_columns(2000, failed=0, probability=p.astype(np.float32), true_label=labels)
+        path = write_scores(tmp_path / f"{name}.parquet", columns, **record)
+        found.append(evaluate(path, draws=0).document["metrics"])
+    for name in ("cllr", "min_cllr"):
+        assert found[1][name] == pytest.approx(found[0][name], abs=1e-5), name
+    # Shifted probabilities near 1 lose digits as float32.
+    assert found[1]["d_prime"] == pytest.approx(found[0]["d_prime"], rel=0.01)
+    assert found[1]["log_loss"] > 2 * found[0]["log_loss"]
+
+
+def test_the_share_of_the_head_is_taken_out_of_likelihood_ratios(tmp_path):
+    """A head that was calibrated where one pair in ten is same."""
+    labels, probability = calibrated(2000, 0.4)
+    about = {**ABOUT, "calibration": {**ABOUT.get("calibration", {}), "same_share": 0.1}}
+    head = replace(make_head(), about=about)
+    (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
+    record = {"head": head.digest, "options": {"head": str(tmp_path / "head.safetensors")}}
+    columns = draw_columns(2000, failed=0, true_label=labels, probability=probability.astype(np.float32))
+    plain = evaluate(write_scores(tmp_path / "a.parquet", columns), draws=0).document["metrics"]
+    columns["probability"] = shift(probability, 0.1).astype(np.float32)
+    tenth = evaluate(write_scores(tmp_path / "b.parquet", columns, **record), draws=0).document["metrics"]
+    assert tenth["cllr"] == pytest.approx(plain["cllr"], abs=1e-5)
+
+
 @pytest.mark.parametrize("closer", [1.0, 0.5])
 def test_drifted_scores_give_no_estimate(tmp_path, closer):
     kept = histograms(*calibrated(2000, 0.5))

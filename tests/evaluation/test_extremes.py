@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from batchverify.evaluation.bootstrap import Units
-from batchverify.evaluation.extremes import Tail, extrapolate, fit_tail, refusal, tail_size
+from batchverify.evaluation.extremes import extrapolate, extreme_lines
 from batchverify.evaluation.figures import MeasuredPairs
+from batchverify.evaluation.pareto_tail import Tail, fit_tail, refusal, tail_size
 
 KNOWN = [stats.norm(0, 0.15), stats.beta(20, 30), stats.t(8), stats.expon()]
 
@@ -73,12 +74,27 @@ def test_pairs_are_extrapolated_with_intervals_that_hold_the_truth():
     exact = {rate: stats.norm(6, 2).ppf(rate) for rate in (1e-5, 1e-6)}
     pairs = MeasuredPairs(truth, (1 / (1 + np.exp(-odds))).astype(np.float32), 1 / (1 + np.exp(3.5)))
     units = Units("pairs", np.arange(20_500), np.arange(20_500), 20_500)
-    found = extrapolate(pairs, units, draws=100, seed=0)
+    found = extrapolate(pairs, units)
     assert found["reason"] is None and found["pairs"] == 20_000
     for row in found["rates"]:
         assert row["interval"] is not None
         low, high = row["interval"]
         assert low <= 1 / (1 + np.exp(-exact[row["far"]])) <= high
         assert low <= row["threshold"] <= high
-    few = extrapolate(pairs.subset(np.arange(500)), None, draws=0, seed=0)
+    few = extrapolate(pairs.subset(np.arange(500)), None)
     assert "needs 100" in str(few["reason"]) and few["rates"] == [] and few["at_threshold"] is None
+
+
+def test_people_who_may_be_missing_are_said():
+    rng = np.random.default_rng(4)
+    odds = rng.normal(6, 2, 5000)
+    pairs = MeasuredPairs(np.ones(5000, np.int64), (1 / (1 + np.exp(-odds))).astype(np.float32), 0.01)
+    a = rng.integers(0, 399, 5000)
+    found = extrapolate(pairs, Units("identities", a, a + 1, 1000))
+    assert found["reason"] is None
+    assert found["units"] == 400 and found["unseen"] == pytest.approx(1 - 0.05 ** (1 / 400))
+    lines = list(extreme_lines(found))
+    assert [name for name, _ in lines] == ["FAR 1e-05 extrapolated", "FAR 1e-06 extrapolated", ""]
+    assert "if these 400 stand for all: a kind of people that makes up 0.75% or less" in lines[2][1]
+    assert extrapolate(pairs, Units("pairs", a, a, 1000))["unseen"] is None
+    assert list(extreme_lines(extrapolate(pairs.subset(a < 10), None))) == []

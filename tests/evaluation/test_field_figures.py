@@ -8,6 +8,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import matthews_corrcoef
 
 from batchverify.evaluation.figures import MeasuredPairs
+from batchverify.heads.prior import shift
 
 EXACT = 1e-9
 
@@ -105,8 +106,47 @@ def test_weights_are_repeated_pairs():
     weights = np.random.default_rng(4).integers(0, 4, len(pairs))
     rows = np.repeat(np.arange(len(pairs)), weights)
     found, wanted = pairs.figures(weights), pairs.subset(rows).figures()
-    for name in ("mcc", "hter", "zero_fmr", "d_prime", "cllr", "min_cllr"):
+    for name in ("mcc", "hter", "d_prime", "cllr", "min_cllr"):
         assert found[name] == pytest.approx(wanted[name], abs=EXACT), name
+
+
+def test_the_threshold_of_zero_fmr_is_that_of_all_pairs_in_every_draw():
+    pairs = draw(5)
+    same, different = kinds(pairs)
+    scored = ~np.isnan(pairs.probability)
+    least = float(different.min())
+    weights = np.ones(len(pairs), np.int64)
+    # A draw without the pair that decides, and one with some same pairs twice.
+    weights[scored & (pairs.probability == np.float32(least)) & (pairs.truth == 1)] = 0
+    assert pairs.figures(weights)["zero_fmr"] == pytest.approx((same >= least).mean(), abs=EXACT)
+    weights[scored & (pairs.truth == 0) & (pairs.probability >= np.float32(least))] = 2
+    twice = (same >= least).sum() * 2
+    wanted = twice / (twice + (same < least).sum())
+    assert pairs.figures(weights)["zero_fmr"] == pytest.approx(wanted, abs=EXACT)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
+def test_likelihood_ratios_do_not_change_with_the_prior(share):
+    pairs = draw(6)
+    moved = shift(pairs.probability, share).astype(np.float64)
+    found = MeasuredPairs(pairs.truth, moved, 0.4, assumed=share).figures()
+    wanted = pairs.figures()
+    for name in ("cllr", "min_cllr", "d_prime"):
+        assert found[name] == pytest.approx(wanted[name], abs=EXACT), name
+    assert found["log_loss"] != pytest.approx(wanted["log_loss"], abs=1e-3)
+
+
+def test_one_pair_of_a_kind():
+    """The variance of a single pair is 0: d' stands on the spread of the other kind."""
+    truth = np.array([0, 1, 1, 1])
+    p = np.array([0.1, 0.6, 0.7, 0.9], np.float32)
+    odds = np.log(p.astype(np.float64) / (1 - p.astype(np.float64)))
+    wanted = abs(odds[0] - odds[1:].mean()) / math.sqrt(odds[1:].var() / 2)
+    figures = MeasuredPairs(truth, p, 0.5).figures()
+    assert figures["d_prime"] == pytest.approx(wanted, abs=EXACT)
+    both = MeasuredPairs(truth[:2], p[:2], 0.5).figures()
+    assert math.isnan(both["d_prime"])
+    assert all(isinstance(value, float) for value in both.values())
 
 
 def test_perfect_and_useless_scores():

@@ -91,6 +91,25 @@ def test_pairs_that_the_head_has_learned_from_are_refused(bench, tmp_path):
     assert not new.exists()
 
 
+def test_training_pairs_of_several_files_are_known_as_one(cache, tmp_path):
+    bench, parts = Bench(tmp_path, cache), tmp_path / "parts"
+    parts.mkdir()
+    whole = pairs_of(*TRAIN)
+    for number, part in enumerate((whole[::2], whole[1::2])):
+        part.to_csv(parts / f"{number}.csv", index=False)
+    dev = str(bench.write("dev.csv", pairs_of("fay", "gus")))
+    assert bench.run("train", str(parts), "--dev", dev, "-o", str(bench.head)).exit_code == 0
+    mixed = bench.write("mixed.csv", pairs_of(TRAIN[0], *DEV))
+    result = run(bench, mixed, tmp_path / "new.safetensors")
+    assert result.exit_code == 2
+    assert f"shares 1 people with the head's training pairs ({TRAIN[0]})" in result.stderr
+    whole[1:].to_csv(parts / "1.csv", index=False)
+    result = run(bench, mixed, tmp_path / "new.safetensors")
+    assert result.exit_code == 0
+    told = f"{parts / '0.csv'} and 1 more file have changed since the head was trained: not compared"
+    assert told in result.stderr.replace("\n", " ")
+
+
 def test_training_images_are_known_again_from_another_folder(cache, tmp_path, monkeypatch):
     """The head was trained with an --image-root that was relative to the folder of that day."""
     bench = Bench(tmp_path, cache)

@@ -143,7 +143,8 @@ def embedded_json(value: Any) -> str:
 def _title(name: str) -> str:
     """The title of a figure of `MeasuredPairs.figures`."""
     text = NAMES.get(name, f"TAR at FAR {name.removeprefix('tar@')}")
-    return text[:1].upper() + text[1:]
+    # d' is a symbol.
+    return text if "'" in text else text[:1].upper() + text[1:]
 
 
 def _others(rows: Sequence[Mapping[str, Any]]) -> list[str]:

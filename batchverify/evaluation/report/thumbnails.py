@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from batchverify.cache.embedding_cache import EmbeddingCache
+from batchverify.cache.image_keys import content_key
 from batchverify.cache.segment import Entry
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.faces.crops import box_face, fixed_face
@@ -141,8 +141,8 @@ def _batch(cells: Sequence[str | None], source: ImageSource) -> dict[str | None,
     for cell in cells:
         path = source.resolve(cell)
         files[cell] = path if isinstance(path, Skipped) else read_image(path, source.limits, fence)
-    keys = {cell: hashlib.sha256(data).digest() for cell, data in files.items() if isinstance(data, bytes)}
-    entries = _entries(list(keys.values()), source)
+    keys = {cell: content_key(data) for cell, data in files.items() if isinstance(data, bytes)}
+    entries = cached_entries(list(keys.values()), source)
     return {
         cell: Thumbnail(None, OUTSIDE)
         if source.fences(cell)
@@ -151,7 +151,7 @@ def _batch(cells: Sequence[str | None], source: ImageSource) -> dict[str | None,
     }
 
 
-def _entries(keys: Sequence[bytes], source: ImageSource) -> dict[bytes, Entry]:
+def cached_entries(keys: Sequence[bytes], source: ImageSource) -> dict[bytes, Entry]:
     """The cache's entries of these images; none without a readable cache."""
     if not source.cache or not source.embedding or not keys:
         return {}

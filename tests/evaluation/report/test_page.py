@@ -271,7 +271,7 @@ def test_every_figure_and_mark_is_explained(report):
     text = re.sub(r"\s+", " ", report[0].read_text())
     assert set(MEANINGS) == set(NAMES)
     for name, meaning in MEANINGS.items():
-        title = NAMES[name][0].upper() + NAMES[name][1:]
+        title = NAMES[name] if name == "d_prime" else NAMES[name][0].upper() + NAMES[name][1:]
         assert f"<dt>{escape(title)}</dt><dd>{meaning}</dd>" in text
     slices = text[text.index('id="slices-1"') :].partition("</thead>")[0]
     assert "False accept rate" in slices
