@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -50,6 +51,8 @@ from batchverify.training.finetuning.trainable import TrainedPart, blocks
 from batchverify.training.finetuning.vectors import all_vectors
 from batchverify.training.train import TrainingLog, check_labels, head_target, log_left_out
 from batchverify.version import __version__
+
+logger = logging.getLogger(__name__)
 
 # The folder in the job folder that holds faces, activations and the checkpoint.
 DATA = "data"
@@ -101,6 +104,8 @@ def finetune(
         tuned = run.tuned(network, sets, _teacher(train, options))
         summary = _write(target, run, sets, tuned, round(time.monotonic() - started, 2))
         shutil.rmtree(data, ignore_errors=True)
+        if data.exists():
+            logger.warning("%s: cannot be deleted and is left, with the faces of the images: delete it", data)
         folder.remove()
     return summary
 
