@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -55,6 +56,8 @@ from batchverify.training.pairs import people_of
 from batchverify.training.train import TrainingLog, head_target, log_left_out, open_sets
 from batchverify.version import __version__
 
+logger = logging.getLogger(__name__)
+
 # The folder in the job folder that holds faces, activations and the checkpoint.
 DATA = "data"
 # Between two lines that say how much is done.
@@ -103,6 +106,8 @@ def finetune(
         tuned = run.tuned(network, sets, _teacher(train, options))
         summary = _write(target, run, sets, tuned, round(time.monotonic() - started, 2))
         shutil.rmtree(data, ignore_errors=True)
+        if data.exists():
+            logger.warning("%s: cannot be deleted and is left, with the faces of the images: delete it", data)
         folder.remove()
     return summary
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -97,6 +98,13 @@ def test_weights_record_and_card_are_written_and_one_document_is_printed(tuned):
     card = (bench.folder / "tuned.md").read_text()
     assert summary["verdicts"][0] in card and "--backbone tuned.safetensors" in card and "{" not in card
     assert not bench.weights.with_name("tuned.safetensors.job").exists()
+
+
+def test_faces_that_cannot_be_deleted_are_named(bench, monkeypatch, caplog):
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    assert bench.finetune().exit_code == 0
+    left = bench.weights.with_name("tuned.safetensors.job") / "data"
+    assert left.exists() and f"{left}: cannot be deleted and is left" in caplog.text
 
 
 def test_only_what_was_unfrozen_has_changed(tuned):
