@@ -20,16 +20,18 @@ from batchverify.storage.fence import Fence
 MOST_IMAGES = 50_000
 
 
-def image_vectors(cells: Sequence[str], source: ImageSource, embedding: Any) -> tuple[np.ndarray | None, str]:
+def image_vectors(
+    cells: Sequence[str], source: ImageSource, embedding: Any, most: int = MOST_IMAGES
+) -> tuple[np.ndarray | None, str]:
     """(V, D) float32 unit vectors of (V,) image cells, or None and why there are none.
 
-    embedding: of the run record; the vectors of several backbones stand side by side.
+    embedding: of the run record; the vectors of several backbones stand side by side. most: images that are read.
     """
     members = EmbeddingFingerprint(embedding or {}).members
     if not source.cache or not members[0].document:
         return None, "the run record names no cache"
-    if len(cells) > MOST_IMAGES:
-        return None, f"{len(cells):,} images are more than {MOST_IMAGES:,}"
+    if len(cells) > most:
+        return None, f"{len(cells):,} images are more than {most:,}"
     keys = _keys(cells, source)
     unread = sum(key is None for key in keys)
     if unread:

@@ -38,8 +38,8 @@ class Surroundings:
     alike: np.ndarray
 
     @classmethod
-    def of(cls, edges: Edges, vectors: np.ndarray) -> Surroundings:
-        """vectors: (V, D) float32 unit vectors of the images."""
+    def of(cls, edges: Edges, vectors: np.ndarray, bite: int = BITE) -> Surroundings:
+        """vectors: (V, D) float32 unit vectors of the images. bite: edges whose vectors are in memory at once."""
         from scipy.sparse import csr_matrix
 
         same = (edges.labels == 0) & (edges.a != edges.b)
@@ -49,9 +49,9 @@ class Surroundings:
         around, degree = vectors + joined @ vectors, np.asarray(joined.sum(axis=1)).ravel()
         parts = [
             _compared(
-                edges.a[start : start + BITE], edges.b[start : start + BITE], vectors, joined, around, degree
+                edges.a[start : start + bite], edges.b[start : start + bite], vectors, joined, around, degree
             )
-            for start in range(0, len(edges.a), BITE)
+            for start in range(0, len(edges.a), bite)
         ]
         cosine, mean, couples, shared = (np.concatenate(each) for each in zip(*parts, strict=True))
         level = _likeness_to_strangers(vectors)

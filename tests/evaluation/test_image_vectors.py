@@ -8,7 +8,6 @@ from cache_samples import FINGERPRINT, OTHER, failure, vector, write
 
 from batchverify.cache.image_keys import content_key
 from batchverify.cache.segment import Entry
-from batchverify.evaluation import image_vectors as module
 from batchverify.evaluation.image_vectors import image_vectors
 from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.fingerprint import EmbeddingFingerprint
@@ -37,8 +36,8 @@ def entries(folder: Path, *, first: int = 0) -> list[Entry]:
     return found
 
 
-def found(about, cells=CELLS):
-    return image_vectors(cells, ImageSource.of(about, None, None), about["embedding"])
+def found(about, cells=CELLS, **options):
+    return image_vectors(cells, ImageSource.of(about, None, None), about["embedding"], **options)
 
 
 def test_vectors_come_in_the_order_of_the_cells(about):
@@ -67,7 +66,7 @@ def test_a_backbone_that_lacks_an_image_is_left_out(about, tmp_path):
     )
 
 
-def test_what_is_missing_is_said(about, tmp_path, monkeypatch):
+def test_what_is_missing_is_said(about, tmp_path):
     (tmp_path / "d.png").write_bytes(b"not in the cache")
     assert found(about, [*CELLS, "d.png"]) == (
         None,
@@ -79,8 +78,7 @@ def test_what_is_missing_is_said(about, tmp_path, monkeypatch):
     )
     assert found(about | {"cache": None}) == (None, "the run record names no cache")
     assert found(about | {"embedding": {}}) == (None, "the run record names no cache")
-    monkeypatch.setattr(module, "MOST_IMAGES", 2)
-    assert found(about) == (None, "3 images are more than 2")
+    assert found(about, most=2) == (None, "3 images are more than 2")
 
 
 def test_an_image_that_failed_has_no_vector(about, tmp_path):

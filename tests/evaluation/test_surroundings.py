@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from batchverify.evaluation import surroundings
 from batchverify.evaluation.pair_graph import Edges
 from batchverify.evaluation.surroundings import Surroundings
 
@@ -46,10 +45,9 @@ def random_pairs(seed: int, images: int, count: int):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_sums_are_those_of_all_couples(seed, monkeypatch):
-    monkeypatch.setattr(surroundings, "BITE", 7)
+def test_sums_are_those_of_all_couples(seed):
     vectors, edges = vectors_of(14, seed), edges_of(random_pairs(seed, 14, 40), 14)
-    found = Surroundings.of(edges, vectors)
+    found = Surroundings.of(edges, vectors, bite=7)
     cosine, mean, couples, shared = (np.array(each) for each in zip(*slow(edges, vectors), strict=True))
     assert found.cosine == pytest.approx(cosine, abs=1e-5)
     assert found.mean == pytest.approx(mean, abs=1e-5)
