@@ -25,7 +25,6 @@ from batchverify.embedding import compact
 from batchverify.embedding.backbone import (
     COMPACT,
     METADATA_KEY,
-    PACKAGED,
     RANGES_KEY,
     dequantise,
     fingerprint,
@@ -174,17 +173,16 @@ def least_error(counts: np.ndarray, largest: float) -> float:
 
 def main(source: Path, faces: Path | None, folder: Path | None) -> None:
     """Write the files, into the package or into `folder`."""
-    is_compact = source.suffix == ".xml"
-    if faces is None:
-        ranges = load_backbone(COMPACT if is_compact else PACKAGED).ranges
-    elif is_compact:
-        tensors = {name: array.astype(np.float32) for name, array in compact_tensors(source).items()}
-        ranges = compact_ranges(tensors, np.load(faces))
-    else:
-        ranges = activation_ranges(dequantise(quantise(read_tensors(source))), np.load(faces))
-    if is_compact:
+    if source.suffix == ".xml":
+        ranges = load_backbone(COMPACT).ranges
+        if faces is not None:
+            tensors = {name: array.astype(np.float32) for name, array in compact_tensors(source).items()}
+            ranges = compact_ranges(tensors, np.load(faces))
         write({packaged_weights(COMPACT): compact_bytes(source, ranges)}, folder)
         return
+    ranges = load_backbone().ranges
+    if faces is not None:
+        ranges = activation_ranges(dequantise(quantise(read_tensors(source))), np.load(faces))
     write({packaged_weights(): packaged_bytes(source, ranges), weights_path(): mtcnn_bytes()}, folder)
 
 

@@ -122,9 +122,8 @@ class RetinaFaceDetector:
         candidates = self._search(self.quick, images, block)
         found = [each.faces() for each in candidates]
         unclear = [number for number, each in enumerate(candidates) if not each.clear]
-        for number, faces in zip(
-            unclear, self._detect([images[number] for number in unclear], block), strict=True
-        ):
+        searched_again = self._detect([images[number] for number in unclear], block)
+        for number, faces in zip(unclear, searched_again, strict=True):
             found[number] = faces
         return found
 

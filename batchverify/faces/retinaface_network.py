@@ -122,7 +122,8 @@ class OpenvinoNetwork:
     def __call__(self, canvases: np.ndarray) -> np.ndarray:
         """See `Network`."""
         values: np.ndarray = self._compiled(canvases.shape)(canvases)[0]
-        values[..., 0] += self._offset
+        if self._offset:
+            values[..., 0] += self._offset
         return values
 
     def _compiled(self, shape: tuple[int, ...]) -> CompiledNetwork:
@@ -144,13 +145,14 @@ class _Graph:
     def __init__(self, offset: float) -> None:
         from openvino import opset13
 
-        self.ops, self._tensors = opset13, retinaface_weights()
-        self._offset = np.tile(np.eye(1, VALUES, dtype=np.float32)[0] * np.float32(offset), len(ANCHORS[0]))
+        self.ops, self._tensors = opset13, dict(retinaface_weights())
+        if offset:
+            for name in (f"head{level}.bias" for level in range(1, len(STRIDES) + 1)):
+                self._tensors[name] = self._tensors[name].copy()
+                self._tensors[name][::VALUES] -= offset
 
     def convolution(self, values: Any, name: str, stride: int = 1, slope: float = 1.0) -> Any:
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
-        if name.startswith("head"):
-            bias = bias - self._offset
         side = weight.shape[-1] // 2
         sizes = [stride] * 2, [side] * 2, [side] * 2, [1, 1]
         if name.endswith("depthwise"):
