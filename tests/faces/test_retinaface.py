@@ -10,6 +10,7 @@ from PIL import Image
 from repository import REPOSITORY
 from torch import nn
 from torch.nn.functional import interpolate, relu
+from torch_threads import one_torch_thread
 
 from batchverify.embedding.embedder import Embedder
 from batchverify.faces.detection import BatchSizes, Detections, choose_face
@@ -180,13 +181,7 @@ def test_the_job_still_makes_the_packaged_bytes(shared):
     assert retinaface_bytes(shared / PUBLISHED) == weights_path().read_bytes()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Small layers: threads that wait for each other cost more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = pytest.fixture(scope="module", autouse=True)(one_torch_thread)
 
 
 def test_openvino_and_torch_find_the_same(drawn, found):

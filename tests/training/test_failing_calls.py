@@ -1,22 +1,14 @@
 """Every I/O call of `train` and the commands beside it fails once: an error of one line or success, then the rest."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from failing_benches import toy_embedder
 from failing_calls import DISK, fail_every_call, failing_calls
 from failing_commands import COMMANDS
+from torch_threads import one_torch_thread
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small batches: more threads would wait for each other, for minutes where other work runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+one_thread = pytest.fixture(autouse=True)(one_torch_thread)
 
 
 @pytest.mark.parametrize(("name", "step"), [("train", 20), ("calibrate", 20), ("finetune", 60)])

@@ -12,6 +12,7 @@ import torch
 from people import QUICK, draw_people
 from repository import REPOSITORY, SUPPORT
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch_threads import one_torch_thread
 
 from batchverify.errors import TrainingError
 from batchverify.evaluation.figures import Curve
@@ -24,13 +25,7 @@ SMALL = 32  # dimension: as easy to learn, and faster
 PAIRS = draw_people(20, 1, dimension=16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small matrix products are slower with more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = pytest.fixture(scope="module", autouse=True)(one_torch_thread)
 
 
 @pytest.fixture(scope="module")
