@@ -220,9 +220,7 @@ class EmbeddingFingerprint:
         mine, theirs = flattened(self.document), flattened(other.document)
         names = sorted(mine.keys() | theirs.keys())
         differing = [name for name in names if mine.get(name) != theirs.get(name)]
-        return "; ".join(
-            f"{name} {_short(mine.get(name))} against {_short(theirs.get(name))}" for name in differing
-        )
+        return "; ".join(f"{name} {_short(mine.get(name))} against {_short(theirs.get(name))}" for name in differing)
 
 
 def flattened(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

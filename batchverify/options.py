@@ -87,9 +87,7 @@ class EmbedOptions:
             _require(self, name, lambda count: count >= 1, "must be at least 1")
         _require(self, "max_failed", lambda share: 0 <= share <= 1, "must lie between 0 and 1")
         if self.address is not None and self.num_cpus is not None:
-            raise UsageError(
-                "--num-cpus is for a local Ray; the cluster at --address has its own number of CPUs"
-            )
+            raise UsageError("--num-cpus is for a local Ray; the cluster at --address has its own number of CPUs")
         if self.address is not None and self.engine == "local":
             raise UsageError("--address names a Ray cluster, but --engine local uses none: omit one of them")
         if self.cache is not None and self.no_cache:
@@ -181,15 +179,11 @@ class TrainOptions(EmbedOptions):
             value = getattr(self, name)
             # Python callers may give one algorithm or width by itself.
             object.__setattr__(self, name, (value,) if isinstance(value, str | int) else tuple(value))
-        if not self.widths or not all(
-            isinstance(width, int) and 0 < width <= MOST_WIDTH for width in self.widths
-        ):
+        if not self.widths or not all(isinstance(width, int) and 0 < width <= MOST_WIDTH for width in self.widths):
             shown = "-".join(map(str, self.widths))
             raise UsageError(f"--widths must be numbers of neurons from 1 to {MOST_WIDTH:,}, got '{shown}'")
         if not 0 <= self.seed < SEEDS - max(self.repeats, 1) + 1:
-            raise UsageError(
-                f"--seed and those of --repeats must lie between 0 and {SEEDS - 1}, got {self.seed}"
-            )
+            raise UsageError(f"--seed and those of --repeats must lie between 0 and {SEEDS - 1}, got {self.seed}")
         for name, choices in (("monitor", MONITORS), ("calibration", CALIBRATIONS)):
             _require_choice(self, name, choices)
         _require(self, "dropout", lambda share: 0 <= share < 1, "must be a share from 0 to below 1")
@@ -327,9 +321,7 @@ class EvaluateOptions:
         if self.score is None:
             _require(self, "threshold", lambda value: 0 <= value <= 1, "must lie between 0 and 1")
         _require_choice(self, "higher_is", ("same", "different"))
-        _require(
-            self, "draws", lambda count: 0 <= count <= MOST_DRAWS, f"must lie between 0 and {MOST_DRAWS:,}"
-        )
+        _require(self, "draws", lambda count: 0 <= count <= MOST_DRAWS, f"must lie between 0 and {MOST_DRAWS:,}")
         if 0 < self.draws < FEWEST_DRAWS:
             raise UsageError(f"--draws must be 0 (no intervals) or at least {FEWEST_DRAWS}, got {self.draws}")
         rule = f"must lie between 0 and {MOST_EXAMPLES}"
@@ -389,9 +381,7 @@ def _prior(value: Any) -> float | str | None:
     except (TypeError, ValueError):
         share = 0.0
     if not 0 < share < 1:
-        raise UsageError(
-            f"--prior must be a share of same pairs above 0 and below 1, or {ESTIMATE}, got {value!r}"
-        )
+        raise UsageError(f"--prior must be a share of same pairs above 0 and below 1, or {ESTIMATE}, got {value!r}")
     return share
 
 

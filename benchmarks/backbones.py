@@ -201,9 +201,7 @@ def file_option(name: str, text: str) -> Any:
 @click.command()
 @file_option("--lfw", "Folder with train.csv, dev.csv and test.csv of View 1.")
 @file_option("--fiw", "Manifest of labelled pairs.")
-@click.option(
-    "--way", "ways", multiple=True, default=WAYS, help="BACKBONE[:DETECTOR]. Default: all packaged."
-)
+@click.option("--way", "ways", multiple=True, default=WAYS, help="BACKBONE[:DETECTOR]. Default: all packaged.")
 @click.option("--also", multiple=True, help="One more, as --way.")
 @click.option("--images", type=click.IntRange(min=8), help="At most so many images of each manifest.")
 @click.option("--device", default="auto", show_default=True)

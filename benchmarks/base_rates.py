@@ -109,9 +109,7 @@ def blurred(manifest: Path, radius: float, folder: Path) -> str:
             target = folder / f"{source.parent.name}-{source.stem}.png"
             if not target.exists():
                 with Image.open(source) as image:
-                    image.convert("RGB").filter(ImageFilter.GaussianBlur(radius)).save(
-                        target, compress_level=1
-                    )
+                    image.convert("RGB").filter(ImageFilter.GaussianBlur(radius)).save(target, compress_level=1)
             row[side] = str(target)
     copy = folder / "manifest.csv"
     with copy.open("w", newline="", encoding="utf8") as file:
@@ -127,9 +125,7 @@ def blurred(manifest: Path, radius: float, folder: Path) -> str:
 @click.argument("test")
 @click.option("--cache", help="Embedding cache.")
 @click.option("--backbone", default="vggface2", show_default=True)
-@click.option(
-    "--other", default="compact", show_default=True, help="Backbone whose scores break the assumption."
-)
+@click.option("--other", default="compact", show_default=True, help="Backbone whose scores break the assumption.")
 @click.option("--blur", default=(2.0, 4.0), multiple=True, show_default=True, help="Radii in pixels.")
 @click.option("--record", is_flag=True, help="Put the table into RESULTS.md.")
 def main(
@@ -149,10 +145,7 @@ def main(
         path = str(folder / "head.safetensors")
         batchverify.train(train, dev, path, quiet=True, **ours)
         about = Head.load(path).about
-        sets = [
-            Scored.of(each, manifest, head=path, **ours)
-            for each, manifest in (("train", train), ("test", test))
-        ]
+        sets = [Scored.of(each, manifest, head=path, **ours) for each, manifest in (("train", train), ("test", test))]
         sets.append(Scored.of(f"test, scores of {other}", test, cache=cache, backbone=other))
         for radius in blur:
             (folder / f"{radius:g}").mkdir()

@@ -112,9 +112,7 @@ def recall(faces_of: list[np.ndarray], size: int, smallest: int | None, device: 
             share = min(size / float((box[2:] - box[:2]).min()), 1.9)
             side = [round(length * share) for length in picture.shape[1::-1]]
             left, top = place % 4 * 512 + 10, place // 4 * 512 + 10
-            canvas[top : top + side[1], left : left + side[0]] = np.asarray(
-                Image.fromarray(picture).resize(side)
-            )
+            canvas[top : top + side[1], left : left + side[0]] = np.asarray(Image.fromarray(picture).resize(side))
             wanted.append(box * share + [left, top, left, top])
         boxes = detector([canvas])[0].boxes
         found += sum(any(overlap(box, each) > 0.5 for each in boxes) for box in wanted)
@@ -131,9 +129,7 @@ def recall_table(pictures: list[np.ndarray], device: str) -> str:
         shares = [recall(sample, size, smallest, device) for size in SIZES]
         seconds = time.perf_counter() - started
         rows.append([name, *(f"{found / max(total, 1):.0%}" for found, total in shares), f"{seconds:.1f}"])
-    return table(
-        ["faces in pictures of 2,048 x 1,536, by size", *(f"{size} px" for size in SIZES), "seconds"], rows
-    )
+    return table(["faces in pictures of 2,048 x 1,536, by size", *(f"{size} px" for size in SIZES), "seconds"], rows)
 
 
 @click.option("--most", type=click.IntRange(1), default=MOST_PICTURES, show_default=True)

@@ -100,9 +100,7 @@ def main(pairs: int, most: int, people: int, record: bool) -> None:
             measure("200 draws over people", few, pairs),
             measure("200 draws over people, --by camera", few, pairs, "--by", "camera"),
             measure("200 draws over people, 10 groups", few, pairs, *GROUP_OPTIONS),
-            measure(
-                "200 draws over people, 10 groups, --quality", few, pairs, *GROUP_OPTIONS, *QUALITY_OPTIONS
-            ),
+            measure("200 draws over people, 10 groups, --quality", few, pairs, *GROUP_OPTIONS, *QUALITY_OPTIONS),
             measure("--draws 0", many, most, "--draws", "0"),
         ]
     header = ["run", "pairs", "seconds", "peak MB of its process", "report MB"]

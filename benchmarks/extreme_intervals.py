@@ -60,9 +60,7 @@ class Population:
 
     def level(self, rate: float) -> float:
         """The score with this true rate."""
-        return float(
-            optimize.brentq(lambda level: math.log(self.far(level) + 1e-300) - math.log(rate), -5, 60)
-        )
+        return float(optimize.brentq(lambda level: math.log(self.far(level) + 1e-300) - math.log(rate), -5, 60))
 
     def draw(self, rng: np.random.Generator, people: int, mates: int) -> tuple[np.ndarray, Units]:
         """The scores of (people * mates,) pairs, and their people."""

@@ -35,9 +35,7 @@ def image_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.command()(command)
 
 
-def command_line(
-    script: str, root: Path | None, synthetic: int | None, device: str, beside: Path | None
-) -> str:
+def command_line(script: str, root: Path | None, synthetic: int | None, device: str, beside: Path | None) -> str:
     """How a benchmark was called, for RESULTS.md."""
     where = f" --device {device}" if device != "auto" else ""
     where += BESIDE if beside else ""

@@ -88,9 +88,7 @@ def measured(backbone: str, sets: dict[str, Pairs], folder: Path) -> dict[str, d
     """The figures of a backbone on both test sets."""
     folder.mkdir()
     options = ["--backbone", backbone, "--cache", str(folder / "cache")]
-    options += fitted_head(
-        sets["lfw train"], sets["lfw dev"], folder / "head.safetensors", *options, "--not-centred"
-    )
+    options += fitted_head(sets["lfw train"], sets["lfw dev"], folder / "head.safetensors", *options, "--not-centred")
     found = {}
     for name in ("val", "lfw test"):
         output = folder / f"{name.replace(' ', '-')}.parquet"
@@ -103,14 +101,10 @@ def measured(backbone: str, sets: dict[str, Pairs], folder: Path) -> dict[str, d
 @file_option("--lfw", "Folder with train.csv, dev.csv and test.csv of View 1.")
 @file_option("--fiw", "FIW's faces: columns image, identity and split.")
 @click.option("--backbone", default="vggface2", show_default=True)
-@click.option(
-    "--keep", type=click.Path(path_type=Path), help="Folder that keeps the new backbone and the manifests."
-)
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder that keeps the new backbone and the manifests.")
 @click.option("--record", is_flag=True, help="Put the table into RESULTS.md.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def main(
-    lfw: Path, fiw: Path, backbone: str, keep: Path | None, record: bool, options: tuple[str, ...]
-) -> None:
+def main(lfw: Path, fiw: Path, backbone: str, keep: Path | None, record: bool, options: tuple[str, ...]) -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)

@@ -124,16 +124,12 @@ def simulate(population: Population, draws: int, people: int = PEOPLE) -> Outcom
         for confidence in CONFIDENCES:
             at = np.float32(_sigmoid(np.array([fixed]))[0])
             for name, scores in (("bounds", unseen), ("naive", sample.different)):
-                counts[name][confidence] += (
-                    upper_bound(int((scores < at).sum()), len(scores), confidence) >= FAR
-                )
+                counts[name][confidence] += upper_bound(int((scores < at).sum()), len(scores), confidence) >= FAR
             threshold = different.bounded(FAR, confidence)
             holds = threshold is None or population.far(_logit(threshold)) <= FAR
             counts["thresholds"][confidence] += holds
         low, high = _logit(band.same_below), _logit(band.different_from)
-        open_share = (
-            population.far(high) - population.far(low) + population.frr(low) - population.frr(high)
-        ) / 2
+        open_share = (population.far(high) - population.far(low) + population.frr(low) - population.frr(high)) / 2
         rates += np.array([population.far(low), population.frr(high), open_share])
     shares = {name: {each: held / draws for each, held in kinds.items()} for name, kinds in counts.items()}
     far, frr, review = (rates / draws).tolist()
@@ -143,14 +139,10 @@ def simulate(population: Population, draws: int, people: int = PEOPLE) -> Outcom
 def main(draws: int) -> None:
     """Print a table for each population."""
     errors = ", ".join(f"{(each * (1 - each) / draws) ** 0.5:.4f} at {each:g}" for each in CONFIDENCES)
-    print(
-        f"{draws:,} draws of {PEOPLE} people; rates {FAR:g} and {FRR:g}; standard errors of shares {errors}"
-    )
+    print(f"{draws:,} draws of {PEOPLE} people; rates {FAR:g} and {FRR:g}; standard errors of shares {errors}")
     for population in POPULATIONS:
         found = simulate(population, draws)
-        print(
-            f"\n{population.name}\n{'promised':>28} {'bound':>8} {'threshold':>10} {'pairs as if independent':>24}"
-        )
+        print(f"\n{population.name}\n{'promised':>28} {'bound':>8} {'threshold':>10} {'pairs as if independent':>24}")
         for each in CONFIDENCES:
             row = f"{found.bounds[each]:8.3f} {found.thresholds[each]:10.3f} {found.naive[each]:24.3f}"
             print(f"{each:>28.2f} {row}")

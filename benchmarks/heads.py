@@ -71,9 +71,7 @@ def measured(crop: dict, pairs: dict[str, LabelledPairs], job: Job, spec: tuple)
         fitted = fit_head(pairs["train"], pairs["dev"], job.fingerprint, replace(options, seed=seed))
         seconds = time.perf_counter() - started
         dev, test = measure_head(fitted.head, pairs["dev"]), measure_head(fitted.head, pairs["test"])
-        found.append(
-            [dev.f1, dev.auc, test.auc, test.f1, test.best_f1, test.accuracy, test.brier, test.ece, seconds]
-        )
+        found.append([dev.f1, dev.auc, test.auc, test.f1, test.best_f1, test.accuracy, test.brier, test.ece, seconds])
         right = np.where(fitted.labels == 1, fitted.probabilities, 1 - fitted.probabilities)
         # In the training pairs' order for every spec and seed: losses can be compared pair by pair.
         losses.append(-np.log(np.maximum(right, 1e-12)))
@@ -106,9 +104,7 @@ def main(root: Path, record: bool) -> None:
             best = min((each.losses for each in found), key=np.mean)
             rows += [each.finished(best) for each in found]
             print(table(HEADER, rows[-len(found) :]), flush=True)
-    rows.append(
-        ["none", "published experiment (chi-square, MLP), its own figures", "", "", "", "0.74", "0.80"]
-    )
+    rows.append(["none", "published experiment (chi-square, MLP), its own figures", "", "", "", "0.74", "0.80"])
     rows[-1] += ["0.73", "0.71", "", "", "", "", ""]
     publish("Heads on LFW View 1", "python benchmarks/heads.py ROOT", table(HEADER, rows), record=record)
 

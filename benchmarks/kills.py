@@ -57,9 +57,7 @@ def main(options: argparse.Namespace) -> None:
         quiet = KilledJob(manifest, folder / "quiet.parquet", folder / "quiet", PART_ROWS)
         quiet.finish()
         places = manifest, folder / "out.parquet", folder / "cache", PART_ROWS
-        job = (
-            ClusterJob(*places) if options.engine == "cluster" else KilledJob(*places, engine=options.engine)
-        )
+        job = ClusterJob(*places) if options.engine == "cluster" else KilledJob(*places, engine=options.engine)
         rows = []
         for blows in runs(options.kills, options.engine, generator):
             fallen = job.run(blows)

@@ -66,9 +66,7 @@ def eager_row(manifest: Path) -> list[str]:
     names = pd.unique(frame[["image_a", "image_b"]].to_numpy().ravel())
     embedder = Embedder("vggface2", device="cpu")
     faces = embedder.find_faces([np.asarray(Image.open(manifest.parent / name)) for name in names])
-    pixels = torch.from_numpy(np.stack([face.pixels for face in faces if isinstance(face, Face)])).permute(
-        0, 3, 1, 2
-    )
+    pixels = torch.from_numpy(np.stack([face.pixels for face in faces if isinstance(face, Face)])).permute(0, 3, 1, 2)
     network = eager_network()
     rows = [network((batch.float() - 127.5) / 128) for batch in pixels.split(BATCH)]
     vectors = dict(zip(names, torch.nn.functional.normalize(torch.cat(rows)).numpy(), strict=True))

@@ -42,9 +42,7 @@ def main(lfw: Path, fiw: Path, record: bool) -> None:
     """Print the table."""
     faces = pq.read_table(fiw)
     faces = faces.filter(np.array(faces["split"].to_pylist()) == "val")
-    pictures = [
-        np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in faces["image"].to_pylist()
-    ]
+    pictures = [np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in faces["image"].to_pylist()]
     a, b, labels = fiw_pairs(np.array(faces["identity"].to_pylist()))
     rows, exact = [], None
     with tempfile.TemporaryDirectory() as folder:

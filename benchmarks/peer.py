@@ -32,9 +32,7 @@ class Pictures(Dataset):
         picture = Image.open(self.paths[place]).convert("RGB")
         if self.crop == "detect":
             return picture
-        left, top, right, bottom = (
-            round(share * side) for share, side in zip(CENTER, picture.size * 2, strict=True)
-        )
+        left, top, right, bottom = (round(share * side) for share, side in zip(CENTER, picture.size * 2, strict=True))
         return np.asarray(picture.crop((left, top, right, bottom)).resize((160, 160)))
 
 

@@ -78,15 +78,11 @@ def workers(counts: tuple[int, ...], each: int, seconds: float, record: bool) ->
             rate = each * count / took
             first = first or rate
             ideal = rate * seconds / count
-            rows.append(
-                [str(count), f"{each * count:,}", f"{took:.1f}", f"{rate:.1f}", f"{rate / first:.2f}"]
-            )
+            rows.append([str(count), f"{each * count:,}", f"{took:.1f}", f"{rate:.1f}", f"{rate / first:.2f}"])
             rows[-1] += [f"{ideal:.1%}", f"{embedded:,}"]
             print(rows[-1], flush=True)
     command = f"python benchmarks/scale.py workers --each {each} --seconds {seconds}"
-    publish(
-        "Workers with an embedder that sleeps, start-up left out", command, table(header, rows), record=record
-    )
+    publish("Workers with an embedder that sleeps, start-up left out", command, table(header, rows), record=record)
 
 
 def sleeping_run(folder: Path, count: int, images: int, seconds: float) -> tuple[float, int]:
@@ -114,9 +110,7 @@ def sleeping_run(folder: Path, count: int, images: int, seconds: float) -> tuple
     help="PAIRS:IMAGES, several times.",
     default=("100000:20000", "1000000:200000"),
 )
-@click.option(
-    "--filled", is_flag=True, help="No cold run: the cache is filled beforehand, in no time of the table."
-)
+@click.option("--filled", is_flag=True, help="No cold run: the cache is filled beforehand, in no time of the table.")
 @click.option("--engine", type=click.Choice(["auto", "local", "ray"]), default="auto", show_default=True)
 @click.option("--output", "kind", type=click.Choice(["file", "folder"]), default="file", show_default=True)
 @folder_option
@@ -140,9 +134,7 @@ def sizes_command(
     text = table(header, rows)
     if len(peaks) > 1:
         text += f"\n\nThe driver's peak, warm, last size / first: {peaks[-1] / peaks[0]:.2f}"
-    arguments = (
-        [f"--size {size}" for size in sizes] + ["--filled"] * filled + [f"--engine {engine} --output {kind}"]
-    )
+    arguments = [f"--size {size}" for size in sizes] + ["--filled"] * filled + [f"--engine {engine} --output {kind}"]
     publish("Sizes", f"python benchmarks/scale.py pairs {' '.join(arguments)}", text, record=record)
 
 
@@ -215,9 +207,7 @@ def rate(pairs: int, images: int, folder: Path | None, record: bool) -> None:
     rows = []
     with place(folder) as kept:
         before = plain_rate(images)
-        runs = {
-            kind: dict(passes(kept, pairs, images, True, [], kind))["warm"] for kind in ("file", "folder")
-        }
+        runs = {kind: dict(passes(kept, pairs, images, True, [], kind))["warm"] for kind in ("file", "folder")}
         # Its rate varies by half from one minute to the next: the better of before and after counts.
         loop = max(before, plain_rate(images))
         rows.append(["plain loop, all in memory", f"{loop:,.0f}", "1.00", "", ""])
@@ -229,9 +219,7 @@ def rate(pairs: int, images: int, folder: Path | None, record: bool) -> None:
                 ("without the image stage", after),
             ):
                 each = pairs / seconds
-                rows.append(
-                    [f"score to a {kind}, {name}", f"{each:,.0f}", f"{each / loop:.2f}", f"{seconds:.1f}"]
-                )
+                rows.append([f"score to a {kind}, {name}", f"{each:,.0f}", f"{each / loop:.2f}", f"{seconds:.1f}"])
                 rows[-1].append(cells(done, summary, pairs)[-1])
                 print(rows[-1], flush=True)
     command = f"python benchmarks/scale.py rate --pairs {pairs} --images {images}"

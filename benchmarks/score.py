@@ -53,9 +53,7 @@ def run(*command: str, checkout: Path | None = None) -> Run:
     started = time.perf_counter()
     with tempfile.NamedTemporaryFile("r") as peak:
         between = [sys.executable, "-c", BETWEEN, peak.name]
-        done = subprocess.run(
-            [*between, *command], stdout=subprocess.PIPE, text=True, env=variables, cwd=package
-        )
+        done = subprocess.run([*between, *command], stdout=subprocess.PIPE, text=True, env=variables, cwd=package)
         seconds = time.perf_counter() - started
         if done.returncode:
             sys.exit(f"{' '.join(command)} failed")
@@ -104,11 +102,7 @@ def stages(summary: dict, took: float) -> str:
     parts = [f"{name} {seconds:.1f}" for name, seconds in found.items()]
     rate = f"{summary['images_per_second']:,.1f} images/s, embedder busy {summary['embedder_busy']:.0%}"
     own = (sum(found.values()) - found.get("wait", 0.0)) / available_cpus()
-    path = (
-        [rate, summary["compute_path"], f"end to end / stages {took / own:.2f}"]
-        if summary["embedded"]
-        else []
-    )
+    path = [rate, summary["compute_path"], f"end to end / stages {took / own:.2f}"] if summary["embedded"] else []
     return ", ".join([f"engine {summary['engine']}", *path, *parts])
 
 
@@ -137,9 +131,7 @@ def main(
         rows = [row for crop in crops for row in compared(manifest, folder, crop, device, beside)]
         for size in (each for each in SIZES if each <= total and "detect" in crops):
             ours = score(faces.cut(manifest, size), folder / f"cache-{size}", "--device", device)
-            rows.append(
-                [f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"]
-            )
+            rows.append([f"detect: ours, cold, {size:,} images", f"{ours.seconds:.1f}", "", f"{ours.megabytes:,.0f}"])
             rows[-1].append(stages(json.loads(ours.said), ours.seconds))
     command = faces.command_line("score.py", root, synthetic, device, beside)
     if crops != CROPS:

@@ -85,9 +85,7 @@ class StandInJob(Job):
     def of(cls, manifest: Path, options: ScoreOptions, log: Path, seconds: float) -> StandInJob:
         """Open a manifest; the vectors are called those of the shipped backbone, for its head's sake."""
         job = Job.open(str(manifest), options)
-        return cls(
-            **{each.name: getattr(job, each.name) for each in fields(job)}, log=str(log), seconds=seconds
-        )
+        return cls(**{each.name: getattr(job, each.name) for each in fields(job)}, log=str(log), seconds=seconds)
 
     def plan(self, earlier: Sequence[ComputePath] = ()) -> StandInPlan:
         """See `Job`."""
@@ -172,9 +170,7 @@ def fill_cache(manifest: Path, options: ScoreOptions) -> None:
 def _entries(numbers: Sequence[int]) -> list[Entry]:
     vectors = unit_vectors(len(numbers), numbers[0]).astype(np.float16)
     keys = [sha256(image_bytes(number)).digest() for number in numbers]
-    return [
-        Entry(key, vector, (0.0, 0.0, 8.0, 8.0), 1.0, 1) for key, vector in zip(keys, vectors, strict=True)
-    ]
+    return [Entry(key, vector, (0.0, 0.0, 8.0, 8.0), 1.0, 1) for key, vector in zip(keys, vectors, strict=True)]
 
 
 def options_for(cache: Path, root: Path, **changes: Any) -> ScoreOptions:

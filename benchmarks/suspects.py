@@ -57,9 +57,7 @@ def suspects(scores: Path, most: int, *, images: bool = True, second: Path | Non
 def doubtful_row(backbone: str, scores: Path, second: Path | None = None) -> list[str]:
     """The rank of each doubtful pair in View 1 test, and how many are among the first."""
     found = suspects(scores, ASKED, second=second)
-    pairs = list(
-        zip(*(map(file_name, found[side].to_pylist()) for side in ("image_a", "image_b")), strict=True)
-    )
+    pairs = list(zip(*(map(file_name, found[side].to_pylist()) for side in ("image_a", "image_b")), strict=True))
     ranks = [pairs.index(pair) + 1 if pair in pairs else None for pair in DOUBTFUL]
     shown = [str(rank) if rank else "–" for rank in ranks]
     return [backbone, *shown, f"{sum(rank is not None for rank in ranks)} of {len(DOUBTFUL)}"]
@@ -81,9 +79,7 @@ def flipped(scores: Path, target: Path, share: float, seed: int, *, names: bool)
     changed = whole.set_column(place, "true_label", pa.array(truth))
     kept = [name for name in changed.column_names if names or name not in PEOPLE]
     # With the run record, which names the cache of the vectors.
-    stored = {
-        key: value for key, value in pq.read_metadata(scores).metadata.items() if key != b"ARROW:schema"
-    }
+    stored = {key: value for key, value in pq.read_metadata(scores).metadata.items() if key != b"ARROW:schema"}
     pq.write_table(changed.select(kept).replace_schema_metadata(stored), target)
     return rows
 
@@ -142,9 +138,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, backbone in enumerate(backbones):
-            doubtful.append(
-                doubtful_row(backbone, scored(lfw, backbone, folder / f"lfw{number}.parquet", options))
-            )
+            doubtful.append(doubtful_row(backbone, scored(lfw, backbone, folder / f"lfw{number}.parquet", options)))
             scores = scored(fiw, backbone, folder / f"fiw{number}.parquet", options)
             turned += [flipped_row(backbone, scores, folder, share, seed) for seed in range(seeds)]
         if len(backbones) > 1:

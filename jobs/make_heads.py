@@ -45,9 +45,7 @@ def main(folder: Path, weights: str | None, backbones: list[str]) -> None:
                 target = SHIPPED / name(head.embedding)
                 target.write_bytes(made.read_bytes())
             held = head.about["held_out"]
-            print(
-                f"{backbone} {settings}: {target.name} AUC {held['auc']:.5f} F1 {held['f1']:.4f}", flush=True
-            )
+            print(f"{backbone} {settings}: {target.name} AUC {held['auc']:.5f} F1 {held['f1']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,7 @@ def folded(state: Tensors) -> Tensors:
             continue
         prefix, number = name.removesuffix(".weight").rsplit(".", 1)
         gain, shift, mean, variance = (
-            state[f"{prefix}.{int(number) + 1}.{part}"]
-            for part in ("weight", "bias", "running_mean", "running_var")
+            state[f"{prefix}.{int(number) + 1}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
         )
         factor = gain / np.sqrt(variance + EPSILON)
         tensors[f"{ours}.weight"] = weight * factor.reshape(-1, 1, 1, 1)
@@ -70,9 +69,7 @@ def joined(state: Tensors, level: int, part: str) -> np.ndarray:
     classes, boxes, landmarks = (
         state[f"{kind}Head.{level}.conv1x1.{part}"] for kind in ("Class", "Bbox", "Landmark")
     )
-    classes, boxes, landmarks = (
-        each.reshape(ANCHORS, -1, *each.shape[1:]) for each in (classes, boxes, landmarks)
-    )
+    classes, boxes, landmarks = (each.reshape(ANCHORS, -1, *each.shape[1:]) for each in (classes, boxes, landmarks))
     rows = np.concatenate([classes[:, 1:] - classes[:, :1], boxes, landmarks], axis=1)
     return rows.reshape(-1, *rows.shape[2:])
 

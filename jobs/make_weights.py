@@ -88,8 +88,7 @@ def compact_bytes(source: Path, ranges: Ranges) -> bytes:
         "licence": "Apache-2.0",
         "source": "Open Model Zoo, face-reidentification-retail-0095, FP16",
         "sha384": {
-            path.suffix: sha384(path.read_bytes()).hexdigest()
-            for path in (source, source.with_suffix(".bin"))
+            path.suffix: sha384(path.read_bytes()).hexdigest() for path in (source, source.with_suffix(".bin"))
         },
         RANGES_KEY: dict(ranges),
     }
@@ -114,9 +113,7 @@ def compact_ranges(tensors: Mapping[str, np.ndarray], faces: np.ndarray) -> Rang
     taken = {name: values for name, values in taken.items() if name.endswith(COMPACT_LAYERS)}
     pixels = opset13.constant(np.array([1, 2, 3]))
     ends = [
-        reduce(values, pixels)
-        for values in taken.values()
-        for reduce in (opset13.reduce_min, opset13.reduce_max)
+        reduce(values, pixels) for values in taken.values() for reduce in (opset13.reduce_min, opset13.reduce_max)
     ]
     outputs = [opset13.result(values) for values in ends]
     network = CompiledNetwork(openvino.Model(outputs, model.get_parameters()), threads=available_cpus())

@@ -40,9 +40,7 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "name", ["score_job.py", "train_job.py", "rayjob.yaml", "cluster.yaml", "Dockerfile"]
-)
+@pytest.mark.parametrize("name", ["score_job.py", "train_job.py", "rayjob.yaml", "cluster.yaml", "Dockerfile"])
 def test_a_job_fits_on_a_screen(name):
     lines = (JOBS / name).read_text(encoding="utf8").splitlines()
     assert len(lines) <= SCREEN
@@ -91,14 +89,10 @@ def test_the_rayjob_is_one():
         (container,) = pod["containers"]
         (mount,) = container["volumeMounts"]
         assert mount["name"] == volume["name"]
-        assert {Path(arguments[name]).parts[1] for name in ("output", "cache")} == {
-            mount["mountPath"].strip("/")
-        }
+        assert {Path(arguments[name]).parts[1] for name in ("output", "cache")} == {mount["mountPath"].strip("/")}
 
 
-@pytest.mark.parametrize(
-    "missing", ["headGroupSpec", "rayStartParams", "groupName", "containers", "entrypoint"]
-)
+@pytest.mark.parametrize("missing", ["headGroupSpec", "rayStartParams", "groupName", "containers", "entrypoint"])
 def test_the_schema_sees_what_is_missing(missing):
     _, job = documents("rayjob.yaml")
     schema = json.loads((SUPPORT / "schemas" / "rayjob.json").read_text())
@@ -123,10 +117,7 @@ def test_the_launcher_file_is_one():
 
 
 def test_one_version_of_ray_everywhere():
-    files = {
-        name: (JOBS / name).read_text(encoding="utf8")
-        for name in ("rayjob.yaml", "cluster.yaml", "Dockerfile")
-    }
+    files = {name: (JOBS / name).read_text(encoding="utf8") for name in ("rayjob.yaml", "cluster.yaml", "Dockerfile")}
     found = {version for text in files.values() for version in re.findall(r"\d+\.\d+\.\d+", text)}
     assert len(found) == 1
     assert f"ARG RAY={found.pop()}" in files["Dockerfile"]

@@ -18,9 +18,7 @@ from batchverify.heads.head import default_head
 def names(tmp_path_factory) -> set[str]:
     """The files of a wheel built from a copy of the sources."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(
-        REPOSITORY / "batchverify", folder / "batchverify", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(REPOSITORY / "batchverify", folder / "batchverify", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, folder)
     arguments = ["wheel", "-q", "--no-deps", "-w", str(folder), str(folder)]

@@ -20,7 +20,5 @@ import {module}
 def test_the_collection_at_exit_is_skipped_except_with_triton(module, frozen):
     if module == "triton":
         pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(module=module)], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(module=module)], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["True", str(frozen)], "")

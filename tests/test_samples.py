@@ -99,9 +99,7 @@ def broken_cases():
 def test_broken_shows_every_reason_on_both_sides():
     shown = {(reason, side) for reason, side, _ in broken_cases()}
     # no file kills its reader, so `crashed` has no row
-    assert shown == {
-        (reason.value, side) for reason in Reason if reason is not Reason.CRASHED for side in "ab"
-    }
+    assert shown == {(reason.value, side) for reason in Reason if reason is not Reason.CRASHED for side in "ab"}
     cells = {side: {cell for _, at, cell in broken_cases() if at == side} for side in "ab"}
     assert cells["a"] == cells["b"]
 

@@ -178,9 +178,7 @@ def test_a_report_shows_no_image_that_a_link_leads_to(fenced, tmp_path, cache):
     images = []
     for follow in (False, True):
         out = tmp_path / str(follow)
-        batchverify.evaluate(
-            tmp_path / "s.parquet", out, draws=0, image_root=str(fenced), follow_symlinks=follow
-        )
+        batchverify.evaluate(tmp_path / "s.parquet", out, draws=0, image_root=str(fenced), follow_symlinks=follow)
         images.append((out / "report.html").read_text().count("data:image/jpeg;base64,"))
     assert images[0] < images[1]
 

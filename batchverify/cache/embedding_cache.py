@@ -168,15 +168,11 @@ class EmbeddingCache:
         new = [
             entry
             for entry in entries
-            if (entry.skipped is None or entry.skipped.reason in CACHED_REASONS)
-            and entry.key not in self._recent
+            if (entry.skipped is None or entry.skipped.reason in CACHED_REASONS) and entry.key not in self._recent
         ]
         self._pending.extend(new)
         self._recent.update(entry.key for entry in new)
-        if (
-            len(self._pending) >= self._commit_rows
-            or time.monotonic() - self._last_commit > self._commit_seconds
-        ):
+        if len(self._pending) >= self._commit_rows or time.monotonic() - self._last_commit > self._commit_seconds:
             self.commit()
 
     def commit(self) -> None:
@@ -201,9 +197,7 @@ class EmbeddingCache:
         table = made(entries, self.provenance.run_id)
         write_segment(self.folder.join(folder), table, self.provenance, self.folder.join("tmp"))
 
-    def _get_many(
-        self, index: KeyIndex, keys: Sequence[bytes], *, skip_absent: bool = False
-    ) -> list[Entry | None]:
+    def _get_many(self, index: KeyIndex, keys: Sequence[bytes], *, skip_absent: bool = False) -> list[Entry | None]:
         entries: list[Entry | None] = [
             Entry(key, None, skipped=index.failures[key]) if key in index.failures else None for key in keys
         ]

@@ -46,9 +46,7 @@ def verify_cache(root: str | Location, *, quarantine: bool = False) -> CacheRepo
     """
     location = Location.parse(str(root))
     if quarantine and not location.is_local:
-        raise UsageError(
-            f"{location}: only segments of a local cache can be moved; run verify without --quarantine"
-        )
+        raise UsageError(f"{location}: only segments of a local cache can be moved; run verify without --quarantine")
     folders, foreign = find_folders(location)
     problems: list[Problem] = []
     quarantined: list[str] = []
@@ -96,11 +94,7 @@ class FingerprintInfo:
     def lines(self) -> list[str]:
         """For people: the fingerprint, its settings, its contents, and foreign files."""
         failures = ", ".join(f"{count:,} {reason}" for reason, count in self.failures.items())
-        span = (
-            f", written {self.oldest:%Y-%m-%d %H:%M} to {self.newest:%Y-%m-%d %H:%M} UTC"
-            if self.oldest
-            else ""
-        )
+        span = f", written {self.oldest:%Y-%m-%d %H:%M} to {self.newest:%Y-%m-%d %H:%M} UTC" if self.oldest else ""
         return [
             f"{self.id}  {_settings(self.document)}",
             f"  images with a vector: {self.keys:,} ({self.vectors:,} rows), without: {failures or 'none'}",

@@ -171,9 +171,7 @@ def _locked(file: Location, busy: str) -> Iterator[Callable[[], None]]:
         except BlockingIOError as exc:
             raise UsageError(busy) from exc
         except OSError as exc:
-            log.warning(
-                "%s: cannot be locked (%s); do not rewrite a cache from two processes at once", file, exc
-            )
+            log.warning("%s: cannot be locked (%s); do not rewrite a cache from two processes at once", file, exc)
         yield lambda: None
     finally:
         os.close(descriptor)
@@ -407,9 +405,7 @@ class _Compactor:
         """
         every = np.concatenate([np.zeros(0, "S32"), *(each.keys for each in known)])
         turn = slice(None) if self.kind == "data" else slice(None, None, -1)
-        _, first, group, count = np.unique(
-            every[turn], return_index=True, return_inverse=True, return_counts=True
-        )
+        _, first, group, count = np.unique(every[turn], return_index=True, return_inverse=True, return_counts=True)
         stays, second = np.zeros((2, len(every)), np.bool_)
         stays[first] = True
         detailed = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *(each.details for each in known)]))
@@ -417,9 +413,7 @@ class _Compactor:
         second &= ~stays
         stays |= second
         borders = np.cumsum([len(each.keys) for each in known])[:-1]
-        split = zip(
-            *(np.split(rows[turn], borders) for rows in (stays, count[group] > 1, second)), strict=True
-        )
+        split = zip(*(np.split(rows[turn], borders) for rows in (stays, count[group] > 1, second)), strict=True)
         return [
             replace(each, stays=stay, rival=bool(repeats.any()), second=bool(late.any()))
             for each, (stay, repeats, late) in zip(known, split, strict=False)

@@ -110,9 +110,7 @@ def vector_schema(dimension: int = DIMENSION) -> pa.Schema:
 def failure_schema() -> pa.Schema:
     """The columns of a `fail/` segment."""
     texts: dict[str, pa.DataType] = {name: pa.string() for name in ("reason", "message", "depends")}
-    return pa.schema(
-        {"key": pa.binary(32)} | texts | {"created_at": pa.timestamp("us"), "run_id": pa.string()}
-    )
+    return pa.schema({"key": pa.binary(32)} | texts | {"created_at": pa.timestamp("us"), "run_id": pa.string()})
 
 
 def vector_table(entries: Sequence[Entry], run_id: str) -> pa.Table:
@@ -281,9 +279,7 @@ def _read(location: Location, footer: pq.FileMetaData, groups: Sequence[int], co
     return table
 
 
-def _read_groups(
-    location: Location, footer: pq.FileMetaData, groups: Sequence[int], columns: list[str]
-) -> pa.Table:
+def _read_groups(location: Location, footer: pq.FileMetaData, groups: Sequence[int], columns: list[str]) -> pa.Table:
     with _opened(location) as source:
         # Over a network, one request for all columns of a group; local files are faster without.
         file = pq.ParquetFile(
@@ -307,9 +303,7 @@ def read_rows(
     """
     starts = _footer(location, fingerprint, dimension).starts
     groups = np.searchsorted(starts, rows, side="right") - 1
-    decoded = {
-        group: _group(location, fingerprint, dimension, group, details) for group in set(groups.tolist())
-    }
+    decoded = {group: _group(location, fingerprint, dimension, group, details) for group in set(groups.tolist())}
     offsets = rows - starts[groups]
     return [decoded[group].entry(row) for group, row in zip(groups.tolist(), offsets.tolist(), strict=True)]
 
@@ -415,8 +409,7 @@ def key_bytes(table: pa.Table) -> bytes:
     """The keys of a table without nulls, concatenated: 32 N bytes."""
     chunks = [chunk for chunk in table.column("key").chunks if len(chunk)]
     return b"".join(
-        memoryview(chunk.buffers()[1])[chunk.offset * 32 : (chunk.offset + len(chunk)) * 32]
-        for chunk in chunks
+        memoryview(chunk.buffers()[1])[chunk.offset * 32 : (chunk.offset + len(chunk)) * 32] for chunk in chunks
     )
 
 

@@ -166,9 +166,7 @@ def predict(image_a: str, image_b: str, as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("manifest")
 @manifest_options
-@click.option(
-    "--all", "every", is_flag=True, help="Check that every image file exists, not only a sample of 1,000."
-)
+@click.option("--all", "every", is_flag=True, help="Check that every image file exists, not only a sample of 1,000.")
 @json_option
 def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
     """Report what is wrong with a manifest.

@@ -45,9 +45,7 @@ def info(cache: str | None, as_json: bool) -> None:
 @cache.command()
 @together(
     cache_option,
-    click.option(
-        "--quarantine", is_flag=True, help="Move damaged files into the folder `quarantine` of the cache."
-    ),
+    click.option("--quarantine", is_flag=True, help="Move damaged files into the folder `quarantine` of the cache."),
     json_option,
 )
 def verify(cache: str | None, quarantine: bool, as_json: bool) -> None:
@@ -141,9 +139,7 @@ def forget(images: tuple[str, ...], cache: str | None, as_json: bool, **options:
         raise click.exceptions.Exit(1)
 
 
-def _forgotten(
-    found: ImageKeys, digests: set[bytes], erased: Erasure, appearances: list[Appearances]
-) -> list[str]:
+def _forgotten(found: ImageKeys, digests: set[bytes], erased: Erasure, appearances: list[Appearances]) -> list[str]:
     """What `forget` did, for people."""
     from batchverify.cache.image_keys import possible_keys
 
@@ -151,10 +147,7 @@ def _forgotten(
     lines = [f"{path}: not forgotten, it cannot be read: {why}" for path, why in unread[:SHOWN]]
     if len(unread) > SHOWN:
         lines.append(f"and {len(unread) - SHOWN:,} more that cannot be read")
-    lines += [
-        f"{path}: may hold the images, it cannot be searched: {why}"
-        for path, why in erased.unsearched.items()
-    ]
+    lines += [f"{path}: may hold the images, it cannot be searched: {why}" for path, why in erased.unsearched.items()]
     lines += [f"{each.output}: {each.rows:,} rows name {each.images:,} of the images" for each in appearances]
     rows = f"{erased.vectors:,} vectors and {erased.failures:,} failures erased"
     files = f"{erased.rewritten:,} cache files written anew, {erased.deleted:,} deleted"

@@ -50,9 +50,7 @@ def option(
     field = name.lstrip("-").replace("-", "_")
     names = [name, former_name, field] if former_name else [name]
     kwargs = {"type": _TYPES.get(metavar or ""), **kwargs}
-    return click.option(
-        *names, default=defaults[field], show_default=True, help=help_text, metavar=metavar, **kwargs
-    )
+    return click.option(*names, default=defaults[field], show_default=True, help=help_text, metavar=metavar, **kwargs)
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -241,9 +239,7 @@ threshold_options = together(
     ),
     prior_option,
 )
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout."
-)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary to stdout.")
 talk_options = together(
     json_option,
     click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary."),
@@ -254,9 +250,7 @@ learning_options = together(
     manifest_options, backbone_options, cache_option, no_cache_option, run_options, talk_options
 )
 seed_option = option("--seed", "Seed of all random draws.", "N")
-calibration_option = option(
-    "--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS)
-)
+calibration_option = option("--calibration", "How scores become probabilities.", type=click.Choice(CALIBRATIONS))
 train_options = together(
     option("--test", "Manifest of pairs to measure the finished head on; not used for training.", "TEST"),
     click.option(

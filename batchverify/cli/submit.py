@@ -96,9 +96,7 @@ def submit(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> N
     if actions:
         ctx.exit(_about(actions[0], options[actions[0]], options["address"]))
     arguments = _parse(ctx, command)
-    submission = Submission(
-        command, options["env"], options["working_dir"], options["package"], options["pip"]
-    )
+    submission = Submission(command, options["env"], options["working_dir"], options["package"], options["pip"])
     local = submission.require_paths(arguments)
     # Checked before the server is asked: a variable that is not set is a usage error.
     submission.runtime_env()
@@ -127,9 +125,7 @@ def _parse(ctx: click.Context, command: tuple[str, ...]) -> dict[str, Any]:
         name = rest.pop(0) if rest else ""
         subcommand = parsed.get_command(ctx, name)
         if subcommand is None or subcommand is submit:
-            raise UsageError(
-                f"submit: '{name}' is not a command for a cluster; example: -- score PAIRS -o OUT"
-            )
+            raise UsageError(f"submit: '{name}' is not a command for a cluster; example: -- score PAIRS -o OUT")
         parsed = subcommand
     name = " ".join(command[: len(command) - len(rest)])
     return parsed.make_context(name, rest, parent=root).params

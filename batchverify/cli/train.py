@@ -13,9 +13,7 @@ from batchverify.options import TrainOptions
 
 @click.command()
 @click.argument("manifest", metavar="TRAIN")
-@click.option(
-    "--dev", required=True, metavar="DEV", help="Manifest of pairs for calibration and early stopping."
-)
+@click.option("--dev", required=True, metavar="DEV", help="Manifest of pairs for calibration and early stopping.")
 @output_option("HEAD", "Head file to write; its name must end in .safetensors.")
 @together(train_options, learning_options)
 def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **options: Any) -> None:
@@ -31,8 +29,6 @@ def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **op
     try:
         sizes = tuple(map(int, widths.split("-")))
     except ValueError as exc:
-        raise click.BadParameter(
-            f"expected numbers joined by -, got '{widths}'", param_hint="--widths"
-        ) from exc
+        raise click.BadParameter(f"expected numbers joined by -, got '{widths}'", param_hint="--widths") from exc
     with reporting(as_json, options["quiet"]) as report:
         report(run(manifest, dev, output, TrainOptions(widths=sizes, **options)))

@@ -306,9 +306,7 @@ def stored_ranges(path: Path) -> dict[str, tuple[float, float]]:
         raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
     for name, (low, high) in ranges.items():
         if not -np.inf < low <= 0 < high < np.inf:
-            raise ArtifactError(
-                f"{path}: the activation range of '{name}' is {low} to {high}, not about zero"
-            )
+            raise ArtifactError(f"{path}: the activation range of '{name}' is {low} to {high}, not about zero")
     return ranges
 
 
@@ -353,9 +351,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _weights_path(
-    name: str, weights: Path | None, progress: Callable[[int, int | None], None] | None
-) -> Path:
+def _weights_path(name: str, weights: Path | None, progress: Callable[[int, int | None], None] | None) -> Path:
     if name in PUBLISHED:
         return locate_weights(PUBLISHED[name], weights, progress=progress)
     if name not in PACKAGED_FILES and Path(name).suffix not in WEIGHTS:

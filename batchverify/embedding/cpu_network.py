@@ -224,18 +224,12 @@ class _CompactBuilder(_Builder):
             values = ops.group_convolution(values, kernel, strides, padding, padding, [1, 1])
         else:
             kernel = self._kernel(weight, layer.name)
-            values = ops.convolution(
-                self._rounded(values, layer.name), kernel, strides, padding, padding, [1, 1]
-            )
+            values = ops.convolution(self._rounded(values, layer.name), kernel, strides, padding, padding, [1, 1])
             # jobs/make_weights.py finds the inputs of a layer by this name.
             values.set_friendly_name(layer.name)
         if layer.biased:
             values = ops.add(values, self._channels(f"{layer.name}.bias"))
-        return (
-            ops.prelu(values, ops.constant(self._tensors[f"{layer.name}.slope"]))
-            if layer.activated
-            else values
-        )
+        return ops.prelu(values, ops.constant(self._tensors[f"{layer.name}.slope"])) if layer.activated else values
 
     def _channels(self, name: str) -> Any:
         return self._ops.constant(self._tensors[name].reshape(1, -1, 1, 1))

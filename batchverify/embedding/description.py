@@ -121,9 +121,7 @@ class Description:
         """How a face is cut out for this backbone, unless the user says otherwise."""
         # The landmarks of MTCNN are not good enough to align a face by.
         detector, template = ("retinaface", self.template) if self.crop == "align" else ("mtcnn", None)
-        return EmbeddingSettings(
-            self.crop, self.margin, detector=detector, template=template or DEFAULT_TEMPLATE
-        )
+        return EmbeddingSettings(self.crop, self.margin, detector=detector, template=template or DEFAULT_TEMPLATE)
 
     @property
     def identity(self) -> str:

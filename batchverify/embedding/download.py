@@ -101,9 +101,7 @@ def find_weights(published: Published, weights: Path | None = None) -> Path | No
         raise ArtifactError(f"{published.name}: cannot look for {published.file_name}: {exc}") from exc
 
 
-def locate_weights(
-    published: Published, weights: Path | None = None, *, progress: Progress | None = None
-) -> Path:
+def locate_weights(published: Published, weights: Path | None = None, *, progress: Progress | None = None) -> Path:
     """The file, from this machine or from the network.
 
     Raises `ArtifactError` as `find_weights` does, and `DownloadError` as `fetch_weights` does.
@@ -294,9 +292,7 @@ def _check_digest(part: Path, expected: str) -> None:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     if expected and digest.hexdigest() != expected:
-        raise _AttemptError(
-            f"another file than the published one: SHA-256 {digest.hexdigest()}, not {expected}"
-        )
+        raise _AttemptError(f"another file than the published one: SHA-256 {digest.hexdigest()}, not {expected}")
 
 
 def _check_format(part: Path) -> None:

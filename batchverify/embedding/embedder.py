@@ -216,9 +216,7 @@ def _network(
             check_network(OnnxRuntimeNetwork(backbone, device, **few), backbone.name)
             return OnnxRuntimeNetwork(backbone, device, **options)
         if runtime == "torch":
-            raise UsageError(
-                f"--runtime torch: {backbone.name} is an ONNX file, which OpenVINO runs on a CPU"
-            )
+            raise UsageError(f"--runtime torch: {backbone.name} is an ONNX file, which OpenVINO runs on a CPU")
     from batchverify.embedding.cpu_network import CpuNetwork
 
     if isinstance(backbone, OnnxBackbone):

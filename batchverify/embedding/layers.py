@@ -23,9 +23,7 @@ class NormalisedConvolution(nn.Module):
 
     def __init__(self, layer: inception.Convolution) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding, bias=False
-        )
+        self.conv = nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(layer.outputs, eps=inception.EPSILON)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:

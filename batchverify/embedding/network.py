@@ -57,9 +57,7 @@ class Network(ABC):
         if self.flip:
             vectors = vectors + self.compute(pixels[:, :, ::-1])
         if not np.isfinite(vectors).all():
-            raise BatchverifyError(
-                f"the backbone gave vectors that are not finite ({self.dtype}, {self.runtime})"
-            )
+            raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.dtype}, {self.runtime})")
         lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
         return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)))
 

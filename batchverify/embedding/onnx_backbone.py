@@ -94,9 +94,7 @@ class OnnxBackbone:
         for size in sizes:
             model = read_model(self.path)
             try:
-                made, dimension = _face_model(
-                    self.path, model, self.description, self.layout, self.output, size
-                )
+                made, dimension = _face_model(self.path, model, self.description, self.layout, self.output, size)
             except ArtifactError:
                 if size == sizes[-1]:
                     raise

@@ -118,9 +118,7 @@ def _description(backbone: Backbone) -> dict[str, Any]:
     crop = {"template": settings.template} if settings.crop == "align" else {"margin": settings.margin}
     # The compact network scales pixels itself.
     scaled = (
-        {"colour": "BGR", "mean": 0, "scale": 1}
-        if is_compact
-        else {"colour": "RGB", "mean": 127.5, "scale": 128}
+        {"colour": "BGR", "mean": 0, "scale": 1} if is_compact else {"colour": "RGB", "mean": 127.5, "scale": 128}
     )
     licence, source = origin_of(backbone.name)
     source = f"{source}; written by batchverify {__version__}, fingerprint {backbone.fingerprint}"
@@ -144,9 +142,7 @@ def _require_description(path: Path) -> None:
         with path.open("rb") as file:
             Description.parse(read_document(file.read(MOST_METADATA + 1)), str(path))
     except (ValueError, ArtifactError) as exc:
-        raise UsageError(
-            f"{path}: would be replaced, but it is no description of a model; give another -o"
-        ) from exc
+        raise UsageError(f"{path}: would be replaced, but it is no description of a model; give another -o") from exc
 
 
 class _Inception:

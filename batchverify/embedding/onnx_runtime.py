@@ -35,9 +35,7 @@ class OnnxRuntimeNetwork(Network):
         batch_size: int | None = None,
     ) -> None:
         if dtype not in ("auto", "float32"):
-            raise UsageError(
-                f"--dtype {dtype}: on a GPU {backbone.name} computes in its own types; omit the option"
-            )
+            raise UsageError(f"--dtype {dtype}: on a GPU {backbone.name} computes in its own types; omit the option")
         super().__init__(backbone.spec, "float32", backbone.batch or batch_size or GPU_BATCH, flip)
         self._about, self._channels_first = backbone.description, backbone.layout == "NCHW"
         self._session = _session(backbone, device)

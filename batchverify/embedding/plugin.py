@@ -74,9 +74,7 @@ class PluginNetwork(Network):
         batch_size: int | None = None,
     ) -> None:
         if dtype != "auto":
-            raise UsageError(
-                f"--dtype {dtype}: the plug-in '{backbone.name}' chooses it itself; omit the option"
-            )
+            raise UsageError(f"--dtype {dtype}: the plug-in '{backbone.name}' chooses it itself; omit the option")
         super().__init__(backbone.spec, "own", batch_size or BATCH, flip)
         self._name = backbone.name
         try:
@@ -89,9 +87,7 @@ class PluginNetwork(Network):
         try:
             vectors = np.asarray(self._function(pixels), np.float32)
         except Exception as exc:  # code of others
-            raise BatchverifyError(
-                f"backbone '{self._name}': {type(exc).__name__}: {first_line(exc)}"
-            ) from exc
+            raise BatchverifyError(f"backbone '{self._name}': {type(exc).__name__}: {first_line(exc)}") from exc
         expected = (len(pixels), self.spec.dimension)
         if vectors.shape != expected:
             raise BatchverifyError(f"backbone '{self._name}': vectors {vectors.shape}, not {expected}")
@@ -109,9 +105,7 @@ def _spec(name: str, plugin: Any) -> BackboneSpec:
     numbers = ("size", SIZES), ("dimension", DIMENSIONS)
     for key, (least, most) in numbers:
         if type(getattr(plugin, key)) is not int or not least <= getattr(plugin, key) <= most:
-            raise ValueError(
-                f"{key} must be a whole number from {least} to {most:,}, got {getattr(plugin, key)!r}"
-            )
+            raise ValueError(f"{key} must be a whole number from {least} to {most:,}, got {getattr(plugin, key)!r}")
     template = getattr(plugin, "template", DEFAULT_TEMPLATE)
     for key, value, choices in (("crop", crop, CROPS), ("template", template, TEMPLATES)):
         if value not in list(choices):

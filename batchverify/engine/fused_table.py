@@ -45,9 +45,7 @@ class FusedTable:
     def makers(self, a: np.ndarray, b: np.ndarray, names: Sequence[str]) -> pa.Array:
         """The names of the backbones that make each pair's score, joined by `+`, null for none: (N,) strings."""
         usable = self._usable(a, b)
-        codes = sum(
-            (has.astype(np.int64) << bit for bit, has in enumerate(usable)), np.zeros(len(a), np.int64)
-        )
+        codes = sum((has.astype(np.int64) << bit for bit, has in enumerate(usable)), np.zeros(len(a), np.int64))
         texts = [
             "+".join(name for bit, name in enumerate(names) if code >> bit & 1) or None
             for code in range(1 << len(names))

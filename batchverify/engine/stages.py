@@ -156,9 +156,7 @@ class Loader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _add(
-        self, loaded: LoadedChunk, batch: Sequence[bytes | Skipped], watch: Stopwatch
-    ) -> list[LoadedImage]:
+    def _add(self, loaded: LoadedChunk, batch: Sequence[bytes | Skipped], watch: Stopwatch) -> list[LoadedImage]:
         """Add the results for a batch to `loaded`; returns the images that go to the embedder."""
         with watch.stage("read"):
             keys = [None if isinstance(data, Skipped) else content_key(data) for data in batch]
@@ -197,9 +195,7 @@ class Loader:
         if isinstance(image, Skipped) or self.plan.settings.detects:
             return image
         # A fixed crop is taken here, so that only the face travels to the embedder.
-        return fixed_face(image.pixels, self.plan.settings.crop, self.plan.fingerprint.size).scaled(
-            image.scale
-        )
+        return fixed_face(image.pixels, self.plan.settings.crop, self.plan.fingerprint.size).scaled(image.scale)
 
     def _room(self, loaded: LoadedChunk, images: Sequence[LoadedImage]) -> int:
         """How many more images of a chunk fit into the pixel budget if they are as large as those so far."""

@@ -64,9 +64,7 @@ class Comparison:
     scatter: np.ndarray
 
 
-def compare(
-    new: Scores, reference: Scores, units: Units | None, *, same: bool, draws: int, seed: int
-) -> Comparison:
+def compare(new: Scores, reference: Scores, units: Units | None, *, same: bool, draws: int, seed: int) -> Comparison:
     """Compare two runs. units: of the new run's pairs, or None. same: whether both scored the same pairs.
 
     If they did not, only the distributions are compared.
@@ -119,9 +117,7 @@ def _settings(run: Scores) -> dict[str, Any]:
     """How a run was made, by dotted keys of its record."""
     record = flattened(run.file.record) | {"threshold": run.threshold}
     return {
-        key: value
-        for key, value in record.items()
-        if not {key, key.partition(".")[0]} & OUTCOMES and value != {}
+        key: value for key, value in record.items() if not {key, key.partition(".")[0]} & OUTCOMES and value != {}
     }
 
 
@@ -149,9 +145,7 @@ def _flips(calls: list[np.ndarray], truth: np.ndarray, flipped: np.ndarray) -> d
     return {"pairs": len(flipped), "fixed": fixed, "broken": len(known) - fixed}
 
 
-def _differences(
-    new: Scores, reference: Scores, units: Units | None, draws: int, seed: int
-) -> dict[str, Difference]:
+def _differences(new: Scores, reference: Scores, units: Units | None, draws: int, seed: int) -> dict[str, Difference]:
     """Figures of both runs on the labelled pairs that both scored, and their differences, new less reference."""
     rows = np.flatnonzero((new.truth != UNKNOWN) & new.scored & reference.scored)
     if not len(rows):
@@ -255,8 +249,4 @@ def _verdict(index: float, chance: float) -> str:
         return "too few pairs to tell drift from chance"
     if index < SOME:
         return "no notable drift"
-    return (
-        "some drift: look at the distributions"
-        if index < MUCH
-        else "strong drift: do not trust old thresholds"
-    )
+    return "some drift: look at the distributions" if index < MUCH else "strong drift: do not trust old thresholds"

@@ -98,9 +98,7 @@ def _at_least(measure: Callable[[np.ndarray], np.ndarray], rates: np.ndarray, hi
     return float(measure(np.stack(raised)).min())
 
 
-def _by_chance(
-    measure: Callable[[np.ndarray], np.ndarray], rates: np.ndarray, drawn: np.ndarray
-) -> float | None:
+def _by_chance(measure: Callable[[np.ndarray], np.ndarray], rates: np.ndarray, drawn: np.ndarray) -> float | None:
     """What the measure stays below 95 times in 100 if all groups are alike: from the draws' noise alone.
 
     Each group's drawn rates are divided by its own rate, so that all groups have rate 1 and their own noise.

@@ -191,9 +191,7 @@ def _wanted_rates(wanted: Sequence[float], start: float) -> list[float]:
     return sorted({*wanted, *(rate for rate in WANTED if rate < start)}, reverse=True)
 
 
-def _find_wanted(
-    rate: float, fnmr: np.ndarray, drawn: np.ndarray, same: np.ndarray, cuts: np.ndarray
-) -> Wanted:
+def _find_wanted(rate: float, fnmr: np.ndarray, drawn: np.ndarray, same: np.ndarray, cuts: np.ndarray) -> Wanted:
     """The least share at which the false non-match rate is at most `rate`. same: (S,) same pairs that remain."""
     found: Wanted = {"fnmr": rate, "share": None, "interval": None, "cut": None, "reason": None}
     at = int(np.argmax(fnmr <= rate))

@@ -8,9 +8,7 @@ from batchverify.evaluation.bootstrap import Span, exact_bounds
 from batchverify.heads.bounds import disjoint_pairs
 
 
-def count_disjoint(
-    a: np.ndarray, b: np.ndarray, kinds: np.ndarray, count: int, *, seed: int = 0
-) -> np.ndarray:
+def count_disjoint(a: np.ndarray, b: np.ndarray, kinds: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
     """(count,) int64: of each kind, a number of pairs of which no two share a unit, at least half the highest.
 
     a, b: (N,) units of both sides. kinds: (N,) int64 below `count`.

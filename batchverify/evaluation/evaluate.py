@@ -150,13 +150,11 @@ def judge(name: str, reference: str | None, options: EvaluateOptions) -> Judged:
         "review": measure_review(scores, labelled, draws=draws, seed=seed),
         "base_rate": measure_base_rate(scores, draws=draws, seed=seed),
         "slices": {
-            name: measure_slices(scores, cells, units, draws=draws, seed=seed)
-            for name, cells in grouped.items()
+            name: measure_slices(scores, cells, units, draws=draws, seed=seed) for name, cells in grouped.items()
         },
         "groups": groups and people and measure_groups(groups, scores, people, draws=draws, seed=seed),
         "quality": [
-            measure_discards(each, scores, units, options.wanted_fnmr, draws=draws, seed=seed)
-            for each in qualities
+            measure_discards(each, scores, units, options.wanted_fnmr, draws=draws, seed=seed) for each in qualities
         ],
         "record": dict(file.record),
     }
@@ -177,11 +175,7 @@ def _read_reference(name: str, options: EvaluateOptions, scores: Scores) -> Scor
     """
     file = open_scores(name, options.score, options.higher_is)
     given = _owns(file, options) and "threshold" not in file.record
-    lent = (
-        isinstance(file, OtherScores)
-        and TRUE_LABEL not in file.schema.names
-        and same_pairs(scores.file, file)
-    )
+    lent = isinstance(file, OtherScores) and TRUE_LABEL not in file.schema.names and same_pairs(scores.file, file)
     return read_any(file, options.threshold if given else None, scores.truth if lent else None)
 
 
@@ -189,9 +183,7 @@ def _find_suspects(scores: Scores, other: Scores | None, options: EvaluateOption
     """other: a run of the same pairs."""
     if options.suspects is None:
         return None
-    source, its = (
-        None if each is None or options.no_images else _source(each, options) for each in (scores, other)
-    )
+    source, its = (None if each is None or options.no_images else _source(each, options) for each in (scores, other))
     second = SecondOpinion(other, its) if other is not None else None
     return find_suspects(scores, options.suspects[0], source, second)
 

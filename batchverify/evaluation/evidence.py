@@ -30,9 +30,7 @@ class SecondOpinion:
     scores: Scores
     source: ImageSource | None
 
-    def features(
-        self, rows: np.ndarray, labels: np.ndarray, images: pa.Array, edges: Edges
-    ) -> list[np.ndarray]:
+    def features(self, rows: np.ndarray, labels: np.ndarray, images: pa.Array, edges: Edges) -> list[np.ndarray]:
         """(E,) columns. A pair that this run did not score says nothing."""
         probability = self.scores.probability[rows]
         known = ~np.isnan(probability)
@@ -70,9 +68,7 @@ class Evidence:
     weighed: bool
 
     @classmethod
-    def of(
-        cls, scores: Scores, source: ImageSource | None = None, second: SecondOpinion | None = None
-    ) -> Evidence:
+    def of(cls, scores: Scores, source: ImageSource | None = None, second: SecondOpinion | None = None) -> Evidence:
         """source: of the images and their vectors; None for the scores alone. second: another run of these pairs.
 
         Raises `ManifestError` for a table without images, and if no pair has both a label and a score.

@@ -181,9 +181,7 @@ class MeasuredPairs:
         if not curve.both:
             return {}
         same = curve.totals[0]
-        accepted = {
-            rate_name(rate): (float(curve.same[curve.at_rate(rate)]), same) for rate in self.supported()
-        }
+        accepted = {rate_name(rate): (float(curve.same[curve.at_rate(rate)]), same) for rate in self.supported()}
         return accepted | {name: (rejected, same) for name, rejected in self._points(curve).items()}
 
     def tally(self, curve: Curve | None = None, weights: np.ndarray | None = None) -> Tally:

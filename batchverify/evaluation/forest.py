@@ -91,9 +91,7 @@ class Forest:
         values = np.bincount(a, weights, count) + np.bincount(b, weights, count)
         return self.below(values - 2 * np.bincount(meet, weights, count))
 
-    def climb(
-        self, values: np.ndarray, a: np.ndarray, b: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def climb(self, values: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each path between (Q,) nodes of one tree: its lowest value, the link that has it, and its top node.
 
         values: (V + 1,), of links. A path without a link has the value infinity.
@@ -146,9 +144,7 @@ class _Paths:
         self.lowest = np.full(len(a), np.inf)
         self.link = np.full(len(a), NO_EDGE, np.int64)
 
-    def lift(
-        self, side: int, chosen: np.ndarray, jump: np.ndarray, lowest: np.ndarray, link: np.ndarray
-    ) -> None:
+    def lift(self, side: int, chosen: np.ndarray, jump: np.ndarray, lowest: np.ndarray, link: np.ndarray) -> None:
         """Move one end of the chosen paths up by a jump."""
         nodes = self.ends[side][chosen]
         lower = lowest[nodes] < self.lowest[chosen]

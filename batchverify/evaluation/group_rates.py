@@ -24,9 +24,7 @@ LEAST_ERRORS, LEAST_PEOPLE = 10, 20
 WITHIN, ACROSS = "within one group", "across two groups"
 
 
-def measure_groups(
-    groups: Groups, scores: Scores, units: Units, *, draws: int, seed: int = 0
-) -> GroupsDocument:
+def measure_groups(groups: Groups, scores: Scores, units: Units, *, draws: int, seed: int = 0) -> GroupsDocument:
     """Measure the labelled and scored pairs of every group and pair of groups at the run's threshold.
 
     units: of all N pairs. draws: of people, 0 for no intervals but those of rates of 0 and 1.
@@ -89,9 +87,7 @@ class GroupSample:
         scored = pairs.scored
         rows, truth = rows[scored], pairs.truth[scored].astype(np.int64)
         wrong = (pairs.calls[scored] != (truth == 1)).astype(np.int64)
-        return cls(
-            groups.names, groups.table(), groups.cell_of_pairs()[rows], truth, wrong, units.subset(rows)
-        )
+        return cls(groups.names, groups.table(), groups.cell_of_pairs()[rows], truth, wrong, units.subset(rows))
 
     @property
     def cells(self) -> int:
@@ -205,9 +201,7 @@ class GroupSample:
         }
 
 
-def _row(
-    name: str, counts: np.ndarray, units: np.ndarray, spans: dict[int, tuple[Span, bool] | None]
-) -> GroupRow:
+def _row(name: str, counts: np.ndarray, units: np.ndarray, spans: dict[int, tuple[Span, bool] | None]) -> GroupRow:
     """A row without `too_small`. counts: (2, 2) by truth and wrongness. units, spans: by truth."""
     (same, different), (rejected, accepted) = counts.sum(axis=-1), counts[:, 1]
     fnmr, fmr = shares(counts).tolist()
@@ -237,9 +231,7 @@ def _differentials(
         highest = np.array([row["intervals"].get(rate, (0.0, 1.0))[1] for row in rows])
         chosen = {
             "all": np.flatnonzero(~np.isnan(observed)),
-            "large_enough": np.array(
-                [at for at, row in enumerate(rows) if rate not in row["too_small"]], np.int64
-            ),
+            "large_enough": np.array([at for at, row in enumerate(rows) if rate not in row["too_small"]], np.int64),
         }
         yield (
             rate,

@@ -130,9 +130,7 @@ def read_people(source: str, column: str) -> tuple[pa.StringArray, pa.StringArra
         schema = file.schema()
         _check_columns(str(location), schema, column)
         for batch in file.batches(schema):
-            names, values = (
-                _names(batch.column(each), str(location), row, each) for each in (PERSON, column)
-            )
+            names, values = (_names(batch.column(each), str(location), row, each) for each in (PERSON, column))
             if names.null_count:
                 blank = pc.index(names.is_null(), True).as_py()
                 raise ManifestError(f"{location}: row {row + 1 + blank}: column '{PERSON}' is blank")

@@ -100,9 +100,7 @@ def _open_other(name: str, score: str, higher_is: str) -> OtherScores:
             raise ManifestError(f"{location}: no column '{score}'; the file has {', '.join(schema.names)}")
         cells = pa.Table.from_batches(file.batches(schema), schema)
         values = read_numbers(cells.column(score), str(location), score)
-        cells = cells.drop_columns(
-            [each for each in (PROBABILITY, "similarity") if each in cells.column_names]
-        )
+        cells = cells.drop_columns([each for each in (PROBABILITY, "similarity") if each in cells.column_names])
         tables.append(_with_truth(str(location), cells).append_column(PROBABILITY, pa.array(values)))
     try:
         table = pa.concat_tables(tables, promote_options="default")

@@ -131,9 +131,7 @@ class PairGraph:
         return self.contradictions[self._by_blame[slice(*ends)]]
 
 
-def _judge(
-    edges: Edges, forest: Forest, links: np.ndarray, within: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _judge(edges: Edges, forest: Forest, links: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(E,) the log-odds that both images are one person, and the weakest link. within: (E,) both in one group."""
     same, weakest = np.empty(len(edges.a)), np.full(len(edges.a), NO_EDGE, np.int64)
     inside, across = np.flatnonzero(within), np.flatnonzero(~within)

@@ -146,10 +146,7 @@ def refusal(scores: np.ndarray) -> str | None:
     if size < FEWEST:
         return f"needs {FEWEST} different pairs in the tail, {size} available"
     tail = fit_tail(scores)
-    if (
-        int((scores > tail.start).sum()) < size // 2
-        or len(np.unique(scores[scores > tail.start])) < size // 2
-    ):
+    if int((scores > tail.start).sum()) < size // 2 or len(np.unique(scores[scores > tail.start])) < size // 2:
         return "too many equal scores in the tail"
     if not SHAPES[0] < tail.shape < SHAPES[1]:
         return f"the fitted shape {tail.shape:.2f} is not between {SHAPES[0]} and {SHAPES[1]}"

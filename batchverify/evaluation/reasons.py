@@ -88,11 +88,7 @@ def _score(evidence: Evidence, place: int) -> Iterator[str]:
     says = f"{SAYS[1 - evidence.labels[place]]} ({1 - learned.margin[place]:.4f})"
     couples, sure = evidence.couples(place), learned.off_diagonal[place]
     if not evidence.weighed:
-        yield (
-            f"the score is as sure of {says} as for pairs labelled so"
-            if sure
-            else f"the score leans to {says}"
-        )
+        yield (f"the score is as sure of {says} as for pairs labelled so" if sure else f"the score leans to {says}")
     elif couples == 1:
         by = "judged by the other pairs, it"
         yield f"{by} is as surely {says} as pairs labelled so" if sure else f"{by} leans to {says}"

@@ -97,9 +97,7 @@ class Scores:
         return {self.reasons[code]: int(counts[code]) for code in order if counts[code]}
 
 
-def read_scores(
-    file: ScoreFile, *, threshold: float | None = None, truth: np.ndarray | None = None
-) -> Scores:
+def read_scores(file: ScoreFile, *, threshold: float | None = None, truth: np.ndarray | None = None) -> Scores:
     """Read the columns that every evaluation needs. truth: (N,) int8, by default the column `true_label`.
 
     Raises `ManifestError` for invalid columns, `UsageError` if there is no threshold.
@@ -132,9 +130,7 @@ def _reasons(file: ScoreFile, failed: np.ndarray) -> tuple[np.ndarray, tuple[str
     if "status" in file.schema.names:
         cells = file.column("status", dictionary=True).unify_dictionaries().combine_chunks()
         table = [names.setdefault(name, len(names)) for name in cells.dictionary.to_pylist()]
-        codes = np.array([*table, names[NOT_STATED]], np.int16)[
-            cells.indices.fill_null(len(table)).to_numpy()
-        ]
+        codes = np.array([*table, names[NOT_STATED]], np.int16)[cells.indices.fill_null(len(table)).to_numpy()]
     codes[failed & (codes == 0)] = names[NOT_STATED]
     return codes, tuple(names)
 
@@ -214,9 +210,7 @@ class ScoreFile:
         with _manifest_errors(source):
             kind = location.kind()
             if special := location.special():
-                raise ManifestError(
-                    f"{source}: {special}; scores are read more than once: save them to a file"
-                )
+                raise ManifestError(f"{source}: {special}; scores are read more than once: save them to a file")
             if kind == "absent":
                 raise ManifestError(f"{source}: no such file or folder")
             parts = part_files(location) if kind == "folder" else [location]
@@ -315,15 +309,12 @@ class ScoreFile:
         if "probability" not in self.schema.names:
             listed = ", ".join(self.schema.names) or "no columns"
             raise ManifestError(
-                f"{self.name}: no column 'probability'; is it an output of `batchverify score`? "
-                f"The file has {listed}"
+                f"{self.name}: no column 'probability'; is it an output of `batchverify score`? The file has {listed}"
             )
         for name in ("probability", "similarity"):
             if name in self.schema.names and not pa.types.is_floating(self.schema.field(name).type):
                 kind = self.schema.field(name).type
-                raise ManifestError(
-                    f"{self.name}: column '{name}' must hold floating-point numbers, found {kind}"
-                )
+                raise ManifestError(f"{self.name}: column '{name}' must hold floating-point numbers, found {kind}")
         if "status" in self.schema.names and not is_text(self.schema.field("status").type):
             kind = self.schema.field("status").type
             raise ManifestError(f"{self.name}: column 'status' must hold reasons (strings), found {kind}")

@@ -175,9 +175,7 @@ def measure_folds(pairs: MeasuredPairs, folds: pa.ChunkedArray) -> list[Fold]:
         inside = replace(pairs.subset(codes == code), threshold=threshold)
         figures = inside.figures()
         figures = {name: figures[name] for name in FIGURES}
-        measured.append(
-            Fold(name=names[code], pairs=len(inside.scored), threshold=threshold, figures=figures)
-        )
+        measured.append(Fold(name=names[code], pairs=len(inside.scored), threshold=threshold, figures=figures))
     return sorted(measured, key=lambda fold: (len(fold["name"]), fold["name"]))
 
 

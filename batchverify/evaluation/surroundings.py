@@ -48,9 +48,7 @@ class Surroundings:
         joined = csr_matrix((np.ones(len(ends[0]), np.float32), ends), shape)
         around, degree = vectors + joined @ vectors, np.asarray(joined.sum(axis=1)).ravel()
         parts = [
-            _compared(
-                edges.a[start : start + bite], edges.b[start : start + bite], vectors, joined, around, degree
-            )
+            _compared(edges.a[start : start + bite], edges.b[start : start + bite], vectors, joined, around, degree)
             for start in range(0, len(edges.a), bite)
         ]
         cosine, mean, couples, shared = (np.concatenate(each) for each in zip(*parts, strict=True))

@@ -119,9 +119,7 @@ def check_suspects_target(path: str, inputs: Sequence[str]) -> Location:
         raise UsageError(f"{path}: {OPTION} cannot write there: {exc}") from exc
     # A reviewer may have filled it in.
     if not is_new:
-        raise UsageError(
-            f"{path}: {OPTION} writes a new file, and this one exists; remove it or name another"
-        )
+        raise UsageError(f"{path}: {OPTION} writes a new file, and this one exists; remove it or name another")
     return target
 
 

@@ -98,8 +98,7 @@ class TailLikelihood:
         # The share in the tail is binomial, and independent of what the tail looks like.
         swing = np.sqrt(left[kept] * (1 - self.tail.share) / self.count)
         ends = [
-            quantity(self.tail.share * np.exp(sign * swing), self.scale[kept], self.shape[kept])
-            for sign in (-1, 1)
+            quantity(self.tail.share * np.exp(sign * swing), self.scale[kept], self.shape[kept]) for sign in (-1, 1)
         ]
         values = np.concatenate(ends)
         return (float(values.min()), float(values.max())) if len(values) else (math.nan, math.nan)

@@ -206,9 +206,7 @@ def _classify(
     return list(zip(np.split(shifts, ends[:-1]), np.split(scores, ends[:-1]), strict=True))
 
 
-def _fill(
-    patches: np.ndarray, sums: Sequence[np.ndarray], ends: np.ndarray, cut: np.ndarray, start: int
-) -> None:
+def _fill(patches: np.ndarray, sums: Sequence[np.ndarray], ends: np.ndarray, cut: np.ndarray, start: int) -> None:
     """Write the patches of a block, image by image. cut: (K, 4) their regions. start: number of the first one."""
     targets = np.zeros((len(cut), 5), np.int64)
     targets[:, 0] = np.arange(len(cut))
@@ -283,9 +281,7 @@ def _regress(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     return boxes + shifts * extent
 
 
-def _refined(
-    boxes: np.ndarray, shifts: np.ndarray, scores: np.ndarray, height: int, width: int
-) -> np.ndarray:
+def _refined(boxes: np.ndarray, shifts: np.ndarray, scores: np.ndarray, height: int, width: int) -> np.ndarray:
     """Second stage, for one image: (K, 4) square boxes, each with at least one pixel of the image."""
     kept = scores > THRESHOLDS[1]
     boxes, shifts, scores = boxes[kept], shifts[kept], scores[kept]

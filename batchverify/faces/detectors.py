@@ -33,7 +33,5 @@ def build_detector(
         return None
     if settings.detector == "retinaface":
         bfloat16 = dtype.endswith("bfloat16")
-        return RetinaFaceDetector.on(
-            device, runtime, min_face=settings.min_face, threads=threads, bfloat16=bfloat16
-        )
+        return RetinaFaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads, bfloat16=bfloat16)
     return FaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads)

@@ -85,15 +85,11 @@ def network(operations: Operations, values: Any) -> list[Any]:
                 values = convolution(values, f"{name}.depthwise", stride, SLOPE)
                 values = convolution(values, f"{name}.pointwise", 1, SLOPE)
         stages.append(values)
-    first, second, third = (
-        convolution(each, f"lateral{level}", 1, SLOPE) for level, each in enumerate(stages, 1)
-    )
+    first, second, third = (convolution(each, f"lateral{level}", 1, SLOPE) for level, each in enumerate(stages, 1))
     second = convolution(operations.add(second, operations.doubled(third)), "merge2", 1, SLOPE)
     first = convolution(operations.add(first, operations.doubled(second)), "merge1", 1, SLOPE)
     levels = enumerate((first, second, third), 1)
-    return [
-        convolution(_context(operations, each, f"context{level}"), f"head{level}") for level, each in levels
-    ]
+    return [convolution(_context(operations, each, f"context{level}"), f"head{level}") for level, each in levels]
 
 
 def _context(operations: Operations, values: Any, name: str) -> Any:
@@ -112,9 +108,7 @@ class OpenvinoNetwork:
     networks, one for each size of canvases.
     """
 
-    def __init__(
-        self, threads: int = 1, *, float_type: str = "float32", sizes_kept: int = SIZES_KEPT
-    ) -> None:
+    def __init__(self, threads: int = 1, *, float_type: str = "float32", sizes_kept: int = SIZES_KEPT) -> None:
         self._threads, self._float_type, self._sizes_kept = threads, float_type, sizes_kept
         self._offset = OFFSET if float_type == "bfloat16" else 0.0
         self._of_thread = local()

@@ -30,9 +30,7 @@ class TorchNetwork:
         rows = [level.permute(0, 2, 3, 1).reshape(len(canvases), -1, VALUES) for level in levels]
         return torch.cat(rows, dim=1).cpu().numpy()
 
-    def convolution(
-        self, values: torch.Tensor, name: str, stride: int = 1, slope: float = 1.0
-    ) -> torch.Tensor:
+    def convolution(self, values: torch.Tensor, name: str, stride: int = 1, slope: float = 1.0) -> torch.Tensor:
         """See `retinaface_network.Operations`."""
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
         groups = len(weight) if name.endswith("depthwise") else 1

@@ -29,10 +29,7 @@ FITS, DRIFT, UNCHECKED = "fits", "drift", "not checked"
 
 def histograms(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, list[int]]:
     """Counts of held-out log-odds by label, for a head's metadata: `same` and `different`, `BINS` numbers each."""
-    return {
-        name: _counts(probabilities[labels == label]).tolist()
-        for name, label in (("same", 0), ("different", 1))
-    }
+    return {name: _counts(probabilities[labels == label]).tolist() for name, label in (("same", 0), ("different", 1))}
 
 
 def _counts(probabilities: np.ndarray) -> np.ndarray:
@@ -73,12 +70,7 @@ class Reference:
             return None
         counts = [np.array(stored[name]) for name in ("same", "different")]
         for each in counts:
-            if (
-                each.shape != (BINS,)
-                or each.dtype.kind != "i"
-                or each.min() < 0
-                or not 0 < each.sum() < 1 << 40
-            ):
+            if each.shape != (BINS,) or each.dtype.kind != "i" or each.min() < 0 or not 0 < each.sum() < 1 << 40:
                 raise ValueError(f"its histograms of log-odds are not {BINS} counts for each label")
         return cls(*counts)
 
@@ -165,9 +157,7 @@ def _misfits(
     chi = np.empty(len(observed))
     for row in range(len(observed)):
         starts = _joined(expected[row])
-        gap, variance = (
-            np.add.reduceat(each[row], starts) for each in (observed - expected, expected + noise)
-        )
+        gap, variance = (np.add.reduceat(each[row], starts) for each in (observed - expected, expected + noise))
         chi[row] = (gap**2 / variance).sum()
     return chi, share[:, 0], (np.abs(observed - expected).sum(axis=1, keepdims=True) / count / 2)[:, 0]
 

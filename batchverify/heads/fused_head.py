@@ -118,8 +118,7 @@ class FusedHead(StoredHead):
             FUSION: {key: list(self.calibrations[key]) for key in self.calibrations},
         }
         tensors = {
-            f"{_MEMBER}{number}": np.frombuffer(member.to_bytes(), np.uint8)
-            for number, member in enumerate(members)
+            f"{_MEMBER}{number}": np.frombuffer(member.to_bytes(), np.uint8) for number, member in enumerate(members)
         }
         return save(tensors, metadata={"batchverify": json.dumps(about, sort_keys=True)})
 

@@ -184,9 +184,7 @@ class Head(StoredHead):
             vectors, (a, b) = vectors[used], np.split(rows, 2)
         return self._score_pairs(centred(vectors, self.centre), a, b)[0], similarity
 
-    def _score_pairs(
-        self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not self.needs_torch:
             return self._from_distances(*distances(vectors, vectors, a, b))
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
@@ -198,9 +196,7 @@ class Head(StoredHead):
     @cached_property
     def needs_torch(self) -> bool:
         """Whether it is more than a line over the chi-square distance or the cosine; the default heads are not."""
-        return any(
-            scorer.features not in ("chi2sum", "cosine") or len(scorer.layers) > 1 for scorer in self.scorers
-        )
+        return any(scorer.features not in ("chi2sum", "cosine") or len(scorer.layers) > 1 for scorer in self.scorers)
 
     def _from_distances(self, chi_square: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores of (N,) float32 distances without torch, whose import takes longer than many runs."""
@@ -289,9 +285,7 @@ class Head(StoredHead):
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
     """The shipped head for these embeddings, whichever face they show. Raises `ArtifactError` if there is none."""
-    path = Path(
-        str(files("batchverify.heads") / "weights" / default_head_name(embedding.with_default_choice()))
-    )
+    path = Path(str(files("batchverify.heads") / "weights" / default_head_name(embedding.with_default_choice())))
     if not path.is_file():
         raise ArtifactError(
             "no head is shipped for these settings (backbone, crop, margin, detector, tta): give one with --head, or "
@@ -368,9 +362,7 @@ def _check_centre(centre: np.ndarray | None, dimension: int) -> None:
     if centre is None:
         return
     if centre.dtype != np.float32 or centre.shape != (dimension,):
-        raise ValueError(
-            f"its centre holds {centre.dtype} of shape {centre.shape}, not float32 ({dimension},)"
-        )
+        raise ValueError(f"its centre holds {centre.dtype} of shape {centre.shape}, not float32 ({dimension},)")
     if not np.linalg.norm(centre.astype(np.float64)) < 1:
         raise ValueError("its centre is not the mean of vectors of unit length")
 

@@ -39,9 +39,7 @@ class ReviewBand:
         """
         option = f"--review {far:g} {frr:g}"
         different, same, unit = stored_tails(stored, option)
-        low = _conformal(
-            different, far, f"{option}: a false accept rate of {far:g}", f"different pairs of {unit}"
-        )
+        low = _conformal(different, far, f"{option}: a false accept rate of {far:g}", f"different pairs of {unit}")
         high = _conformal(same, frr, f"{option}: a false reject rate of {frr:g}", f"same pairs of {unit}")
         # From the next number on: a pair with the score itself is not beyond it.
         high = float(np.nextafter(np.float32(high), np.float32(2)))

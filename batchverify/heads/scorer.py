@@ -109,9 +109,7 @@ class Scorer:
             raise ValueError("it has a scorer without layers")
         for weight, bias in self.layers:
             if bias.ndim != 1 or weight.shape != (len(bias), inputs):
-                raise ValueError(
-                    f"it has a layer of shapes {weight.shape} and {bias.shape} for {inputs} inputs"
-                )
+                raise ValueError(f"it has a layer of shapes {weight.shape} and {bias.shape} for {inputs} inputs")
             if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
                 raise ValueError("its layers hold values that are not finite")
             inputs = len(bias)
@@ -133,16 +131,12 @@ def to_tensors(scorers: Sequence[Scorer]) -> dict[str, np.ndarray]:
     }
 
 
-def from_tensors(
-    tensors: Mapping[str, np.ndarray], abouts: Sequence[Mapping[str, Any]]
-) -> tuple[Scorer, ...]:
+def from_tensors(tensors: Mapping[str, np.ndarray], abouts: Sequence[Mapping[str, Any]]) -> tuple[Scorer, ...]:
     """Scorers from an artifact's tensors and metadata. Raises `LookupError`, `ValueError`, `TypeError`."""
     scorers = []
     for index, about in enumerate(abouts):
         names = [f"{index}.{depth}" for depth in range(len(about["widths"]) - 1)]
-        layers = tuple(
-            (_float32(tensors, f"{name}.weight"), _float32(tensors, f"{name}.bias")) for name in names
-        )
+        layers = tuple((_float32(tensors, f"{name}.weight"), _float32(tensors, f"{name}.bias")) for name in names)
         scorers.append(Scorer(str(about["algorithm"]), str(about["features"]), layers))
     unknown = tensors.keys() - to_tensors(scorers).keys()
     if unknown:

@@ -75,9 +75,7 @@ def warp(image: np.ndarray, affine: np.ndarray, reach: float, crop: np.ndarray) 
     door.run("warp", image, affine, reach, crop)
 
 
-def distances(
-    first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def distances(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Chi-square distance and dot product of rows `a` of `first` and `b` of `second`: (N,) float32 each.
 
     first, second: (M, F) and (K, F) float16 or float32. a, b: (N,) integers. The distance is the sum of
@@ -173,9 +171,7 @@ class Door:
                 raise
             return self._run_again(name, loop, exc, arguments)
 
-    def _run_again(
-        self, name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]
-    ) -> Any:
+    def _run_again(self, name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]) -> Any:
         """Replace a compiled loop that failed, for the rest of this process, and call the replacement."""
         with self._lock:
             if self.chosen[name] is not failed:  # another thread has replaced it

@@ -235,9 +235,7 @@ class _Findings:
             text = f"{file}: row {number}: {verb}"
             if row != earlier:
                 earlier_file, earlier_number = self.manifest.locate(self.scan, int(rows[earlier]))
-                text += (
-                    f" {earlier_number}" if earlier_file == file else f" {earlier_number} of {earlier_file}"
-                )
+                text += f" {earlier_number}" if earlier_file == file else f" {earlier_number} of {earlier_file}"
             examples.append(text)
         return Finding(issue.count, tuple(examples))
 
@@ -260,9 +258,7 @@ def look_up(image_paths: Sequence[str], limits: Limits, fence: str | None = None
         bucket = "" if location.is_local else location.path.split("/", 1)[0]
         stores.setdefault((location.scheme, bucket, location.query), []).append((position, location))
     chunks = [
-        images[start : start + _LOOK_UP]
-        for images in stores.values()
-        for start in range(0, len(images), _LOOK_UP)
+        images[start : start + _LOOK_UP] for images in stores.values() for start in range(0, len(images), _LOOK_UP)
     ]
     with ThreadPoolExecutor(_THREADS) as pool:
         answers = pool.map(lambda chunk: _look_up([location for _, location in chunk], limits, guard), chunks)
@@ -349,9 +345,7 @@ class _Groups:
         return tuple(cases)
 
 
-def find_pair_issues(
-    a: np.ndarray, b: np.ndarray, labels: np.ndarray | None = None, *, most: int = 10
-) -> PairIssues:
+def find_pair_issues(a: np.ndarray, b: np.ndarray, labels: np.ndarray | None = None, *, most: int = 10) -> PairIssues:
     """The issues among N pairs.
 
     a, b: (N,) indices of images, below 2**31. labels: (N,) int8, 0, 1 or `BLANK`. most: number of cases to list.

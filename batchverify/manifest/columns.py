@@ -101,9 +101,7 @@ def check_names(file: str, names: Sequence[str], a: str, b: str) -> None:
 
 def _listed(names: Sequence[str]) -> str:
     """Names for a message; those whose blanks or signs would be missed are quoted."""
-    shown = [
-        name if re.fullmatch(r"\S(.*\S)?", name) and name.isprintable() else repr(name) for name in names
-    ]
+    shown = [name if re.fullmatch(r"\S(.*\S)?", name) and name.isprintable() else repr(name) for name in names]
     more = [f"and {len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
     return ", ".join([*(name[:_SHOWN] for name in shown[:_LISTED]), *more]) or "no columns"
 
@@ -126,9 +124,7 @@ def common_type(name: str, kinds: Mapping[str, pa.DataType], *, paths: bool) -> 
     first_files: dict[pa.DataType, str] = {}
     for file, kind in kinds.items():
         if paths and not is_text(kind):
-            raise ManifestError(
-                f"{file}: column {quoted(name)} must hold paths (strings), found {type_text(kind)}"
-            )
+            raise ManifestError(f"{file}: column {quoted(name)} must hold paths (strings), found {type_text(kind)}")
         if not pa.types.is_null(kind):
             first_files.setdefault(kind, file)
     if len(first_files) > 1 and paths:
@@ -210,9 +206,7 @@ def read_numbers(cells: pa.ChunkedArray, file: str, name: str) -> np.ndarray:
         numbers = cells.cast(pa.float64(), safe=False)
     except pa.ArrowInvalid as exc:
         row, text = next((row, text) for row, text in enumerate(cells.to_pylist()) if not _is_number(text))
-        raise ManifestError(
-            f"{file}: row {row + 1}: column '{name}' must hold numbers, got {quoted(text)}"
-        ) from exc
+        raise ManifestError(f"{file}: row {row + 1}: column '{name}' must hold numbers, got {quoted(text)}") from exc
     return np.concatenate([np.zeros(0), *(chunk.to_numpy(zero_copy_only=False) for chunk in numbers.chunks)])
 
 
@@ -243,9 +237,7 @@ def read_labels(cells: pa.Array, file: str, row: int) -> pa.Array:
     if _BAD in labels:
         bad = labels.index(_BAD)
         offset = pc.index(encoded.indices, pa.scalar(bad, encoded.indices.type)).as_py()
-        raise ManifestError(
-            f"{file}: row {row + 1 + offset}: label must be 0 or 1, got {quoted(values[bad])}"
-        )
+        raise ManifestError(f"{file}: row {row + 1 + offset}: label must be 0 or 1, got {quoted(values[bad])}")
     return pa.array(labels, pa.int8()).take(encoded.indices)
 
 

@@ -178,10 +178,7 @@ class Manifest:
         if not any(rows):
             more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
             raise ManifestError(f"{self.names[0]}{more}: the manifest has no rows")
-        types = {
-            TRUE_LABEL if name == LABEL else name: kind
-            for name, kind in (self._types | kinds.types()).items()
-        }
+        types = {TRUE_LABEL if name == LABEL else name: kind for name, kind in (self._types | kinds.types()).items()}
         return Scan(images, sum(rows), pa.schema(types), tuple(rows))
 
     def blocks(self, scan: Scan) -> Iterator[Block]:
@@ -246,9 +243,7 @@ class Manifest:
                 try:
                     cells = convert(cells, target.type)
                 except pa.ArrowInvalid as exc:
-                    raise self._changed(
-                        number, f"column {quoted(source)} no longer holds {target.type}"
-                    ) from exc
+                    raise self._changed(number, f"column {quoted(source)} no longer holds {target.type}") from exc
             elif cells.type != target.type:
                 cells = cells.cast(target.type)
             columns.append(cells)
@@ -267,9 +262,7 @@ class Manifest:
     def _common_type(self, name: str) -> pa.DataType:
         if name == LABEL:
             return pa.int8()
-        kinds = {
-            file: schema.field(name).type for file, schema in zip(self.names, self._schemas, strict=True)
-        }
+        kinds = {file: schema.field(name).type for file, schema in zip(self.names, self._schemas, strict=True)}
         return common_type(name, kinds, paths=name in (self.columns.a, self.columns.b))
 
 

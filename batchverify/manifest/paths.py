@@ -56,9 +56,7 @@ class ImageRoot:
             return Skipped(Reason.NOT_FOUND, "the cell is empty")
         scheme = "data" if _DATA_URI.match(cell) else scheme_of(cell)
         if scheme and scheme not in ("file", *SCHEMES):
-            return Skipped(
-                Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {shortened(redacted(cell), _SHOWN)}"
-            )
+            return Skipped(Reason.FORBIDDEN, f"scheme '{scheme}' is not read: {shortened(redacted(cell), _SHOWN)}")
         try:
             location = self._absolute(cell, scheme)
         except UsageError as exc:
@@ -118,9 +116,7 @@ def resolve_many(root: ImageRoot, cells: pa.Array) -> pa.Array:
     # Unusual cells and rare prefixes, one by one.
     others = cells.filter(pa.array(left)).dictionary_encode(null_encoding="encode")
     encoded = [to_bytes(root.resolve(cell)) for cell in others.dictionary.to_pylist()]
-    return pc.replace_with_mask(
-        texts, pa.array(left), pa.array(encoded, pa.large_binary()).take(others.indices)
-    )
+    return pc.replace_with_mask(texts, pa.array(left), pa.array(encoded, pa.large_binary()).take(others.indices))
 
 
 def to_bytes(image: str | Skipped) -> bytes:

@@ -88,9 +88,7 @@ def prepare_lfw(root: Path, output: Path, *, seed: int = 0) -> Prepared:
     return _publish(splits, output)
 
 
-def prepare_folders(
-    root: Path, output: Path, *, seed: int = 0, pairs: Mapping[str, int] | None = None
-) -> Prepared:
+def prepare_folders(root: Path, output: Path, *, seed: int = 0, pairs: Mapping[str, int] | None = None) -> Prepared:
     """Write train.csv, dev.csv and test.csv from ROOT/<person>/<image>. No person is in two of them.
 
     pairs: the number of pairs of each class by split (`DEFAULT_PAIRS`); a split that has 0 or is not named is not
@@ -220,9 +218,7 @@ def _deal(root: Path, people: _People, wanted: dict[str, int], rng: random.Rando
     given: dict[str, list[str]] = {split: [] for split in wanted}
     # People with two or more images come first, so that every split has one of them before any has two.
     for person in sorted(shuffled, key=lambda person: len(people[person]) < 2):
-        neediest = min(
-            given, key=lambda split: (len(given[split]) > 1, len(given[split]) / sqrt(wanted[split]))
-        )
+        neediest = min(given, key=lambda split: (len(given[split]) > 1, len(given[split]) / sqrt(wanted[split])))
         given[neediest].append(person)
     return {split: {name: people[name] for name in sorted(given[split])} for split in given}
 
@@ -299,9 +295,7 @@ def _require_distinct(people: set[str]) -> None:
     for person in sorted(people):
         other = written.setdefault(safe_name(person), person)
         if other != person:
-            raise UsageError(
-                f"{other} and {person} are both written as {safe_name(person)}: rename one of them"
-            )
+            raise UsageError(f"{other} and {person} are both written as {safe_name(person)}: rename one of them")
 
 
 def _write(path: Path, rows: list[_Pair], *, folded: bool) -> Path:
@@ -323,7 +317,5 @@ def _write(path: Path, rows: list[_Pair], *, folded: bool) -> Path:
     except OSError as exc:
         raise UsageError(f"{path}: cannot be written: {exc.strerror}") from exc
     except UnicodeEncodeError as exc:
-        raise UsageError(
-            f"{path}: cannot hold {exc.object!r}, which is not valid UTF-8; rename these files"
-        ) from exc
+        raise UsageError(f"{path}: cannot hold {exc.object!r}, which is not valid UTF-8; rename these files") from exc
     return path

@@ -225,9 +225,7 @@ class TableFile:
         """Refuse a first line of which no separator is that of the format. Quotes may hold more lines of a header."""
         if _EXCEL_LINE.fullmatch(line):
             text = line.decode("utf-8", "replace")
-            raise ManifestError(
-                f"{self.location}: the first line is {text!r}, which only Excel reads; remove it"
-            )
+            raise ManifestError(f"{self.location}: the first line is {text!r}, which only Excel reads; remove it")
         mine = self._delimiter.encode()
         others = [separator for separator in _SEPARATORS if separator in line and separator != mine]
         if mine not in line and others and line.count(b'"') % 2 == 0:
@@ -269,9 +267,7 @@ class TableFile:
         except UnicodeDecodeError as exc:
             raise ManifestError(f"{self.location}: the column names are not UTF-8") from exc
         except pa.ArrowInvalid as exc:
-            problem = (
-                f"not a readable Parquet file: {first_line(exc)}" if self.is_parquet else _explain(exc, names)
-            )
+            problem = f"not a readable Parquet file: {first_line(exc)}" if self.is_parquet else _explain(exc, names)
             raise ManifestError(f"{self.location}: {problem}") from exc
         except (OSError, pa.ArrowException) as exc:
             raise ManifestError(f"{self.location}: cannot be read: {first_line(exc)}") from exc

@@ -49,9 +49,7 @@ class CompiledNetwork:
     had computed with OpenVINO.
     """
 
-    def __init__(
-        self, model: Any, *, float_type: str = "float32", streams: int = 1, threads: int = 1
-    ) -> None:
+    def __init__(self, model: Any, *, float_type: str = "float32", streams: int = 1, threads: int = 1) -> None:
         require_own_process("OpenVINO")
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[float_type],

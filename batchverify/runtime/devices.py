@@ -61,9 +61,7 @@ def resolve_runtime(runtime: str, device: str) -> str:
     if device == "cpu" and runtime == "auto":
         runtime = os.environ.get(RUNTIME_VARIABLE) or "auto"
     if runtime not in RUNTIMES:
-        raise UsageError(
-            f"--runtime or ${RUNTIME_VARIABLE} must be one of {', '.join(RUNTIMES)}, got '{runtime}'"
-        )
+        raise UsageError(f"--runtime or ${RUNTIME_VARIABLE} must be one of {', '.join(RUNTIMES)}, got '{runtime}'")
     if runtime == "torch" or (runtime == "auto" and device != "cpu"):
         return "torch"
     if device != "cpu":

@@ -120,9 +120,7 @@ def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float
     shared = SharedUnits.of(units.kind, units.a[usable], units.b[usable])
     drift = checked(head.about, probability, independent_pairs(shared.a, shared.b))
     if drift.verdict == DRIFT:
-        raise UsageError(
-            f"--prior estimate: {drift.reason}, so no estimate holds; give the share as --prior P"
-        )
+        raise UsageError(f"--prior estimate: {drift.reason}, so no estimate holds; give the share as --prior P")
     found = estimate(probability, fitted, shared, seed=_SEED)
     # Of no share does Bayes' rule say anything: at least half a pair is taken to be of either kind.
     least = 0.5 / found.pairs

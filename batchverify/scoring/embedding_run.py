@@ -93,10 +93,7 @@ def fused_summary(job: Job, members: Sequence[EmbedSummary]) -> EmbedSummary:
         stages.update(each.stage_seconds)
         failures.update(each.failures)
     seconds = sum(each.image_seconds for each in members)
-    peaks = {
-        name: max(each.peak_memory_mb.get(name, 0.0) for each in members)
-        for name in members[-1].peak_memory_mb
-    }
+    peaks = {name: max(each.peak_memory_mb.get(name, 0.0) for each in members) for name in members[-1].peak_memory_mb}
     # Through all backbones, one after the other.
     rate = totals["embedded"] / len(members) / seconds if totals["embedded"] else 0.0
     busy = sum(each.embedder_busy * each.image_seconds for each in members if each.embedded)

@@ -86,9 +86,7 @@ class Job:
             backbone = backbone_spec(each)
             settings = each.settings(backbone)
             known = EmbeddingFingerprint.of(backbone, settings)
-            members.append(
-                cls(each, opened, hashed, backbone, settings, known, uuid.uuid4().hex[:12], started)
-            )
+            members.append(cls(each, opened, hashed, backbone, settings, known, uuid.uuid4().hex[:12], started))
         if len(members) == 1:
             return members[0]
         fingerprint = EmbeddingFingerprint.fused([member.fingerprint for member in members])
@@ -146,9 +144,7 @@ class Job:
                     "start anew with --overwrite"
                 )
         device = path.device_kind if options.device == "auto" else plan.device
-        return replace(
-            plan, device=device, dtype=path.dtype, runtime=path.runtime, batch_size=path.batch_size
-        )
+        return replace(plan, device=device, dtype=path.dtype, runtime=path.runtime, batch_size=path.batch_size)
 
     def document(self, head: str, threshold: float, band: ReviewBand | None = None) -> dict[str, Any]:
         """Everything that affects a row: two runs with equal documents write equal rows.
@@ -224,9 +220,7 @@ def _build_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, p
     return LocalEngine(plan, index, Workers.for_cpus(cpus, visible_gpus(plan.device)))
 
 
-def _choose_engine(
-    job: Job, index: KeyIndex | None, wanted: np.ndarray | None, address: Address | None
-) -> str:
+def _choose_engine(job: Job, index: KeyIndex | None, wanted: np.ndarray | None, address: Address | None) -> str:
     """`ray` if a cluster is named or, by a sample, many images are not in the cache; otherwise `local`."""
     if address is not None:
         return "ray"
@@ -300,18 +294,12 @@ def backbone_spec(options: EmbedOptions) -> BackboneSpec:
     return find_spec(options.backbone, weights, progress=download)
 
 
-def work_plan(
-    options: EmbedOptions, settings: EmbeddingSettings, fingerprint: EmbeddingFingerprint
-) -> WorkPlan:
+def work_plan(options: EmbedOptions, settings: EmbeddingSettings, fingerprint: EmbeddingFingerprint) -> WorkPlan:
     """What workers need to know to embed under `settings` and its `fingerprint`."""
     root = options.cache_root
     # Workers may run in another folder: paths are made absolute. Links stay, whose names tell what a file is.
     cache = str(Location.parse(root)) if root is not None else None
-    load = LoadPlan(
-        settings, fingerprint, options.limits, cache, options.retry_failed, details=options.details
-    )
+    load = LoadPlan(settings, fingerprint, options.limits, cache, options.retry_failed, details=options.details)
     backbone = str(Path(options.backbone).absolute()) if is_file(options.backbone) else options.backbone
     weights = str(Path(options.weights).resolve()) if options.weights else None
-    return WorkPlan(
-        load, backbone, weights, options.device, options.runtime, options.batch_size, options.dtype
-    )
+    return WorkPlan(load, backbone, weights, options.device, options.runtime, options.batch_size, options.dtype)

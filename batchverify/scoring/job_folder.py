@@ -74,9 +74,7 @@ class JobFolder:
             raise BatchverifyError(f"{path}: cannot be read: {exc}") from exc
         except ValueError:
             pass
-        raise UsageError(
-            f"{path}: not written by batchverify, or damaged; give another output with -o, or delete it"
-        )
+        raise UsageError(f"{path}: not written by batchverify, or damaged; give another output with -o, or delete it")
 
     def write_state(self, state: JobState) -> None:
         """Write `job.json`."""
@@ -190,9 +188,7 @@ class JobFolder:
             host, _, process = os.pread(descriptor, 200, 0).decode(errors="replace").partition(" ")
             raise self._taken(f"process {process} on {host}") from exc
         except OSError as exc:
-            log.warning(
-                "%s: cannot be locked (%s); do not run two jobs with this output at once", self.location, exc
-            )
+            log.warning("%s: cannot be locked (%s); do not run two jobs with this output at once", self.location, exc)
 
 
 def _is_state(value: Any) -> bool:

@@ -440,9 +440,7 @@ class PartWriter:
     total: rows of the whole output. before_publishing: called before each part is published.
     """
 
-    def __init__(
-        self, parts: Parts, schema: pa.Schema, total: int, before_publishing: Callable[[], None]
-    ) -> None:
+    def __init__(self, parts: Parts, schema: pa.Schema, total: int, before_publishing: Callable[[], None]) -> None:
         self._parts, self._schema, self._total = parts, schema, total
         self._before_publishing = before_publishing
         self._sink: FileSink | None = None

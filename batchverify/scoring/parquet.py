@@ -146,9 +146,7 @@ def result_table(
     if details is not None:
         for side in (block.a, block.b):
             columns += detail_columns(details[side], embeddings.reasons(side))
-    schema = output_schema(
-        block.carried.schema, fused=fused, details=details is not None, review=band is not None
-    )
+    schema = output_schema(block.carried.schema, fused=fused, details=details is not None, review=band is not None)
     return pa.Table.from_arrays([*block.carried.columns, *columns], schema=schema)
 
 
@@ -250,9 +248,7 @@ class FileSink:
             if self._short_lived:
                 raise
             # The work is kept if the upload fails, for instance because a store refuses to move more than 5 GB.
-            kept = self._temporary.rename(
-                self._temporary.with_name(f"{uuid.uuid4().hex[:8]}-{self._target.name}")
-            )
+            kept = self._temporary.rename(self._temporary.with_name(f"{uuid.uuid4().hex[:8]}-{self._target.name}"))
             raise OSError(f"{exc}; the finished file is kept at {kept}") from exc
 
     def abandon(self) -> None:

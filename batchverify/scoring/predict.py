@@ -69,8 +69,7 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Everything, for `--json`."""
         errors = [
-            {"reason": error.reason.value, "message": error.message} if error else None
-            for error in self.errors
+            {"reason": error.reason.value, "message": error.message} if error else None for error in self.errors
         ]
         hidden = [name for name in ("backbones", "details", "review") if getattr(self, name) is None]
         known = {name: value for name, value in vars(self).items() if name not in hidden}
@@ -107,9 +106,7 @@ class Prediction:
     def require(self) -> None:
         """Raise `NothingScoredError` if there is no probability."""
         sides = zip(self.images, self.errors, strict=True)
-        failed = [
-            f"{redacted(image)}: {error.reason.value} ({error.message})" for image, error in sides if error
-        ]
+        failed = [f"{redacted(image)}: {error.reason.value} ({error.message})" for image, error in sides if error]
         if failed:
             raise NothingScoredError("; ".join(failed))
 
@@ -162,9 +159,7 @@ def predict(
     )
 
 
-def _scores(
-    head: Head | FusedHead, entries: Sequence[tuple[Entry, Entry]]
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _scores(head: Head | FusedHead, entries: Sequence[tuple[Entry, Entry]]) -> tuple[np.ndarray, np.ndarray] | None:
     """Probability and similarity, (1,) each, of a pair by its entries of each backbone; None without a score."""
     pairs = [[entry.vector for entry in pair] for pair in entries]
     known = [all(vector is not None for vector in pair) for pair in pairs]
@@ -207,9 +202,7 @@ def _entries(images: tuple[str, str], plan: WorkPlan) -> tuple[Entry, Entry]:
         keys = [loaded.keys[position] or b"" for position in loaded.missing]
         entries |= {entry.key: entry for entry in _embed(plan, decoded, keys)}
     known = iter([failed.get(position) or entries[key] for position, key in enumerate(loaded.keys)])
-    first, second = (
-        Entry(b"", None, skipped=path) if isinstance(path, Skipped) else next(known) for path in paths
-    )
+    first, second = (Entry(b"", None, skipped=path) if isinstance(path, Skipped) else next(known) for path in paths)
     return first, second
 
 

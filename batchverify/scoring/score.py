@@ -115,9 +115,7 @@ def _score_in_memory(job: Job, judge: Judge, document: Mapping[str, Any]) -> Sco
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
 
-def _finished(
-    job: Job, options: ScoreOptions, output: Output, document: Mapping[str, Any]
-) -> ScoreSummary | None:
+def _finished(job: Job, options: ScoreOptions, output: Output, document: Mapping[str, Any]) -> ScoreSummary | None:
     """The summary if the output is finished already; None if there is work to do."""
     record = output.finished(document, overwrite=options.overwrite)
     if record is None or (options.retry_failed and record["failed_rows"]):
@@ -198,9 +196,7 @@ def score_rows(job: Job, judge: Judge, rows: Rows) -> ScoreSummary:
 
         def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
             with progress.watch.stage("write rows"):
-                table = result_table(
-                    block, embeddings, shifted(scores), shifted.threshold, job.names, shifted.band
-                )
+                table = result_table(block, embeddings, shifted(scores), shifted.threshold, job.names, shifted.band)
                 rows.write(block.first, table)
             progress.rows += len(block.a)
 

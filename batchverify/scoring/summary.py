@@ -54,11 +54,7 @@ class EmbedSummary:
     def to_json(self) -> dict[str, Any]:
         """All figures, for `--json` and the run record; `backbones`, `review` and `prior` only if there are any."""
         hidden = [name for name in ("backbones", "review", "prior") if not getattr(self, name, None)]
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if not name.startswith("_") and name not in hidden
-        }
+        return {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in hidden}
 
     def of_backbone(self) -> dict[str, Any]:
         """The entry of `backbones` for the one that this is the summary of."""
@@ -122,8 +118,7 @@ class ScoreSummary(EmbedSummary):
         no_work: dict[str, Any] = {
             **dict.fromkeys(("embedded", "cached", "repeated"), 0),
             **dict.fromkeys(("images_per_second", "embedder_busy", "image_seconds"), 0.0),
-            "resumed": record["unique_images"] * max(1, len(record.get("backbones") or {}))
-            - record["failed"],
+            "resumed": record["unique_images"] * max(1, len(record.get("backbones") or {})) - record["failed"],
             "backbones": {},
             "resumed_rows": record["rows"],
             "stage_seconds": {},

@@ -78,9 +78,7 @@ class Location:
             return cls._of_file_uri(text, rest)
         if scheme not in SCHEMES:
             known = ", ".join(SCHEMES)
-            raise UsageError(
-                f"{redacted(text)}: scheme '{scheme}' is not supported (local paths, file, {known})"
-            )
+            raise UsageError(f"{redacted(text)}: scheme '{scheme}' is not supported (local paths, file, {known})")
         return cls._of_store(scheme, rest)
 
     @classmethod

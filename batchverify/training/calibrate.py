@@ -58,9 +58,7 @@ def calibrate(
     path = None if str(head) == SHIPPED else str(head)
     with TrainingLog(0, quiet=options.quiet) as log:
         source = (
-            _read_output(labelled, path, options)
-            if _is_output(labelled)
-            else _embed(labelled, path, options, log)
+            _read_output(labelled, path, options) if _is_output(labelled) else _embed(labelled, path, options, log)
         )
     done = recalibrate(source.head, source.scored, options.calibration)
     record = {
@@ -279,9 +277,7 @@ def _check_new(head: Head | FusedHead, job: Job, others: Sequence[_Other]) -> tu
                     f"{source}: shares {len(shared):,} {what} with {other.what} ({some}); calibrate on "
                     "pairs of others"
                 )
-        compared.append(
-            f"shares none of {len(known):,} people and {len(scan.images):,} images of {other.what}"
-        )
+        compared.append(f"shares none of {len(known):,} people and {len(scan.images):,} images of {other.what}")
     return tuple(compared)
 
 
@@ -305,9 +301,7 @@ def _read_output(labelled: str | Path, path: str | None, options: CalibrateOptio
     if path is None:
         raise UsageError(f"{labelled}: an output of `score` needs the file of its head, not `{SHIPPED}`")
     if FUSION in (file.record.get("embedding") or {}):
-        raise UsageError(
-            f"{labelled}: a head of several backbones needs the manifest, not an output of `score`"
-        )
+        raise UsageError(f"{labelled}: a head of several backbones needs the manifest, not an output of `score`")
     head = Head.load(path)
     if head.digest != file.record["head"]:
         raise UsageError(f"{labelled}: was not scored by {path}; give the manifest, or score it again")
@@ -322,7 +316,5 @@ def _read_output(labelled: str | Path, path: str | None, options: CalibrateOptio
     scored = ScoredPairs(pairs, (logits_of(scores.probability[rows].astype(np.float64)),))
     fingerprint = str(file.record.get("manifest_fingerprint", ""))
     if fingerprint and fingerprint == head.about.get("training", {}).get("manifest_fingerprint"):
-        raise UsageError(
-            f"{labelled}: these are the head's training pairs; calibrate on pairs of other people"
-        )
+        raise UsageError(f"{labelled}: these are the head's training pairs; calibrate on pairs of other people")
     return _Source(head, scored, fingerprint, len(scores) - len(rows), ())

@@ -26,9 +26,7 @@ def rate_thresholds(different: np.ndarray) -> list[RateThreshold]:
     scores = np.sort(different)
     count = len(scores)
     supported = [rate for rate in RATES if rate * count >= EXPECTED_FALSE_ACCEPTS]
-    return [
-        {"far": rate, "threshold": float(scores[int(rate * count)]), "pairs": count} for rate in supported
-    ]
+    return [{"far": rate, "threshold": float(scores[int(rate * count)]), "pairs": count} for rate in supported]
 
 
 def platt_scaling(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

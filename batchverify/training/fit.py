@@ -80,9 +80,7 @@ class EstimatorSpec:
                 f"--algorithm distance takes one of cosine, euclidean and chi2sum, got '{spec.features}'"
             )
         if name == "weighted-chi2" and str(spec.features) not in PAPER_FEATURES:
-            raise UsageError(
-                f"--algorithm weighted-chi2 takes {' or '.join(PAPER_FEATURES)}, got '{spec.features}'"
-            )
+            raise UsageError(f"--algorithm weighted-chi2 takes {' or '.join(PAPER_FEATURES)}, got '{spec.features}'")
         return spec
 
     def __str__(self) -> str:
@@ -193,12 +191,8 @@ def fit_head(
         "folds": folds,
         "options": _fit_options(options, specs),
     }
-    head = replace(
-        head, about={**more, "version": __version__, **head.about, **measured, "training": training}
-    )
-    networks = {
-        str(spec): fit.network for spec, fit in zip(specs, fits, strict=True) if fit.network is not None
-    }
+    head = replace(head, about={**more, "version": __version__, **head.about, **measured, "training": training})
+    networks = {str(spec): fit.network for spec, fit in zip(specs, fits, strict=True) if fit.network is not None}
     return FittedHead(head, labels, after, networks)
 
 

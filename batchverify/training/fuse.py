@@ -103,9 +103,7 @@ def _measured(
     of_dev = fused_probabilities(head, dev)
     unseen = UnseenPairs.of(
         HeldOut.first(dev[0], of_dev),
-        HeldOut.first(
-            train[0], trusted_out_of_fold(estimator_specs(options), after[: len(after) - len(dev[0])])
-        ),
+        HeldOut.first(train[0], trusted_out_of_fold(estimator_specs(options), after[: len(after) - len(dev[0])])),
         score=lambda a, b: fused_probabilities(head, [replace(pairs, a=a, b=b) for pairs in dev]),
     )
     impostors = fused_probabilities(head, [pairs.impostor_pairs() for pairs in dev])

@@ -39,9 +39,7 @@ def log_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, 
     return torch.nn.functional.softplus(logits) - labels * logits, p - labels, p * (1 - p)
 
 
-def squared_hinge(
-    logits: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def squared_hinge(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss of a linear support vector machine, with which DeepFace learns its chi-square weights."""
     sign = 2 * labels - 1
     hinge = (1 - sign * logits).clamp(min=0)
@@ -164,9 +162,7 @@ class _Design:
         weights = torch.cat(
             [
                 slope.expand(width) + (next(deviations) / scale if width > 1 else 0)
-                for slope, width, scale in zip(
-                    slopes, self.widths, self.scale.split(self.widths), strict=True
-                )
+                for slope, width, scale in zip(slopes, self.widths, self.scale.split(self.widths), strict=True)
             ]
         )
         return weights, float(coefficients[0] - (weights * self.mean).sum())

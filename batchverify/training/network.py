@@ -176,9 +176,7 @@ def _step(
     return float(loss.detach())
 
 
-def _evaluate(
-    network: Perceptron, dev: LabelledPairs, number: int, loss: float, lr: float, started: float
-) -> Epoch:
+def _evaluate(network: Perceptron, dev: LabelledPairs, number: int, loss: float, lr: float, started: float) -> Epoch:
     network.eval()
     with torch.no_grad():
         logits = torch.empty(len(dev))

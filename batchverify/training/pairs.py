@@ -113,9 +113,7 @@ class LabelledPairs:
             labels=np.tile(self.labels, 1 + len(views)),
             image_paths=self.image_paths * len(tables),
             persons={
-                image + view * count: person
-                for view in range(len(tables))
-                for image, person in self.persons.items()
+                image + view * count: person for view in range(len(tables)) for image, person in self.persons.items()
             },
             originals=len(self),
             views=len(views),
@@ -271,9 +269,7 @@ def shared_people(people: Mapping[str, set[str]]) -> list[Leak]:
 def check_apart(train: LabelledPairs, dev: LabelledPairs) -> None:
     """Raise `UsageError` if all dev pairs are training pairs."""
     if np.isin(_pair_keys(dev), _pair_keys(train)).all():
-        raise UsageError(
-            "every dev pair is among the training pairs: dev must show how the head does on others"
-        )
+        raise UsageError("every dev pair is among the training pairs: dev must show how the head does on others")
 
 
 def _people(pairs: LabelledPairs) -> set[str]:

@@ -116,9 +116,7 @@ def recalibrate(head: Head | FusedHead, scored: ScoredPairs, method: str) -> Rec
     else:
         of_impostors = old[pairs.labels == 1], probability[pairs.labels == 1]
     unseen = UnseenPairs.of(HeldOut.first(pairs, probability), score=score)
-    about = measured_about(
-        old, probability, pairs.labels, (pairs.labels, probability), of_impostors[1], unseen
-    )
+    about = measured_about(old, probability, pairs.labels, (pairs.labels, probability), of_impostors[1], unseen)
     if method != "platt":
         # Without an offset the probabilities stay those for the share of same pairs that they were for.
         about["calibration"]["same_share"] = fitted_share(head.about)
@@ -129,9 +127,7 @@ def recalibrate(head: Head | FusedHead, scored: ScoredPairs, method: str) -> Rec
     about["calibration"]["after"] = {"brier": after.brier, "ece": after.ece} if after is not None else None
     about["held_out"] = about["dev"] = asdict(after) if after is not None else None
     before = measure(pairs.labels, old, head.threshold())
-    return Recalibrated(
-        replace(new, about={**head.about, **about}), before, after, _rates(head, of_impostors[0])
-    )
+    return Recalibrated(replace(new, about={**head.about, **about}), before, after, _rates(head, of_impostors[0]))
 
 
 def cross_validated(scored: ScoredPairs, method: str) -> np.ndarray | None:

@@ -338,9 +338,7 @@ def _embed_sets(train: Any, dev: Any, options: TrainOptions) -> list[EmbeddedSet
     """Open and check all manifests, then embed them."""
     jobs = open_sets(train, dev, options)
     if options.tune and jobs["training"].fused:
-        raise UsageError(
-            "--tune searches the head of one backbone: search for each, then train all with --algorithm"
-        )
+        raise UsageError("--tune searches the head of one backbone: search for each, then train all with --algorithm")
     first, second = jobs["training"], jobs["dev"]
     # `check_apart` later finds the same pairs under other names.
     if first.manifest_fingerprint == second.manifest_fingerprint and first.scan.images == second.scan.images:
@@ -376,9 +374,7 @@ def check_labels(name: str, job: Job) -> None:
             "(different)"
         )
     if name == "training" and same + different < FEWEST_PAIRS:
-        raise UsageError(
-            f"{source}: only {same + different} {name} pairs; at least {FEWEST_PAIRS} are needed"
-        )
+        raise UsageError(f"{source}: only {same + different} {name} pairs; at least {FEWEST_PAIRS} are needed")
 
 
 def embed_set(name: str, job: Job) -> EmbeddedSet:
@@ -390,9 +386,7 @@ def embed_set(name: str, job: Job) -> EmbeddedSet:
     return EmbeddedSet(job, members, fused_summary(job, summaries) if job.fused else summaries[0])
 
 
-def _with_views(
-    training: EmbeddedSet, options: TrainOptions
-) -> tuple[list[LabelledPairs], list[EmbedSummary]]:
+def _with_views(training: EmbeddedSet, options: TrainOptions) -> tuple[list[LabelledPairs], list[EmbedSummary]]:
     """The training pairs with `options.augment` augmented views, and the summaries of embedding these.
 
     For each backbone the same pairs.

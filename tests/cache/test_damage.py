@@ -193,9 +193,7 @@ def test_entries_of_compacted_segments_are_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["one segment", "all"])
-def test_entries_of_deleted_segments_are_missing(
-    tmp_path: Path, gone: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_entries_of_deleted_segments_are_missing(tmp_path: Path, gone: str, caplog: pytest.LogCaptureFixture) -> None:
     [first] = write(tmp_path, [entry(1)])
     write(tmp_path, [entry(2), failure(3)])
     cache = open_cache(tmp_path)

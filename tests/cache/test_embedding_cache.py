@@ -190,9 +190,7 @@ def test_the_permissions_of_an_existing_root_stay(tmp_path: Path) -> None:
 def test_the_error_about_a_file_in_the_way_says_what_to_do(tmp_path: Path, in_the_way: str) -> None:
     (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / in_the_way).write_text("a file")
-    with pytest.raises(
-        ArtifactError, match=f"{tmp_path}/cache: the cache cannot be used .*--cache or use --no-"
-    ):
+    with pytest.raises(ArtifactError, match=f"{tmp_path}/cache: the cache cannot be used .*--cache or use --no-"):
         new_cache(tmp_path / "cache")
 
 

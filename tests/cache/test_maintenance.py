@@ -39,9 +39,7 @@ def test_info_counts_vectors_images_and_failures(tmp_path: Path) -> None:
     assert (ours.vectors, ours.keys, ours.segments) == (3, 2, 4)
     # Image 2 has a vector: that it failed once does not count.
     assert ours.failures == {"no_face": 2, "too_large": 1}
-    assert ours.bytes == sum(
-        path.stat().st_size for path in segments(tmp_path) if FINGERPRINT.id in str(path)
-    )
+    assert ours.bytes == sum(path.stat().st_size for path in segments(tmp_path) if FINGERPRINT.id in str(path))
     assert ours.document == FINGERPRINT.document and other.document == OTHER.document
     assert (other.vectors, other.keys, other.failures, other.segments) == (2, 2, {}, 1)
     assert ours.oldest and ours.newest and before <= ours.oldest <= ours.newest <= datetime.now(timezone.utc)
@@ -89,12 +87,8 @@ def damaged_cache(root: Path) -> dict[Path, str]:
     half, nan = vector(1) * np.float16(0.5), vector(1).copy()
     nan[7] = np.nan
     expected = {
-        write(root, [entry(1), Entry(key(2), half)])[
-            0
-        ]: "row 1: the vector's norm is 0.5, not 1 (1 such rows)",
-        write(root, [Entry(key(3), nan), Entry(key(4), np.zeros(512))])[
-            0
-        ]: "norm is nan, not 1 (2 such rows)",
+        write(root, [entry(1), Entry(key(2), half)])[0]: "row 1: the vector's norm is 0.5, not 1 (1 such rows)",
+        write(root, [Entry(key(3), nan), Entry(key(4), np.zeros(512))])[0]: "norm is nan, not 1 (2 such rows)",
         write(root, [entry(5)])[0]: "checksum",
         write(root, [entry(6)])[0]: "size is 0 bytes",
         write(root, [failure(7)])[0]: "",
@@ -242,7 +236,5 @@ def test_quarantine_in_an_object_store_is_refused() -> None:
 def test_no_torch_and_no_ray_are_imported() -> None:
     code = "import sys, batchverify.cache.maintenance; "
     code += "print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert run.stdout.strip() == "[]"

@@ -43,9 +43,7 @@ def write_numbers(root: str, start: int, count: int, barrier: object) -> None:
 def test_processes_that_create_write_and_read_at_once_lose_nothing(tmp_path: Path) -> None:
     root, context = tmp_path / "cache", multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
-    writers = [
-        context.Process(target=write_numbers, args=(str(root), start, 60, barrier)) for start in (0, 40)
-    ]
+    writers = [context.Process(target=write_numbers, args=(str(root), start, 60, barrier)) for start in (0, 40)]
     for writer in writers:
         writer.start()
     barrier.wait(timeout=120)

@@ -126,9 +126,7 @@ def test_what_killed_writers_left_and_what_is_quarantined_is_searched_too(tmp_pa
 @pytest.mark.parametrize(
     ("row", "part"), [(entry(50), vector(50).tobytes()), (failure(50), b"message 50")], ids=["data", "fail"]
 )
-def test_a_damaged_segment_in_quarantine_is_named_with_what_is_wrong(
-    tmp_path: Path, row: Entry, part: bytes
-) -> None:
+def test_a_damaged_segment_in_quarantine_is_named_with_what_is_wrong(tmp_path: Path, row: Entry, part: bytes) -> None:
     [path] = write(tmp_path, [row])
     flip(path, path.read_bytes().index(part))
     [moved] = verify_cache(str(tmp_path), quarantine=True).quarantined
@@ -227,9 +225,7 @@ def test_details_stay_and_so_does_the_earlier_row_without_them(tmp_path: Path) -
     plain = values(EmbeddingCache(str(tmp_path), FINGERPRINT).get_many(keys))
     full = details(tmp_path, 1, 2, 3, 4, 5, 9)
     assert plain[:2] == values([entry(1), entry(2)])
-    assert full[:6] == values(
-        [detailed(1, 50), detailed(2, 80), detailed(3), detailed(4), detailed(5), detailed(9)]
-    )
+    assert full[:6] == values([detailed(1, 50), detailed(2, 80), detailed(3), detailed(4), detailed(5), detailed(9)])
     assert full[6] == ([float(1 + n) for n in range(10)], 90, 1.5)
     done = compact(str(tmp_path))
     assert (done.before, done.after, done.duplicates) == (5, 3, 2)

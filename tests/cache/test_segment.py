@@ -99,9 +99,7 @@ def test_names_sort_by_time_and_state_the_rows(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == names
 
 
-@pytest.mark.parametrize(
-    "name", ["a.parquet", "1-a-b-r3.parquet", ".x.tmp", f"{0:020d}-h_1-0123456g-r3.parquet"]
-)
+@pytest.mark.parametrize("name", ["a.parquet", "1-a-b-r3.parquet", ".x.tmp", f"{0:020d}-h_1-0123456g-r3.parquet"])
 def test_names_that_are_no_segments(name: str) -> None:
     assert SegmentName.parse(name) is None
 

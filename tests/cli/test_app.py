@@ -136,9 +136,7 @@ def test_a_wrong_image_root_is_an_error(tmp_path):
     assert result.exit_code == 3
     assert "nothing could be scored" in result.stderr
     assert "not_found" in result.stderr
-    again = run(
-        "score", str(SAMPLES / "faces.csv"), "-o", str(output), "--image-root", str(tmp_path), "--json"
-    )
+    again = run("score", str(SAMPLES / "faces.csv"), "-o", str(output), "--image-root", str(tmp_path), "--json")
     assert (again.exit_code, json.loads(again.stdout)["failures"]) == (3, {"not_found": 24})
     assert set(pq.read_table(output)["status"].to_pylist()) == {"not_found"}
 
@@ -168,9 +166,7 @@ def test_the_shipped_head_fits_whichever_face_is_taken(option, caplog):
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Same person: ")
     (warning,) = caplog.messages
-    assert warning.startswith(
-        "the head's calibration and thresholds were measured with another choice of the face"
-    )
+    assert warning.startswith("the head's calibration and thresholds were measured with another choice of the face")
 
 
 def test_predict_without_an_image_exits_3_and_says_why(tmp_path):
@@ -234,9 +230,7 @@ def test_parquet_manifest_keeps_its_types(tmp_path):
 def test_images_are_forgotten_and_outputs_named(tmp_path):
     options = ["--cache", str(tmp_path / "cache")]
     out = str(tmp_path / "out.parquet")
-    assert (
-        run("score", str(SAMPLES / "faces.csv"), "-o", out, "--crop", "none", "-q", *options).exit_code == 0
-    )
+    assert run("score", str(SAMPLES / "faces.csv"), "-o", out, "--crop", "none", "-q", *options).exit_code == 0
     text = run("cache", "forget", FACE, str(tmp_path / "gone.jpg"), "--outputs", out, *options)
     assert text.exit_code == 1
     assert "gone.jpg: not forgotten, it cannot be read: no such file" in text.stdout

@@ -196,9 +196,7 @@ def test_a_pickle_is_refused_and_nothing_of_it_runs(tmp_path):
 def test_files_that_hold_no_weights(tmp_path):
     whole = packaged_weights().read_bytes()
     save_file({"w": np.ones((2, 2), np.int8)}, tmp_path / "unscaled.safetensors")
-    save_file(
-        {"w": np.ones((2, 2), np.int8), "w.scale": np.ones(3, np.float32)}, tmp_path / "scales.safetensors"
-    )
+    save_file({"w": np.ones((2, 2), np.int8), "w.scale": np.ones(3, np.float32)}, tmp_path / "scales.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(whole[:500_000])
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "text.pt").write_text("hello")
@@ -282,9 +280,7 @@ def test_names_and_weights_that_make_no_sense(tmp_path):
         load_backbone("resnet")
     with pytest.raises(UsageError, match=r"--weights goes with .*, not with 'vggface2'"):
         load_backbone(PACKAGED, tmp_path)
-    with pytest.raises(
-        UsageError, match="--weights goes with --backbone vggface2-float or casia-webface, not with"
-    ):
+    with pytest.raises(UsageError, match="--weights goes with --backbone vggface2-float or casia-webface, not with"):
         load_backbone("mine.pt", tmp_path)
     with pytest.raises(ArtifactError, match=r"casia-webface\.pt in this folder"):
         load_backbone("casia-webface", tmp_path)

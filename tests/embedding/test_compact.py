@@ -158,14 +158,10 @@ def test_the_packaged_weights_are_open_model_zoos(shared, monkeypatch):
 
 @pytest.mark.weights
 def test_its_onnx_file_gives_the_same_verdicts(shared, backbone, tmp_path):
-    path = shutil.copy(
-        shared / "weights" / "compact" / "omz-0095" / "omz0095.onnx", tmp_path / "omz0095.onnx"
-    )
+    path = shutil.copy(shared / "weights" / "compact" / "omz-0095" / "omz0095.onnx", tmp_path / "omz0095.onnx")
     (tmp_path / "omz0095.json").write_text(json.dumps({"preset": "0095", "licence": "Apache-2.0"}))
     people = sorted((shared / "data" / "lfw" / "lfw-deepfunneled").iterdir())[::97]
-    images = [np.asarray(Image.open(image)) for person in people for image in sorted(person.iterdir())[:2]][
-        :64
-    ]
+    images = [np.asarray(Image.open(image)) for person in people for image in sorted(person.iterdir())[:2]][:64]
     # In bfloat16 two libraries round differently.
     ours = Embedder(backbone, device="cpu", dtype="float32")
     theirs = Embedder(path, device="cpu", dtype="float32")

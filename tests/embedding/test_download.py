@@ -190,9 +190,7 @@ def test_search_order(monkeypatch, tmp_path):
 
     named = put(tmp_path / "named" / CASIA.file_name)
     assert find_weights(CASIA, named) == find_weights(CASIA, named.parent) == named
-    with pytest.raises(
-        ArtifactError, match=f"--weights {named.parent}: no file {VGGFACE2.file_name} in this"
-    ):
+    with pytest.raises(ArtifactError, match=f"--weights {named.parent}: no file {VGGFACE2.file_name} in this"):
         find_weights(VGGFACE2, named.parent)  # --weights never falls through
 
 
@@ -208,9 +206,7 @@ def test_without_a_home_folder_nothing_is_there(monkeypatch):
     for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME", "BATCHVERIFY_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     assert find_weights(VGGFACE2) is None
-    with pytest.raises(
-        ArtifactError, match=r"torch's cache, TORCH_HOME ~/\.cache/torch: no such home folder"
-    ):
+    with pytest.raises(ArtifactError, match=r"torch's cache, TORCH_HOME ~/\.cache/torch: no such home folder"):
         locate_weights(VGGFACE2)
 
 
@@ -359,17 +355,13 @@ def test_a_failed_download_is_explained_and_leaves_nothing(site, tmp_path, scrip
     site.script = list(script)
     with pytest.raises(DownloadError) as caught:
         site.fetch(tmp_path, timeout=0.5)
-    assert str(caught.value).startswith(
-        f"toy-float: download failed: {reason.format(size=len(site.body))}. Get"
-    )
+    assert str(caught.value).startswith(f"toy-float: download failed: {reason.format(size=len(site.body))}. Get")
     assert list(tmp_path.iterdir()) == [] and len(site.asked) == requests
 
 
 def test_a_login_page_is_not_weights(site, tmp_path):
     site.body = HTML
-    with pytest.raises(
-        DownloadError, match="not a torch file but 53 bytes that start with b'<!DOCTYPE html><ht"
-    ):
+    with pytest.raises(DownloadError, match="not a torch file but 53 bytes that start with b'<!DOCTYPE html><ht"):
         site.fetch(tmp_path)
     assert list(tmp_path.iterdir()) == [] and len(site.asked) == 1
 
@@ -406,9 +398,7 @@ def test_a_mirror_is_asked_instead(site, monkeypatch):
     site.script = [status(404)]
     with pytest.raises(DownloadError) as caught:
         locate_weights(CASIA)
-    assert f"from {site.url}/mirror/{CASIA.file_name} (the mirror of BATCHVERIFY_WEIGHTS_URL)" in str(
-        caught.value
-    )
+    assert f"from {site.url}/mirror/{CASIA.file_name} (the mirror of BATCHVERIFY_WEIGHTS_URL)" in str(caught.value)
 
 
 def test_a_mirror_may_be_a_folder(monkeypatch, tmp_path, site):
@@ -424,9 +414,7 @@ def test_a_mirror_may_be_a_folder(monkeypatch, tmp_path, site):
 @pytest.mark.parametrize("scheme", ["https://", "file://"])
 def test_a_bad_mirror(monkeypatch, scheme, rest):
     monkeypatch.setenv("BATCHVERIFY_WEIGHTS_URL", scheme + rest)
-    with pytest.raises(
-        UsageError, match="BATCHVERIFY_WEIGHTS_URL: must be the http://, https:// or"
-    ) as caught:
+    with pytest.raises(UsageError, match="BATCHVERIFY_WEIGHTS_URL: must be the http://, https:// or") as caught:
         locate_weights(VGGFACE2)
     assert "secret" not in str(caught.value) and not torch_hub_folder().exists()
 

@@ -194,9 +194,7 @@ def test_the_float32_path_is_facenet_pytorchs_own_network(faces, shared):
     weights = shared / "weights" / "20180402-114759-vggface2.pt"
     network = InceptionResnetV1(pretrained=None, classify=False).eval()
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-    ours = Embedder(
-        "vggface2-float", weights=weights, crop="center", device="cpu", batch_size=BATCH, dtype="float32"
-    )
+    ours = Embedder("vggface2-float", weights=weights, crop="center", device="cpu", batch_size=BATCH, dtype="float32")
     crops = np.stack([center_face(face).pixels for face in faces])
     inputs = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() - 127.5) / 128
     with torch.inference_mode():
@@ -355,9 +353,7 @@ def test_what_is_no_array_is_refused_by_its_type(given, embedder):
     kind = type(given).__name__
     with pytest.raises(UsageError, match=rf"image 1: must be \(H, W, 3\) uint8 RGB, got {kind}$"):
         embedder([*draw(1), given])
-    with pytest.raises(
-        UsageError, match=rf"images must be a list of \(H, W, 3\) uint8 RGB arrays, got {kind}$"
-    ):
+    with pytest.raises(UsageError, match=rf"images must be a list of \(H, W, 3\) uint8 RGB arrays, got {kind}$"):
         embedder(given)
 
 

@@ -134,9 +134,7 @@ def test_the_largest_batch_tried_is_a_chunk():
 
 
 def test_torch_computes_in_what_it_knows(backbone):
-    with pytest.raises(
-        UsageError, match="--dtype must be auto, float32, bfloat16 or float16 with torch, got 'int8'"
-    ):
+    with pytest.raises(UsageError, match="--dtype must be auto, float32, bfloat16 or float16 with torch, got 'int8'"):
         TorchNetwork(backbone, "cpu", dtype="int8")
     fastest = "bfloat16" if cpu_has_bf16() else "float32"
     assert TorchNetwork(backbone, "cpu").dtype == fastest

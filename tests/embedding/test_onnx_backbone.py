@@ -57,9 +57,7 @@ def test_colours_and_scales_are_those_of_the_description(tmp_path, colour, mean,
 @pytest.mark.parametrize("batch", ["N", 1, 2])
 def test_sizes_layouts_and_batches(tmp_path, size, dimension, layout, batch):
     about = {**PLAIN, "size": size}
-    path = write_model(
-        tmp_path / "model.onnx", about, size=size, dimension=dimension, layout=layout, batch=batch
-    )
+    path = write_model(tmp_path / "model.onnx", about, size=size, dimension=dimension, layout=layout, batch=batch)
     pixels = faces(5, size)
     chosen = embedder(path)
     found = chosen.vectors(pixels)
@@ -87,9 +85,7 @@ def two_outputs(path: Path, about: dict[str, Any]) -> Path:
         node("ReduceL2", ["vectors"], ["norm"], axes=[1], keepdims=1),
         node("Div", ["vectors", "norm"], ["embedding"]),
     ]
-    return write_model(
-        path, about, after=nodes, outputs=[value("norm", ["N", 1]), value("embedding", ["N", 96])]
-    )
+    return write_model(path, about, after=nodes, outputs=[value("norm", ["N", 1]), value("embedding", ["N", 96])])
 
 
 @pytest.mark.parametrize("output", ["embedding", 1])
@@ -131,13 +127,9 @@ def test_a_file_without_a_description_gets_one_to_fill_in(tmp_path):
     assert form["size"] == 112 and form["output"] == "embedding" and form["colour"] is None
     # As it is, it says what is missing; filled in, it works.
     path.with_suffix(".json").write_text(blank)
-    with pytest.raises(
-        ArtifactError, match=r"model\.json: still to be filled in: crop, colour, mean, scale$"
-    ):
+    with pytest.raises(ArtifactError, match=r"model\.json: still to be filled in: crop, colour, mean, scale$"):
         load_backbone(str(path))
-    path.with_suffix(".json").write_text(
-        json.dumps(form | {"crop": "none", "colour": "RGB", "mean": 0, "scale": 1})
-    )
+    path.with_suffix(".json").write_text(json.dumps(form | {"crop": "none", "colour": "RGB", "mean": 0, "scale": 1}))
     assert embedder(path).vectors(faces(1)).shape == (1, 96)
 
 
@@ -251,9 +243,7 @@ def test_a_preset_aligns_faces_of_other_sizes_as_its_project_does(change, templa
 def test_a_model_of_insightface_that_scales_pixels_itself_gets_them_raw(tmp_path):
     before = [node("Sub", ["pixels", "mean"], ["centred"]), node("Mul", ["centred", "factor"], ["faces"])]
     extra = [tensor("mean", np.array([127.5], np.float32)), tensor("factor", np.array([1 / 128], np.float32))]
-    path = write_model(
-        tmp_path / "model.onnx", {"preset": "insightface", "crop": "none"}, before=before, extra=extra
-    )
+    path = write_model(tmp_path / "model.onnx", {"preset": "insightface", "crop": "none"}, before=before, extra=extra)
     pixels = faces(2)
     assert OnnxBackbone.load(str(path)).description.normalisation == "x, RGB"
     found = embedder(path).vectors(pixels)
@@ -268,9 +258,7 @@ def test_bytes_as_input_are_taken_raw(tmp_path):
     found = embedder(path).vectors(pixels)
     np.testing.assert_allclose(found, expected(pixels, weights(96), "RGB", 0, 1), atol=1e-5)
     path.with_suffix(".json").write_text(json.dumps(PLAIN))
-    with pytest.raises(
-        ArtifactError, match="its input holds bytes, so its description must say mean 0 and scale 1"
-    ):
+    with pytest.raises(ArtifactError, match="its input holds bytes, so its description must say mean 0 and scale 1"):
         load_backbone(str(path))
 
 
@@ -344,9 +332,7 @@ def test_models_that_are_no_backbones_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="a backbone has one input, this model has 2: a, b"):
         load_backbone(str(path))
     nodes = [node("Relu", ["a"], ["embedding"])]
-    path.write_bytes(
-        model(nodes, [], [value("a", ["N", 1, 112, 112])], [value("embedding", ["N", 1, 112, 112])])
-    )
+    path.write_bytes(model(nodes, [], [value("a", ["N", 1, 112, 112])], [value("embedding", ["N", 1, 112, 112])]))
     with pytest.raises(ArtifactError, match="neither N x 3 x H x W nor N x H x W x 3"):
         load_backbone(str(path))
 
@@ -382,9 +368,7 @@ def test_tensors_in_branches_and_attributes_are_looked_at_too(tmp_path):
     """A constant inside of a branch, as `If` has them, and one in a function."""
     outside = tensor("deep", np.zeros(1, np.float32), location="../secret.bin")
     constant = (
-        field(2, "deep")
-        + field(4, "Constant")
-        + field(5, field(1, "value") + field(5, outside) + field(20, 4))
+        field(2, "deep") + field(4, "Constant") + field(5, field(1, "value") + field(5, outside) + field(20, 4))
     )
     branch = field(1, constant) + field(2, "branch")
     conditional = field(4, "If") + field(5, field(1, "then_branch") + field(6, branch) + field(20, 5))
@@ -449,9 +433,7 @@ def test_what_a_cpu_and_a_gpu_cannot_do_is_said(tmp_path):
         UsageError, match=r"--runtime torch: .*model.onnx is an ONNX file, which OpenVINO runs on a CPU"
     ):
         embedder(path, runtime="torch")
-    with pytest.raises(
-        UsageError, match=r"--dtype int8: the weights of .*model.onnx state no activation ranges"
-    ):
+    with pytest.raises(UsageError, match=r"--dtype int8: the weights of .*model.onnx state no activation ranges"):
         embedder(path, dtype="int8")
     with pytest.raises(UsageError, match="--weights goes with"):
         load_backbone(str(path), tmp_path)
@@ -478,9 +460,7 @@ def test_damage_anywhere_is_an_artifact_error_or_goes_unseen(tmp_path):
     assert all(refusal.startswith(str(path)) for refusal in refusals)
 
 
-@pytest.mark.parametrize(
-    "key", [*PLAIN, "preset", "template", "margin", "output", "licence", "source", "new"]
-)
+@pytest.mark.parametrize("key", [*PLAIN, "preset", "template", "margin", "output", "licence", "source", "new"])
 def test_no_value_of_a_key_is_a_traceback(key):
     values = [
         None,

@@ -58,9 +58,7 @@ def exact(backbone, pixels: np.ndarray, *, flip: bool = False) -> np.ndarray:
 @pytest.mark.parametrize(("name", "tta"), [("vggface2", "none"), (COMPACT, "none"), (COMPACT, "flip")])
 def test_read_back_it_gives_the_same_vectors(folder, name, tta):
     backbone = load_backbone(name)
-    embedder = Embedder(
-        folder / f"{name}.onnx", device="cpu", threads=1, dtype="float32", batch_size=3, tta=tta
-    )
+    embedder = Embedder(folder / f"{name}.onnx", device="cpu", threads=1, dtype="float32", batch_size=3, tta=tta)
     pixels = noise(backbone.spec.size)
     expected = exact(backbone, pixels, flip=tta == "flip")
     assert (embedder.vectors(pixels) * expected).sum(axis=1).min() > 0.99999
@@ -84,9 +82,7 @@ def test_the_description_says_what_it_takes_and_where_it_is_from(folder, name):
     assert tuple(document.get(key) for key in ("crop", "margin", "template", "size")) == crop
     assert document["licence"] == {"vggface2": "MIT", COMPACT: "Apache-2.0"}[name]
     fingerprint = load_backbone(name).fingerprint
-    assert document["source"].endswith(
-        f"written by batchverify {batchverify.__version__}, fingerprint {fingerprint}"
-    )
+    assert document["source"].endswith(f"written by batchverify {batchverify.__version__}, fingerprint {fingerprint}")
     about = Description.parse(document, "it")
     assert (about.output, about.licence) == ("embedding", document["licence"])
     # The model holds it, too, for when it is moved alone.
@@ -252,9 +248,7 @@ def test_tensors_of_another_network_are_refused(tmp_path, name):
     tensors = dict(list(backbone.tensors.items())[1:])
     about = json.dumps({"architecture": backbone.architecture})
     save_file(tensors, tmp_path / "mine.safetensors", {"batchverify": about})
-    with pytest.raises(
-        ArtifactError, match=r"mine\.safetensors: not the weights of .*: 1 tensors are missing"
-    ):
+    with pytest.raises(ArtifactError, match=r"mine\.safetensors: not the weights of .*: 1 tensors are missing"):
         export(str(tmp_path / "mine.safetensors"), tmp_path / "mine.onnx")
     assert not (tmp_path / "mine.onnx").exists()
 
@@ -282,9 +276,7 @@ def test_a_disk_that_is_full_is_reported_and_leaves_no_half_file(tmp_path, monke
     with pytest.raises(BatchverifyError, match=r"it\.onnx: cannot be written: No space left on device"):
         export(COMPACT, tmp_path / "it.onnx")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(
-        BatchverifyError, match=r"nowhere/it\.onnx: cannot be written: No such file or directory"
-    ):
+    with pytest.raises(BatchverifyError, match=r"nowhere/it\.onnx: cannot be written: No such file or directory"):
         export(COMPACT, tmp_path / "nowhere" / "it.onnx")
 
 

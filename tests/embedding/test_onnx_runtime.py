@@ -102,9 +102,7 @@ def test_what_the_library_cannot_do_is_said(tmp_path, library):
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     backbone = OnnxBackbone.load(str(write_model(tmp_path / "model.onnx", PLAIN)))
-    with pytest.raises(
-        ArtifactError, match=r"pip install 'batchverify\[onnx-gpu\]', or compute on the CPU with"
-    ):
+    with pytest.raises(ArtifactError, match=r"pip install 'batchverify\[onnx-gpu\]', or compute on the CPU with"):
         OnnxRuntimeNetwork(backbone, "cuda")
 
 
@@ -171,9 +169,7 @@ def test_it_says_why_it_cannot(tmp_path):
     endless = np.full((48, 96), np.nan, np.float32)
     nan = OnnxBackbone.load(str(write_model(tmp_path / "nan.onnx", PLAIN, matrix=endless)))
     network = OnnxRuntimeNetwork(nan, "cpu")
-    with pytest.raises(
-        ArtifactError, match="self-check failed: the backbone gave vectors that are not finite"
-    ):
+    with pytest.raises(ArtifactError, match="self-check failed: the backbone gave vectors that are not finite"):
         check_network(network, "nan")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match=r"ONNX Runtime cannot read it: .*parsing failed"):

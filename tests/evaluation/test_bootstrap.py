@@ -38,9 +38,7 @@ def test_intervals_are_quantiles_over_the_draws():
 
     found = bootstrap(units, mean, draws=100, seed=3)
     slow = [mean(np.array(slow_weights(units, (3, number))))["mean"] for number in range(100)]
-    assert found == {
-        "mean": (pytest.approx(np.quantile(slow, 0.025)), pytest.approx(np.quantile(slow, 0.975)))
-    }
+    assert found == {"mean": (pytest.approx(np.quantile(slow, 0.025)), pytest.approx(np.quantile(slow, 0.975)))}
     assert bootstrap(units, mean, draws=100, seed=3) == found
     assert bootstrap(units, mean, draws=100, seed=4) != found
 

@@ -47,9 +47,7 @@ def runs(tmp_path):
     )
     lost = rng.random(600) < 0.1
     other = columns | {"probability": pa.array(noisy.astype(np.float32), mask=lost)}
-    return scores_of(tmp_path / "new.parquet", columns), scores_of(
-        tmp_path / "old.parquet", other, threshold=0.4
-    )
+    return scores_of(tmp_path / "new.parquet", columns), scores_of(tmp_path / "old.parquet", other, threshold=0.4)
 
 
 def test_differences_are_those_of_the_pairs_that_both_scored(runs):
@@ -67,9 +65,7 @@ def test_differences_are_those_of_the_pairs_that_both_scored(runs):
         assert each["interval"][0] < each["difference"] < each["interval"][1]
 
     def slow(weights):
-        kept = [
-            reference.roc_auc_score(truth, each.probability[both], sample_weight=weights) for each in runs
-        ]
+        kept = [reference.roc_auc_score(truth, each.probability[both], sample_weight=weights) for each in runs]
         return {"auc": kept[0] - kept[1]}
 
     spans = bootstrap(units.subset(np.flatnonzero(both)), slow, draws=50, seed=2)
@@ -83,9 +79,7 @@ def test_a_paired_interval_is_narrower_than_two(runs, tmp_path):
     rng = np.random.default_rng(0)
     near = np.clip(new.probability + rng.normal(0, 0.01, 600), 0, 1).astype(np.float32)
     columns = {name: columns.column(name) for name in columns.column_names}
-    other = scores_of(
-        tmp_path / "near.parquet", columns | {"probability": pa.array(near, mask=np.isnan(near))}
-    )
+    other = scores_of(tmp_path / "near.parquet", columns | {"probability": pa.array(near, mask=np.isnan(near))})
     found = compare(new, other, units, same=True, draws=50, seed=0).document["differences"]["auc"]
     pairs = MeasuredPairs(new.truth, new.probability, 0.5)
     low, high = bootstrap(units, pairs.figures, draws=50, seed=0)["auc"]
@@ -115,9 +109,7 @@ def test_agreement_and_flips_count_every_pair(runs):
     expected = frame.value_counts().to_dict()
     agreement = found.document["agreement"]
     assert {(row["truth"], row["new"], row["reference"]): row["pairs"] for row in agreement} == expected
-    flipped = frame[
-        (frame.new != frame.reference) & (frame.new != "not scored") & (frame.reference != "not scored")
-    ]
+    flipped = frame[(frame.new != frame.reference) & (frame.new != "not scored") & (frame.reference != "not scored")]
     assert sorted(found.flipped.tolist()) == flipped.index.tolist()
     moved = np.abs(new.probability - old.probability)[found.flipped]
     assert (np.diff(moved) <= 0).all()
@@ -129,9 +121,7 @@ def test_agreement_and_flips_count_every_pair(runs):
 def test_other_pairs_are_told_from_the_same_however_they_are_cut(tmp_path):
     columns = draw_columns(300)
     file = ScoreFile.open(write_scores(tmp_path / "one.parquet", columns))
-    columns["image_a"] = pa.chunked_array(
-        [pa.array(columns["image_a"][:7]), pa.array(columns["image_a"][7:])]
-    )
+    columns["image_a"] = pa.chunked_array([pa.array(columns["image_a"][:7]), pa.array(columns["image_a"][7:])])
     assert same_pairs(ScoreFile.open(write_scores(tmp_path / "two.parquet", columns)), file)
     for change in ({"image_a": columns["image_b"]}, {"image_b": [*columns["image_b"][:-1], "new.jpg"]}):
         assert not same_pairs(ScoreFile.open(write_scores(tmp_path / "x.parquet", columns | change)), file)
@@ -150,9 +140,7 @@ def test_runs_tell_what_they_were_made_with(tmp_path):
     made = {"head": "a", "embedding": {"crop": crop, "size": 160}, "seconds": 3.0, "job": {"head": "a"}}
     other = {"head": "b", "embedding": {"crop": crop | {"mode": "center"}, "size": 160}, "seconds": 4.0}
     new = scores_of(tmp_path / "new.parquet", columns, **made, options={"limit": 60})
-    old = scores_of(
-        tmp_path / "old.parquet", columns, **other, threshold=0.4, manifest=new.file.record["manifest"]
-    )
+    old = scores_of(tmp_path / "old.parquet", columns, **other, threshold=0.4, manifest=new.file.record["manifest"])
     assert record_differences(new, old) == [
         {"key": "embedding.crop.mode", "new": "detect", "reference": "center"},
         {"key": "head", "new": "a", "reference": "b"},
@@ -206,9 +194,7 @@ def test_the_verdict_is_plain(tmp_path, shift, pairs, verdict):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, pairs)) + np.array([[shift], [0]])
     runs = [
-        scores_of(
-            tmp_path / f"{at}.parquet", draw_columns(pairs, probability=pa.array(1 / (1 + np.exp(-each))))
-        )
+        scores_of(tmp_path / f"{at}.parquet", draw_columns(pairs, probability=pa.array(1 / (1 + np.exp(-each)))))
         for at, each in enumerate(logits)
     ]
     found = measure_drift(*runs)
@@ -229,9 +215,7 @@ def test_more_failures_than_chance_explains_are_said(tmp_path, rates, pairs, ver
     failed = [pa.array(np.arange(pairs) < rate * pairs) for rate in rates]
     values = np.linspace(0, 1, pairs).astype(np.float32)
     runs = [
-        scores_of(
-            tmp_path / f"{at}.parquet", draw_columns(pairs, probability=pa.array(values, mask=np.array(each)))
-        )
+        scores_of(tmp_path / f"{at}.parquet", draw_columns(pairs, probability=pa.array(values, mask=np.array(each))))
         for at, each in enumerate(failed)
     ]
     found = measure_drift(*runs)["failure_rate"]
@@ -297,9 +281,7 @@ def test_a_slice_without_an_error_has_the_exact_bound(tmp_path):
     truth = columns["true_label"].to_numpy()
     columns |= {"probability": pa.array(np.where(truth == 1, 0.9, 0.1))}
     scores = scores_of(tmp_path / "s.parquet", columns)
-    for each in measure_slices(
-        scores, scores.file.column("camera"), read_units(scores.file), draws=40, seed=0
-    ):
+    for each in measure_slices(scores, scores.file.column("camera"), read_units(scores.file), draws=40, seed=0):
         assert each["intervals"]["far"] == (0, pytest.approx(1 - 0.025 ** (1 / each["different"])))
         assert each["exact"] == ["far", "frr"]
 

@@ -104,9 +104,7 @@ def test_the_rate_at_a_false_match_rate_takes_a_threshold_of_what_remains(tmp_pa
         different = sorted(row[3] for row in kept if row[1] == 1)
         # The highest score as threshold that accepts at most a tenth of the different pairs.
         scores = sorted({row[3] for row in kept})
-        accepted = [
-            score for score in scores if sum(each < score for each in different) <= 0.1 * len(different)
-        ]
+        accepted = [score for score in scores if sum(each < score for each in different) <= 0.1 * len(different)]
         same = [row[3] for row in kept if row[1] == 0]
         assert at_fmr["threshold"][at] == accepted[-1]
         assert at_fmr["fnmr"][at] == pytest.approx(sum(each >= accepted[-1] for each in same) / len(same))

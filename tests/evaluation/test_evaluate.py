@@ -253,9 +253,7 @@ def test_truth_that_the_reference_alone_knows_is_taken(tmp_path):
     columns = draw_columns(400)
     noisy = 1 - columns["probability"].to_numpy(zero_copy_only=False)[::-1]
     changed = columns | {"probability": pa.array(noisy, mask=np.isnan(noisy))}
-    old, known = (
-        write_scores(tmp_path / f"{at}.parquet", each) for at, each in enumerate((columns, changed))
-    )
+    old, known = (write_scores(tmp_path / f"{at}.parquet", each) for at, each in enumerate((columns, changed)))
     del changed["true_label"]
     new = write_scores(tmp_path / "new.parquet", changed)
     result = run(new, old, "-o", tmp_path / "out", "--draws", 0)
@@ -378,14 +376,10 @@ def test_the_worst_pairs_are_a_manifest_that_train_takes(faces, tmp_path):
     # A threshold that calls half of the different pairs the same.
     threshold = float(told["probability"][told["true_label"] == 1].median())
     for name in ("worst.csv", "worst.parquet"):
-        result = run(
-            scores, "-o", tmp_path / "out", "--export-worst", 40, tmp_path / name, "--threshold", threshold
-        )
+        result = run(scores, "-o", tmp_path / "out", "--export-worst", 40, tmp_path / name, "--threshold", threshold)
         assert result.exit_code == 0, result.stderr
     frame = pd.read_csv(tmp_path / "worst.csv")
-    pd.testing.assert_frame_equal(
-        frame, pd.read_parquet(tmp_path / "worst.parquet"), check_dtype=False, rtol=1e-6
-    )
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(tmp_path / "worst.parquet"), check_dtype=False, rtol=1e-6)
     assert frame.columns.tolist()[:5] == ["image_a", "image_b", "label", "predicted_label", "probability"]
     wrong = (frame["label"] != frame["predicted_label"]).to_numpy()
     assert wrong.any()
@@ -435,9 +429,7 @@ def test_every_key_and_figure_is_described(tmp_path):
     columns = draw_columns(120, fold=[each % 3 for each in range(120)])
     runs = [write_scores(tmp_path / f"{name}.parquet", columns) for name in ("new", "old")]
     suspects = (5, str(tmp_path / "suspects.csv"))
-    found = batchverify.evaluate(
-        runs[0], reference=runs[1], by="camera", draws=40, suspects=suspects
-    ).document
+    found = batchverify.evaluate(runs[0], reference=runs[1], by="camera", draws=40, suspects=suspects).document
     # Of scores of other systems alone.
     assert {*found, "score"} == keys
     assert set(found["metrics"]) == set(NAMES) == figures

@@ -53,8 +53,7 @@ def slow_minimum(pairs: MeasuredPairs) -> float:
     fitted = IsotonicRegression().fit(scores, truth)
     odds = len(same) / len(different)
     ratios = [
-        [((1 - q) / q / odds) if q else math.inf for q in fitted.predict(each).tolist()]
-        for each in (same, different)
+        [((1 - q) / q / odds) if q else math.inf for q in fitted.predict(each).tolist()] for each in (same, different)
     ]
     return slow_cost(*ratios)
 

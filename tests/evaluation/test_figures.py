@@ -119,9 +119,7 @@ def test_weights_are_rows_repeated(seed, levels):
     # By hand, the figures whose thresholds are searched for under the weights.
     kinds = [np.repeat(scores, weights * (truth == kind)) for kind in (0, 1)]
     same, different = (each[~np.isnan(each)] for each in kinds)
-    rates = [
-        ((different < at).mean(), (same >= at).mean()) for at in [*np.unique(scores[~np.isnan(scores)]), 2]
-    ]
+    rates = [((different < at).mean(), (same >= at).mean()) for at in [*np.unique(scores[~np.isnan(scores)]), 2]]
     nearest = min(reversed(rates), key=lambda each: abs(each[0] - each[1]))
     assert found["equal_error"] == pytest.approx(sum(nearest) / 2)
     assert found["tar@1e-1"] == pytest.approx(max(1 - reject for accept, reject in rates if accept <= 0.1))
@@ -149,9 +147,7 @@ def test_a_rate_takes_the_highest_threshold_that_keeps_to_it(seed, levels):
     for rate in (0.5, 0.1, 0.03, 0.01):
         fitting = [each for each in [*np.unique(scores), 9.0] if (different < each).mean() <= rate]
         place = curve.at_rate(rate)
-        assert curve.threshold(place) == pytest.approx(
-            min(max(fitting), np.nextafter(scores.max(), np.float32(9)))
-        )
+        assert curve.threshold(place) == pytest.approx(min(max(fitting), np.nextafter(scores.max(), np.float32(9))))
         assert curve.same[place] == (same < max(fitting)).sum()
         assert curve.different[place] == (different < max(fitting)).sum()
 
@@ -258,9 +254,7 @@ def test_shares_are_those_of_the_counts():
 def test_one_kind_of_pair_leaves_the_figures_of_both_open(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = MeasuredPairs(
-            np.full(4, kind, np.int8), np.array([0.1, 0.4, 0.6, np.nan], np.float32), 0.5
-        ).figures()
+        found = MeasuredPairs(np.full(4, kind, np.int8), np.array([0.1, 0.4, 0.6, np.nan], np.float32), 0.5).figures()
     open_figures = {name for name, value in found.items() if math.isnan(value)}
     both = {"auc", "average_precision", "equal_error", "f1", "precision"} | field_figures.NAMES.keys()
     others = {"far", "far_with_failures", "recall"} if kind == 0 else {"frr", "frr_with_failures"}
@@ -446,9 +440,7 @@ def test_log_loss_is_the_slow_loop_and_balanced_weighs_both_labels_alike(kind):
     rng = np.random.default_rng(0)
     labels = (rng.random(300) < 0.1).astype(np.int8)
     probabilities = rng.uniform(0.01, 0.99, 300).astype(kind)
-    losses = [
-        -math.log(p if y else 1 - p) for y, p in zip(labels.tolist(), probabilities.tolist(), strict=True)
-    ]
+    losses = [-math.log(p if y else 1 - p) for y, p in zip(labels.tolist(), probabilities.tolist(), strict=True)]
     assert log_loss(labels, probabilities) == pytest.approx(sum(losses) / 300, rel=1e-5)
     halves = [np.mean([x for x, y in zip(losses, labels, strict=True) if y == label]) for label in (0, 1)]
     assert log_loss(labels, probabilities, balanced=True) == pytest.approx(sum(halves) / 2, rel=1e-5)

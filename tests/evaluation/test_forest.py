@@ -51,9 +51,7 @@ def test_it_equals_plain_python(seed):
     ways = [way(edges, kept, *edges[number]) for number in others]
     crossing = forest.crossing(a[others], b[others], weights[others])
     for node in np.flatnonzero(forest.edge >= 0).tolist():
-        across = [
-            weights[other] for other, links in zip(others, ways, strict=True) if forest.edge[node] in links
-        ]
+        across = [weights[other] for other, links in zip(others, ways, strict=True) if forest.edge[node] in links]
         assert crossing[node] == pytest.approx(sum(across))
     values = np.append(weights[forest.edge[:-1]], 0)
     lowest, link, _ = forest.climb(values, a[others], b[others])

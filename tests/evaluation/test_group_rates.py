@@ -132,16 +132,12 @@ def test_a_group_is_too_small_by_its_people_or_by_the_errors_expected(tmp_path):
 
 def test_a_group_without_errors_has_the_bound_of_its_people_with_and_without_draws(tmp_path):
     columns = grouped_columns(PAIRS, failed=0)
-    right = np.array(
-        [one == other == "a" for one, other in zip(columns["group_a"], columns["group_b"], strict=True)]
-    )
+    right = np.array([one == other == "a" for one, other in zip(columns["group_a"], columns["group_b"], strict=True)])
     probability = np.where(right, np.asarray(columns["true_label"]), columns["probability"].fill_null(0.0))
     columns["probability"] = pa.array(probability.astype(np.float32))
     scores = write_scores(tmp_path / "s.parquet", columns)
     for draws in (0, 40):
-        found = batchverify.evaluate(scores, group_a="group_a", group_b="group_b", draws=draws).document[
-            "groups"
-        ]
+        found = batchverify.evaluate(scores, group_a="group_a", group_b="group_b", draws=draws).document["groups"]
         row = found["groups"][0]
         assert (row["fnmr"], row["fmr"]) == (0, 0)
         assert row["exact"] == ["fnmr", "fmr"]
@@ -174,9 +170,7 @@ def test_one_group_and_no_labels_are_measured_as_far_as_they_go(tmp_path):
     assert [row["group"] for row in found["groups"]] == ["a"]
     assert found["differentials"]["fmr"]["all"]["reason"] == "needs two groups"
     bare = write_scores(tmp_path / "bare.parquet", grouped_columns(80, true_label=None))
-    evaluation = batchverify.evaluate(
-        bare, tmp_path / "out", group_a="group_a", group_b="group_b", no_images=True
-    )
+    evaluation = batchverify.evaluate(bare, tmp_path / "out", group_a="group_a", group_b="group_b", no_images=True)
     assert [row["fmr"] for row in evaluation.document["groups"]["groups"]] == [None] * 3
     assert dict(evaluation.lines())["FMR"] == "within one group –, across –"
 

@@ -30,9 +30,7 @@ def entries(folder: Path, *, first: int = 0) -> list[Entry]:
     found = []
     for number, cell in enumerate(CELLS):
         (folder / cell).write_bytes(b"the bytes of " + cell.encode())
-        found.append(
-            Entry(content_key((folder / cell).read_bytes()), vector(first + number), (0, 0, 9, 9), 0.9, 1)
-        )
+        found.append(Entry(content_key((folder / cell).read_bytes()), vector(first + number), (0, 0, 9, 9), 0.9, 1))
     return found
 
 
@@ -61,9 +59,7 @@ def test_a_backbone_that_lacks_an_image_is_left_out(about, tmp_path):
     fused = EmbeddingFingerprint.fused([FINGERPRINT, OTHER])
     vectors, without = found(about | {"embedding": dict(fused.document)})
     assert without == "" and vectors.shape == (3, 512)
-    assert vectors == pytest.approx(
-        np.stack([vector(each) for each in range(3)]).astype(np.float32), abs=1e-3
-    )
+    assert vectors == pytest.approx(np.stack([vector(each) for each in range(3)]).astype(np.float32), abs=1e-3)
 
 
 def test_what_is_missing_is_said(about, tmp_path):

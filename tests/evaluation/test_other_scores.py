@@ -82,9 +82,7 @@ def test_other_columns_of_a_csv_serve_as_qualities_and_groups(cells, tmp_path):
     cells = cells.append_column("sharpness", pa.array(rng.random(400)))
     for side in "ab":
         cells = cells.append_column(f"origin_{side}", pa.array(rng.choice(["north", "south"], 400)))
-    options = EvaluateOptions(
-        score="cosine", quality=("sharpness",), group_a="origin_a", group_b="origin_b", draws=0
-    )
+    options = EvaluateOptions(score="cosine", quality=("sharpness",), group_a="origin_a", group_b="origin_b", draws=0)
     found = evaluate(save(cells, tmp_path / "x.csv"), options=options).document
     assert found["quality"][0]["pairs"] == 400
     assert [each["group"] for each in found["groups"]["groups"]] == ["north", "south"]

@@ -31,9 +31,7 @@ def test_a_folder_of_parts_is_one_run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     for number, start in enumerate((0, 40)):
-        part = table.slice(start, 40 if number == 0 else 50).replace_schema_metadata(
-            {RECORD_KEY: '{"part": 0}'}
-        )
+        part = table.slice(start, 40 if number == 0 else 50).replace_schema_metadata({RECORD_KEY: '{"part": 0}'})
         pq.write_table(part, folder / f"part-{number:05d}.parquet")
     with pytest.raises(ManifestError, match="no _SUCCESS in the folder, so its run is not finished"):
         ScoreFile.open(str(folder))
@@ -83,9 +81,7 @@ def test_wrong_columns_are_named(tmp_path, changes, message):
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
-)
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_texts_are_read_however_another_program_stored_them(tmp_path, kind):
     columns = draw_columns(250, failed=0.1)
     lost = columns["status"].tolist().count("no_face")
@@ -107,9 +103,7 @@ def test_a_status_of_nothing_states_no_reason(tmp_path):
 def test_files_that_are_none_are_named(tmp_path):
     (tmp_path / "text.parquet").write_text("image_a,image_b\n")
     (tmp_path / "folder").mkdir()
-    empty = write_scores(
-        tmp_path / "empty.parquet", {name: each[:0] for name, each in draw_columns(1).items()}
-    )
+    empty = write_scores(tmp_path / "empty.parquet", {name: each[:0] for name, each in draw_columns(1).items()})
     for name, message in [
         (str(tmp_path / "none.parquet"), "no such file or folder"),
         (str(tmp_path / "text.parquet"), "not a readable Parquet file ("),

@@ -38,10 +38,7 @@ def random_pairs(seed: int, images: int, count: int):
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, images, (count, 2))
     drawn = drawn[drawn[:, 0] != drawn[:, 1]]
-    return [
-        (a, b, int(label))
-        for (a, b), label in zip(drawn.tolist(), rng.integers(0, 2, len(drawn)), strict=True)
-    ]
+    return [(a, b, int(label)) for (a, b), label in zip(drawn.tolist(), rng.integers(0, 2, len(drawn)), strict=True)]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -35,9 +35,7 @@ class Drawn:
             entries.append(Entry(content_key(cell.encode()), vector.astype(np.float16), (0, 0, 9, 9), 0.9, 1))
         write(folder / "cache", entries)
         a, b = np.triu_indices(len(who), 1)
-        kinds = [
-            rng.permutation(np.flatnonzero((who[a] != who[b]) == label))[: PAIRS // 2] for label in (0, 1)
-        ]
+        kinds = [rng.permutation(np.flatnonzero((who[a] != who[b]) == label))[: PAIRS // 2] for label in (0, 1)]
         rows = np.concatenate(kinds)
         self.a, self.b, truth = a[rows], b[rows], np.repeat([0, 1], PAIRS // 2)
         self.wrong = rng.choice(PAIRS, WRONG, replace=False)
@@ -55,9 +53,7 @@ class Drawn:
             "probability": pa.array((1 / (1 + np.exp(-odds))).astype(np.float32)),
         }
         about = {"cache": str(self.folder / "cache"), "image_root": str(self.folder)}
-        return write_scores(
-            self.folder / f"{name}.parquet", columns, embedding=dict(FINGERPRINT.document), **about
-        )
+        return write_scores(self.folder / f"{name}.parquet", columns, embedding=dict(FINGERPRINT.document), **about)
 
     def precision(self, evidence: Evidence) -> float:
         return float(np.isin(evidence.rows[evidence.ranked()[:WRONG]], self.wrong).mean())
@@ -97,15 +93,11 @@ def test_a_second_run_that_failed_says_nothing(drawn):
 
 def test_the_command_says_what_judged(drawn, tmp_path):
     plain, better = drawn.scores("plain", drawn.odds), drawn.scores("better", drawn.better)
-    done = batchverify.evaluate(
-        plain, tmp_path / "out", better, draws=0, suspects=(5, str(tmp_path / "s.csv"))
-    )
+    done = batchverify.evaluate(plain, tmp_path / "out", better, draws=0, suspects=(5, str(tmp_path / "s.csv")))
     told = json.loads((tmp_path / "out" / "metrics.json").read_text())["suspects"]
     assert (told["vectors"], told["without_vectors"], told["second_opinion"]) == (drawn.images, None, True)
     lines = [text for _, text in done.lines()]
-    assert (
-        f"judged by the scores and the vectors of {drawn.images:,} images, and by the reference run" in lines
-    )
+    assert f"judged by the scores and the vectors of {drawn.images:,} images, and by the reference run" in lines
     assert "couples of images from both sides together" in (tmp_path / "s.csv").read_text()
     done = batchverify.evaluate(plain, draws=0, no_images=True, suspects=(5, str(tmp_path / "t.csv")))
     assert "judged by the scores, without vectors: images are not read" in [text for _, text in done.lines()]

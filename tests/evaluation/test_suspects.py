@@ -38,9 +38,7 @@ def scored(tmp_path, pairs, names=None) -> Scores:
         "probability": pa.array(probability, pa.float32(), from_pandas=True),
     }
     if names is not None:
-        columns |= {
-            f"person_{side}": [names.get(each) for each in cells] for side, cells in (("a", a), ("b", b))
-        }
+        columns |= {f"person_{side}": [names.get(each) for each in cells] for side, cells in (("a", a), ("b", b))}
     return read_scores(ScoreFile.open(write_scores(tmp_path / "scores.parquet", columns)))
 
 
@@ -61,10 +59,7 @@ def test_a_table_without_a_wrong_label_has_no_suspect(tmp_path):
     assert found(scores) == ([], [])
     suspects = find_suspects(scores, 3)
     assert suspects.rows[0] == 0 and len(suspects.rows) == 3
-    assert (
-        suspects.reasons[0]
-        == "nothing speaks against it, but it is less sure than the rest: one person 0.7000"
-    )
+    assert suspects.reasons[0] == "nothing speaks against it, but it is less sure than the rest: one person 0.7000"
 
 
 def test_the_scores_alone_name_the_pair(tmp_path):
@@ -245,9 +240,7 @@ def flipped(pairs: int, share: float, seed: int, **changes) -> tuple[dict, np.nd
     truth = columns["true_label"].to_numpy().copy()
     wrong = np.random.default_rng(seed + 1).random(pairs) < share
     truth[wrong] ^= 1
-    return columns | {"true_label": pa.array(truth)}, wrong & ~np.isnan(
-        columns["probability"].to_numpy(False)
-    )
+    return columns | {"true_label": pa.array(truth)}, wrong & ~np.isnan(columns["probability"].to_numpy(False))
 
 
 @pytest.mark.parametrize(("people", "least"), [(True, 1.0), (False, 0.9)])
@@ -319,9 +312,7 @@ def faces(cache, tmp_path_factory):
 
 def test_the_file_is_a_manifest_that_score_and_train_read(faces, cache, tmp_path):
     for suffix in ("csv", "parquet"):
-        done = run(
-            faces / "scores.parquet", "-o", tmp_path / "out", "--suspects", 2, tmp_path / f"s.{suffix}"
-        )
+        done = run(faces / "scores.parquet", "-o", tmp_path / "out", "--suspects", 2, tmp_path / f"s.{suffix}")
         assert done.exit_code == 0, done.stderr
         assert f"s.{suffix}" in done.stderr
     frame = pd.read_csv(tmp_path / "s.csv")

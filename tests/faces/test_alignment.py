@@ -39,9 +39,7 @@ def warped(image: np.ndarray, transform: np.ndarray, side: int) -> np.ndarray:
     # scipy takes rows before columns.
     matrix, offset = backwards[:2, :2][::-1, ::-1], backwards[:2, 2][::-1]
     channels = [
-        affine_transform(
-            image[..., c].astype(float), matrix, offset, (side, side), order=1, mode="grid-constant"
-        )
+        affine_transform(image[..., c].astype(float), matrix, offset, (side, side), order=1, mode="grid-constant")
         for c in range(3)
     ]
     return np.stack(channels, axis=2)

@@ -82,12 +82,7 @@ def png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 LITTLE_MEMORY = """
@@ -186,9 +181,7 @@ def test_a_file_that_is_cut_anywhere_is_the_whole_image_or_undecodable(name):
             assert np.array_equal(result.pixels, wanted), f"another image if cut after {end} of {len(whole)}"
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"no_jp2": True}, {"quality_layers": [40, 1], "quality_mode": "rates"}]
-)
+@pytest.mark.parametrize("options", [{}, {"no_jp2": True}, {"quality_layers": [40, 1], "quality_mode": "rates"}])
 def test_a_jpeg_2000_without_one_of_its_tiles_is_undecodable(options):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     data = encoded(Image.fromarray(noise), "JPEG2000", tile_size=(16, 16), **options)
@@ -362,9 +355,7 @@ def test_a_header_of_a_pnm_ends(kind, fill):
     head, size = {b"P4": b"2000 400\n", b"P5": b"400 400 255\n", b"P6": b"200 200 255\n"}[kind], 200_000
     bare = kind + b"\n" + head + fill * (size // len(fill))
     assert pixels(bare).shape[2] == 3
-    assert np.array_equal(
-        pixels(kind + b"\n" + fill * 20_000 + b"\n" + head + bare[len(head) + 3 :]), pixels(bare)
-    )
+    assert np.array_equal(pixels(kind + b"\n" + fill * 20_000 + b"\n" + head + bare[len(head) + 3 :]), pixels(bare))
     assert reason(kind + b"\n" + fill * size + b"\n" + head + bytes(size)).reason is Reason.TOO_LARGE
 
 
@@ -394,9 +385,7 @@ def test_tall_images_are_converted_row_by_row_alike(mode):
 
 
 @pytest.mark.parametrize("name", ["IHDR", "IDAT"])
-@pytest.mark.parametrize(
-    "kind", [b"abCd", b"gAMA", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iCCP", b"zTXt"]
-)
+@pytest.mark.parametrize("kind", [b"abCd", b"gAMA", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iCCP", b"zTXt"])
 def test_odd_chunks_of_a_png_change_nothing(name, kind):
     whole = good_images()["png"]
     for body in (b"", b"\0", bytes(300), b"\xff" * 70_000):

@@ -48,9 +48,7 @@ def faces(shared: Path) -> list[np.ndarray]:
     paths = sorted((shared / "data/lfw/lfw-deepfunneled").glob("*/*.jpg"))[::130][: len(SIZES)]
     originals = [Image.open(path).convert("RGB") for path in paths]
     assert len(originals) == len(SIZES)
-    pictures = [
-        image if size is None else image.resize(size) for image, size in zip(originals, SIZES, strict=True)
-    ]
+    pictures = [image if size is None else image.resize(size) for image, size in zip(originals, SIZES, strict=True)]
     collage = Image.new("RGB", (760, 510), "grey")
     for i in range(6):
         collage.paste(originals[i], (255 * (i % 3), 255 * (i // 3)))
@@ -220,9 +218,7 @@ def test_the_choice_is_facenet_pytorchs():
         boxes, scores = random_boxes(seed, 6)
         found = Detections(boxes, scores)
         image = Image.new("RGB", (260, 190))
-        box, _, _ = mtcnn.select_boxes(
-            boxes, scores, np.zeros((6, 5, 2)), image, method="center_weighted_size"
-        )
+        box, _, _ = mtcnn.select_boxes(boxes, scores, np.zeros((6, 5, 2)), image, method="center_weighted_size")
         index = choose_face(found, image.height, image.width)
         assert np.array_equal(boxes[index], box[0])
         for rule, method in (("largest", "largest"), ("probable", "probability")):

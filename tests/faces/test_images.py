@@ -107,9 +107,7 @@ def test_plain_modes_become_rgb():
     grey = np.asarray(image.convert("L"))
     assert np.array_equal(picture(encoded(image, "BMP")).pixels, seen)
     assert np.array_equal(picture(encoded(image, "PPM")).pixels, seen)
-    assert np.array_equal(
-        picture(encoded(image.convert("L"), "PNG")).pixels, np.repeat(grey[..., None], 3, 2)
-    )
+    assert np.array_equal(picture(encoded(image.convert("L"), "PNG")).pixels, np.repeat(grey[..., None], 3, 2))
     bits = Image.fromarray(grey > 100)
     assert np.array_equal(picture(encoded(bits, "PNG")).pixels[..., 1], np.where(grey > 100, 255, 0))
     palette = image.quantize(4)

@@ -27,9 +27,7 @@ sys.path.insert(0, str(REPOSITORY / "jobs"))
 from make_retinaface import EPSILON, retinaface_bytes
 
 SAMPLES = sorted((REPOSITORY / "sample_manifests" / "faces").glob("*.jpg"))
-needs_bfloat16 = pytest.mark.skipif(
-    "BF16" not in capabilities(), reason="this CPU does not multiply bfloat16"
-)
+needs_bfloat16 = pytest.mark.skipif("BF16" not in capabilities(), reason="this CPU does not multiply bfloat16")
 PUBLISHED = "weights/compact/retinaface-m025/mobilenet0.25_Final.pth"
 
 
@@ -61,9 +59,7 @@ def pasted(image: np.ndarray, width: int, height: int, left: int, top: int) -> n
 
 
 def equal(one: Detections, other: Detections) -> bool:
-    arrays = [
-        (getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "landmarks", "rotation")
-    ]
+    arrays = [(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "landmarks", "rotation")]
     return all(np.array_equal(*pair) for pair in arrays)
 
 
@@ -149,9 +145,7 @@ class PublishedNetwork:
 
     @torch.inference_mode()
     def __call__(self, canvases: np.ndarray) -> np.ndarray:
-        blue_first = torch.from_numpy(canvases[..., ::-1].astype(np.float32)) - torch.tensor(
-            [104.0, 117, 123]
-        )
+        blue_first = torch.from_numpy(canvases[..., ::-1].astype(np.float32)) - torch.tensor([104.0, 117, 123])
         classes, boxes, landmarks = self.network(blue_first.permute(0, 3, 1, 2))
         return torch.cat([classes[..., 1:] - classes[..., :1], boxes, landmarks], 2).numpy()
 

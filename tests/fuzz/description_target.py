@@ -26,9 +26,7 @@ class DescriptionTarget(Target):
         points = [[38, 51.5], [73.5, 51.5], [56, 71.7], [41.5, 92.3], [70.7, 92.2]]
         texts.append(json.dumps({**whole, "template": points, "scale": 1}))
         models = [
-            write_model(
-                self.folder / "a.onnx", None, dimension=4, metadata={"batchverify": text}
-            ).read_bytes()
+            write_model(self.folder / "a.onnx", None, dimension=4, metadata={"batchverify": text}).read_bytes()
             for text in texts
         ]
         (self.folder / "beside").write_bytes(bytes(9))

@@ -24,9 +24,7 @@ class ManifestTarget(Target):
         """Tables of each kind, plain and with odd columns."""
         names = {"image_a": ["a.jpg", 'b "c".jpg', "sub/é.jpg"], "image_b": ["b.jpg", "", "s3://b/k"]}
         tables = [pa.table(names), pa.table({**names, "label": [0, 1, 0], "note": [None, "x,y", "a\nb"]})]
-        tables.append(
-            pa.table({**names, "list": [[1], None, [2, 3]], "when": pa.array([0, 1, 2], pa.date32())})
-        )
+        tables.append(pa.table({**names, "list": [[1], None, [2, 3]], "when": pa.array([0, 1, 2], pa.date32())}))
         return [
             bytes([number]) + self._encoded(table, kind)
             for number, kind in enumerate(self.KINDS)
@@ -56,9 +54,7 @@ class ManifestTarget(Target):
             output_schema(scan.carried)
             check_columns(str(file), scan.carried, lambda: manifest.blocks(scan))
         except UsageError as exc:
-            require(
-                str(exc).startswith(("pairs", str(file), "the manifest", "column")), f"names no file: {exc}"
-            )
+            require(str(exc).startswith(("pairs", str(file), "the manifest", "column")), f"names no file: {exc}")
             return
         require(rows == scan.rows > 0, f"{rows} of {scan.rows} rows")
 

@@ -35,13 +35,7 @@ class SegmentTarget(Target):
         folder = "fail" if data and data[0] % 2 else "data"
         root = self.folder / "cache"
         number = next(self.numbers)
-        file = (
-            root
-            / "v1"
-            / FINGERPRINT.id
-            / folder
-            / f"{number:020d}-fuzz-{number % 2**32:08x}-r{self.ROWS}.parquet"
-        )
+        file = root / "v1" / FINGERPRINT.id / folder / f"{number:020d}-fuzz-{number % 2**32:08x}-r{self.ROWS}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data[1:])
         try:

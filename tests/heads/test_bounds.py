@@ -23,14 +23,10 @@ from batchverify.heads.bounds import (
 @pytest.mark.parametrize("rate", [1e-6, 0.001, 0.05, 0.9])
 def test_the_distribution_is_the_binomial_one(trials, rate):
     for errors in {0, 1, trials // 100, trials // 2, trials}:
-        assert at_most(errors, trials, rate) == pytest.approx(
-            binom.cdf(errors, trials, rate), rel=1e-9, abs=1e-300
-        )
+        assert at_most(errors, trials, rate) == pytest.approx(binom.cdf(errors, trials, rate), rel=1e-9, abs=1e-300)
 
 
-@pytest.mark.parametrize(
-    ("errors", "trials"), [(0, 1), (0, 100), (1, 100), (30, 29_510), (99, 100), (500, 1000)]
-)
+@pytest.mark.parametrize(("errors", "trials"), [(0, 1), (0, 100), (1, 100), (30, 29_510), (99, 100), (500, 1000)])
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
 def test_the_bound_is_clopper_and_pearsons(errors, trials, confidence):
     expected = beta.ppf(confidence, errors + 1, trials - errors)
@@ -104,9 +100,7 @@ def test_a_bounded_threshold_is_the_highest_whose_own_bound_holds(count, rate):
         assert upper_bound(int((scores < higher).sum()), count, 0.95) > rate
 
 
-@pytest.mark.parametrize(
-    ("count", "rate", "rank"), [(99, 0.01, 1), (98, 0.01, None), (9, 0.1, 1), (200, 0.1, 20)]
-)
+@pytest.mark.parametrize(("count", "rate", "rank"), [(99, 0.01, 1), (98, 0.01, None), (9, 0.1, 1), (200, 0.1, 20)])
 def test_a_conformal_threshold_counts_the_new_pair(count, rate, rank):
     scores = np.random.default_rng(0).random(count).astype(np.float32)
     expected = None if rank is None else np.sort(scores)[rank - 1]
@@ -135,9 +129,7 @@ def test_what_the_pairs_cannot_promise_is_refused_with_what_it_takes():
     tail = Tail.of(np.linspace(0, 1, 300, dtype=np.float32)).to_json()
     stored = {"bounds": {"unit": "people", "different": tail, "same": tail}}
     assert guaranteed_threshold(stored, 0.01, 0.95) == 0
-    with pytest.raises(
-        UsageError, match=r"it takes 2,995 different pairs .* \(5,990 people\), and there were 300"
-    ):
+    with pytest.raises(UsageError, match=r"it takes 2,995 different pairs .* \(5,990 people\), and there were 300"):
         guaranteed_threshold(stored, 0.001, 0.95)
     with pytest.raises(UsageError, match="batchverify calibrate"):
         guaranteed_threshold({"far": []}, 0.01, 0.95)

@@ -80,9 +80,7 @@ def test_a_head_fits_its_backbones_alone(tmp_path):
         find_fused_head(str(path), EMBEDDINGS)
     with pytest.raises(ArtifactError, match="trained for other backbones: fusion"):
         find_fused_head(str(path), EMBEDDINGS[1:])
-    with pytest.raises(
-        ArtifactError, match=r"single.safetensors: a head of one backbone, but --backbone names"
-    ):
+    with pytest.raises(ArtifactError, match=r"single.safetensors: a head of one backbone, but --backbone names"):
         find_fused_head(str(single), EMBEDDINGS[:2])
     with pytest.raises(ArtifactError, match=r"fused.safetensors: a head of several backbones; give them all"):
         Head.load(path)
@@ -113,15 +111,11 @@ def test_another_choice_of_the_face_fits():
 BAD = {
     "one backbone": lambda head: replace(head, members=head.members[:1]),
     "a backbone twice": lambda head: replace(head, members=head.members[:1] * 2),
-    "no calibration of two": lambda head: replace(
-        head, calibrations=dict(list(head.calibrations.items())[1:])
-    ),
+    "no calibration of two": lambda head: replace(head, calibrations=dict(list(head.calibrations.items())[1:])),
     "infinite slope": lambda head: replace(
         head, calibrations={key: (float("inf"), 0.0) for key in head.calibrations}
     ),
-    "threshold": lambda head: replace(
-        head, about={**ABOUT, "thresholds": {**ABOUT["thresholds"], "best_f1": 1.5}}
-    ),
+    "threshold": lambda head: replace(head, about={**ABOUT, "thresholds": {**ABOUT["thresholds"], "best_f1": 1.5}}),
 }
 
 

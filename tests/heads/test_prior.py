@@ -16,9 +16,7 @@ from batchverify.heads.prior import (
 )
 
 
-def scores(
-    pairs: int, share: float, rng: np.random.Generator, fitted: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
+def scores(pairs: int, share: float, rng: np.random.Generator, fitted: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities that are right where `fitted` of the pairs are same."""
     # Normal log-odds with a variance of twice the mean are their own log-odds.
     labels = (rng.random(pairs) >= share).astype(int)
@@ -59,12 +57,10 @@ def test_shifted_probabilities_are_right():
 @pytest.mark.parametrize("threshold", [0.0, 1e-40, 1e-6, 0.37, 0.9999999, 1.0])
 def test_no_verdict_changes_at_a_threshold_of_the_head(share, threshold):
     near = np.float32(threshold)
-    probability = np.concatenate(
-        [np.random.default_rng(0).random(1000), [0, 1e-45, 1e-9, 1 - 1e-7, 1, near]]
-    ).astype(np.float32)
-    probability = np.append(
-        probability, [np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(1))]
+    probability = np.concatenate([np.random.default_rng(0).random(1000), [0, 1e-45, 1e-9, 1 - 1e-7, 1, near]]).astype(
+        np.float32
     )
+    probability = np.append(probability, [np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(1))])
     probability = np.clip(probability, 0, 1).astype(np.float32)
     rate = BaseRate(share, 0.5, (threshold,))
     shifted = rate(probability)

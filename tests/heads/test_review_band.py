@@ -58,9 +58,7 @@ def test_rates_that_too_few_people_stand_behind_are_refused():
         UsageError, match=r"false accept rate of 0.001 takes 999 different pairs of people .* were 99"
     ):
         ReviewBand.of(thresholds, 0.001, 0.1)
-    with pytest.raises(
-        UsageError, match=r"false reject rate of 0.01 takes 99 same pairs of people .* were 49"
-    ):
+    with pytest.raises(UsageError, match=r"false reject rate of 0.01 takes 99 same pairs of people .* were 49"):
         ReviewBand.of(thresholds, 0.01, 0.01)
     with pytest.raises(UsageError, match=r"holds no bounds.*calibrate"):
         ReviewBand.of({"best_f1": 0.5}, 0.01, 0.01)

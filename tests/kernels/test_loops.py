@@ -166,9 +166,7 @@ PLAIN = "30 batchverify.kernels.plain_loops"
 # No file may grow beyond 100 bytes: what a full disk does.
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
 # A user id that no list of users has, and no HOME: as in containers that run under any user id.
-HOMELESS = (
-    "import os; os.getuid = lambda: 4_000_000_123; del os.environ['HOME'], os.environ['XDG_CACHE_HOME']\n"
-)
+HOMELESS = "import os; os.getuid = lambda: 4_000_000_123; del os.environ['HOME'], os.environ['XDG_CACHE_HOME']\n"
 # Every import of numba fails.
 ABSENT = "import sys; sys.modules['numba'] = None\n"
 
@@ -281,9 +279,7 @@ def test_a_loop_that_cannot_be_compiled_gives_way_to_its_twin(caplog):
     for _ in range(2):
         assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
     (record,) = caplog.records
-    assert (
-        "the compiled loop suppress failed (RuntimeError: no code): numpy is used instead" in record.message
-    )
+    assert "the compiled loop suppress failed (RuntimeError: no code): numpy is used instead" in record.message
     assert door.chosen["suppress"] is plain_loops.suppress
 
 

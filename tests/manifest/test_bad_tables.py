@@ -37,9 +37,7 @@ PATHS = {
     "view": pa.array(["a.jpg", None, "a much longer path than twelve bytes.jpg", "c"], pa.string_view()),
     "dictionary": pa.array(["a.jpg", "b.jpg", None, "a.jpg"]).dictionary_encode(),
     "large dictionary": pa.array(["a", "b", None, "a"], pa.large_string()).dictionary_encode(),
-    "nulls in a dictionary": pa.DictionaryArray.from_arrays(
-        pa.array([0, 1, None, 1], pa.int8()), ["a", None]
-    ),
+    "nulls in a dictionary": pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 1], pa.int8()), ["a", None]),
     "nulls": pa.nulls(4),
     "not UTF-8": pa.array([b"a.jpg", b"\xff", b"b", None]).view(pa.string()),
     "bytes": pa.array([b"a", b"b", b"c", None]),
@@ -51,9 +49,7 @@ LABELLED = {
     "bool": pa.array([False, True, None, True]),
     "half": pa.array([np.float16(value) for value in (0, 1, np.nan, 1)], pa.float16()),
     "float": pa.array([-0.0, 1, math.nan, None], pa.float32()),
-    "decimal": pa.array(
-        [decimal.Decimal(0), decimal.Decimal(1), None, decimal.Decimal(1)], pa.decimal128(9, 2)
-    ),
+    "decimal": pa.array([decimal.Decimal(0), decimal.Decimal(1), None, decimal.Decimal(1)], pa.decimal128(9, 2)),
     "wide decimal": pa.array([decimal.Decimal(0), None, None, decimal.Decimal(1)], pa.decimal256(60, 2)),
     "text": pa.array(["0", "true", None, " NA "]),
     "views": pa.array(["0", "1", None, ""], pa.string_view()),
@@ -86,9 +82,7 @@ CARRIED = {
     "decimal": pa.array(
         [decimal.Decimal("1.50"), None, decimal.Decimal(-2), decimal.Decimal(0)], pa.decimal128(9, 2)
     ),
-    "wide decimal": pa.array(
-        [decimal.Decimal(10) ** 70, None, None, decimal.Decimal(0)], pa.decimal256(76, 2)
-    ),
+    "wide decimal": pa.array([decimal.Decimal(10) ** 70, None, None, decimal.Decimal(0)], pa.decimal256(76, 2)),
     "small decimal": pa.array([decimal.Decimal("1.5"), None, None, decimal.Decimal(0)], pa.decimal128(4, 1)),
     "day": pa.array([MOMENT.date(), None, datetime.date(1, 1, 1), datetime.date(9999, 12, 31)]),
     "day64": pa.array([MOMENT.date(), None, datetime.date(1, 1, 1), MOMENT.date()], pa.date64()),
@@ -112,9 +106,7 @@ CARRIED = {
     "deep": pa.array([[{"x": [{"y": None}]}], None, [], [{"x": None}]]),
     "dictionary": pa.array(WORDS).dictionary_encode(),
     "number dictionary": pa.array(NUMBERS).dictionary_encode(),
-    "list of dictionary": pa.array(
-        [["x"], None, [], ["y", "x"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))
-    ),
+    "list of dictionary": pa.array([["x"], None, [], ["y", "x"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
     "sparse union": pa.UnionArray.from_sparse(
         pa.array([0, 1, 0, 1], pa.int8()), [pa.array(NUMBERS), pa.array(WORDS)]
     ),
@@ -163,15 +155,9 @@ def check_table(found: Rows | None, expected: pa.Table, root: Path, *, good: boo
         if name != "label":
             assert printed(carried[name]) == printed(expected[name]), name
         else:
-            assert carried["true_label"].to_pylist() == [
-                as_label(cell) for cell in expected["label"].to_pylist()
-            ]
+            assert carried["true_label"].to_pylist() == [as_label(cell) for cell in expected["label"].to_pylist()]
     for field in carried.schema:
-        assert (
-            field.name == "true_label"
-            or pa.types.is_string(field.type)
-            or field == expected.field(field.name)
-        )
+        assert field.name == "true_label" or pa.types.is_string(field.type) or field == expected.field(field.name)
 
 
 def printed(cells: pa.ChunkedArray) -> str:
@@ -224,9 +210,7 @@ def test_tables_in_memory(monkeypatch, folder, drawn, cut, kind):
     elif kind == "reader":
         source = pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
     elif kind == "batch":
-        source = pa.RecordBatch.from_arrays(
-            [column.combine_chunks() for column in table.columns], table.column_names
-        )
+        source = pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], table.column_names)
     check_table(read(source, "the table"), table, folder, good=good)
 
 
@@ -281,8 +265,7 @@ def test_frames(monkeypatch, folder, a, b, other, name, rows):
         assert not (good and rows and name in ("n", 7)), "a good frame is refused"
         return
     cells = [
-        [os.fspath(cell) if is_path(cell) else None for cell in pd.Series(OBJECTS[kind])[:rows]]
-        for kind in (a, b)
+        [os.fspath(cell) if is_path(cell) else None for cell in pd.Series(OBJECTS[kind])[:rows]] for kind in (a, b)
     ]
     assert found[0] == list(zip(*(resolved(folder, side) for side in cells), strict=True))
 

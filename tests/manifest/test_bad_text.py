@@ -68,9 +68,7 @@ INTERESTING = (
     ),
 )
 CELLS = st.sampled_from(INTERESTING) | st.text('ab,";\t\n\r\0é日😀 .0', max_size=6)
-NAMES = st.sampled_from(
-    ["label", "n", "", " n", "ä", 'q"', "a,b", "x\ny", "image_a", "status", "true_label", "\0"]
-)
+NAMES = st.sampled_from(["label", "n", "", " n", "ä", 'q"', "a,b", "x\ny", "image_a", "status", "true_label", "\0"])
 
 
 @st.composite

@@ -78,9 +78,7 @@ def test_issues_of_pairs_are_counted_and_named(folder):
 
 
 def test_mirrored_and_self_pairs_are_allowed(folder):
-    report = check_manifest(
-        Manifest.open(manifest(folder, "a.jpg,b.jpg,1", "b.jpg,a.jpg,1", "a.jpg,a.jpg,0"))
-    )
+    report = check_manifest(Manifest.open(manifest(folder, "a.jpg,b.jpg,1", "b.jpg,a.jpg,1", "a.jpg,a.jpg,0")))
     assert report.ok
     assert (report.mirrored.count, report.selves.count) == (1, 1)
 

@@ -34,11 +34,7 @@ def rows_of(manifest: Manifest) -> tuple[list, pa.Table]:
     for _ in range(2):
         blocks = list(manifest.blocks(scan))
         assert [block.first for block in blocks] == [0, *np.cumsum([len(block.a) for block in blocks])[:-1]]
-        pairs = [
-            (scan.images[a], scan.images[b])
-            for block in blocks
-            for a, b in zip(block.a, block.b, strict=True)
-        ]
+        pairs = [(scan.images[a], scan.images[b]) for block in blocks for a, b in zip(block.a, block.b, strict=True)]
         readings.append((pairs, pa.Table.from_batches([block.carried for block in blocks])))
     assert readings[0] == readings[1]
     assert len(readings[0][0]) == scan.rows

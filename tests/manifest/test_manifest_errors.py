@@ -113,9 +113,7 @@ PARQUET = [
 def test_parquet(tmp_path, columns, message):
     path = tmp_path / "pairs.parquet"
     types = {"image_a": pa.string(), "image_b": pa.string()} if not columns["image_a"] else {}
-    pq.write_table(
-        pa.table({name: pa.array(cells, types.get(name)) for name, cells in columns.items()}), path
-    )
+    pq.write_table(pa.table({name: pa.array(cells, types.get(name)) for name, cells in columns.items()}), path)
     assert message_of(path) == f"{path}: {message}"
 
 

@@ -138,9 +138,7 @@ def test_long_cells_make_short_messages():
         assert len(refused(FENCED, cell).message) < 250
 
 
-@pytest.mark.parametrize(
-    "cell", ["a.jpg", "x/../a.jpg", "/data/set/a.jpg", "../set/a.jpg", "file:///data/set/a.jpg"]
-)
+@pytest.mark.parametrize("cell", ["a.jpg", "x/../a.jpg", "/data/set/a.jpg", "../set/a.jpg", "file:///data/set/a.jpg"])
 def test_paths_inside_a_fence(cell):
     assert FENCED.resolve(cell) == "/data/set/a.jpg"
 
@@ -176,9 +174,7 @@ OPTIONS = "?endpoint_override=127.0.0.1:9&scheme=http"
 
 
 @pytest.mark.parametrize("root", [REMOTE, REMOTE_FENCED], ids=["open", "fenced"])
-@pytest.mark.parametrize(
-    "cell", ["a.jpg", "x/../a.jpg", "s3://bucket/set/a.jpg", "s3://bucket/set/a.jpg" + OPTIONS]
-)
+@pytest.mark.parametrize("cell", ["a.jpg", "x/../a.jpg", "s3://bucket/set/a.jpg", "s3://bucket/set/a.jpg" + OPTIONS])
 def test_cells_of_a_manifest_in_an_object_store(root, cell):
     assert root.resolve(cell) == "s3://bucket/set/a.jpg" + OPTIONS
 
@@ -226,9 +222,7 @@ def test_a_cell_names_no_server_and_no_account(monkeypatch, root, cell):
     assert from_bytes(resolve_many(root, pa.array([cell, cell]))[0].as_py()) == skipped
 
 
-@pytest.mark.parametrize(
-    "root", ["s3://bucket/set", "abfs://box/set", "abfs://box@mine.dfs.core.windows.net/set"]
-)
+@pytest.mark.parametrize("root", ["s3://bucket/set", "abfs://box/set", "abfs://box@mine.dfs.core.windows.net/set"])
 @pytest.mark.parametrize("fenced", [False, True])
 def test_options_at_the_end_of_a_relative_path_are_no_way_out_either(root, fenced):
     root = ImageRoot(Location.parse(root), fenced)

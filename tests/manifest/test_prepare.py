@@ -121,9 +121,7 @@ def test_real_lfw_seed_decides_the_split_to_the_byte(real, shared, tmp_path):
     assert other.rows == real.rows
     assert people(read(other.manifests["dev"])) != people(read(real.manifests["dev"]))
     # The default dev set is part of every published figure: it must not drift with a Python version.
-    stems = "".join(
-        f"{Path(r['image_a']).stem} {Path(r['image_b']).stem}\n" for r in read(real.manifests["dev"])
-    )
+    stems = "".join(f"{Path(r['image_a']).stem} {Path(r['image_b']).stem}\n" for r in read(real.manifests["dev"]))
     assert hashlib.sha256(stems.encode()).hexdigest()[:16] == "2a829efd2c449362"
 
 
@@ -205,9 +203,7 @@ def test_no_image_at_all_is_an_error(tmp_path):
     root = lfw(tmp_path)
     for image in root.glob("lfw*/*/*.jpg"):
         image.rename(image.with_name(f"other_{image.name}"))
-    with pytest.raises(
-        UsageError, match=r"P0_0001\.jpg: not found, and neither is any other of the 20 images"
-    ):
+    with pytest.raises(UsageError, match=r"P0_0001\.jpg: not found, and neither is any other of the 20 images"):
         prepare_lfw(root, tmp_path / "out")
 
 

@@ -104,9 +104,7 @@ def test_scores_unlike_those_of_the_head_give_no_estimate(tmp_path, cache, fits)
     (tmp_path / "head.safetensors").write_bytes(head.to_bytes())
     own_head = str(tmp_path / "head.safetensors")
     if fits:
-        assert (
-            run(tmp_path / "out", cache, head=own_head, prior="estimate").prior["drift"]["verdict"] == "fits"
-        )
+        assert run(tmp_path / "out", cache, head=own_head, prior="estimate").prior["drift"]["verdict"] == "fits"
         return
     with pytest.raises(UsageError, match="unlike those"):
         run(tmp_path / "out", cache, head=own_head, prior="estimate")

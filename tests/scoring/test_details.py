@@ -171,9 +171,7 @@ def test_a_column_of_the_same_name_is_refused_with_details_only(cache):
 def test_of_several_backbones_the_first_says_them(pairs, cache, tmp_path):
     """MTCNN misses the face upside down: RetinaFace's score stands, and the details say that there was none."""
     Image.open(ADA).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "down.png")
-    frame = pd.DataFrame(
-        {"image_a": [str(pairs.parent / "face.png")], "image_b": [str(tmp_path / "down.png")]}
-    )
+    frame = pd.DataFrame({"image_a": [str(pairs.parent / "face.png")], "image_b": [str(tmp_path / "down.png")]})
 
     def scored(backbone: str) -> pd.Series:
         options = OPTIONS | {"backbone": backbone, "cache": cache, "details": True, "image_root": "/"}
@@ -193,9 +191,7 @@ def test_nothing_is_said_of_a_picture_that_another_replaced_between_two_backbone
     tables = [EmbeddingTable(2, keyed=True, details=number == 0) for number in range(2)]
     for number, own in enumerate(tables):
         for index in range(2):
-            entry = Entry(
-                bytes([1 + index + number * index] * 32), np.ones(512, np.float16), confidence=0.9, faces=3
-            )
+            entry = Entry(bytes([1 + index + number * index] * 32), np.ones(512, np.float16), confidence=0.9, faces=3)
             own.see(index, entry.key)
             own.put(index, np.ones(512, np.float16))
             own.describe(index, entry)
@@ -215,9 +211,7 @@ def test_details_come_from_the_workers_of_ray(pairs, rows):
     frame = batchverify.score(pairs, **options).to_pandas()
     assert frame[NAMES].isna().equals(rows[NAMES].isna())
     numbers = [name for name in NAMES if not name.startswith("landmarks")]
-    np.testing.assert_allclose(
-        frame[numbers].to_numpy(float), rows[numbers].to_numpy(float), rtol=1e-3, atol=0.1
-    )
+    np.testing.assert_allclose(frame[numbers].to_numpy(float), rows[numbers].to_numpy(float), rtol=1e-3, atol=0.1)
 
 
 def test_predict_says_them_when_asked(cache, rows, pairs):

@@ -33,8 +33,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 @pytest.mark.parametrize("name", IN_STORE)
 def test_any_call_to_an_object_store_may_fail(tmp_path: Path, store: Store, name: str) -> None:
     with toy_embedder(tmp_path.parent / "toy.log"), failing_calls(tmp_path, stores=True) as calls:
-        findings = fail_every_call(
-            store_bench(tmp_path, name, store), calls, STORE, step=STORE_STEPS.get(name, 40)
-        )
+        findings = fail_every_call(store_bench(tmp_path, name, store), calls, STORE, step=STORE_STEPS.get(name, 40))
     print(findings)
     assert not findings.wrong, "\n".join(findings.wrong)

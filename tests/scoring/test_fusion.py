@@ -141,9 +141,7 @@ def test_the_run_says_what_each_backbone_did(place, tmp_path):
     summary = score(place, output=out, **changes)
     assert (summary.unique_images, summary.embedded, summary.failed, summary.failed_rows) == (5, 6, 4, 2)
     assert summary.failures == {"not_found": 2, "no_face": 2}
-    assert (
-        summary.backbones["whole.onnx"]["embedded"] == 4 and summary.backbones["face.onnx"]["embedded"] == 2
-    )
+    assert summary.backbones["whole.onnx"]["embedded"] == 4 and summary.backbones["face.onnx"]["embedded"] == 2
     record = read_record(str(out))
     assert record["job"]["backbones"] == ["whole.onnx", "face.onnx"]
     assert record["options"]["backbone"] == both(place)
@@ -181,9 +179,7 @@ def test_a_resumed_run_goes_on_with_the_same_failures(place, tmp_path):
     """A file that failed in a finished part fails in the rest, for every backbone, though it is there by now."""
     manifest, gone = tmp_path / "pairs.csv", tmp_path / "late.png"
     face = SAMPLES / "faces" / "ada_1.jpg"
-    manifest.write_text(
-        "image_a,image_b\n" + f"{face},{gone}\n" + f"{face},{face}\n" * 20 + f"{face},{gone}\n" * 40
-    )
+    manifest.write_text("image_a,image_b\n" + f"{face},{gone}\n" + f"{face},{face}\n" * 20 + f"{face},{gone}\n" * 40)
     known, root = options(place), Path("/")
     cache = known.pop("cache")
     del known["quiet"]
@@ -334,9 +330,7 @@ def test_the_shipped_head_of_both_packaged_backbones_is_found():
         for backbone in ("vggface2+compact", "compact+vggface2"):
             job = Job.open(FACES, ScoreOptions(backbone=backbone, tta=tta))
             head = head_of(None, [member.fingerprint for member in job.members])
-            assert [member.dimension for member in head.members] == [
-                each.fingerprint.dimension for each in job.fused
-            ]
+            assert [member.dimension for member in head.members] == [each.fingerprint.dimension for each in job.fused]
             assert head.threshold(at_far=1e-3) > 0
 
 

@@ -40,9 +40,7 @@ def test_accuracy_on_view_1(folder, first):
 
 
 def test_the_same_command_again_embeds_nothing_and_gives_the_same_bytes(folder, first):
-    again = batchverify.score(
-        folder / "test.csv", folder / "again.parquet", cache=str(folder / "cache"), quiet=True
-    )
+    again = batchverify.score(folder / "test.csv", folder / "again.parquet", cache=str(folder / "cache"), quiet=True)
     assert (again.embedded, again.cached) == (0, IMAGES)
     columns = ["probability", "label", "similarity", "status"]
     assert again.to_arrow().select(columns).equals(first.to_arrow().select(columns))

@@ -64,9 +64,7 @@ def test_despite_faults_all_rows_come_back_and_are_scored(store: Store, tmp_path
     assert far.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
     assert all(weather.done[kind] for kind in ("500", "503", "slow")), weather.done
     weather = store.weather(seed=SEED, faults={"500": 0.02, "503": 0.02, "reset": 0.01})
-    again = batchverify.score(
-        uri.format("faces.csv"), uri.format("parts"), cache=uri.format("cache"), **OPTIONS
-    )
+    again = batchverify.score(uri.format("faces.csv"), uri.format("parts"), cache=uri.format("cache"), **OPTIONS)
     assert (again.embedded, again.failed) == (0, 0)
     assert again.to_arrow().replace_schema_metadata().equals(local.to_arrow().replace_schema_metadata())
 
@@ -76,9 +74,7 @@ def test_images_that_cannot_be_read_are_rows_with_reasons(store: Store) -> None:
     names = sorted(path.name for path in (FOLDER / "faces").iterdir())
     store.weather(poisoned={names[0]: "503", names[1]: "403"})
     with impatience(attempts=2):
-        summary = batchverify.score(
-            uri.format("faces.csv"), uri.format("o.parquet"), no_cache=True, **OPTIONS
-        )
+        summary = batchverify.score(uri.format("faces.csv"), uri.format("o.parquet"), no_cache=True, **OPTIONS)
     table = summary.to_arrow()
     for side in ("a", "b"):
         pairs = zip(table[f"image_{side}"].to_pylist(), table[f"error_{side}"].to_pylist(), strict=True)
@@ -94,9 +90,7 @@ def command(uri: str, *more: str) -> list[str]:
     return [sys.executable, "-c", program(arguments, pause=0.2)]
 
 
-def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     manifest = draw_pairs(folder, 30, 2000)
@@ -128,14 +122,10 @@ def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(
     weather = store.weather()
     options: dict[str, Any] = {**OPTIONS, "cache": uri.format("cache"), "engine": "local"}
     batchverify.score(uri.format("pairs.csv"), uri.format("o.parquet"), **options)
-    assert not any(request.startswith(("PUT", "POST")) for request in weather.came), (
-        "a finished job is left alone"
-    )
+    assert not any(request.startswith(("PUT", "POST")) for request in weather.came), "a finished job is left alone"
     (folder / "3.jpg").rename(folder / "2.jpg")
     store.client().upload_file(str(folder / "2.jpg"), "weather", "job/2.jpg")
-    retried = batchverify.score(
-        uri.format("pairs.csv"), uri.format("o.parquet"), retry_failed=True, **options
-    )
+    retried = batchverify.score(uri.format("pairs.csv"), uri.format("o.parquet"), retry_failed=True, **options)
     errors = expected["error_a"].to_pylist() + expected["error_b"].to_pylist()
     table = retried.to_arrow()
     assert "not_found" in errors

@@ -60,9 +60,7 @@ def test_an_onnx_file_goes_through_every_command(model, tmp_path):
     assert abs(json.loads(told)["similarity"] - rows[0]["similarity"]) < 1e-3
     run("evaluate", out, "-o", tmp_path / "report", "--draws", 0, "--cache", tmp_path / "cache")
     other = [*common, "--crop", "none"]
-    assert "trained for other embeddings: crop" in run(
-        "score", FACES, "-o", out, "--head", head, *other, code=2
-    )
+    assert "trained for other embeddings: crop" in run("score", FACES, "-o", out, "--head", head, *other, code=2)
 
 
 def test_a_file_without_a_description_ends_with_one_to_fill_in(model, tmp_path):

@@ -139,9 +139,7 @@ def test_a_damaged_job_file_is_named_and_may_be_deleted(tmp_path, text):
     state = Path(Output(tmp_path / "out.parquet").folder.location.join("job.json").path)
     state.parent.mkdir()
     state.write_text(text, encoding="utf8")
-    with pytest.raises(
-        UsageError, match=r"job\.json: not written by batchverify, or damaged; .* or delete it"
-    ):
+    with pytest.raises(UsageError, match=r"job\.json: not written by batchverify, or damaged; .* or delete it"):
         batchverify.score(SAMPLES / "faces.csv", tmp_path / "out.parquet", no_cache=True, quiet=True)
 
 

@@ -84,9 +84,7 @@ def processes_with(marker: str) -> list[str]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if marker.encode() in (folder / "environ").read_bytes():
-                commands.append(
-                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
+                commands.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:
             continue
     return commands
@@ -114,9 +112,7 @@ def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
     output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
     arguments, marker = command(manifest, output, cache, engine), f"marker of {tmp_path}"
     # The hint must not repeat --overwrite: that would start anew once more.
-    first, hint = (
-        ([*arguments, "--overwrite"], " without --overwrite") if engine == "local" else (arguments, "")
-    )
+    first, hint = ([*arguments, "--overwrite"], " without --overwrite") if engine == "local" else (arguments, "")
     code, seen = stop_when_embedding(first, marker, stop)
     assert code == 130, seen
     assert f"interrupted; finished work is kept, run the same command{hint} to finish the rest" in seen
@@ -139,10 +135,7 @@ def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
 def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
     outputs = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
     arguments = [[*command(manifest, path, tmp_path / "cache", "local"), "--limit", "96"] for path in outputs]
-    runs = [
-        subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for each in arguments
-    ]
+    runs = [subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in arguments]
     summaries = [json.loads(run.communicate(timeout=120)[0]) for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert [summary["scored"] for summary in summaries] == [96, 96]
@@ -158,10 +151,7 @@ def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
 def test_two_runs_at_once_on_one_output(manifest, tmp_path):
     output = tmp_path / "out" / "scores.parquet"
     arguments = [*command(manifest, output, tmp_path / "cache", "local"), "--limit", "96", "-q"]
-    runs = [
-        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    runs = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [run.communicate(timeout=120)[1] for run in runs]
     # Who comes last is refused, or finds the output finished.
     for run, error in zip(runs, said, strict=True):

@@ -166,9 +166,7 @@ def test_a_cache_that_may_only_be_read_and_lacks_images_is_named(open_folder: Pa
 
 
 @pytest.mark.parametrize("name", ["one.parquet", "folder"])
-def test_outputs_that_may_not_be_read_or_written_are_not_taken_for_others(
-    open_folder: Path, name: str
-) -> None:
+def test_outputs_that_may_not_be_read_or_written_are_not_taken_for_others(open_folder: Path, name: str) -> None:
     bench = ScoreBench(open_folder, name)
     # What is imported now need not be readable for others.
     finish(bench, bench.place())
@@ -300,9 +298,7 @@ def test_files_are_on_the_disk_before_they_have_their_names(tmp_path: Path, name
         synced = [path for call, path in calls.seen[:number] if call == "fsync"]
         assert calls.seen[number][1] in synced, calls.seen[number]
         # The name, too.
-        assert "fsync" in [call for call, _ in calls.seen[number + 1 : number + 4]], calls.seen[
-            number : number + 4
-        ]
+        assert "fsync" in [call for call, _ in calls.seen[number + 1 : number + 4]], calls.seen[number : number + 4]
 
 
 # A /dev/shm of its own, which another program has filled to the last byte.
@@ -325,11 +321,7 @@ def test_a_full_dev_shm_costs_ray_no_row(tmp_path: Path) -> None:
         )  # fmt: skip
     except FileNotFoundError:
         pytest.skip("no program `unshare`")
-    if (
-        done.returncode in (1, 77)
-        and "batchverify" not in done.stderr
-        and not (tmp_path / "o.parquet").exists()
-    ):
+    if done.returncode in (1, 77) and "batchverify" not in done.stderr and not (tmp_path / "o.parquet").exists():
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert [row["status"] for row in rows_of(tmp_path / "o.parquet").to_pylist()] == ["ok"] * 4
@@ -379,10 +371,6 @@ def test_a_folder_is_unfinished_before_its_first_part_is_replaced(tmp_path: Path
     bench.options = ("--retry-failed",)
     with failing_calls(tmp_path) as calls, calls.failing():
         assert bench.invoke(place).exit_code == 0
-    removed = [
-        number for number, (call, path) in enumerate(calls.seen) if call == "delete" and "_SUCCESS" in path
-    ]
-    replaced = [
-        number for number, (call, path) in enumerate(calls.seen) if call == "replace" and ".part-" in path
-    ]
+    removed = [number for number, (call, path) in enumerate(calls.seen) if call == "delete" and "_SUCCESS" in path]
+    replaced = [number for number, (call, path) in enumerate(calls.seen) if call == "replace" and ".part-" in path]
     assert removed[0] < replaced[0], calls.seen

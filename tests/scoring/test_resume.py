@@ -68,9 +68,7 @@ def test_a_resumed_file_equals_an_undisturbed_one_except_for_its_run_record(cach
     run(one, cache)
     stopped(other, cache, parts=3)
     run(other, cache)
-    for a, b in zip(
-        *(pq.ParquetFile(path).metadata.to_dict()["row_groups"] for path in (one, other)), strict=True
-    ):
+    for a, b in zip(*(pq.ParquetFile(path).metadata.to_dict()["row_groups"] for path in (one, other)), strict=True):
         assert a == b
     assert pq.read_table(one).equals(pq.read_table(other))
 
@@ -199,9 +197,7 @@ def test_retry_failed_does_the_failed_parts_again_and_keeps_the_others(out, cach
     before = part_files(out)
     summary = again(retry_failed=True)
     assert (summary.failed_rows, summary.failures) == (0, {})
-    good = [
-        part for part in range(-(-ROWS // PART)) if (status["status"][part * PART :][:PART] == "ok").all()
-    ]
+    good = [part for part in range(-(-ROWS // PART)) if (status["status"][part * PART :][:PART] == "ok").all()]
     assert 0 < len(good) < -(-ROWS // PART)
     assert summary.resumed_rows == sum(len(status[part * PART :][:PART]) for part in good)
     if not out.suffix:

@@ -206,9 +206,9 @@ def test_evaluation_says_what_the_band_buys(reviewed, tmp_path):
 def test_evaluation_takes_thresholds_of_the_runs_head(reviewed, head, shipped):
     chosen = batchverify.evaluate(reviewed, at_far=0.02, confidence=0.95).document["threshold"]
     assert chosen == Head.load(head).threshold(at_far=0.02, confidence=0.95)
-    assert batchverify.evaluate(reviewed, at_far=0.01, head=head).document["threshold"] == Head.load(
-        head
-    ).threshold(at_far=0.01)
+    assert batchverify.evaluate(reviewed, at_far=0.01, head=head).document["threshold"] == Head.load(head).threshold(
+        at_far=0.01
+    )
     with pytest.raises(UsageError, match="not the head that scored"):
         batchverify.evaluate(reviewed, at_far=0.01, head=shipped)
     with pytest.raises(UsageError, match="exclude each other"):

@@ -253,9 +253,7 @@ def test_other_files_in_the_output_folder_are_not_read_back(cache, tmp_path):
         ("far", pa.array([2**62], pa.timestamp("s"))),
     ],
 )
-def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(
-    name, column, cache, tmp_path
-):
+def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(name, column, cache, tmp_path):
     table = pa.table({"image_a": ["ada_1.jpg"], "image_b": ["ada_2.jpg"], name: column})
     options: dict[str, Any] = {
         "cache": str(tmp_path / "cache"),
@@ -265,9 +263,7 @@ def test_a_column_that_parquet_cannot_hold_is_named_before_anything_is_embedded(
     for output in (tmp_path / "o.parquet", tmp_path / "o"):
         with pytest.raises(ManifestError) as caught:
             batchverify.score(table, output, **options)
-        assert str(caught.value).startswith(
-            f"the table: column '{name}' ({column.type}) does not fit into Parquet: "
-        )
+        assert str(caught.value).startswith(f"the table: column '{name}' ({column.type}) does not fit into Parquet: ")
         assert list(tmp_path.iterdir()) == []
     rows = batchverify.score(table, **options | {"cache": cache}).to_arrow()
     assert rows[name].equals(pa.chunked_array([column]))
@@ -295,15 +291,11 @@ def test_rows_that_pandas_cannot_hold_are_an_error_of_ours(cache):
     union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
     table = pa.table({"image_a": ["ada_1.jpg"], "image_b": ["ada_2.jpg"], "union": union})
     summary = batchverify.score(table, cache=cache, quiet=True, image_root=SAMPLES / "faces")
-    with pytest.raises(
-        UsageError, match=r"the rows do not fit into a DataFrame: .*union.*; take `to_arrow\(\)`"
-    ):
+    with pytest.raises(UsageError, match=r"the rows do not fit into a DataFrame: .*union.*; take `to_arrow\(\)`"):
         summary.to_pandas()
 
 
-@pytest.mark.parametrize(
-    "given", [Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8), b"\xff\xd8", 3, None]
-)
+@pytest.mark.parametrize("given", [Image.new("RGB", (9, 9)), np.zeros((9, 9, 3), np.uint8), b"\xff\xd8", 3, None])
 def test_what_is_no_path_is_refused_at_once(given):
     kind = type(given).__name__
     with pytest.raises(UsageError, match=f"^image_a must be a string or a Path, got {kind}$"):

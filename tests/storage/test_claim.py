@@ -57,9 +57,7 @@ def names(store: Store, folder: Location) -> list[str]:
 def holder(folder: Location, beat: float = BEAT) -> subprocess.Popen:
     """A process that takes the folder; its first line says how that ended."""
     script = HOLDER.format(folder=str(folder), beat=beat)
-    return subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def ask(process: subprocess.Popen) -> str:
@@ -93,9 +91,7 @@ def test_a_folder_is_taken_once_and_released_without_a_trace(store: Store, folde
     ]
 
 
-def test_the_claim_of_a_killed_process_of_this_machine_is_taken_at_once(
-    store: Store, folder: Location
-) -> None:
+def test_the_claim_of_a_killed_process_of_this_machine_is_taken_at_once(store: Store, folder: Location) -> None:
     process = holder(folder, beat=1000)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     process.send_signal(signal.SIGKILL)

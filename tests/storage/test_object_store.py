@@ -163,9 +163,7 @@ def test_file_systems_of_azure_and_google(monkeypatch: pytest.MonkeyPatch) -> No
     assert Location.parse(f"{AZURE}/b").filesystem is first
     other = Location.parse("abfs://faces@other.dfs.core.chinacloudapi.cn/a").filesystem
     assert not first.equals(other)
-    with pytest.raises(
-        UsageError, match=r"abfs://faces: cannot be opened: no account: write abfs://CONTAINER@"
-    ):
+    with pytest.raises(UsageError, match=r"abfs://faces: cannot be opened: no account: write abfs://CONTAINER@"):
         _ = Location.parse("abfs://faces/a").filesystem
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "team")
     assert Location.parse("abfs://faces/a").filesystem.equals(first)

@@ -61,9 +61,7 @@ def ycck(image: Image.Image) -> bytes:
     inks = Image.merge("YCbCr", ImageOps.invert(image).convert("YCbCr").split()).split()
     # Pillow writes the complements of inks. The marker then says that the first three are YCbCr.
     planes = [ImageOps.invert(plane) for plane in inks]
-    data = encoded(
-        Image.merge("CMYK", [*planes, Image.new("L", image.size)]), "JPEG", quality=95, subsampling=0
-    )
+    data = encoded(Image.merge("CMYK", [*planes, Image.new("L", image.size)]), "JPEG", quality=95, subsampling=0)
     place = data.index(b"Adobe") + 11
     return data[:place] + b"\2" + data[place + 1 :]
 

@@ -45,9 +45,7 @@ def read(source: Any, name: str) -> Rows | None:
     except UsageError as exc:
         assert str(exc).startswith(f"{name}: ") and "\n" not in str(exc), str(exc)  # noqa: PT017
         return None
-    pairs = [
-        (scan.images[a], scan.images[b]) for block in blocks for a, b in zip(block.a, block.b, strict=True)
-    ]
+    pairs = [(scan.images[a], scan.images[b]) for block in blocks for a, b in zip(block.a, block.b, strict=True)]
     return pairs, pa.Table.from_batches([block.carried for block in blocks], scan.carried)
 
 

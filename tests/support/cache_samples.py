@@ -41,18 +41,14 @@ def failure(number: int, reason: Reason = Reason.NO_FACE, depends: str = "") -> 
     return Entry(key(number), None, skipped=Skipped(reason, f"message {number}", depends))
 
 
-def new_cache(
-    root: object, fingerprint: EmbeddingFingerprint = FINGERPRINT, **options: Any
-) -> EmbeddingCache:
+def new_cache(root: object, fingerprint: EmbeddingFingerprint = FINGERPRINT, **options: Any) -> EmbeddingCache:
     """A cache whose folders exist."""
     cache = EmbeddingCache(str(root), fingerprint, run_id="run 1", compute_path="cpu fp32 64", **options)
     cache.create()
     return cache
 
 
-def write(
-    root: object, entries: Iterable[Entry], fingerprint: EmbeddingFingerprint = FINGERPRINT
-) -> list[Path]:
+def write(root: object, entries: Iterable[Entry], fingerprint: EmbeddingFingerprint = FINGERPRINT) -> list[Path]:
     """Commit entries as one segment (two with failures among them); the files that this made."""
     cache = new_cache(root, fingerprint)
     before = set(segments(root))

@@ -308,9 +308,7 @@ def failing_calls(folder: Path, *, stores: bool = False) -> Iterator[FailingCall
             patch.setattr(os, name, _counted(calls, name, getattr(os, name)))
         patch.setattr(fcntl, "flock", _counted(calls, "flock", fcntl.flock))
         real = vars(Location)["filesystem"].fget
-        patch.setattr(
-            Location, "filesystem", property(lambda location: calls.filesystem(location, real(location)))
-        )
+        patch.setattr(Location, "filesystem", property(lambda location: calls.filesystem(location, real(location))))
         yield calls
 
 

@@ -164,10 +164,7 @@ IN_STORE: dict[str, Callable[[Path], InStore]] = {
     "score, one file": partial(StoreBench, name="one.parquet"),
     "score, a folder": partial(StoreBench, name="folder"),
     "score, manifest and images": partial(StoreInputBench, name="one.parquet"),
-    **{
-        f"cache {command}": partial(StoreCacheBench, command=(command,))
-        for command in ("info", "verify", "compact")
-    },
+    **{f"cache {command}": partial(StoreCacheBench, command=(command,)) for command in ("info", "verify", "compact")},
     "cache forget": partial(StoreCacheBench, command=("forget", "--key", key(1).hex())),
     "train": StoreTrainBench,
 }

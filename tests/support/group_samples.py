@@ -41,7 +41,5 @@ def grouped_columns(
 def write_people(path: Path, people: int = 30, groups: Sequence[str] = GROUPS) -> str:
     """A CSV file of people with their groups."""
     names = [f"person {each}" for each in range(people)]
-    pd.DataFrame({"person": names, "origin": [group_of(each, groups) for each in names]}).to_csv(
-        path, index=False
-    )
+    pd.DataFrame({"person": names, "origin": [group_of(each, groups) for each in names]}).to_csv(path, index=False)
     return str(path)

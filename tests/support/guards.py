@@ -373,8 +373,8 @@ GUARDS = (
     _guard(
         "exactly once: entries that were committed",
         "cache/embedding_cache.py",
-        "            and entry.key not in self._recent\n",
-        "",
+        " and entry.key not in self._recent\n",
+        "\n",
         "cache/test_embedding_cache.py::test_entries_appended_twice_are_stored_once",
     ),
     _guard(

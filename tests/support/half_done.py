@@ -13,9 +13,7 @@ FACES = SAMPLES / "faces.csv"
 PART = 17
 
 
-def run(
-    out: Path, cache: str, manifest: Path = FACES, root: Path = SAMPLES, *, part_rows: int = PART, **options
-):
+def run(out: Path, cache: str, manifest: Path = FACES, root: Path = SAMPLES, *, part_rows: int = PART, **options):
     """`score` in small parts: a job of many parts in little time."""
     options |= {"cache": cache, "image_root": root, "part_rows": part_rows, "quiet": True}
     return batchverify.score(manifest, out, **options)

@@ -166,9 +166,7 @@ class KilledJob:
 
     def finish(self) -> dict:
         """The undisturbed last run; its summary."""
-        done = subprocess.run(
-            self.command(), capture_output=True, text=True, timeout=170, env=self.environment()
-        )
+        done = subprocess.run(self.command(), capture_output=True, text=True, timeout=170, env=self.environment())
         assert done.returncode == 0, done.stderr
         self.check_parts()
         return json.loads(done.stdout)

@@ -52,15 +52,11 @@ def tensor(name: str, array: np.ndarray, *, location: str | None = None) -> byte
     return head + field(13, entry("location", location)) + field(14, 1)
 
 
-def node(
-    kind: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
-) -> bytes:
+def node(kind: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any) -> bytes:
     """An operation; attributes are whole numbers or lists of them."""
     data = field(1, *inputs) + field(2, *outputs) + field(3, name) + field(4, kind)
     for key, value in attributes.items():
-        content = (
-            field(3, value) + field(20, 2) if isinstance(value, int) else field(8, *value) + field(20, 7)
-        )
+        content = field(3, value) + field(20, 2) if isinstance(value, int) else field(8, *value) + field(20, 7)
         data += field(5, field(1, key) + content)
     return data
 
@@ -79,9 +75,7 @@ def model(
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """A whole file."""
-    graph = (
-        field(1, *nodes) + field(2, "graph") + field(5, *tensors) + field(11, *inputs) + field(12, *outputs)
-    )
+    graph = field(1, *nodes) + field(2, "graph") + field(5, *tensors) + field(11, *inputs) + field(12, *outputs)
     props = [entry(key, text) for key, text in (metadata or {}).items()]
     return field(1, 8) + field(7, graph) + field(8, field(2, 13)) + field(14, *props)
 
@@ -118,9 +112,7 @@ def write_model(
     start = "faces" if head else "pixels"
     nodes = [
         *head,
-        node(
-            "AveragePool", [start], ["pooled"], kernel_shape=[size // CELLS] * 2, strides=[size // CELLS] * 2
-        ),
+        node("AveragePool", [start], ["pooled"], kernel_shape=[size // CELLS] * 2, strides=[size // CELLS] * 2),
         node("Flatten", ["pooled"], ["flat"]),
         node("MatMul", ["flat", "matrix"], ["vectors" if after else "embedding"]),
         *after,

@@ -444,9 +444,7 @@ class Cluster:
     def _embedded(self, numbers: list[int], keys: Sequence[bytes]) -> EmbeddedChunk:
         """What `embed_images` returns."""
         contents = (self.world.contents[number] for number in numbers)
-        return EmbeddedChunk(
-            [content.entry(key) for content, key in zip(contents, keys, strict=True)], PATH, {}
-        )
+        return EmbeddedChunk([content.entry(key) for content, key in zip(contents, keys, strict=True)], PATH, {})
 
 
 class SimulatedEngine:

@@ -52,9 +52,7 @@ class WatchedEngine:
 
     name = "watched"
 
-    def __init__(
-        self, inner: Engine, cluster: Cluster, wanted: Sequence[int], interrupt: int | None = None
-    ) -> None:
+    def __init__(self, inner: Engine, cluster: Cluster, wanted: Sequence[int], interrupt: int | None = None) -> None:
         self.inner, self.cluster, self.table = inner, cluster, EmbeddingTable(0)
         self.loads, self.cuts, self.load_losses = Counter[int](), Counter[int](), Counter[int]()
         self.worker_losses, self.alone_losses = Counter[int](), Counter[int]()
@@ -96,9 +94,7 @@ class WatchedEngine:
         require(0 < len(numbers) <= self.workers.chunk, f"a chunk of {len(numbers)}")
         most = math.ceil(math.log2(self.workers.chunk)) + 1 + STRIKES
         for number in numbers:
-            require(
-                self.worker_losses[number] < most, f"image {number} lost {most} workers and is tried again"
-            )
+            require(self.worker_losses[number] < most, f"image {number} lost {most} workers and is tried again")
             require(number not in pending, f"image {number} is in two calls at once")
             require(not self.table.known(number), f"image {number} has a fate already")
         self._check_suspects(numbers)

@@ -46,9 +46,7 @@ def test_the_scorers_stay_and_the_rest_is_fitted_anew(bench, tmp_path):
     assert new.digest == summary["digest"] != old.digest
     for one, other in zip(old.scorers, new.scorers, strict=True):
         assert all(
-            (a == b).all()
-            for pair in zip(one.layers, other.layers, strict=True)
-            for a, b in zip(*pair, strict=True)
+            (a == b).all() for pair in zip(one.layers, other.layers, strict=True) for a, b in zip(*pair, strict=True)
         )
     assert old.centre is not None and (old.centre == new.centre).all()
     assert new.calibration != old.calibration

@@ -115,9 +115,7 @@ def test_separable_pairs_have_a_finite_slope(method, count):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize(
-    ("count", "value"), [(255, -0.66052), (7, 1.807975), (100, 0.1), (9, 0.0), (3, -1e6)]
-)
+@pytest.mark.parametrize(("count", "value"), [(255, -0.66052), (7, 1.807975), (100, 0.1), (9, 0.0), (3, -1e6)])
 def test_equal_scores_give_the_share_and_no_slope(kind, count, value):
     # By rounding, their mean differs from their value: a spread of rounding errors once gave slopes of millions.
     scores, labels = np.full(count, value, kind), np.arange(count) % 3 == 0
@@ -166,9 +164,7 @@ def test_f1_threshold_has_the_highest_expected_f1_of_all(seed, levels):
     threshold = f1_threshold(np.array([float(each) for each in p]))
     assert threshold == pytest.approx(float(highest / 2), rel=1e-12)
     # Slightly below the threshold, since the float may be just above a probability that it should equal.
-    assert float(expected(Fraction(threshold) - Fraction(1, 10**9))) == pytest.approx(
-        float(highest), rel=1e-9
-    )
+    assert float(expected(Fraction(threshold) - Fraction(1, 10**9))) == pytest.approx(float(highest), rel=1e-9)
 
 
 def test_f1_threshold_against_all_outcomes_of_a_few_pairs():

@@ -110,9 +110,7 @@ def test_a_network_that_is_checked_already_takes_the_given_rate(train, dev):
     spec, seen = EstimatorSpec.parse("network:sqdiff"), []
     options = TrainOptions(**{**NETWORK, "max_lr": None})
     # Contradicting labels would not pass the overfit check.
-    contradicting = replace(
-        train.subset(np.repeat(np.arange(50), 2)), labels=(np.arange(100) % 2).astype(np.int8)
-    )
+    contradicting = replace(train.subset(np.repeat(np.arange(50), 2)), labels=(np.arange(100) % 2).astype(np.int8))
     fit = spec.fit(contradicting, dev, options, lambda *epoch: seen.append(epoch), checked_lr=1e-3)
     assert (fit.network.range_test, fit.network.max_lr) == (None, 1e-3)
     assert seen == [("network:sqdiff", epoch) for epoch in fit.network.epochs]

@@ -214,9 +214,9 @@ def test_pairs_that_overlap_give_calibrated_probabilities():
     for head in fits.values():
         assert measure_head(head, test).auc == pytest.approx(metrics.auc, abs=1e-6)
     # A head that has memorised the training pairs is overconfident. Calibration corrects it.
-    overconfident = fit(
-        train.subset(np.arange(300)), dev, algorithms=("logistic",), shrinkage=1e-3
-    ).head.about["calibration"]
+    overconfident = fit(train.subset(np.arange(300)), dev, algorithms=("logistic",), shrinkage=1e-3).head.about[
+        "calibration"
+    ]
     before, after = overconfident["before"], overconfident["after"]
     assert before["ece"] > 0.1 > 0.05 > after["ece"]
     assert before["brier"] > after["brier"]
@@ -277,15 +277,11 @@ def test_augmented_views_are_used_for_fitting_but_not_scored():
     groups = augmented.groups()
     for inside, outside in splits(augmented, 5, seed=0):
         assert outside.max() < 200
-        assert not set(groups[augmented.a[outside]]) & set(
-            groups[np.r_[augmented.a[inside], augmented.b[inside]]]
-        )
+        assert not set(groups[augmented.a[outside]]) & set(groups[np.r_[augmented.a[inside], augmented.b[inside]]])
 
 
 def test_epochs_of_the_whole_fit_are_reported_and_those_of_folds_are_not():
     reported = []
     options = TrainOptions(algorithms=("network", "distance"), **NETWORK, folds=2)
     fit_head(TRAIN, draw_people(20, 2), EMBEDDING, options, None, lambda *epoch: reported.append(epoch))
-    assert [(name, epoch.epoch) for name, epoch in reported] == [
-        ("network:absdiff", number) for number in (1, 2, 3)
-    ]
+    assert [(name, epoch.epoch) for name, epoch in reported] == [("network:absdiff", number) for number in (1, 2, 3)]

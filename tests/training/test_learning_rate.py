@@ -12,9 +12,7 @@ from batchverify.training.learning_rate import RangeTest, one_cycle
 @pytest.mark.parametrize("steps", [10, 57, 1000])
 def test_the_cycle_is_that_of_torch(steps):
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=2.0, total_steps=steps, cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2.0, total_steps=steps, cycle_momentum=False)
     for step in range(steps):
         assert 2 * one_cycle(step, steps) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
         optimiser.step()
@@ -31,9 +29,7 @@ def test_short_cycles_have_finite_rates(steps):
 def test_the_pick_is_where_the_smoothed_loss_falls_fastest():
     rates = np.geomspace(1e-5, 1, 50).tolist()
     # Falls most steeply at 1e-3, rises again from 1e-1 on.
-    losses = [
-        2 - math.tanh(3 * math.log10(rate / 1e-3)) + 2 * max(0, math.log10(rate / 1e-1)) for rate in rates
-    ]
+    losses = [2 - math.tanh(3 * math.log10(rate / 1e-3)) + 2 * max(0, math.log10(rate / 1e-1)) for rate in rates]
     feed = iter(losses)
     seen = []
 

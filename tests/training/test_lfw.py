@@ -35,9 +35,7 @@ def test_default_settings_on_view_1(shared, tmp_path_factory, tmp_path):
         "test": 1000 if WHOLE else 500,
     }
     assert (summary.left_out <= 1, summary.leaks, first.embedded) == (True, 0, 1549 if WHOLE else 904)
-    auc, f1, ece = (
-        np.array([each["test"][name] for each in summary.metrics]) for name in ("auc", "f1", "ece")
-    )
+    auc, f1, ece = (np.array([each["test"][name] for each in summary.metrics]) for name in ("auc", "f1", "ece"))
     print(f"View 1 test, {SEEDS} seeds: AUC {auc.mean():.5f} ± {auc.std():.6f}, F1 {f1}, ECE {ece}")
     assert len(summary.metrics) == SEEDS
     assert auc.mean() >= 0.9993 and auc.std() <= 0.0002

@@ -91,9 +91,7 @@ NAMES = [
 def test_logistic_regression_is_scikit_learns(features, shrinkage):
     pairs = make_pairs()
     columns, labels = design(pairs, features, shrinkage)
-    reference = LogisticRegression(
-        C=1, fit_intercept=False, solver="newton-cholesky", tol=1e-10, max_iter=500
-    )
+    reference = LogisticRegression(C=1, fit_intercept=False, solver="newton-cholesky", tol=1e-10, max_iter=500)
     reference.fit(columns, labels)
     expected = reference.decision_function(columns)[: len(pairs)]
     scorer = fit(pairs, features, shrinkage)
@@ -261,9 +259,7 @@ def test_a_quadratic_in_one_step():
         points.append(point)
         return hessian @ (point - target), hessian
 
-    minimum = minimise(
-        lambda point: 0.5 * (point - target) @ hessian @ (point - target), derivatives, np.zeros(6)
-    )
+    minimum = minimise(lambda point: 0.5 * (point - target) @ hessian @ (point - target), derivatives, np.zeros(6))
     np.testing.assert_allclose(minimum, target, atol=1e-12)
     assert len(points) <= 3
 

@@ -54,16 +54,12 @@ def scores(scorer, pairs) -> torch.Tensor:
 
 
 def dev_loss(scorer, pairs) -> float:
-    return float(
-        binary_cross_entropy_with_logits(scores(scorer, pairs), torch.from_numpy(pairs.labels).float())
-    )
+    return float(binary_cross_entropy_with_logits(scores(scorer, pairs), torch.from_numpy(pairs.labels).float()))
 
 
 def same_layers(one, other) -> bool:
     return all(
-        np.array_equal(x, y)
-        for a, b in zip(one.layers, other.layers, strict=True)
-        for x, y in zip(a, b, strict=True)
+        np.array_equal(x, y) for a, b in zip(one.layers, other.layers, strict=True) for x, y in zip(a, b, strict=True)
     )
 
 
@@ -169,9 +165,7 @@ def test_training_stops_when_the_best_is_old(hard):
     assert fit.best_epoch == whole.best_epoch
     assert len(fit.epochs) == fit.best_epoch + 2 < 12
     # Until then the trainings are the same: patience changes no rate.
-    assert [each.dev_loss for each in fit.epochs] == [
-        each.dev_loss for each in whole.epochs[: len(fit.epochs)]
-    ]
+    assert [each.dev_loss for each in fit.epochs] == [each.dev_loss for each in whole.epochs[: len(fit.epochs)]]
 
 
 @pytest.mark.parametrize(("monitor", "field"), [("loss", "dev_loss"), ("auc", "dev_auc"), ("f1", "dev_f1")])
@@ -192,9 +186,7 @@ def test_more_snapshots_than_epochs(train, dev):
 
 
 def test_the_seed_decides_weights_and_order(train, dev):
-    one, again, other = (
-        fit_network(train, dev, ABSDIFF, replace(QUICK, seed=seed)).scorers[0] for seed in (3, 3, 4)
-    )
+    one, again, other = (fit_network(train, dev, ABSDIFF, replace(QUICK, seed=seed)).scorers[0] for seed in (3, 3, 4))
     assert same_layers(one, again) and not same_layers(one, other)
 
 

@@ -168,12 +168,8 @@ def test_blocks_come_in_order_and_hold_each_pair_once():
     pairs = draw_people(20, 1, pairs=100, dimension=8)
     blocks = list(pairs.blocks(32))
     assert [len(labels) for _, _, labels in blocks] == [32, 32, 32, 4]
-    assert np.array_equal(
-        np.concatenate([a for a, _, _ in blocks]), pairs.vectors[pairs.a].astype(np.float32)
-    )
-    assert np.array_equal(
-        np.concatenate([b for _, b, _ in blocks]), pairs.vectors[pairs.b].astype(np.float32)
-    )
+    assert np.array_equal(np.concatenate([a for a, _, _ in blocks]), pairs.vectors[pairs.a].astype(np.float32))
+    assert np.array_equal(np.concatenate([b for _, b, _ in blocks]), pairs.vectors[pairs.b].astype(np.float32))
     assert np.array_equal(np.concatenate([labels for _, _, labels in blocks]), pairs.labels)
     assert list(pairs.subset(np.zeros(100, bool)).blocks()) == []
 
@@ -190,9 +186,7 @@ def test_impostor_pairs_are_all_pairs_of_two_known_people_with_vectors(written):
     pairs = collect(written(MANIFEST), {"q2.jpg": Reason.NO_FACE})
     impostor_pairs = pairs.impostor_pairs()
     # P's three images against Q's one; r1 shows nobody known, q2 has no vector.
-    found = [
-        set(each) for each in zip(names(pairs, impostor_pairs.a), names(pairs, impostor_pairs.b), strict=True)
-    ]
+    found = [set(each) for each in zip(names(pairs, impostor_pairs.a), names(pairs, impostor_pairs.b), strict=True)]
     assert sorted(map(sorted, found)) == [["p1.jpg", "q1.jpg"], ["p2.jpg", "q1.jpg"], ["p3.jpg", "q1.jpg"]]
     assert impostor_pairs.labels.tolist() == [1, 1, 1]
 
@@ -230,9 +224,7 @@ def test_views_repeat_every_pair_with_images_from_any_view():
         plain,
         3 * len(pairs.vectors),
     )
-    assert np.array_equal(augmented.a[:plain], pairs.a) and np.array_equal(
-        augmented.labels, np.tile(pairs.labels, 3)
-    )
+    assert np.array_equal(augmented.a[:plain], pairs.a) and np.array_equal(augmented.labels, np.tile(pairs.labels, 3))
     assert np.array_equal(augmented.a % 24, np.tile(pairs.a, 3)) and np.array_equal(
         augmented.b % 24, np.tile(pairs.b, 3)
     )
@@ -325,9 +317,7 @@ def test_all_sets_are_compared_and_long_lists_are_cut(train, dev):
     assert [(each.first, each.second) for each in leaks] == [("training", "test"), ("dev", "test")]
     assert len(leaks[0].people) == 6 and len(leaks[1].images) == 23
     listed = ", ".join(f"training {number}" for number in range(5))
-    assert str(leaks[0]) == (
-        f"training and test share 6 people ({listed}, …) and 1 identical image (training/1.jpg)"
-    )
+    assert str(leaks[0]) == (f"training and test share 6 people ({listed}, …) and 1 identical image (training/1.jpg)")
     assert len(json.loads(json.dumps(asdict(leaks[1])))["images"]) == 23
 
 

@@ -205,9 +205,7 @@ def test_tensorboard_without_a_network_is_a_warning(bench):
 
 def test_from_python_with_tables_and_options(bench):
     options = TrainOptions(cache=bench.cache, quiet=True, widths=8)  # type: ignore[arg-type]
-    summary = batchverify.train(
-        pairs_of(*TRAIN), pairs_of(*DEV), bench.head, options, algorithms="distance:cosine"
-    )
+    summary = batchverify.train(pairs_of(*TRAIN), pairs_of(*DEV), bench.head, options, algorithms="distance:cosine")
     assert (summary.recipes, summary.embedded) == (["distance:cosine"], 0)
     assert json.loads(json.dumps(summary.to_json()))["digest"] == Head.load(bench.head).digest
     assert record_of(bench)["options"]["algorithms"] == ["distance:cosine"]

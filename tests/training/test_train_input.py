@@ -152,9 +152,7 @@ def test_equal_manifests_in_other_folders_name_other_pairs(cached):
         (cached.folder / folder).mkdir()
         for index, person in enumerate(people):
             for number in (1, 2, 3):
-                shutil.copy(
-                    FACES / f"{person}_{number}.jpg", cached.folder / folder / f"{index}_{number}.jpg"
-                )
+                shutil.copy(FACES / f"{person}_{number}.jpg", cached.folder / folder / f"{index}_{number}.jpg")
         names = [f"{index}_{number}.jpg" for index in range(3) for number in (1, 2, 3)]
         rows = [(a, b, int(a[0] != b[0])) for a in names for b in names if a < b]
         table = pd.DataFrame(rows, columns=["image_a", "image_b", "label"])
@@ -206,9 +204,7 @@ def test_strict_identities_without_people_is_a_warning(cached):
     change(cached, "dev.csv", lambda table: table.drop(columns=["person_a", "person_b"]))
     result = cached.train("--strict-identities")
     assert result.exit_code == 0
-    assert (
-        "warning: --strict-identities: the dev pairs have no columns person_a and person_b" in result.stderr
-    )
+    assert "warning: --strict-identities: the dev pairs have no columns person_a and person_b" in result.stderr
 
 
 def with_bad_rows(people: tuple[str, ...]) -> pd.DataFrame:
@@ -245,9 +241,7 @@ def test_more_failures_than_allowed_end_with_3_and_name_the_set(cached):
 
 def test_a_wrong_image_root_ends_with_3_and_one_document(cached):
     for name in ("train.csv", "dev.csv"):
-        change(
-            cached, name, lambda table: table.assign(image_a="no/" + table["image_a"].str.split("/").str[-1])
-        )
+        change(cached, name, lambda table: table.assign(image_a="no/" + table["image_a"].str.split("/").str[-1]))
     result = cached.train("--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["failed"] == 15 - 1

@@ -59,9 +59,7 @@ def test_only_the_named_algorithm_is_searched(algorithm):
 
 def test_only_the_named_features_are_searched():
     assert names(search_space(replace(OPTIONS, algorithms=("logistic:sqdiff",)))) == {"logistic:sqdiff"}
-    assert names(search_space(replace(OPTIONS, algorithms=("network",), features="concat"))) == {
-        "network:concat"
-    }
+    assert names(search_space(replace(OPTIONS, algorithms=("network",), features="concat"))) == {"network:concat"}
     assert names(search_space(replace(OPTIONS, features="chi2"))) == {"logistic:chi2", "network:chi2"}
     assert "distance:cosine" in names(search_space(replace(OPTIONS, features="cosine")))
 
@@ -139,9 +137,7 @@ class TestOnRay:
 
         start_ray(None, 2, verbose=False)
         try:
-            with pytest.raises(
-                TrainingError, match="--tune: every trial failed; the first error: overfit check"
-            ):
+            with pytest.raises(TrainingError, match="--tune: every trial failed; the first error: overfit check"):
                 tune(*unlearnable(), replace(OPTIONS, algorithms=("network",), tune=1))
             assert ray.is_initialized()
         finally:

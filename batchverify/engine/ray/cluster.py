@@ -314,7 +314,5 @@ class ActorPool:
             raise BatchverifyError(
                 f"a Ray worker could not be started, {START_TRIES} times in a row: {reason}"
             ) from exc
-        log.warning(
-            "a worker of node %s died during its start, another one is started: %s", actor.node, reason
-        )
+        log.warning("a worker of node %s died during its start, another one is started: %s", actor.node, reason)
         self._replace(actor)

@@ -66,9 +66,7 @@ class PairWorker:
         """Answer once the actor runs: why its node cannot be used, empty if it can."""
         return self._paths.problem_here() if self._paths is not None else ""
 
-    def embed(
-        self, images: list[LoadedImage], positions: Sequence[int], keys: Sequence[bytes]
-    ) -> EmbeddedChunk:
+    def embed(self, images: list[LoadedImage], positions: Sequence[int], keys: Sequence[bytes]) -> EmbeddedChunk:
         """Embed the images at `positions`."""
         if self._embedder is None:
             self._embedder = self.plan.embedder(1, self._threads)
@@ -126,9 +124,7 @@ class RayEngine:
         # A dead actor is replaced, not restarted: calls during a restart would fail like another death.
         self._actor_class: Any = ray.remote(max_restarts=0, max_task_retries=0)(PairWorker)
         is_local = self._ours and address is None
-        self._pool = ActorPool(
-            self._new_actor, use_gpus=False, placing_seconds=placing_seconds, is_local=is_local
-        )
+        self._pool = ActorPool(self._new_actor, use_gpus=False, placing_seconds=placing_seconds, is_local=is_local)
         try:
             nodes = first_nodes(plan.device, may_grow=not is_local)
             self._pool.use_gpus = uses_gpus(nodes, plan.device)

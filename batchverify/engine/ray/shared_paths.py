@@ -81,9 +81,7 @@ class SharedPaths:
                     f"{ADVICE}, or --no-cache"
                 )
             if marker and not sees_output:
-                raise UsageError(
-                    f"{output}: node {node} does not see this folder as the driver does; {ADVICE}"
-                )
+                raise UsageError(f"{output}: node {node} does not see this folder as the driver does; {ADVICE}")
         require_alike({node: files[2:] for node, files in seen.items() if node.id in working}, images)
 
     def close(self) -> None:

@@ -109,9 +109,7 @@ def choose_folder() -> None:
     named = os.environ.get(FOLDER_VARIABLE)
     if named is not None:
         if problem := _problem_of(named):
-            raise UsageError(
-                f"{FOLDER_VARIABLE}={named}: {problem}; Ray needs another folder for its sockets"
-            )
+            raise UsageError(f"{FOLDER_VARIABLE}={named}: {problem}; Ray needs another folder for its sockets")
         return
     temporary = os.environ.get("TMPDIR") if sys.platform.startswith("linux") else None
     problem = _problem_of(temporary or SHORT_FOLDERS[0])

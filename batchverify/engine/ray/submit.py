@@ -143,11 +143,7 @@ class JobServer:
         if scheme_of(address) not in ("http", "https"):
             raise UsageError(
                 f"--address {address}: submit needs the address of the cluster's job server, http://HEAD:8265"
-                + (
-                    "; ray:// is for Ray Client, which breaks long jobs"
-                    if scheme_of(address) == "ray"
-                    else ""
-                )
+                + ("; ray:// is for Ray Client, which breaks long jobs" if scheme_of(address) == "ray" else "")
             )
         self.address = address
         # Ray's client prefers this variable to its argument.

@@ -48,9 +48,7 @@ class Browser:
             target = folder / "report.pdf"
             output = self._open(page, "#print", folder, f"--print-to-pdf={target}")
             if not target.is_file():
-                raise BatchverifyError(
-                    f"{self.program} printed no PDF: {output.decode(errors='replace')[-500:]}"
-                )
+                raise BatchverifyError(f"{self.program} printed no PDF: {output.decode(errors='replace')[-500:]}")
             return target.read_bytes()
 
     def draw(self, page: str) -> dict[str, bytes]:

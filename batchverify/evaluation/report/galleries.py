@@ -72,9 +72,7 @@ def galleries(
         for row, cells in zip(rows.tolist(), read, strict=True)
     }
     has_images = source is not None
-    return [
-        replace(each, cards=_cards(each, cards), folder=folder, has_images=has_images) for each in selected
-    ]
+    return [replace(each, cards=_cards(each, cards), folder=folder, has_images=has_images) for each in selected]
 
 
 def common_folder(cells: Sequence[str | None]) -> str:

@@ -150,9 +150,7 @@ def _title(name: str) -> str:
 def _others(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The figures in the second table of slices: those that any row has."""
     names = dict.fromkeys(name for row in rows for name in row if name in NAMES or name.startswith("tar@"))
-    return [
-        name for name in names if name not in SLICE_LEAD and any(row.get(name) is not None for row in rows)
-    ]
+    return [name for name in names if name not in SLICE_LEAD and any(row.get(name) is not None for row in rows)]
 
 
 def figure(value: float | None) -> str:
@@ -190,8 +188,7 @@ def record_lead(document: Document) -> list[tuple[str, str]]:
     # Of several backbones.
     digests = " + ".join(each[:DIGEST] for each in str(backbone).split("+"))
     crops = [
-        _crop(each.document.get("crop"), each.document.get("tta"))
-        for each in EmbeddingFingerprint(embedding).members
+        _crop(each.document.get("crop"), each.document.get("tta")) for each in EmbeddingFingerprint(embedding).members
     ]
     entries = {
         "Backbone": backbone and f"{options.get('backbone', EmbedOptions.backbone)}, {digests}",

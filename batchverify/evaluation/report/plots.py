@@ -154,10 +154,7 @@ def heat(rates: Sequence[Sequence[float | None]]) -> list[list[int]]:
     low, high = math.log(min(known)), math.log(max(known))
     # The lowest rate above 0 is told from 0, and equal rates are not all at the top.
     span = max(high - low, math.log(10))
-    return [
-        [round(15 + 85 * (1 - (high - math.log(each)) / span)) if each else 0 for each in row]
-        for row in rates
-    ]
+    return [[round(15 + 85 * (1 - (high - math.log(each)) / span)) if each else 0 for each in row] for row in rates]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -119,9 +119,7 @@ def _train(task: FinetuneTask) -> None:
     work = {"task": ray.put(task), "threads": cpus}
     for attempt in range(RESTARTS + 1):
         name = f"ray-{uuid.uuid4().hex[:8]}"
-        run = RunConfig(
-            name=name, storage_path=str(folder.absolute()), failure_config=FailureConfig(max_failures=0)
-        )
+        run = RunConfig(name=name, storage_path=str(folder.absolute()), failure_config=FailureConfig(max_failures=0))
         try:
             TorchTrainer(_work, train_loop_config=work, scaling_config=scaling, run_config=run).fit()
             return

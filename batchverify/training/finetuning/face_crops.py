@@ -95,9 +95,7 @@ class FaceCrops:
         size = embedder.fingerprint.size
         blocks = StoredBlocks(folder, document, (len(image_paths), size, size, 3), np.uint8, block)
         missing = blocks.missing
-        plan = LoadPlan(
-            embedder.settings, embedder.fingerprint, limits, fence=fence, pixel_budget=pixel_budget
-        )
+        plan = LoadPlan(embedder.settings, embedder.fingerprint, limits, fence=fence, pixel_budget=pixel_budget)
         spans = [[image_paths[image] for image in blocks.span(number)] for number in missing]
         done = len(image_paths) - sum(map(len, spans))
         progress(done, len(image_paths))
@@ -166,6 +164,4 @@ def _add(block: _Block, rows: Sequence[int], loaded: LoadedChunk, faces: Sequenc
 
 
 def _noted(block: _Block) -> dict[int, tuple[str, str, str]]:
-    return {
-        row: (skipped.reason.value, skipped.message, skipped.depends) for row, skipped in block.failed.items()
-    }
+    return {row: (skipped.reason.value, skipped.message, skipped.depends) for row, skipped in block.failed.items()}

@@ -36,9 +36,7 @@ class FaceSet:
 
         progress: is told of images. Raises `UsageError` if no pair of each label is left.
         """
-        crops = FaceCrops.collect(
-            job.scan.images, embedder, job.options.limits, job.manifest.fence, folder, progress
-        )
+        crops = FaceCrops.collect(job.scan.images, embedder, job.options.limits, job.manifest.fence, folder, progress)
         has_face = np.array([image not in crops.failed for image in range(len(crops))], bool)
         parts: list[tuple[np.ndarray, ...]] = []
         left_out: list[LeftOut] = []
@@ -50,9 +48,7 @@ class FaceSet:
             left_out += _left_out(job, crops, block, usable)
             names.update(persons_of(block))
         a, b, all_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-        pairs = LabelledImages(
-            a.astype(np.int32), b.astype(np.int32), all_labels, _people(names, len(crops)), name
-        )
+        pairs = LabelledImages(a.astype(np.int32), b.astype(np.int32), all_labels, _people(names, len(crops)), name)
         pairs.check(len(crops))
         return cls(name, job, crops, pairs, tuple(left_out))
 

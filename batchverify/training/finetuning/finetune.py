@@ -195,9 +195,7 @@ class _Run:
         embedder = Embedder(self.backbone, **settings, device=options.device, runtime=options.runtime)
         sets = []
         for name, job in jobs.items():
-            faces = FaceSet.collect(
-                name, job, embedder, self.data / name / "faces", self._counter(f"{name} faces")
-            )
+            faces = FaceSet.collect(name, job, embedder, self.data / name / "faces", self._counter(f"{name} faces"))
             log_left_out(name, faces.left_out, self.log)
             faces.check_failed(options.max_failed)
             sets.append(faces)
@@ -234,9 +232,7 @@ class _Run:
             )
         return _Tuned(network, fitted, before, self._vectors(network, measured, device))
 
-    def _vectors(
-        self, network: TrainedPart, sets: Sequence[StoredPairs], device: torch.device
-    ) -> list[np.ndarray]:
+    def _vectors(self, network: TrainedPart, sets: Sequence[StoredPairs], device: torch.device) -> list[np.ndarray]:
         """(M, D) float32 unit rows of each set's images, by the network as it is now."""
         learner, team = Learner(network, nn.Identity()), Team(device)
         size = self.options.batch_images
@@ -268,18 +264,14 @@ def _target(output: str | Path) -> Location:
     """Where the weights go; a file of this machine, since the work beside it must lie on a disk."""
     target = head_target(output)
     if not target.is_local:
-        raise UsageError(
-            f"--output {output}: name a file on this machine; it can be copied once it is finished"
-        )
+        raise UsageError(f"--output {output}: name a file on this machine; it can be copied once it is finished")
     return target
 
 
 def _parent(options: FinetuneOptions) -> Backbone:
     """The backbone to start from; `UsageError` for one that cannot be trained."""
     if len(fused_names(options.backbone)) > 1:
-        raise UsageError(
-            f"--backbone {options.backbone}: fine-tune one backbone at a time; --teacher takes several"
-        )
+        raise UsageError(f"--backbone {options.backbone}: fine-tune one backbone at a time; --teacher takes several")
     return trainable(load_backbone(options.backbone, Path(options.weights) if options.weights else None))
 
 
@@ -348,9 +340,7 @@ def _teacher(train: Any, options: FinetuneOptions) -> np.ndarray | None:
     return np.asarray(joined_teacher(vectors) * known[:, None], np.float32)
 
 
-def _write(
-    target: Location, run: _Run, sets: Sequence[FaceSet], tuned: _Tuned, seconds: float
-) -> FinetuneSummary:
+def _write(target: Location, run: _Run, sets: Sequence[FaceSet], tuned: _Tuned, seconds: float) -> FinetuneSummary:
     """Write weights, record and card, the weights last."""
     options, backbone, tensors = run.options, run.backbone, tuned.network.tensors()
     compared = tuned.compared(sets)
@@ -396,9 +386,7 @@ def _write(
     return summary
 
 
-def _record(
-    summary: FinetuneSummary, run: _Run, sets: Sequence[FaceSet], fitted: FinetuneFit
-) -> dict[str, Any]:
+def _record(summary: FinetuneSummary, run: _Run, sets: Sequence[FaceSet], fitted: FinetuneFit) -> dict[str, Any]:
     """The record of the training, for the file beside the weights."""
     tested = fitted.range_test
     return {
@@ -437,8 +425,7 @@ def _card(summary: FinetuneSummary, backbone: Backbone, sets: Sequence[FaceSet],
             "record": Path(record).name,
             "parent_fingerprint": backbone.fingerprint,
             "size": backbone.spec.size,
-            "settings": f"crop {settings.crop}"
-            + (f", detector {settings.detector}" if settings.detects else ""),
+            "settings": f"crop {settings.crop}" + (f", detector {settings.detector}" if settings.detects else ""),
             "dimension": backbone.spec.dimension,
             "training": _described(sets[0]),
             "dev": _described(sets[1]),

@@ -145,9 +145,7 @@ def finished(network: nn.Module, folder: Path) -> FinetuneFit:
     """
     checkpoint = Checkpoint.read(folder)
     if checkpoint is None:
-        raise ArtifactError(
-            f"{folder}: the checkpoint of the workers is not there: all nodes must see this folder"
-        )
+        raise ArtifactError(f"{folder}: the checkpoint of the workers is not there: all nodes must see this folder")
     with sound(folder):
         require_alike(checkpoint.part("best"), network.state_dict())
         progress = Progress.of_json(checkpoint.progress)
@@ -195,11 +193,7 @@ class Progress:
         sums = (progress.max_lr, progress.loss, progress.seconds, *(epoch.dev_auc for epoch in epochs))
         if not all(isinstance(value, float | int) and math.isfinite(value) for value in sums):
             raise ValueError(f"numbers {sums}")
-        if (
-            progress.epoch != len(epochs)
-            or progress.best_epoch >= len(epochs)
-            or progress.step > progress.steps
-        ):
+        if progress.epoch != len(epochs) or progress.best_epoch >= len(epochs) or progress.step > progress.steps:
             raise ValueError(f"epoch {progress.epoch} of {len(epochs)}")
         return progress
 
@@ -227,9 +221,7 @@ class _Training:
         self.identity = self._identity(mixed)
         self.learner = Learner(self.task.network, nn.Identity(), mixed=mixed)
         one = embedded(self.learner, stored, pairs.images[:1], 1, Team(self.team.device))
-        self.learner.loss = untrained_loss(options, pairs, self.task.teacher, one.shape[1]).to(
-            self.team.device
-        )
+        self.learner.loss = untrained_loss(options, pairs, self.task.teacher, one.shape[1]).to(self.team.device)
 
     def run(self, report: Report, on_step: OnStep) -> FinetuneFit:
         """Begin, or go on, and come to the end."""
@@ -382,9 +374,7 @@ class _Training:
 
     def _identity(self, mixed: bool) -> str:
         """A hash of all that decides what the training ends with."""
-        of_teacher = (
-            None if self.task.teacher is None else hashlib.sha256(self.task.teacher.tobytes()).hexdigest()
-        )
+        of_teacher = None if self.task.teacher is None else hashlib.sha256(self.task.teacher.tobytes()).hexdigest()
         about = {
             "options": {name: getattr(self.task.options, name) for name in DECIDING},
             "mixed": mixed,

@@ -45,9 +45,7 @@ class Comparison:
     def sentence(self, name: str) -> str:
         """The verdict for people. name: of the set of pairs."""
         spread = "" if self.low is None else f", 95 % interval {self.low:+.5f} to {self.high:+.5f}"
-        figures = (
-            f"{name} AUC {self.frozen:.5f} frozen, {self.tuned:.5f} fine-tuned ({self.gain:+.5f}{spread})"
-        )
+        figures = f"{name} AUC {self.frozen:.5f} frozen, {self.tuned:.5f} fine-tuned ({self.gain:+.5f}{spread})"
         if self.helped:
             return f"Fine-tuning helped: {figures}."
         if self.gain > 0:

@@ -91,9 +91,7 @@ class TripletLoss(nn.Module):
         """The mean over all (anchor, positive); 0 if there are none or there is one person. vectors: (B, D)."""
         units = normalize(vectors)
         cosines = units @ units.T
-        anchors, positives, negatives = (
-            index.to(vectors.device) for index in self.mine(cosines, batch.people)
-        )
+        anchors, positives, negatives = (index.to(vectors.device) for index in self.mine(cosines, batch.people))
         flat, size = cosines.flatten(), len(vectors)
         difference = flat.index_select(0, anchors * size + negatives) - flat.index_select(
             0, anchors * size + positives
@@ -250,9 +248,7 @@ def check_teacher(teacher: np.ndarray, images: int) -> None:
     lengths = np.linalg.norm(teacher.astype(np.float64), axis=1)
     bad = np.flatnonzero((np.abs(lengths - 1) > TOLERANCE) & (lengths > 0))
     if len(bad):
-        raise UsageError(
-            f"--teacher: the vector of image {bad[0]} has the length {lengths[bad[0]]:.4g}, not 1"
-        )
+        raise UsageError(f"--teacher: the vector of image {bad[0]} has the length {lengths[bad[0]]:.4g}, not 1")
 
 
 def _labels(batch: Batch, like: torch.Tensor) -> torch.Tensor:

@@ -116,9 +116,7 @@ class LabelledImages:
         """At most `pairs` pairs of each label, drawn."""
         rng = np.random.default_rng(seed)
         rows = np.sort(
-            np.concatenate(
-                [rng.permutation(np.flatnonzero(self.labels == label))[:pairs] for label in (0, 1)]
-            )
+            np.concatenate([rng.permutation(np.flatnonzero(self.labels == label))[:pairs] for label in (0, 1)])
         )
         return LabelledImages(self.a[rows], self.b[rows], self.labels[rows], self.people, self.name)
 
@@ -231,9 +229,7 @@ def pair_batch(pairs: LabelledImages, rows: np.ndarray, views: int = 0, key: Seq
     return Batch(images.astype(np.int64), drawn, a, b, pairs.labels[rows], pairs.classes[images])
 
 
-def people_batch(
-    images: np.ndarray, identities: np.ndarray, views: int = 0, key: Sequence[int] = ()
-) -> Batch:
+def people_batch(images: np.ndarray, identities: np.ndarray, views: int = 0, key: Sequence[int] = ()) -> Batch:
     """The batch of some images with all pairs of them. key: what the views are drawn by."""
     people = identities[images]
     a, b = np.triu_indices(len(images), 1)

@@ -151,9 +151,7 @@ def _check(backbone: Backbone, unfreeze: str, train_statistics: bool) -> None:
     """Raise an error unless the backbone can be fine-tuned in this way."""
     known = blocks(backbone.architecture)
     if unfreeze not in known:
-        raise UsageError(
-            f"--unfreeze must be one of {', '.join(known)} for {backbone.name}, got '{unfreeze}'"
-        )
+        raise UsageError(f"--unfreeze must be one of {', '.join(known)} for {backbone.name}, got '{unfreeze}'")
     if train_statistics and backbone.architecture == compact.ARCHITECTURE:
         raise UsageError(f"--train-statistics: {backbone.name} has no batch normalisation")
     check = compact if backbone.architecture == compact.ARCHITECTURE else inception

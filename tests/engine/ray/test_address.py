@@ -78,13 +78,9 @@ def server(answer: bytes | None) -> Iterator[int]:
 
 def test_a_port_where_nobody_listens_and_a_name_that_nobody_has():
     dead = f"127.0.0.1:{free_port()}"
-    with pytest.raises(
-        BatchverifyError, match=f"^.RAY_ADDRESS {dead}: no Ray cluster .*: Connection refused$"
-    ):
+    with pytest.raises(BatchverifyError, match=f"^.RAY_ADDRESS {dead}: no Ray cluster .*: Connection refused$"):
         Address(dead, "$RAY_ADDRESS").require_answer()
-    with pytest.raises(
-        BatchverifyError, match=r"^--address no.such.host.invalid:6379: no Ray cluster answers"
-    ):
+    with pytest.raises(BatchverifyError, match=r"^--address no.such.host.invalid:6379: no Ray cluster answers"):
         Address("no.such.host.invalid:6379").require_answer()
     with pytest.raises(BatchverifyError, match="no Ray cluster answers there"):
         Address(f"{'x' * 70}.invalid:6379").require_answer()
@@ -110,9 +106,7 @@ def test_a_port_where_grpc_answers():
             Address(f"{host}:{port}").require_answer()
 
 
-@pytest.mark.parametrize(
-    "text", ["head", "head:", ":6379", "head:0", "head:70000", "http://head:8265", "a b:1"]
-)
+@pytest.mark.parametrize("text", ["head", "head:", ":6379", "head:0", "head:70000", "http://head:8265", "a b:1"])
 def test_what_is_no_address_is_a_usage_error(text):
     with pytest.raises(UsageError, match="a cluster's address is auto or HOST:PORT"):
         Address(text).require_answer()
@@ -133,9 +127,7 @@ def test_auto_is_checked_where_ray_has_written_it_down_and_no_node_runs_here(mon
     current_cluster().parent.mkdir()
     dead = f"127.0.0.1:{free_port()}"
     current_cluster().write_text(f"{dead}\n")
-    with pytest.raises(
-        BatchverifyError, match=f"^--address auto: {dead} .from {tmp_path}/ray/ray_current_cluster; "
-    ):
+    with pytest.raises(BatchverifyError, match=f"^--address auto: {dead} .from {tmp_path}/ray/ray_current_cluster; "):
         Address("auto").require_answer(processes=processes)
     (processes / "17" / "comm").write_text("raylet\n")
     Address("auto").require_answer(processes=processes)

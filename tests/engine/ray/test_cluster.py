@@ -78,9 +78,7 @@ def test_gpus_of_a_machine_alone_that_has_none_are_not_waited_for():
     def alive() -> list[Node]:
         return [node(8)]
 
-    with pytest.raises(
-        UsageError, match=r"no node of the Ray cluster has a GPU and a CPU for workers \(1 nodes"
-    ):
+    with pytest.raises(UsageError, match=r"no node of the Ray cluster has a GPU and a CPU for workers \(1 nodes"):
         first_nodes("cuda", may_grow=False, alive=alive)
     assert first_nodes("auto", may_grow=False, alive=alive) == [node(8)]
 

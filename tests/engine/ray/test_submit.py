@@ -18,9 +18,7 @@ URL = "http://127.0.0.1:1"
 
 def refused(*arguments: str, env: dict | None = None) -> str:
     """The message of a command line that ends with 2 before anything is submitted."""
-    result = CliRunner(env={"RAY_API_SERVER_ADDRESS": None, **(env or {})}).invoke(
-        main, ["submit", *arguments]
-    )
+    result = CliRunner(env={"RAY_API_SERVER_ADDRESS": None, **(env or {})}).invoke(main, ["submit", *arguments])
     assert result.exit_code == 2, result.output
     return result.stderr
 
@@ -34,9 +32,7 @@ def test_the_entrypoint_is_quoted_for_the_shell():
 
 def test_what_goes_along(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_OF_TEST", "hush")
-    submission = Submission(
-        ("embed", "x.csv"), ("SECRET_OF_TEST",), str(tmp_path), pip=("pillow-heif==1.1.0",)
-    )
+    submission = Submission(("embed", "x.csv"), ("SECRET_OF_TEST",), str(tmp_path), pip=("pillow-heif==1.1.0",))
     prepared = submission.runtime_env()
     assert prepared["env_vars"]["SECRET_OF_TEST"] == "hush"
     assert prepared["working_dir"] == str(tmp_path)
@@ -90,16 +86,12 @@ def test_mistakes_in_the_command_are_said_before_a_cluster_is_asked(command, mes
 
 
 def test_a_relative_manifest_must_lie_in_the_working_folder(tmp_path):
-    message = refused(
-        "--address", URL, "--working-dir", str(tmp_path), "--", "score", "p.csv", "-o", "/x.parquet"
-    )
+    message = refused("--address", URL, "--working-dir", str(tmp_path), "--", "score", "p.csv", "-o", "/x.parquet")
     assert f"p.csv: not in --working-dir {tmp_path}" in message
     (tmp_path / "p.csv").touch()
     submission = Submission((), working_dir=str(tmp_path))
     assert submission.require_paths({"manifest": "p.csv", "output": "/x.parquet", "head": None}) == []
-    assert submission.require_paths({"manifest": "part-*.csv", "head": "/h.safetensors"}) == [
-        "/h.safetensors"
-    ]
+    assert submission.require_paths({"manifest": "part-*.csv", "head": "/h.safetensors"}) == ["/h.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -117,9 +109,7 @@ def test_addresses_that_are_no_job_server(address, message):
     assert message in refused("--address", address, "--status", "job")
 
 
-@pytest.mark.parametrize(
-    "options", [["--status", "a", "--stop", "b"], ["--status", "a", "--", "backbones"], []]
-)
+@pytest.mark.parametrize("options", [["--status", "a", "--stop", "b"], ["--status", "a", "--", "backbones"], []])
 def test_one_thing_at_a_time(options):
     assert "give one of: -- COMMAND" in refused("--address", URL, *options)
 
@@ -141,9 +131,7 @@ def run(script: str) -> subprocess.CompletedProcess:
 
 def test_no_cluster_there():
     url = f"http://127.0.0.1:{free_port()}"
-    done = run(
-        f"from batchverify.cli.app import main; main(['submit', '--address', '{url}', '--status', 'job'])"
-    )
+    done = run(f"from batchverify.cli.app import main; main(['submit', '--address', '{url}', '--status', 'job'])")
     assert done.returncode == 1
     assert f"batchverify: {url}: the cluster's job server cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr

@@ -42,9 +42,7 @@ def cluster() -> Iterator[RayNodes]:
 def shipped(tmp_path_factory) -> Path:
     """A copy of the package that differs from what the nodes could import by themselves."""
     folder = tmp_path_factory.mktemp("shipped")
-    shutil.copytree(
-        REPOSITORY / "batchverify", folder / "batchverify", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(REPOSITORY / "batchverify", folder / "batchverify", ignore=shutil.ignore_patterns("__pycache__"))
     version = folder / "batchverify" / "version.py"
     version.write_text(version.read_text().replace(batchverify.__version__, SHIPPED))
     return folder
@@ -58,9 +56,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
     return found
 
 
-def start(
-    nodes: RayNodes, *arguments: str, package: Path = REPOSITORY, **environment: str
-) -> subprocess.Popen:
+def start(nodes: RayNodes, *arguments: str, package: Path = REPOSITORY, **environment: str) -> subprocess.Popen:
     """`batchverify submit` with the package that lies in `package`."""
     settings = {"RAY_AUTH_TOKEN": TOKEN, "PYTHONPATH": str(package), **environment}
     return subprocess.Popen(
@@ -96,10 +92,7 @@ def embedding_node(nodes: RayNodes, names: tuple[str, ...]) -> str:
 def test_a_token_is_asked_for(cluster, tmp_path, token):
     done = submit(cluster, "--status", "nobody", RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert done.returncode == 2
-    assert (
-        "the cluster requires a token, and it is missing or wrong: set RAY_AUTH_TOKEN to the token"
-        in done.stderr
-    )
+    assert "the cluster requires a token, and it is missing or wrong: set RAY_AUTH_TOKEN to the token" in done.stderr
 
 
 def test_the_token_in_rays_file_opens_a_cluster_of_this_machine(cluster, tmp_path):
@@ -144,9 +137,7 @@ def test_the_exit_code_is_the_jobs(cluster, tmp_path):
     faces, one, two = str(SAMPLES / "faces.csv"), tmp_path / "one.parquet", tmp_path / "two.parquet"
     # The same words lead every process to its own folder, and every node was started in one of its own.
     own = "/proc/self/cwd"
-    unseen = (
-        r"node \S+ \(\w+\) does not see this folder as the driver does; give a folder that all nodes mount"
-    )
+    unseen = r"node \S+ \(\w+\) does not see this folder as the driver does; give a folder that all nodes mount"
     cases = [
         (["/absent/pairs.csv", "-o", str(one), "--no-cache"], 2, "/absent/pairs.csv"),
         (
@@ -167,9 +158,7 @@ def test_the_exit_code_is_the_jobs(cluster, tmp_path):
         assert process.returncode == code, said
         assert re.search(message, said), said
         assert f"failed with exit code {code}" in said
-        assert (f"{faces} exists on this machine: can the nodes see it too?" in said) == (
-            arguments[0] == faces
-        )
+        assert (f"{faces} exists on this machine: can the nodes see it too?" in said) == (arguments[0] == faces)
     assert not list(cluster.folder.rglob(".batchverify-*"))
 
 

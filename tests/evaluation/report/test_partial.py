@@ -31,9 +31,7 @@ def test_a_partial_report_throws_nothing_and_draws_what_it_can(browser, tmp_path
     other = beside == "other pairs"
     # Fewer rows, so that no row of one is taken for one of the other.
     if other:
-        changes = {
-            name: each[:200] if name == "true_label" and each else each for name, each in changes.items()
-        }
+        changes = {name: each[:200] if name == "true_label" and each else each for name, each in changes.items()}
     old = write_scores(tmp_path / "old.parquet", draw_columns(200 if other else 300, other, **changes))
     batchverify.evaluate(new, tmp_path / "out", old if beside else None, by="camera", draws=0)
     if beside and case != "all failed":

@@ -35,9 +35,7 @@ def test_the_explorer_counts_what_each_threshold_accepts(tmp_path):
             assert found["accepted"][kind][place] == (inside < grid[place]).sum()
         assert found["totals"][kind] == len(inside)
     # A score at a threshold is called different.
-    at_the_grid = scores_of(
-        tmp_path, draw_columns(9, failed=0.0, probability=pa.array([0.25] * 9, pa.float32()))
-    )
+    at_the_grid = scores_of(tmp_path, draw_columns(9, failed=0.0, probability=pa.array([0.25] * 9, pa.float32())))
     found = plots.explorer(at_the_grid)
     place = found["grid"].index(0.25)
     assert [sum(each[place + next_] for each in found["accepted"].values()) for next_ in (0, 1)] == [0, 9]

@@ -38,9 +38,7 @@ def report(cache, tmp_path_factory):
 def test_faces_and_reasons(browser, report, scheme, width):
     with Opened(browser, report, scheme=scheme, width=width) as opened:
         assert opened.said == []
-        assert [url for url in opened.requested if not url.startswith(("data:", "blob:"))] == [
-            report.as_uri()
-        ]
+        assert [url for url in opened.requested if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         assert opened.page.locator("nav a[href='#suspects']").inner_text() == "Suspect labels"
         cards = opened.page.locator("#suspects li")

@@ -60,9 +60,7 @@ class Counted(FrozenPart):
 
 def test_they_are_those_of_faces_and_views(crops, frozen, tmp_path):
     told = []
-    found = Activations.computed(
-        crops, frozen, 2, tmp_path, batch=4, progress=lambda *counts: told.append(counts)
-    )
+    found = Activations.computed(crops, frozen, 2, tmp_path, batch=4, progress=lambda *counts: told.append(counts))
     assert (len(found), found.views) == (6, 2)
     assert told == [(0, 18), (4, 18), (8, 18), (12, 18), (16, 18), (18, 18)]
     images, views = np.array([4, 0, 1, 4]), np.array([0, 1, 2, 2])
@@ -93,9 +91,7 @@ def test_what_is_there_is_not_computed_again(crops, frozen, tmp_path):
     every = np.arange(12)
     expected = first.batch(every % 6, every // 6)
     counted, told = Counted(frozen), []
-    again = Activations.computed(
-        crops, counted, 1, tmp_path, batch=4, progress=lambda *counts: told.append(counts)
-    )
+    again = Activations.computed(crops, counted, 1, tmp_path, batch=4, progress=lambda *counts: told.append(counts))
     assert counted.faces == 0 and told == [(12, 12)]
     assert torch.equal(again.batch(every % 6, every // 6), expected)
     with (tmp_path / "values").open("r+b") as file:
@@ -176,9 +172,7 @@ def test_faces_of_another_size_are_refused(crops, tmp_path, block):
 def test_values_that_float16_cannot_hold_are_reported(backbone, crops, tmp_path):
     tensors = {**backbone.tensors, "head.weight": backbone.tensors["head.weight"] * 1e6}
     frozen = TrainedPart(replace(backbone, tensors=tensors), "head_depthwise").frozen
-    with pytest.raises(
-        BatchverifyError, match=r"--unfreeze head_depthwise: the frozen blocks give values up to \d"
-    ):
+    with pytest.raises(BatchverifyError, match=r"--unfreeze head_depthwise: the frozen blocks give values up to \d"):
         Activations.computed(crops, frozen, 0, tmp_path)
 
 

@@ -155,9 +155,7 @@ def test_what_decides_the_end_is_part_of_the_checkpoint(trained):
         {"seed": 1},
         {"train": (stored, swapped)},
     ):
-        with pytest.raises(
-            ArtifactError, match=rf"{NAME}: the checkpoint belongs to a training with other options"
-        ):
+        with pytest.raises(ArtifactError, match=rf"{NAME}: the checkpoint belongs to a training with other options"):
             trained(**changes)
     # These do not.
     assert trained(quick(epochs=2, quiet=True, checkpoint_steps=7, batch_size=3))[1] == trained.first[1]

@@ -66,9 +66,7 @@ def test_two_workers_one_of_which_dies_learn_what_one_process_learns(local, tmp_
 @pytest.mark.usefixtures("running_ray")
 def test_errors_of_workers_are_those_of_one_process(tmp_path):
     broken = Kept(np.full_like(TRAIN[0].values, np.nan))
-    with pytest.raises(
-        TrainingError, match=r"the vectors of 96 training images .* are not finite before training"
-    ):
+    with pytest.raises(TrainingError, match=r"the vectors of 96 training images .* are not finite before training"):
         train(fit_on_workers, TWO, tmp_path / "two", stored=broken)
     assert not [path for path in (tmp_path / "two").iterdir() if path.name.startswith("ray-")]
 

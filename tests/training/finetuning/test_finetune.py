@@ -111,9 +111,7 @@ def test_only_what_was_unfrozen_has_changed(tuned):
     bench, _ = tuned
     parent, child = load_backbone("compact"), load_backbone(str(bench.weights))
     assert child.architecture == parent.architecture and child.fingerprint != parent.fingerprint
-    changed = {
-        name for name in parent.tensors if not np.array_equal(parent.tensors[name], child.tensors[name])
-    }
+    changed = {name for name in parent.tensors if not np.array_equal(parent.tensors[name], child.tensors[name])}
     assert changed == {"embedding.weight"}
 
 
@@ -143,9 +141,7 @@ def test_a_backbone_that_learns_nothing_is_not_written(bench):
     # Every person is one: the frozen backbone's dev AUC is 1 already.
     for name, table in (("train.csv", same), ("dev.csv", couples((3,), "dev"))):
         names = {
-            path: path.rsplit("/", 1)[1].split("_")[0]
-            for side in ("image_a", "image_b")
-            for path in table[side]
+            path: path.rsplit("/", 1)[1].split("_")[0] for side in ("image_a", "image_b") for path in table[side]
         }
         for side in "ab":
             table[f"person_{side}"] = [f"{name}{names[path]}" for path in table[f"image_{side}"]]
@@ -253,9 +249,7 @@ def test_with_its_parent_as_its_teacher_a_network_moves_less(bench):
         assert result.exit_code == 0, result.output
         loss = "pair, teacher compact" if teacher else "pair"
         assert json.loads(result.stdout)["loss"] == loss
-        weights = [
-            load_backbone(name).tensors["embedding.weight"] for name in ("compact", str(bench.weights))
-        ]
+        weights = [load_backbone(name).tensors["embedding.weight"] for name in ("compact", str(bench.weights))]
         moved.append(float(np.abs(weights[1] - weights[0]).mean()))
     free, held = moved
     assert 0 < held < 0.9 * free
@@ -263,9 +257,7 @@ def test_with_its_parent_as_its_teacher_a_network_moves_less(bench):
 
 def test_distillation_alone_learns_the_teachers_cosines(bench):
     result = bench.finetune("--teacher", "vggface2", "--loss", "distillation", "--epochs", "3")
-    losses = [
-        float(line.split("loss ")[1].split()[0]) for line in result.stderr.splitlines() if "  loss " in line
-    ]
+    losses = [float(line.split("loss ")[1].split()[0]) for line in result.stderr.splitlines() if "  loss " in line]
     assert len(losses) >= 2 and losses[-1] < losses[0]
 
 

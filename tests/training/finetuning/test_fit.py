@@ -126,8 +126,7 @@ def test_the_frozen_networks_vectors_are_not_computed_again_where_they_are_known
 def test_a_teacher_beside_a_loss(learnt, train):
     alone = learnt(quick())
     nothing, half = (
-        learnt(quick(teacher="any", teacher_weight=weight), teacher=teacher_of(train))
-        for weight in (0.0, 0.5)
+        learnt(quick(teacher="any", teacher_weight=weight), teacher=teacher_of(train)) for weight in (0.0, 0.5)
     )
     assert near(alone, nothing, 1e-6) and not near(alone, half, 1e-3)
 
@@ -285,9 +284,7 @@ def test_a_loss_that_becomes_nan_names_epoch_and_step(learn, train):
             tensor[torch.from_numpy(views) > 0] = math.nan
             return tensor
 
-    with pytest.raises(
-        TrainingError, match=r"epoch 1, step \d+: the loss is not finite; give a smaller --max-lr"
-    ):
+    with pytest.raises(TrainingError, match=r"epoch 1, step \d+: the loss is not finite; give a smaller --max-lr"):
         learn(train=(Sick(stored.values, 1), pairs))
 
 

@@ -156,8 +156,7 @@ def plain_supcon(vectors, batch, margin):
         if not positives:
             continue
         logits = {
-            other: (rows[image] @ rows[other] - margin * (other in positives)) / TEMPERATURE
-            for other in others
+            other: (rows[image] @ rows[other] - margin * (other in positives)) / TEMPERATURE for other in others
         }
         most = max(logits.values())
         total = most + math.log(sum(math.exp(each - most) for each in logits.values()))
@@ -285,9 +284,7 @@ def test_a_joined_teacher_has_the_mean_of_the_cosines():
     assert joined @ joined.T == pytest.approx(np.mean([each @ each.T for each in members], axis=0), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "loss", [PairLoss(), ContrastiveLoss(), TripletLoss(), ArcFaceLoss(torch.eye(4, DIMENSION))]
-)
+@pytest.mark.parametrize("loss", [PairLoss(), ContrastiveLoss(), TripletLoss(), ArcFaceLoss(torch.eye(4, DIMENSION))])
 def test_equal_vectors_have_finite_gradients(loss, batch):
     given = torch.ones(COUNT, DIMENSION, requires_grad=True)
     loss(given, batch).backward()

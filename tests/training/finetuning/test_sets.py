@@ -56,9 +56,7 @@ def test_people_batches_hold_every_image_once(some):
 @pytest.mark.parametrize("kind", ["pairs", "people"])
 def test_the_order_depends_on_seed_and_epoch_alone(some, kind):
     def drawn(seed, epoch, views=3):
-        batches = (
-            PairBatches(some, 16, seed) if kind == "pairs" else PeopleBatches(some, some.classes, 5, seed)
-        )
+        batches = PairBatches(some, 16, seed) if kind == "pairs" else PeopleBatches(some, some.classes, 5, seed)
         # Iterating one epoch does not disturb another.
         list(batches.epoch(9, views))
         return list(batches.epoch(epoch, views))
@@ -128,9 +126,7 @@ def test_arrays_of_wrong_shapes(some):
 
 
 def test_batches_larger_than_the_set(some):
-    with pytest.raises(
-        UsageError, match=r"--batch-images 402 takes 201 pairs, .* only 200 training .* at most 400"
-    ):
+    with pytest.raises(UsageError, match=r"--batch-images 402 takes 201 pairs, .* only 200 training .* at most 400"):
         PairBatches(some, 201, 0)
     assert len(PairBatches(some, 200, 0)) == 1
     with pytest.raises(UsageError, match=r"--batch-images 84 takes up to 4 images of 21 people.* at most 80"):

@@ -139,9 +139,7 @@ def test_an_array_without_rows_is_complete(tmp_path, shape):
 def test_too_little_space_is_said_at_once(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 239))
-    with pytest.raises(
-        BatchverifyError, match=r"blocks: 0\.00 GB are needed, but the disk has only 0\.00 GB free"
-    ):
+    with pytest.raises(BatchverifyError, match=r"blocks: 0\.00 GB are needed, but the disk has only 0\.00 GB free"):
         opened(tmp_path / "blocks")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 240))
     fill(opened(tmp_path / "blocks"))
@@ -159,9 +157,7 @@ def test_a_disk_that_fills_is_reported_and_the_rest_is_kept(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fails)
-        with pytest.raises(
-            BatchverifyError, match=r"blocks: cannot be written or read: No space left on device"
-        ):
+        with pytest.raises(BatchverifyError, match=r"blocks: cannot be written or read: No space left on device"):
             blocks.write(1, EXPECTED[4:8])
     assert blocks.missing == [1, 2]
     fill(opened(tmp_path / "blocks"))
