@@ -103,11 +103,15 @@ def choose_face(detections: Detections, height: int, width: int, rule: str = "ce
     rule: what is compared. `center`: box area less twice the squared distance of its centre from the image's
     (facenet-pytorch's `center_weighted_size`, which avoids large bystanders). `largest`: area. `probable`: score.
     """
-    x0, y0, x1, y1 = detections.boxes.astype(np.float64).T
+    return int(np.argmax(face_values(detections.boxes, detections.scores, height, width)[rule]))
+
+
+def face_values(boxes: np.ndarray, scores: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
+    """What each rule of `choose_face` compares: (K,) values of (K, 4) boxes with (K,) scores."""
+    x0, y0, x1, y1 = boxes.astype(np.float64).T
     area = (x1 - x0) * (y1 - y0)
     distance = ((x0 + x1) / 2 - width / 2) ** 2 + ((y0 + y1) / 2 - height / 2) ** 2
-    values = {"center": area - 2 * distance, "largest": area, "probable": detections.scores}
-    return int(np.argmax(values[rule]))
+    return {"center": area - 2 * distance, "largest": area, "probable": scores}
 
 
 class FaceDetector:

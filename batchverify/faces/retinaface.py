@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from PIL import Image
 
-from batchverify.faces.detection import BatchSizes, Detections, smallest_face
+from batchverify.faces.detection import BatchSizes, Detections, face_values, smallest_face
 from batchverify.faces.retinaface_network import ANCHORS, STRIDES, Network, OpenvinoNetwork
 from batchverify.kernels.loops import suppress
 
@@ -33,6 +33,8 @@ OVERLAP = 0.4
 # about the same: of 1,999 training faces 37 had another most probable box than in float32, all by less than this.
 LEAST_LEAD = 0.05
 LARGEST_ERROR = 0.2
+# Of areas, and of distances from the image's centre beside them: sides are off by up to a fiftieth.
+LARGEST_CHANGE = 0.1
 # Below it, exact numbers might doubt a face.
 _CLEAR_LOGIT = math.log(LEAST_PROBABLE / (1 - LEAST_PROBABLE)) + LARGEST_ERROR
 # Candidates of an image that are compared with one another, the most probable first.
@@ -153,8 +155,9 @@ class RetinaFaceDetector:
                     height, width = sizes[number]
                     boxed[row, :height, :width] = _resized(images[number], height, width)
                 for number, values in zip(batch, network(boxed), strict=False):
-                    scale = np.divide(images[number].shape[:2], sizes[number])[::-1].astype(np.float32)
-                    found[number] = _candidates(values, _anchors(*canvas), scale, smallest[number])
+                    size = (images[number].shape[0], images[number].shape[1])
+                    scale = np.divide(size, sizes[number])[::-1].astype(np.float32)
+                    found[number] = _candidates(values, _anchors(*canvas), scale, smallest[number], size)
         return [found[number] for number in range(len(images))]
 
 
@@ -201,11 +204,13 @@ def _anchors(height: int, width: int) -> np.ndarray:
     return np.concatenate(levels).astype(np.float32)
 
 
-def _candidates(values: np.ndarray, anchors: np.ndarray, scale: np.ndarray, smallest: int) -> _Candidates:
+def _candidates(
+    values: np.ndarray, anchors: np.ndarray, scale: np.ndarray, smallest: int, size: tuple[int, int]
+) -> _Candidates:
     """What may be a face in one image.
 
     values: (A, 15) float32 of its canvas. scale: (2,) pixels of the image per pixel of the canvas, across and down.
-    smallest: faces with a shorter longer side are dropped.
+    smallest: faces with a shorter longer side are dropped. size: height and width of the image.
     """
     # `take` for few rows: indexing costs several times as much.
     likely = np.flatnonzero(values[:, 0] >= LEAST_LOGIT - LARGEST_ERROR)
@@ -217,7 +222,7 @@ def _candidates(values: np.ndarray, anchors: np.ndarray, scale: np.ndarray, smal
     boxes = np.concatenate([(middles - halves) * scale, (middles + halves) * scale], axis=1)
     large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) >= smallest)
     values, anchors, boxes = (rows.take(large, axis=0) for rows in (values, anchors, boxes))
-    return _Candidates(values, anchors, boxes, scale)
+    return _Candidates(values, anchors, boxes, scale, size)
 
 
 @dataclass(frozen=True)
@@ -225,13 +230,14 @@ class _Candidates:
     """What may be a face in one image, the most probable first, down to a little below `LEAST_LOGIT`.
 
     values: (K, 15) float32. anchors: (K, 3) float32. boxes: (K, 4) float32, in pixels of the image. scale: (2,)
-    pixels of the image per pixel of the canvas.
+    pixels of the image per pixel of the canvas. size: height and width of the image.
     """
 
     values: np.ndarray
     anchors: np.ndarray
     boxes: np.ndarray
     scale: np.ndarray
+    size: tuple[int, int]
 
     @cached_property
     def _kept(self) -> np.ndarray:
@@ -249,18 +255,32 @@ class _Candidates:
 
     @property
     def clear(self) -> bool:
-        """Whether more exact numbers would find the same faces, by the same boxes, and not doubt them."""
-        kept = self._kept
-        if not len(kept):
+        """Whether more exact numbers would choose the same face by the same box, and not doubt it.
+
+        Other faces may be doubtful, unless one of the rules of `choose_face` might choose them.
+        """
+        logits = self.values.take(self._kept, axis=0)[:, 0]
+        if not len(logits) or logits[0] < _CLEAR_LOGIT:
             return False
-        logits = self.values[:, 0]
-        of_faces = logits[kept]
-        if of_faces[0] < _CLEAR_LOGIT or np.abs(of_faces[-1] - LEAST_LOGIT) < LARGEST_ERROR:
-            return False
-        leads = np.where(of_faces >= _CLEAR_LOGIT, LEAST_LEAD, LARGEST_ERROR)
-        rivals = logits > (of_faces - leads)[:, None]  # (F, K)
-        rivals[np.arange(len(kept)), kept] = False
-        return not (rivals & (_overlaps(self.boxes[kept], self.boxes) > OVERLAP)).any()
+        doubtful = self._doubtful(logits)
+        if doubtful[0] or not doubtful.any():
+            return not doubtful[0]
+        rules = face_values(self.boxes.take(self._kept, axis=0), logits, *self.size)
+        for rule, values in rules.items():
+            best = np.argmax(np.where(doubtful, -np.inf, values))
+            margin = LEAST_LEAD if rule == "probable" else LARGEST_CHANGE * rules["largest"][best]
+            if values[doubtful].max() > values[best] - margin:
+                return False
+        return True
+
+    def _doubtful(self, logits: np.ndarray) -> np.ndarray:
+        """(F,) bool for the (F,) logits of the faces: by more exact numbers it has another box, or is none."""
+        boxes = self.boxes.take(self._kept, axis=0)
+        leads = np.where(logits >= _CLEAR_LOGIT, LEAST_LEAD, LARGEST_ERROR)
+        rivals = self.values[:, 0] > (logits - leads)[:, None]  # (F, K)
+        rivals[np.arange(len(logits)), self._kept] = False
+        crowded = (rivals & (_overlaps(boxes, self.boxes) > OVERLAP)).any(axis=1)
+        return crowded | (np.abs(logits - LEAST_LOGIT) < LARGEST_ERROR)
 
 
 def _overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Loops over pixels, boxes and pairs that no library provides. Other rooms call them only through this module.
 
 Each loop exists twice, in numpy (`plain_loops`) and compiled by numba (`numba_loops`), with the same bits as results.
-A process starts with numpy: importing numba takes a second, and compiling all loops for the first time takes five.
-After `PATIENCE` seconds in numpy loops, numba takes over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at the
-start) or `off` (numpy only). If numba cannot be imported, numpy is used. A compiled loop that fails does not end the
-run: it is compiled again without numba's cache, and if that fails too, numpy replaces it in this process.
+A process starts with numpy: importing numba takes half a second, and compiling all loops for the first time five.
+After `PATIENCE` seconds in numpy loops, numba is imported beside them and then takes over. `BATCHVERIFY_KERNELS` is
+`auto` (this), `on` (numba at the start) or `off` (numpy only). If numba cannot be imported, numpy is used. A compiled
+loop that fails does not end the run: it is compiled once more, without numba's cache, and if that fails too, numpy
+replaces it in this process.
 
 Arrays must be C-contiguous, but for `distances`; the loops check neither shapes nor bounds.
 """
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import RLock
+from threading import RLock, Thread
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +34,7 @@ EPSILON, LANES = plain_loops.EPSILON, plain_loops.LANES
 log = logging.getLogger(__name__)
 
 # Seconds in numpy loops after which starting numba is worth it.
-PATIENCE = 1.0
+PATIENCE = 0.3
 
 
 def integrate(image: np.ndarray, sums: np.ndarray) -> None:
@@ -130,7 +131,7 @@ class Door:
     """Runs loops by name, in numpy or compiled, as a process goes on. Any number of threads may use it.
 
     mode: gives the value of `BATCHVERIFY_KERNELS`. compiled: imports the compiled loops. Both are called once, when
-    they are needed. patience: seconds in numpy loops before the compiled ones take over. chosen: the function that
+    they are needed. patience: seconds in numpy loops before numba is imported. chosen: the function that
     runs each loop, once there is a choice. spent: seconds in numpy loops so far; threads may overwrite each other's
     additions, which does no harm.
     """
@@ -141,6 +142,7 @@ class Door:
     chosen: dict[str, Callable[..., Any]] = field(default_factory=dict)
     spent: float = 0.0
     _lock: Any = field(default_factory=RLock)
+    _import: Thread | None = None
 
     @cached_property
     def _known_mode(self) -> str:
@@ -153,15 +155,12 @@ class Door:
 
     def run(self, name: str, *arguments: Any) -> Any:
         """Call a loop."""
-        loop = self.chosen.get(name)
+        loop = self.chosen.get(name) or self._choose(name)
         if loop is None:
-            if self._known_mode == "auto" and self.spent < self.patience:
-                started = time.perf_counter()
-                result = getattr(plain_loops, name)(*arguments)
-                self.spent += time.perf_counter() - started
-                return result
-            with self._lock:
-                loop = self.chosen.setdefault(name, getattr(self._loops, name))
+            started = time.perf_counter()
+            result = getattr(plain_loops, name)(*arguments)
+            self.spent += time.perf_counter() - started
+            return result
         try:
             return loop(*arguments)
         except MemoryError:
@@ -170,6 +169,23 @@ class Door:
             if loop is getattr(plain_loops, name):
                 raise
             return self._run_again(name, loop, exc, arguments)
+
+    def _choose(self, name: str) -> Callable[..., Any] | None:
+        """The function that runs a loop from now on; None while it is open."""
+        if self._known_mode == "auto" and not self._is_ready():
+            return None
+        with self._lock:
+            return self.chosen.setdefault(name, getattr(self._loops, name))
+
+    def _is_ready(self) -> bool:
+        """Whether the compiled loops are imported. Their import begins, in a thread, once patience ends."""
+        if self.spent < self.patience:
+            return False
+        with self._lock:
+            if self._import is None:
+                self._import = Thread(target=lambda: self._loops, name="import numba")
+                self._import.start()
+        return not self._import.is_alive()
 
     def _run_again(self, name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]) -> Any:
         """Replace a compiled loop that failed, for the rest of this process, and call the replacement."""

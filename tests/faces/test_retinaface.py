@@ -16,7 +16,7 @@ from batchverify.embedding.embedder import Embedder
 from batchverify.faces.detection import BatchSizes, Detections, choose_face
 from batchverify.faces.detectors import build_detector
 from batchverify.faces.retinaface import RetinaFaceDetector
-from batchverify.faces.retinaface_network import OpenvinoNetwork, weights_path
+from batchverify.faces.retinaface_network import ANCHORS, STRIDES, OpenvinoNetwork, weights_path
 from batchverify.faces.retinaface_torch import TorchNetwork
 from batchverify.fingerprint import EmbeddingSettings
 from batchverify.records import Reason, Skipped
@@ -228,6 +228,27 @@ def test_all_other_images_go_through_the_exact_network(change, drawn, found):
     detector = RetinaFaceDetector(exact, BatchSizes(), quick=Altered(change))
     assert all(equal(*each) for each in zip(detector(drawn), found, strict=True))
     assert exact.images == len(drawn)
+
+
+@pytest.mark.parametrize(("sides", "searched_again"), [((230, 120), False), ((120, 230), True), ((200, 200), True)])
+def test_a_doubtful_bystander_counts_if_it_might_be_chosen(sides, searched_again, drawn):
+    """Two faces, the right one hardly a face to the quick network."""
+    image = np.full((256, 512, 3), 127, np.uint8)
+    for number, side in enumerate(sides):
+        left = 256 * number + (256 - side) // 2
+        image[:side, left : left + side] = resized(drawn[number], side, side)
+    columns = [
+        np.broadcast_to(np.arange(512 // stride)[:, None] * stride, (256 // stride, 512 // stride, len(each)))
+        for stride, each in zip(STRIDES, ANCHORS, strict=True)
+    ]
+    right = np.concatenate([each.ravel() for each in columns]) >= 256
+
+    def doubted(logits: np.ndarray) -> np.ndarray:
+        return np.where(right, logits - logits[:, right].max(axis=1, keepdims=True) + np.float32(0.1), logits)
+
+    exact = Altered(lambda logits: logits)
+    faces = RetinaFaceDetector(exact, BatchSizes(), quick=Altered(doubted))([image])[0]
+    assert len(faces) == 2 and exact.images == searched_again
 
 
 def test_the_quick_network_is_bfloat16_where_the_backbone_is():

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -261,13 +262,24 @@ def test_other_values_are_refused(monkeypatch, value):
         Door().run("suppress", BOXES, ORDER, 0.5)
 
 
-def test_twins_serve_until_they_have_taken_as_long_as_numba_takes_to_start(monkeypatch):
-    monkeypatch.delenv(loops.VARIABLE, raising=False)
-    door = Door()
-    door.run("suppress", BOXES, ORDER, 0.5)
-    assert not door.chosen and 0 < door.spent < door.patience
+def test_twins_serve_until_numba_is_worth_its_start_and_has_started():
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow_import() -> object:
+        begun.set()
+        assert may_end.wait(60)
+        return numba_loops
+
+    door = Door(lambda: "auto", slow_import)
+    assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
+    assert not begun.is_set() and 0 < door.spent < door.patience
     door.spent = door.patience
-    door.run("suppress", BOXES, ORDER, 0.5)
+    for _ in range(2):  # a call does not wait
+        assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
+    assert begun.wait(60) and not door.chosen
+    may_end.set()
+    while not door.chosen:
+        assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
     assert door.chosen == {"suppress": numba_loops.suppress}
 
 
