@@ -14,9 +14,14 @@ from batchverify.cache.embedding_cache import KeyIndex
 from batchverify.engine.base import Task, Workers, WorkPlan, limit_threads, visible_gpus
 from batchverify.engine.stages import LoadedChunk, Loader, PairScores, embed_images, score_indices
 from batchverify.errors import HungError
+from batchverify.faces.detectors import loops_of
+from batchverify.kernels.loops import prepare
 from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus
+
+# So many images in the first chunk are enough work for compiled loops. They start while the embedder is built.
+MANY = 64
 
 
 class LocalEngine:
@@ -48,6 +53,8 @@ class LocalEngine:
         """See `Engine`."""
         images = [loaded.images[position] for position in positions]
         if not self._used_embedder:
+            if len(images) >= MANY:
+                prepare(*loops_of(self.plan.load.settings))
             # Built before the workers ask for it, so that they do not build it several times.
             self._used_embedder = self._embedder is not None
         view = self.plan.load.settings.view

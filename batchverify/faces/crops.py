@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from batchverify.faces.alignment import Template, align, similarities, template_for
+from batchverify.errors import UsageError
+from batchverify.faces.alignment import Template, align, template_for
 from batchverify.faces.detection import Detections
 from batchverify.fingerprint import CENTER, FACE_SIZE, EmbeddingSettings
 
@@ -74,9 +75,12 @@ def detected_face(
 
 def _aligned(image: np.ndarray, landmarks: np.ndarray | None, template: Template) -> np.ndarray | None:
     """The aligned face; None if the landmarks are not those of a face."""
-    if landmarks is None or not np.isfinite(similarities(landmarks[None], template)).all():
+    if landmarks is None:
         return None
-    return align([image], landmarks[None], template)[0]
+    try:
+        return align([image], landmarks[None], template)[0]
+    except UsageError:
+        return None
 
 
 def fixed_face(image: np.ndarray, crop: str, size: int = FACE_SIZE) -> Face:

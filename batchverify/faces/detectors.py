@@ -35,3 +35,11 @@ def build_detector(
         bfloat16 = dtype.endswith("bfloat16")
         return RetinaFaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads, bfloat16=bfloat16)
     return FaceDetector.on(device, runtime, min_face=settings.min_face, threads=threads)
+
+
+def loops_of(settings: EmbeddingSettings) -> tuple[str, ...]:
+    """The names of the loops of `kernels.loops` that crop faces by these settings."""
+    if not settings.detects:
+        return ()
+    detecting = ("suppress",) if settings.detector == "retinaface" else ("integrate", "resample", "suppress")
+    return (*detecting, "warp") if settings.crop == "align" else detecting

@@ -2,16 +2,17 @@
 
 Each loop exists twice, in numpy (`plain_loops`) and compiled by numba (`numba_loops`), with the same bits as results.
 A process starts with numpy: importing numba takes half a second, and compiling all loops for the first time five.
-After `PATIENCE` seconds in numpy loops, numba is imported beside them and then takes over. `BATCHVERIFY_KERNELS` is
-`auto` (this), `on` (numba at the start) or `off` (numpy only). If numba cannot be imported, numpy is used. A compiled
-loop that fails does not end the run: it is compiled once more, without numba's cache, and if that fails too, numpy
-replaces it in this process.
+After `PATIENCE` seconds in numpy loops, or where much work is announced (`prepare`), numba is imported beside them,
+and then takes over. `BATCHVERIFY_KERNELS` is `auto` (this), `on` (numba at the start) or `off` (numpy only). If numba
+cannot be imported, numpy is used. A compiled loop that fails does not end the run: it is compiled once more, without
+numba's cache, and if that fails too, numpy replaces it in this process.
 
 Arrays must be C-contiguous, but for `distances`; the loops check neither shapes nor bounds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -96,6 +97,11 @@ def distances(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarra
     return chi, dots
 
 
+def prepare(*names: str) -> None:
+    """Start numba now, in a thread: loops of these names have much to do soon. Numpy serves until it is ready."""
+    door.prepare(*names)
+
+
 def _bits(rows: np.ndarray) -> np.ndarray:
     """(M, F) float16 or float32 to (M, F') int16 or int32 of the same bits, F' a multiple of `LANES`."""
     missing = -rows.shape[1] % LANES
@@ -142,7 +148,7 @@ class Door:
     chosen: dict[str, Callable[..., Any]] = field(default_factory=dict)
     spent: float = 0.0
     _lock: Any = field(default_factory=RLock)
-    _import: Thread | None = None
+    _starting: Thread | None = None
 
     @cached_property
     def _known_mode(self) -> str:
@@ -172,20 +178,33 @@ class Door:
 
     def _choose(self, name: str) -> Callable[..., Any] | None:
         """The function that runs a loop from now on; None while it is open."""
-        if self._known_mode == "auto" and not self._is_ready():
+        if self._known_mode == "auto" and not self._is_ready(name):
             return None
         with self._lock:
             return self.chosen.setdefault(name, getattr(self._loops, name))
 
-    def _is_ready(self) -> bool:
-        """Whether the compiled loops are imported. Their import begins, in a thread, once patience ends."""
+    def prepare(self, *names: str) -> None:
+        """See `loops.prepare`."""
+        if names and self._known_mode == "auto":
+            self.spent = max(self.spent, self.patience)
+            self._is_ready(*names)
+
+    def _is_ready(self, *names: str) -> bool:
+        """Whether the compiled loops are imported. That begins, in a thread, with these loops, once patience ends."""
         if self.spent < self.patience:
             return False
         with self._lock:
-            if self._import is None:
-                self._import = Thread(target=lambda: self._loops, name="import numba")
-                self._import.start()
-        return not self._import.is_alive()
+            if self._starting is None:
+                self._starting = Thread(target=self._start, args=names, name="numba")
+                self._starting.start()
+        return not self._starting.is_alive()
+
+    def _start(self, *names: str) -> None:
+        """Import the compiled loops, and compile these or load their machine code."""
+        loops = self._loops
+        for name in names if loops is not plain_loops else ():
+            with contextlib.suppress(Exception):  # its first call fails, too, and knows what to do
+                loops.try_out(name)
 
     def _run_again(self, name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]) -> Any:
         """Replace a compiled loop that failed, for the rest of this process, and call the replacement."""

@@ -67,6 +67,33 @@ def compiled_anew(loop: Any) -> Any:
     return njit(**_SETTINGS)(loop.py_func)
 
 
+def try_out(name: str) -> None:
+    """Call a loop on next to nothing, of the types that it is used with: it is compiled, or its code is loaded."""
+    image, sums = np.zeros((1, 1, 3), np.uint8), np.zeros((2, 2, 4), np.int32)
+    rows = np.zeros(0, np.int64)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "integrate": (image, sums),
+        "resample": (
+            sums,
+            np.zeros((0, 4), np.int64),
+            np.zeros((0, 5), np.int64),
+            False,
+            np.zeros((1, 1, 1, 3), "f4"),
+        ),
+        "suppress": (np.zeros((0, 4), np.float32), rows, 0.5),
+        "warp": (image, np.eye(2, 3), 1.0, image.copy()),
+        "distances": (
+            np.zeros((0, 32), "i2"),
+            np.zeros((0, 32), "i2"),
+            rows,
+            rows,
+            np.zeros(0, "f4"),
+            np.zeros(0, "f4"),
+        ),
+    }
+    globals()[name](*arguments[name])
+
+
 @_cached
 def integrate(image: Array, sums: Array) -> None:
     """See `loops.integrate`."""

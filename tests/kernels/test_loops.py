@@ -1,5 +1,6 @@
 """The compiled loops against their plain twins, and the door that chooses between them, whatever fails."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from repository import PACKAGE
+from repository import PACKAGE, REPOSITORY
 
 from batchverify.errors import UsageError
 from batchverify.faces.pyramid import integral
@@ -306,3 +307,58 @@ def test_no_memory_is_no_fault_of_the_loop_and_the_callers_mistakes_are_theirs(c
         door.run("integrate", None, None)
     assert door.chosen["integrate"] is numba_loops.integrate
     assert not caplog.records
+
+
+def test_numba_starts_where_much_work_is_announced():
+    tried: list[str] = []
+
+    def broken(name: str) -> None:
+        tried.append(name)
+        raise RuntimeError("no code")
+
+    given = SimpleNamespace(**{**vars(numba_loops), "try_out": broken})
+    door = Door(lambda: "auto", lambda: given)
+    door.prepare()
+    assert not door.spent
+    door.prepare("suppress", "warp")
+    while not door.chosen:
+        assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
+    assert tried == ["suppress", "warp"] and door.chosen == {"suppress": numba_loops.suppress}
+
+
+@pytest.mark.parametrize("value", ["on", "off"])
+def test_announced_work_changes_nothing_where_there_is_no_choice(value):
+    door = Door(lambda: value, lambda: pytest.fail("imported"))
+    door.prepare("suppress")
+    assert not door.chosen and not door.spent
+
+
+TRIED = """
+import json
+from batchverify.embedding.embedder import Embedder
+from batchverify.faces.detectors import loops_of
+from batchverify.kernels import numba_loops
+from PIL import Image
+import numpy as np
+import sys
+
+embedder = Embedder(sys.argv[1], device="cpu")
+names = loops_of(embedder.settings)
+for name in names:
+    numba_loops.try_out(name)
+before = {name: len(getattr(numba_loops, name).signatures) for name in names}
+embedder.find_faces([np.asarray(Image.open(sys.argv[2]).convert("RGB"))])
+loops = {name: each for name, each in vars(numba_loops).items() if hasattr(each, "py_func") and name[0] != "_"}
+after = {name: len(each.signatures) for name, each in loops.items() if each.signatures}
+print(json.dumps([before, after]))
+"""
+
+
+def test_loops_are_tried_out_with_the_types_that_they_are_used_with():
+    """Otherwise they would be compiled a second time."""
+    image = REPOSITORY / "sample_manifests" / "faces" / "ada_1.jpg"
+    environment = {**os.environ, loops.VARIABLE: "on"}
+    command = [sys.executable, "-c", TRIED, "compact", str(image)]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    before, after = json.loads(output)
+    assert before == after == {"suppress": 1, "warp": 1}
