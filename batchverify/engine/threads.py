@@ -20,8 +20,9 @@ from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus
 
-# So many images in the first chunk are enough work for compiled loops. They start while the embedder is built.
-MANY = 64
+# So many images in the first chunk, of several hundred in all, are enough work for compiled loops. They start while the
+# embedder is built.
+MANY = 100
 
 
 class LocalEngine:
