@@ -20,7 +20,7 @@ from batchverify.records import Skipped
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.runtime.devices import available_cpus
 
-# So many images in the first chunk, of several hundred in all, are enough work for compiled loops. They start while the
+# A first chunk of so many images, of several hundred in all, is enough work for compiled loops. They start while the
 # embedder is built.
 MANY = 100
 
