@@ -66,14 +66,17 @@ def ray_module() -> Iterator[ModuleType]:
 def running_ray(ray_module) -> ModuleType:
     """A Ray with two CPUs in this process: that of the tests before, if it runs."""
     if not ray_module.is_initialized():
-        ray_module.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(SUPPORT)}},
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            # Ray's own 15 has workers wait for all other processes of a busy machine.
+            patch.setenv("RAY_worker_niceness", "0")
+            ray_module.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": str(SUPPORT)}},
+            )
     return ray_module
 
 

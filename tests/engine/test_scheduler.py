@@ -187,7 +187,7 @@ def test_a_picture_that_hangs_its_worker_becomes_crashed(tmp_path):
     image_paths = [draw(tmp_path / "pictures" / f"{number}.png", colour(number)) for number in range(1)]
     image_paths.append(draw(tmp_path / "pictures" / "sleep.png", SLEEP))
     engine = on_ray(plan)
-    embeddings, progress = run(engine, plan, image_paths, patience=4)
+    embeddings, progress = run(engine, plan, image_paths, patience=2)
     engine.close()
     assert embeddings.reasons(np.arange(2)).to_pylist() == [None, "crashed"]
     assert (progress.embedded, progress.failed) == (1, 1)

@@ -259,16 +259,17 @@ def test_a_row_never_speaks_of_an_image_that_was_never_on_disk(
     bench.restore()
     with failing_calls(tmp_path) as calls:
         expected = finish(bench, old := bench.place())
-        count = len(seen(bench, calls))
+        numbers = seen(bench, calls)
         overwrite(bench.image)
         finish(bench, new := bench.place())
         versions = [bench.own(old), bench.own(new)]
-        for number in range(count):
+        for number in numbers:
             bench.restore()
             place = bench.place()
             calls.event = lambda: change(bench.image)
-            with calls.failing(seen(bench, calls)[number], fault):
+            with calls.failing(number, fault):
                 result = bench.invoke(place)
+            assert calls.hit[1] == str(bench.image)
             assert result.exit_code == 0, result.output
             own = bench.own(place)
             assert own in versions or all(row["status"] != "ok" for row in own), (fault, number, own)
@@ -280,8 +281,9 @@ def test_a_row_never_speaks_of_an_image_that_was_never_on_disk(
 
 def seen(bench: ChangingBench, calls: FailingCalls) -> list[int]:
     """The numbers of the calls that concern the image, in an undisturbed run."""
+    place = bench.place()
     with calls.failing():
-        bench.invoke(bench.place())
+        bench.invoke(place)
     return [number for number, (_, path) in enumerate(calls.seen) if path == str(bench.image)]
 
 

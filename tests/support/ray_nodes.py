@@ -19,7 +19,12 @@ STORE_BYTES = 200_000_000
 # How long the head of a cluster may take to answer.
 HEAD_SECONDS = 60
 # Ray's usual patience with a silent node is most of a minute.
-QUICK = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
+QUICK = {
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+    # Ray's own 15 has workers wait for all other processes of a busy machine.
+    "RAY_worker_niceness": "0",
+}
 
 
 def free_port() -> int:
