@@ -326,6 +326,42 @@ def test_numba_starts_where_much_work_is_announced():
     assert tried == ["suppress", "warp"] and door.chosen == {"suppress": numba_loops.suppress}
 
 
+def test_numba_starts_in_the_calling_thread_where_no_other_can(monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    door = Door(lambda: "auto", lambda: numba_loops)
+    door.prepare("suppress")
+    assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
+    assert door.chosen == {"suppress": numba_loops.suppress}
+
+
+# A process is forked while another thread imports numba.
+FORKED = """
+import os, signal, threading
+import numpy as np
+from batchverify.kernels.loops import Door
+begun, may_end = threading.Event(), threading.Event()
+def slow_import():
+    begun.set()
+    may_end.wait()
+door = Door(lambda: "auto", slow_import)
+door.prepare("suppress")
+begun.wait()
+if not os.fork():
+    signal.alarm(20)
+    print(*door.run("suppress", np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5), door.chosen, flush=True)
+    os._exit(0)
+print(os.wait()[1], flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_forked_while_numba_starts_stays_with_numpy(tmp_path):
+    assert call(tmp_path, FORKED) == ["0 {}", "0"]
+
+
 @pytest.mark.parametrize("value", ["on", "off"])
 def test_announced_work_changes_nothing_where_there_is_no_choice(value):
     door = Door(lambda: value, lambda: pytest.fail("imported"))
