@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import RLock, Thread
+from threading import RLock, Thread, main_thread
 from types import ModuleType
 from typing import Any
 
@@ -207,9 +207,11 @@ class Door:
         return self._is_imported
 
     def _start(self, *names: str) -> None:
-        """Import the compiled loops, and compile these or load their machine code."""
+        """Import the compiled loops, and compile these or load their machine code, while the program runs."""
         loops = self._loops
         for name in names if loops is not plain_loops else ():
+            if not main_thread().is_alive():
+                break
             with contextlib.suppress(Exception):  # its first call fails, too, and knows what to do
                 loops.try_out(name)
         self._is_imported = True

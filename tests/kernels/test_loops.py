@@ -337,6 +337,22 @@ def test_numba_starts_in_the_calling_thread_where_no_other_can(monkeypatch):
     assert door.chosen == {"suppress": numba_loops.suppress}
 
 
+# The program ends while its first loop is compiled.
+ENDED = """
+import threading
+from types import SimpleNamespace
+from batchverify.kernels.loops import Door
+def try_out(name):
+    print(name, flush=True)
+    threading.main_thread().join()
+Door(lambda: "auto", lambda: SimpleNamespace(try_out=try_out)).prepare("suppress", "warp")
+"""
+
+
+def test_a_program_that_ends_waits_for_one_loop_at_most(tmp_path):
+    assert call(tmp_path, ENDED) == ["suppress"]
+
+
 # A process is forked while another thread imports numba.
 FORKED = """
 import os, signal, threading
