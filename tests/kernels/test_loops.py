@@ -148,7 +148,7 @@ loop = loops.door.chosen["integrate"]
 print(sums[3, 5, 0], sum(loop.stats.cache_misses.values()) if hasattr(loop, "stats") else loop.__module__)
 """
 # After every damage to its stored code the same in three processes, one after the other: forks, since importing numba
-# takes a second.
+# takes half a second.
 DAMAGED = f"""
 import os, sys
 from pathlib import Path
@@ -390,27 +390,33 @@ import json
 from batchverify.embedding.embedder import Embedder
 from batchverify.faces.detectors import loops_of
 from batchverify.kernels import numba_loops
+from batchverify.kernels.loops import distances
 from PIL import Image
 import numpy as np
 import sys
 
 embedder = Embedder(sys.argv[1], device="cpu")
-names = loops_of(embedder.settings)
+names = (*loops_of(embedder.settings), "distances")
 for name in names:
     numba_loops.try_out(name)
 before = {name: len(getattr(numba_loops, name).signatures) for name in names}
 embedder.find_faces([np.asarray(Image.open(sys.argv[2]).convert("RGB"))])
+distances(np.ones((3, 512), np.float16), np.ones((2, 512), np.float16), np.arange(2), np.arange(2))
 loops = {name: each for name, each in vars(numba_loops).items() if hasattr(each, "py_func") and name[0] != "_"}
 after = {name: len(each.signatures) for name, each in loops.items() if each.signatures}
 print(json.dumps([before, after]))
 """
 
 
-def test_loops_are_tried_out_with_the_types_that_they_are_used_with():
+@pytest.mark.parametrize(
+    ("backbone", "names"),
+    [("compact", ("suppress", "warp")), ("vggface2", ("integrate", "resample", "suppress"))],
+)
+def test_loops_are_tried_out_with_the_types_that_they_are_used_with(backbone, names):
     """Otherwise they would be compiled a second time."""
     image = REPOSITORY / "sample_manifests" / "faces" / "ada_1.jpg"
     environment = {**os.environ, loops.VARIABLE: "on"}
-    command = [sys.executable, "-c", TRIED, "compact", str(image)]
+    command = [sys.executable, "-c", TRIED, backbone, str(image)]
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     before, after = json.loads(output)
-    assert before == after == {"suppress": 1, "warp": 1}
+    assert before == after == dict.fromkeys([*names, "distances"], 1)
