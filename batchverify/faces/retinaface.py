@@ -33,7 +33,7 @@ OVERLAP = 0.4
 # about the same: of 1,999 training faces 37 had another most probable box than in float32, all by less than this.
 LEAST_LEAD = 0.05
 LARGEST_ERROR = 0.2
-# Of areas, and of distances from the image's centre beside them: sides are off by up to a fiftieth.
+# Of the larger of two areas, and of distances from the image's centre beside it: sides are off by up to a fiftieth.
 LARGEST_CHANGE = 0.1
 # Below it, exact numbers might doubt a face.
 _CLEAR_LOGIT = math.log(LEAST_PROBABLE / (1 - LEAST_PROBABLE)) + LARGEST_ERROR
@@ -257,30 +257,40 @@ class _Candidates:
     def clear(self) -> bool:
         """Whether more exact numbers would choose the same face by the same box, and not doubt it.
 
-        Other faces may be doubtful, unless one of the rules of `choose_face` might choose them.
+        By any rule of `choose_face`. Other faces may be doubtful if none of them might be chosen.
         """
         logits = self.values.take(self._kept, axis=0)[:, 0]
         if not len(logits) or logits[0] < _CLEAR_LOGIT:
             return False
-        doubtful = self._doubtful(logits)
-        if doubtful[0] or not doubtful.any():
-            return not doubtful[0]
-        rules = face_values(self.boxes.take(self._kept, axis=0), logits, *self.size)
-        for rule, values in rules.items():
-            best = np.argmax(np.where(doubtful, -np.inf, values))
-            margin = LEAST_LEAD if rule == "probable" else LARGEST_CHANGE * rules["largest"][best]
-            if values[doubtful].max() > values[best] - margin:
-                return False
-        return True
+        rivals = self._rivals(logits)
+        is_sure = ~rivals.any(axis=1) & (np.abs(logits - LEAST_LOGIT) >= LARGEST_ERROR)
+        if not is_sure[0]:
+            return False
+        # A doubtful face may get the box of a rival.
+        others = np.flatnonzero(rivals.any(axis=0))
+        rows = np.concatenate([self._kept, others])
+        rules = face_values(self.boxes.take(rows, axis=0), self.values.take(rows, axis=0)[:, 0], *self.size)
+        return all(_leads(rule, rules, is_sure) for rule in rules)
 
-    def _doubtful(self, logits: np.ndarray) -> np.ndarray:
-        """(F,) bool for the (F,) logits of the faces: by more exact numbers it has another box, or is none."""
-        boxes = self.boxes.take(self._kept, axis=0)
+    def _rivals(self, logits: np.ndarray) -> np.ndarray:
+        """(F, K) bool for the (F,) logits of the faces: boxes that may be more probable by more exact numbers."""
         leads = np.where(logits >= _CLEAR_LOGIT, LEAST_LEAD, LARGEST_ERROR)
-        rivals = self.values[:, 0] > (logits - leads)[:, None]  # (F, K)
+        rivals = self.values[:, 0] > (logits - leads)[:, None]
         rivals[np.arange(len(logits)), self._kept] = False
-        crowded = (rivals & (_overlaps(boxes, self.boxes) > OVERLAP)).any(axis=1)
-        return crowded | (np.abs(logits - LEAST_LOGIT) < LARGEST_ERROR)
+        return rivals & (_overlaps(self.boxes.take(self._kept, axis=0), self.boxes) > OVERLAP)
+
+
+def _leads(rule: str, rules: dict[str, np.ndarray], is_sure: np.ndarray) -> bool:
+    """Whether a face is the best by a rule, also by more exact numbers.
+
+    rules: (N,) values of F faces and then of boxes that may replace some of theirs, by `face_values`. is_sure: (F,)
+    bool, the face keeps its box.
+    """
+    values, areas = rules[rule], rules["largest"]
+    best = int(np.argmax(values))
+    margins = LARGEST_ERROR if rule == "probable" else LARGEST_CHANGE * np.maximum(areas, areas[best])
+    rivals = int((values > values[best] - margins).sum()) - 1
+    return best < len(is_sure) and bool(is_sure[best]) and not rivals
 
 
 def _overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:

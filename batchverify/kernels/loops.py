@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import RLock, Thread
+from threading import RLock, Thread, main_thread
 from types import ModuleType
 from typing import Any
 
@@ -149,6 +149,7 @@ class Door:
     spent: float = 0.0
     _lock: Any = field(default_factory=RLock)
     _starting: Thread | None = None
+    _is_imported: bool = False
 
     @cached_property
     def _known_mode(self) -> str:
@@ -190,21 +191,30 @@ class Door:
             self._is_ready(*names)
 
     def _is_ready(self, *names: str) -> bool:
-        """Whether the compiled loops are imported. That begins, in a thread, with these loops, once patience ends."""
-        if self.spent < self.patience:
-            return False
-        with self._lock:
-            if self._starting is None:
-                self._starting = Thread(target=self._start, args=names, name="numba")
-                self._starting.start()
-        return not self._starting.is_alive()
+        """Whether the compiled loops are imported. That begins, in a thread, with these loops, once patience ends.
+
+        A process that is forked meanwhile lacks the thread, and would wait for ever if it imported numba itself: it
+        stays with numpy.
+        """
+        if self.spent >= self.patience and self._starting is None:
+            with self._lock:
+                if self._starting is None:
+                    self._starting = Thread(target=self._start, args=names, name="numba")
+                    try:
+                        self._starting.start()
+                    except RuntimeError:  # no thread can be started any more
+                        self._start(*names)
+        return self._is_imported
 
     def _start(self, *names: str) -> None:
-        """Import the compiled loops, and compile these or load their machine code."""
+        """Import the compiled loops, and compile these or load their machine code, while the program runs."""
         loops = self._loops
         for name in names if loops is not plain_loops else ():
+            if not main_thread().is_alive():
+                break
             with contextlib.suppress(Exception):  # its first call fails, too, and knows what to do
                 loops.try_out(name)
+        self._is_imported = True
 
     def _run_again(self, name: str, failed: Callable[..., Any], error: Exception, arguments: tuple[Any, ...]) -> Any:
         """Replace a compiled loop that failed, for the rest of this process, and call the replacement."""

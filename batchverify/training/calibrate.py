@@ -232,7 +232,7 @@ def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog)
         return _recorded_manifests(record, head, log)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, LookupError, TypeError, BatchverifyError) as exc:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, BatchverifyError) as exc:
         log.write(f"warning: {record_path}: the training pairs are not compared: {first_line(exc)}")
         return []
 

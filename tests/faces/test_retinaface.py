@@ -251,6 +251,63 @@ def test_a_doubtful_bystander_counts_if_it_might_be_chosen(sides, searched_again
     assert len(faces) == 2 and exact.images == searched_again
 
 
+class Stated:
+    """A network that finds upright faces: their logits, and their boxes in canvases of 256 x 512. Counts calls."""
+
+    def __init__(self, *faces: tuple[float, tuple[int, int, int, int]]) -> None:
+        count = sum(
+            256 // stride * 512 // stride * len(sides) for stride, sides in zip(STRIDES, ANCHORS, strict=True)
+        )
+        self.values, self.calls, side = np.full((1, count, 15), -100, np.float32), 0, ANCHORS[0][0]
+        for number, (logit, (x0, y0, x1, y1)) in enumerate(faces):
+            anchor = np.array([(number + 0.5) * STRIDES[0], STRIDES[0] / 2])
+            centre, extent = np.array([x0 + x1, y0 + y1]) / 2, np.array([x1 - x0, y1 - y0])
+            points = centre - anchor + np.outer((-0.2, -0.2, 0, 0.2, 0.2), (0, y1 - y0))
+            shifts = np.concatenate([[centre - anchor], points]) / (0.1 * side)
+            row = [logit, *shifts[0], *(np.log(extent / side) / 0.2), *shifts[1:].ravel()]
+            self.values[0, number * len(ANCHORS[0])] = row
+
+    def __call__(self, canvases: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        return self.values
+
+
+MIDDLE = (6.0, (196, 68, 316, 188))
+
+
+@pytest.mark.parametrize(
+    ("faces", "exactly", "rule"),
+    [
+        ((MIDDLE,), None, None),
+        ((MIDDLE, (5.0, (400, 100, 460, 160))), None, None),
+        ((MIDDLE, (5.0, (390, 80, 480, 170)), (4.98, (392, 82, 482, 172))), None, None),
+        ((MIDDLE, (5.9, (400, 100, 460, 160))), (MIDDLE, (6.05, (400, 100, 460, 160))), "probable"),
+        ((MIDDLE, (5.0, (380, 60, 498, 178))), (MIDDLE, (5.0, (379, 59, 500, 180))), "largest"),
+        (
+            (MIDDLE, (5.0, (390, 80, 480, 170)), (4.98, (360, 65, 500, 175))),
+            (MIDDLE, (4.98, (390, 80, 480, 170)), (5.0, (360, 65, 500, 175))),
+            "largest",
+        ),
+        (
+            ((6.0, (236, 108, 276, 148)), (5.0, (295, 28, 495, 228))),
+            ((6.0, (236, 108, 276, 148)), (5.0, (294, 27, 496, 229))),
+            "center",
+        ),
+    ],
+    ids=["alone", "small", "doubtful", "as probable", "as large", "doubtful, and may be large", "large, far off"],
+)
+def test_a_bystander_that_exact_numbers_might_choose_is_searched_again(faces, exactly, rule):
+    """exactly, rule: what more exact numbers might find, and the rule that then chooses another face."""
+    quick, exact = Stated(*faces), Stated(*(exactly or faces))
+    image = np.zeros((256, 512, 3), np.uint8)
+    RetinaFaceDetector(exact, BatchSizes(), quick=quick)([image])
+    assert (quick.calls, exact.calls) == (1, int(exactly is not None))
+    if rule is not None:
+        found = [RetinaFaceDetector(each, BatchSizes())([image])[0] for each in (quick, exact)]
+        chosen = [each.boxes[choose_face(each, 256, 512, rule)] for each in found]
+        assert np.abs(chosen[0] - chosen[1]).max() > 50
+
+
 def test_the_quick_network_is_bfloat16_where_the_backbone_is():
     settings = EmbeddingSettings("align", detector="retinaface")
     for dtype in ("float32", "int8_float32", "float16"):

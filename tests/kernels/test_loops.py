@@ -148,7 +148,7 @@ loop = loops.door.chosen["integrate"]
 print(sums[3, 5, 0], sum(loop.stats.cache_misses.values()) if hasattr(loop, "stats") else loop.__module__)
 """
 # After every damage to its stored code the same in three processes, one after the other: forks, since importing numba
-# takes a second.
+# takes half a second.
 DAMAGED = f"""
 import os, sys
 from pathlib import Path
@@ -326,6 +326,58 @@ def test_numba_starts_where_much_work_is_announced():
     assert tried == ["suppress", "warp"] and door.chosen == {"suppress": numba_loops.suppress}
 
 
+def test_numba_starts_in_the_calling_thread_where_no_other_can(monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    door = Door(lambda: "auto", lambda: numba_loops)
+    door.prepare("suppress")
+    assert door.run("suppress", BOXES, ORDER, 0.5).tolist() == [0]
+    assert door.chosen == {"suppress": numba_loops.suppress}
+
+
+# The program ends while its first loop is compiled.
+ENDED = """
+import threading
+from types import SimpleNamespace
+from batchverify.kernels.loops import Door
+def try_out(name):
+    print(name, flush=True)
+    threading.main_thread().join()
+Door(lambda: "auto", lambda: SimpleNamespace(try_out=try_out)).prepare("suppress", "warp")
+"""
+
+
+def test_a_program_that_ends_waits_for_one_loop_at_most(tmp_path):
+    assert call(tmp_path, ENDED) == ["suppress"]
+
+
+# A process is forked while another thread imports numba.
+FORKED = """
+import os, signal, threading
+import numpy as np
+from batchverify.kernels.loops import Door
+begun, may_end = threading.Event(), threading.Event()
+def slow_import():
+    begun.set()
+    may_end.wait()
+door = Door(lambda: "auto", slow_import)
+door.prepare("suppress")
+begun.wait()
+if not os.fork():
+    signal.alarm(20)
+    print(*door.run("suppress", np.ones((1, 4), np.float32), np.zeros(1, np.int64), 0.5), door.chosen, flush=True)
+    os._exit(0)
+print(os.wait()[1], flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_forked_while_numba_starts_stays_with_numpy(tmp_path):
+    assert call(tmp_path, FORKED) == ["0 {}", "0"]
+
+
 @pytest.mark.parametrize("value", ["on", "off"])
 def test_announced_work_changes_nothing_where_there_is_no_choice(value):
     door = Door(lambda: value, lambda: pytest.fail("imported"))
@@ -338,27 +390,33 @@ import json
 from batchverify.embedding.embedder import Embedder
 from batchverify.faces.detectors import loops_of
 from batchverify.kernels import numba_loops
+from batchverify.kernels.loops import distances
 from PIL import Image
 import numpy as np
 import sys
 
 embedder = Embedder(sys.argv[1], device="cpu")
-names = loops_of(embedder.settings)
+names = (*loops_of(embedder.settings), "distances")
 for name in names:
     numba_loops.try_out(name)
 before = {name: len(getattr(numba_loops, name).signatures) for name in names}
 embedder.find_faces([np.asarray(Image.open(sys.argv[2]).convert("RGB"))])
+distances(np.ones((3, 512), np.float16), np.ones((2, 512), np.float16), np.arange(2), np.arange(2))
 loops = {name: each for name, each in vars(numba_loops).items() if hasattr(each, "py_func") and name[0] != "_"}
 after = {name: len(each.signatures) for name, each in loops.items() if each.signatures}
 print(json.dumps([before, after]))
 """
 
 
-def test_loops_are_tried_out_with_the_types_that_they_are_used_with():
+@pytest.mark.parametrize(
+    ("backbone", "names"),
+    [("compact", ("suppress", "warp")), ("vggface2", ("integrate", "resample", "suppress"))],
+)
+def test_loops_are_tried_out_with_the_types_that_they_are_used_with(backbone, names):
     """Otherwise they would be compiled a second time."""
     image = REPOSITORY / "sample_manifests" / "faces" / "ada_1.jpg"
     environment = {**os.environ, loops.VARIABLE: "on"}
-    command = [sys.executable, "-c", TRIED, "compact", str(image)]
+    command = [sys.executable, "-c", TRIED, backbone, str(image)]
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     before, after = json.loads(output)
-    assert before == after == {"suppress": 1, "warp": 1}
+    assert before == after == dict.fromkeys([*names, "distances"], 1)

@@ -162,9 +162,11 @@ def test_damaged_heads_and_records_are_no_tracebacks(bench, tmp_path):
         with pytest.raises(ArtifactError, match="not a head"):
             calibrate(tmp_path / "bad.safetensors", pairs, tmp_path / "new.safetensors", **options)
     head.write_bytes(bench.head.read_bytes())
-    (tmp_path / "copy.training.json").write_text("[" * 100_000)
-    summary = calibrate(head, bench.folder / "own.csv", tmp_path / "new.safetensors", **options)
-    assert summary.apart_from == ()
+    record = json.loads((bench.head.parent / f"{bench.head.stem}.training.json").read_text())
+    for text in ("[" * 100_000, json.dumps(record | {"options": "all"})):
+        (tmp_path / "copy.training.json").write_text(text)
+        summary = calibrate(head, bench.folder / "own.csv", tmp_path / "new.safetensors", **options)
+        assert summary.apart_from == ()
 
 
 def test_a_record_that_cannot_be_read_is_named(bench, tmp_path, capsys):

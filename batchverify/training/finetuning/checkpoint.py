@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from batchverify.documents import MOST_METADATA, read_document
+from batchverify.embedding.forward import is_out_of_memory
 from batchverify.errors import ArtifactError, BatchverifyError
 from batchverify.storage.location import Location
 
@@ -142,10 +143,12 @@ def _parameters(optimiser: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
 
 @contextmanager
 def sound(folder: Path) -> Iterator[None]:
-    """What goes wrong with a folder's checkpoint in the block, as `ArtifactError`: it is damaged."""
+    """Turn what goes wrong with a folder's checkpoint in the block into `ArtifactError`, unless memory ran out."""
     try:
         yield
     except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as exc:
+        if isinstance(exc, RuntimeError) and is_out_of_memory(exc):
+            raise
         raise ArtifactError(f"{folder / NAME}: the checkpoint is damaged: remove it to start again") from exc
 
 

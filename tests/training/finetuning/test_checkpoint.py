@@ -19,7 +19,7 @@ from repository import REPOSITORY, SUPPORT
 from safetensors import safe_open
 from safetensors.torch import save
 
-from batchverify.errors import ArtifactError, BatchverifyError
+from batchverify.errors import ArtifactError, BatchverifyError, TrainingError
 from batchverify.training.finetuning.checkpoint import NAME, Checkpoint, named
 from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
 
@@ -221,6 +221,17 @@ def test_a_checkpoint_that_was_made_up_is_damaged(trained, tmp_path, change):
         progress[name] = value
     Checkpoint(there.identity, tensors, progress).write(tmp_path)
     with pytest.raises(ArtifactError, match=rf"{NAME}: the checkpoint is damaged: remove it"):
+        trained()
+
+
+def test_a_checkpoint_is_not_called_damaged_where_memory_runs_out(trained, monkeypatch):
+    """Who removes it loses the training."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("batchverify.training.finetuning.fit.restore_moments", refuse)
+    with pytest.raises(TrainingError, match="not enough memory"):
         trained()
 
 
