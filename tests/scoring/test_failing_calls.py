@@ -11,7 +11,7 @@ from object_store import Store
 
 # Every how many calls; of a store's commands, too.
 STEPS = {"cold": 9, "finished": 1}
-STORE_STEPS = {"score, one file": 16, "score, a folder": 32}
+STORE_STEPS = {"score, one file": 16, "score, a folder": 32, "train, manifests and images": 80, "evaluate": 80}
 
 
 @pytest.mark.parametrize("state", STATES)
