@@ -111,6 +111,8 @@ class StoreBench(InStore, ScoreBench):
 class StoreInputBench(InStore, ScoreBench):
     """`score` of a manifest and images in the store."""
 
+    blamed = ("unreadable", "forbidden")
+
     def furnish(self, place: Path) -> None:
         """See `Bench`."""
         self.upload_inputs(place)
