@@ -32,6 +32,7 @@ from batchverify.manifest.paths import ImageRoot, resolve_many, to_bytes
 from batchverify.manifest.tables import TableFile, find_files
 from batchverify.scoring.parquet import SUCCESS, parse_record, part_files, run_record
 from batchverify.storage.location import Location
+from batchverify.storage.object_store import retry
 
 UNKNOWN = -1
 OK = "ok"
@@ -232,7 +233,7 @@ class ScoreFile:
     def written(self) -> str | None:
         """When the newest of its files was written, in UTC to the second; None if the store does not say."""
         with _manifest_errors(self.name):
-            infos = [part.filesystem.get_file_info(part.path) for part in self.parts]
+            infos = retry(lambda: [part.filesystem.get_file_info(part.path) for part in self.parts])
         times = [info.mtime for info in infos if info.mtime is not None]
         return max(times).strftime("%Y-%m-%d %H:%M:%S UTC") if times else None
 
@@ -343,7 +344,7 @@ def _folder_record(folder: Location) -> dict[str, Any]:
 
 @contextmanager
 def _opened(part: Location) -> Iterator[pa.NativeFile]:
-    with _manifest_errors(str(part)), part.filesystem.open_input_file(part.path) as file:
+    with _manifest_errors(str(part)), retry(lambda: part.filesystem.open_input_file(part.path)) as file:
         yield file
 
 

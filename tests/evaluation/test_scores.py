@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from failing_calls import failing_calls
+from object_store import impatience
 from score_tables import draw_columns, write_scores
 
 from batchverify.errors import ManifestError, UsageError
@@ -42,6 +44,24 @@ def test_a_folder_of_parts_is_one_run(tmp_path):
     rows = np.array([89, 3, 40, 3])
     found = scores.file.take(rows, ["image_a"])
     assert [each["image_a"] for each in found] == [table["image_a"][int(row)].as_py() for row in rows]
+
+
+def test_a_store_that_fails_once_is_asked_again(tmp_path):
+    path = write_scores(tmp_path / "s.parquet", draw_columns(20))
+
+    def read():
+        file = ScoreFile.open(path)
+        return read_scores(file).probability.tolist(), file.written()
+
+    with failing_calls(tmp_path) as calls, impatience():
+        with calls.failing():
+            expected = read()
+        requests = [number for number, (name, _) in enumerate(calls.seen) if name in ("open", "stat")]
+        for number in requests:
+            with calls.failing(number, "500"):
+                assert read() == expected
+            assert calls.hit[0] in ("open", "stat")
+    assert len(requests) > 4
 
 
 def test_blank_labels_are_unknown_and_odd_failures_have_no_reason(tmp_path):

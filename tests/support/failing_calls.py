@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,7 +63,8 @@ class FailingCalls:
     seen: list[tuple[str, str]] = field(default_factory=list)
     hit: tuple[str, str] = ("", "")
     event: Callable[[], object] = lambda: None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    # The garbage collector may close a file, which is a call, while a call is counted.
+    _lock: Any = field(default_factory=threading.RLock)
 
     @contextmanager
     def failing(self, at: int = -1, fault: str = "") -> Iterator[None]:
@@ -365,6 +366,10 @@ class Bench:
         return CliRunner().invoke(main, self.arguments(place))
 
 
+# By number of the call and fault.
+Kept = MutableMapping[tuple[int, str], tuple[int, list[str]]]
+
+
 @dataclass
 class Findings:
     """calls: of an undisturbed run, by name. runs: disturbed ones, by exit code. wrong: what went wrong."""
@@ -388,12 +393,15 @@ def applies(fault: str, name: str, *, stores: bool) -> bool:
     return fault != "late" or stores or name in CHANGES
 
 
-def fail_every_call(bench: Bench, calls: FailingCalls, faults: tuple[str, ...], *, step: int = 1) -> Findings:
+def fail_every_call(
+    bench: Bench, calls: FailingCalls, faults: tuple[str, ...], *, step: int = 1, kept: Kept | None = None
+) -> Findings:
     """Run a command once for every call that it makes, which fails, and once more undisturbed.
 
     step: every how many calls. With the environment variable `EVERY` each fault at each call, but for those that do
-    nothing there.
+    nothing there. kept: each run's exit code and what went wrong; runs that are there already are not made again.
     """
+    kept = {} if kept is None else kept
     findings = Findings()
     place = bench.place()
     with calls.failing():
@@ -406,19 +414,23 @@ def fail_every_call(bench: Bench, calls: FailingCalls, faults: tuple[str, ...], 
     for number in range(0, len(names), 1 if everything else step):
         fitting = [fault for fault in faults if applies(fault, names[number], stores=calls.stores)]
         for fault in fitting if everything else [fitting[number // step % len(fitting)]]:
-            _fail_one_call(bench, calls, number, fault, expected, findings)
+            if (number, fault) not in kept:
+                kept[number, fault] = _fail_one_call(bench, calls, number, fault, expected)
+            code, wrong = kept[number, fault]
+            findings.runs[code] += 1
+            findings.wrong += wrong
     return findings
 
 
 def _fail_one_call(
-    bench: Bench, calls: FailingCalls, number: int, fault: str, expected: Any, findings: Findings
-) -> None:
+    bench: Bench, calls: FailingCalls, number: int, fault: str, expected: Any
+) -> tuple[int, list[str]]:
+    """The exit code of the disturbed run, and what went wrong in it or the one after it."""
     place = bench.place()
     with calls.failing(number, fault):
         result = bench.invoke(place)
     name, path = hit = calls.hit
-    findings.runs[result.exit_code] += 1
-    problems = _problems(result)
+    code, problems = result.exit_code, _problems(result)
     told = " | ".join(result.output.splitlines()[-2:])
     if result.exit_code == 0 and name:
         same = bench.outcome(place, result) == expected or bench.excuses(place, hit, result, expected)
@@ -439,7 +451,7 @@ def _fail_one_call(
     left = bench.leftovers(place)
     if left and not (cannot and all(Path(each).parent.name == "tmp" for each in left)):
         problems.append(f"left after the second run {left}")
-    findings.wrong += [f"{fault} at call {number}, {name} {path}: {each} ({told})" for each in problems]
+    return code, [f"{fault} at call {number}, {name} {path}: {each} ({told})" for each in problems]
 
 
 def _problems(result: Result) -> list[str]:

@@ -170,7 +170,7 @@ class EvaluateBench(Bench):
     def outcome(self, place: Path, result: Result) -> Any:
         """The bytes of all files, but for the seconds that it took."""
         files = sorted(path for path in place.rglob("*") if path.is_file())
-        contents = [re.sub(rb'"seconds": [0-9.]+', b"", path.read_bytes()) for path in files]
+        contents = [without_seconds(path.read_bytes()) for path in files]
         return result.exit_code, [path.name for path in files], contents
 
     def excuses(self, place: Path, hit: tuple[str, str], result: Result, expected: Any) -> bool:
@@ -181,6 +181,11 @@ class EvaluateBench(Bench):
         """Lists of pairs are new files: one that was written, but reported as failed, has to be removed."""
         for name in ("worst.csv", "suspects.csv"):
             (place / name).unlink(missing_ok=True)
+
+
+def without_seconds(content: bytes) -> bytes:
+    """A report or its figures without how long they took."""
+    return re.sub(rb'"seconds": [0-9.]+', b"", content)
 
 
 class PrepareBench(Bench):

@@ -12,14 +12,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from cache_samples import FINGERPRINT, entry, failure, key, new_cache, values
-from click.testing import Result
-from failing_benches import ScoreBench
+from click.testing import CliRunner, Result
+from failing_benches import COMMON, ScoreBench
 from failing_calls import Bench
-from failing_commands import RewritingBench, TrainBench
+from failing_commands import EvaluateBench, RewritingBench, TrainBench, without_seconds
 from object_store import Store, impatience, object_store
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.maintenance import verify_cache
+from batchverify.cli.app import main
+from batchverify.storage import claim
 from batchverify.storage.location import Location
 
 BUCKET = "calls"
@@ -32,6 +34,8 @@ def failing_store(folder: Path) -> Iterator[Store]:
     temporary.mkdir()
     with object_store() as store, impatience(attempts=1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
+        # Nobody else wants the folders; twice the pause is most of a run.
+        patch.setattr(claim, "SETTLE_SECONDS", 0.02)
         store.client().create_bucket(Bucket=BUCKET)
         yield store
 
@@ -60,6 +64,11 @@ class InStore(Bench):
         """The bytes of an object."""
         path = f"{self.folder.name}/{place.name}/{name}"
         return self.client.get_object(Bucket=BUCKET, Key=path)["Body"].read()
+
+    def upload_inputs(self, place: Path) -> None:
+        """Put the files of the input folder below `in/` of a run."""
+        for path in (self.folder / "in").iterdir():
+            self.client.upload_file(str(path), BUCKET, f"{self.folder.name}/{place.name}/in/{path.name}")
 
     def leftovers(self, place: Path) -> list[str]:
         """See `Bench`. What could not be sent is kept on this machine, but for parts that are sent again."""
@@ -102,10 +111,11 @@ class StoreBench(InStore, ScoreBench):
 class StoreInputBench(InStore, ScoreBench):
     """`score` of a manifest and images in the store."""
 
+    blamed = ("unreadable", "forbidden")
+
     def furnish(self, place: Path) -> None:
         """See `Bench`."""
-        for path in (self.folder / "in").iterdir():
-            self.client.upload_file(str(path), BUCKET, f"{self.folder.name}/{place.name}/in/{path.name}")
+        self.upload_inputs(place)
 
     def arguments(self, place: Path) -> list[str]:
         """See `Bench`."""
@@ -159,6 +169,56 @@ class StoreTrainBench(InStore, TrainBench):
         return result.exit_code, weights, "head.training.json" in names
 
 
+class StoreTrainInputBench(InStore, TrainBench):
+    """`train` of manifests and images in the store; the head goes to a disk."""
+
+    def furnish(self, place: Path) -> None:
+        """See `Bench`."""
+        self.upload_inputs(place)
+
+    def arguments(self, place: Path) -> list[str]:
+        """See `Bench`."""
+        names = {str(self.folder / "in" / name): f"in/{name}" for name in ("train.csv", "dev.csv")}
+        return [self.uri(place, names[each]) if each in names else each for each in super().arguments(place)]
+
+
+class StoreEvaluateBench(InStore, EvaluateBench):
+    """`evaluate` with scores, images, cache, report and lists in the store."""
+
+    inputs = Path("evaluated")
+
+    def furnish(self, place: Path) -> None:
+        """The inputs are the same in all runs: their names are in the report."""
+        if self.names(self.inputs):
+            return
+        self.upload_inputs(self.inputs)
+        where = ["-o", self.uri(self.inputs, "scores.parquet"), "--cache", self.uri(self.inputs, "cache")]
+        result = CliRunner().invoke(main, ["score", self.uri(self.inputs, "in/pairs.csv"), *where, *COMMON])
+        assert result.exit_code == 0, result.output
+
+    def arguments(self, place: Path) -> list[str]:
+        """See `Bench`. URIs of the run record choose no server, so root and cache are given."""
+        names = {str(place / name): name for name in ("worst.csv", "suspects.csv", "report")}
+        changed = [self.uri(place, names[each]) if each in names else each for each in super().arguments(place)]
+        changed = [self.uri(self.inputs, "scores.parquet") if each == str(self.scores) else each for each in changed]
+        return [*changed, "--image-root", self.uri(self.inputs, "in"), "--cache", self.uri(self.inputs, "cache")]
+
+    def outcome(self, place: Path, result: Result) -> Any:
+        """The bytes of all files, but for the seconds that it took."""
+        names = self.names(place)
+        return result.exit_code, names, [without_seconds(self.content(place, name)) for name in names]
+
+    def excuses(self, place: Path, hit: tuple[str, str], result: Result, expected: Any) -> bool:
+        """Without an image or the cache, the report shows less, and suspects are found by the scores alone."""
+        optional = hit[1].endswith(".png") or "/cache/" in hit[1]
+        return optional and self.names(place) == expected[1]
+
+    def mend(self, place: Path, hit: tuple[str, str]) -> None:
+        """See `EvaluateBench`."""
+        for name in ("worst.csv", "suspects.csv"):
+            self.client.delete_object(Bucket=BUCKET, Key=f"{self.folder.name}/{place.name}/{name}")
+
+
 # Benches by what they run, in a folder of their own.
 IN_STORE: dict[str, Callable[[Path], InStore]] = {
     "score, one file": partial(StoreBench, name="one.parquet"),
@@ -167,6 +227,8 @@ IN_STORE: dict[str, Callable[[Path], InStore]] = {
     **{f"cache {command}": partial(StoreCacheBench, command=(command,)) for command in ("info", "verify", "compact")},
     "cache forget": partial(StoreCacheBench, command=("forget", "--key", key(1).hex())),
     "train": StoreTrainBench,
+    "train, manifests and images": StoreTrainInputBench,
+    "evaluate": StoreEvaluateBench,
 }
 
 
