@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,10 +93,12 @@ class ImageSource:
 
 
 def _is_file(path: str) -> bool:
-    """Whether a file is there; not, if it has a name that no file can have."""
+    """Whether a file is there, or might be: another one in its place would be another picture."""
     try:
         return Location.parse(path).kind() == "file"
-    except (OSError, ValueError, pa.ArrowException, UsageError):
+    except OSError as exc:
+        return exc.errno != errno.ENAMETOOLONG  # no file can have this name
+    except (ValueError, pa.ArrowException, UsageError):
         return False
 
 

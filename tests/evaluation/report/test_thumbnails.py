@@ -6,13 +6,17 @@ import io
 
 import numpy as np
 import pytest
+from object_store import impatience, object_store
 from PIL import Image
 
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.evaluation.report.thumbnails import BITE, SIDE, ImageSource, thumbnails
+from batchverify.faces.images import Limits
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
+from batchverify.manifest.paths import ImageRoot
 from batchverify.records import Reason, Skipped
+from batchverify.storage.location import Location
 
 UNIT = np.full(512, 512**-0.5, np.float16)
 RED, BLUE = (220, 30, 30), (30, 30, 220)
@@ -146,3 +150,17 @@ def test_more_images_than_are_held_at_once(tmp_path):
     found = thumbnails(cells, ImageSource.of(about, None, None))
     assert list(found) == cells
     assert all(each.uri for each in found.values())
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_replaced_by_another_of_its_name(tmp_path):
+    draw(tmp_path / "a.png")
+    with object_store() as store, impatience(attempts=1):
+        store.client().create_bucket(Bucket="thumbnails")
+        store.client().put_object(Bucket="thumbnails", Key="faces/a.png", Body=b"another")
+        folders = (f"s3://thumbnails/faces{store.options()}", str(tmp_path))
+        roots = tuple(ImageRoot(Location.parse(folder)) for folder in folders)
+        source = ImageSource(roots, None, {}, Limits())
+        assert source.resolve("a.png").startswith("s3://thumbnails/faces/a.png")
+        store.weather(poisoned={"a.png": "403"})
+        assert source.resolve("a.png").startswith("s3://thumbnails/faces/a.png")
+        assert source.resolve("b.png") == str(tmp_path / "b.png")
