@@ -57,7 +57,7 @@ class ScoreBench(Bench):
     """
 
     # What a row says of an image whose reading failed.
-    blamed = ("unreadable",)
+    blamed: tuple[str, ...] = ("unreadable",)
 
     def __init__(self, folder: Path, name: str, *options: str, template: Path | None = None) -> None:
         super().__init__(folder)

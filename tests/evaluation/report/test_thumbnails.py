@@ -12,10 +12,9 @@ from PIL import Image
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.segment import Entry
 from batchverify.evaluation.report.thumbnails import BITE, SIDE, ImageSource, thumbnails
-from batchverify.faces.images import Limits
 from batchverify.fingerprint import EmbeddingFingerprint, EmbeddingSettings
 from batchverify.manifest.paths import ImageRoot
-from batchverify.records import Reason, Skipped
+from batchverify.records import Limits, Reason, Skipped
 from batchverify.storage.location import Location
 
 UNIT = np.full(512, 512**-0.5, np.float16)
