@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from benchmark_modules import benchmark_module
 from repository import REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -13,14 +14,10 @@ SAMPLES = REPOSITORY / "sample_manifests"
 
 
 @pytest.fixture
-def backbones(monkeypatch):
+def backbones():
     """The benchmark as a module."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import backbones
-
-    yield backbones
-    for name in ("backbones", "results"):
-        sys.modules.pop(name, None)
+    with benchmark_module("backbones") as module:
+        yield module
 
 
 def test_every_way_gets_a_row(tmp_path):

@@ -1,21 +1,15 @@
 """The benchmark of extrapolated intervals: its true rates, and its counts of real faces."""
 
-import sys
-
 import numpy as np
 import pytest
-from repository import REPOSITORY
+from benchmark_modules import benchmark_module
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def benchmark():
     """The benchmark as a module."""
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    import extreme_intervals
-
-    yield extreme_intervals
-    for name in ("extreme_intervals", "results"):
-        sys.modules.pop(name, None)
+    with benchmark_module("extreme_intervals") as module:
+        yield module
 
 
 @pytest.mark.parametrize("place", range(9))

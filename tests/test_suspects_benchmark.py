@@ -1,23 +1,17 @@
 """The benchmark of suspects: which labels it turns round, and what it counts."""
 
-import sys
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from repository import REPOSITORY
+from benchmark_modules import benchmark_module
 from score_tables import draw_columns, write_scores
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def benchmark():
     """The benchmark as a module."""
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    import suspects
-
-    yield suspects
-    for name in ("suspects", "results"):
-        sys.modules.pop(name, None)
+    with benchmark_module("suspects") as module:
+        yield module
 
 
 def test_a_share_of_the_scored_labels_is_turned_round(benchmark, tmp_path):

@@ -187,24 +187,29 @@ class Door:
     def prepare(self, *names: str) -> None:
         """See `loops.prepare`."""
         if names and self._known_mode == "auto":
-            self.spent = max(self.spent, self.patience)
-            self._is_ready(*names)
+            self._begin(names)
 
-    def _is_ready(self, *names: str) -> bool:
-        """Whether the compiled loops are imported. That begins, in a thread, with these loops, once patience ends.
+    def _is_ready(self, name: str) -> bool:
+        """Whether the compiled loops are imported. That begins, with this loop, once patience ends.
 
         A process that is forked meanwhile lacks the thread, and would wait for ever if it imported numba itself: it
         stays with numpy.
         """
-        if self.spent >= self.patience and self._starting is None:
-            with self._lock:
-                if self._starting is None:
-                    self._starting = Thread(target=self._start, args=names, name="numba")
-                    try:
-                        self._starting.start()
-                    except RuntimeError:  # no thread can be started any more
-                        self._start(*names)
+        if self.spent >= self.patience:
+            self._begin((name,))
         return self._is_imported
+
+    def _begin(self, names: tuple[str, ...]) -> None:
+        """Import the compiled loops in a thread, unless that has begun."""
+        if self._starting is not None:
+            return
+        with self._lock:
+            if self._starting is None:
+                self._starting = Thread(target=self._start, args=names, name="numba")
+                try:
+                    self._starting.start()
+                except RuntimeError:  # no thread can be started any more
+                    self._start(*names)
 
     def _start(self, *names: str) -> None:
         """Import the compiled loops, and compile these or load their machine code, while the program runs."""
