@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from batchverify.kernels.loops import warp
 MOST_SCALE = 200.0
 # Pixels: beyond this, positions lose their fractions.
 FARTHEST = 1e9
+# Square pixels: points that are nearer to one another are one point.
+LEAST_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ TEMPLATES = {
 }
 
 
+@lru_cache(maxsize=16)
 def template_for(template: str | Points, side: int) -> Template:
     """The template of a crop of `side` pixels, by a name in `TEMPLATES` or as five points in pixels of the crop."""
     if isinstance(template, str):
@@ -73,26 +78,31 @@ def template_for(template: str | Points, side: int) -> Template:
     return Template("", side, template)
 
 
-def similarities(landmarks: np.ndarray, template: Template) -> np.ndarray:
-    """The transforms that bring landmarks nearest to a template: turned, scaled and moved, never mirrored.
+def similarity(landmarks: np.ndarray, template: Template) -> tuple[complex, complex] | None:
+    """The transform that brings landmarks nearest to a template: turned, scaled and moved, never mirrored.
 
-    landmarks: (N, 5, 2), x y in pixels of each image, in the template's order. Returns (N, 2, 3) float64, from x y 1
-    in the image to x y in the crop. Rows are NaN where the landmarks are not finite, or so close together or so out
-    of shape that the crop would be enlarged or reduced more than `MOST_SCALE` times.
+    landmarks: (5, 2), x y in pixels of the image, in the template's order. Returns a factor and a shift: with x + iy
+    for a position, that in the crop is the factor times that in the image, plus the shift. None where the landmarks
+    are not finite, or so close together or so out of shape that the crop would be enlarged or reduced more than
+    `MOST_SCALE` times.
     Least squares by Umeyama (1991, "Least-squares estimation of transformation parameters between two point
     patterns"); in a plane the solution is one complex number.
     """
-    given = np.asarray(landmarks, np.float64)
-    points = given[..., 0] + 1j * given[..., 1]  # (N, 5)
-    wanted = np.array([complex(x, y) for x, y in template.points])  # (5,)
-    middle, centre = points.mean(axis=1), wanted.mean()
-    offsets = points - middle[:, None]
-    with np.errstate(all="ignore"):
-        factor = (offsets.conj() @ (wanted - centre)) / (abs(offsets) ** 2).sum(axis=1)
-        moved = centre - factor * middle
-        usable = (abs(factor) <= MOST_SCALE) & (abs(factor) >= 1 / MOST_SCALE) & (abs(moved) < FARTHEST)
-    rows = [[factor.real, -factor.imag, moved.real], [factor.imag, factor.real, moved.imag]]
-    return np.where(usable[:, None, None], np.array(rows).transpose(2, 0, 1), np.nan)
+    # Numbers of Python: for five points numpy takes ten times as long.
+    points = [complex(x, y) for x, y in landmarks.tolist()]
+    if not all(abs(point.real) < FARTHEST and abs(point.imag) < FARTHEST for point in points):
+        return None
+    wanted = [complex(x, y) for x, y in template.points]
+    middle, centre = sum(points) / len(points), sum(wanted) / len(wanted)
+    offsets = [point - middle for point in points]
+    spread = sum(offset.real**2 + offset.imag**2 for offset in offsets)
+    if spread < LEAST_SPREAD:
+        return None
+    products = (offset.conjugate() * (goal - centre) for offset, goal in zip(offsets, wanted, strict=True))
+    factor = sum(products) / spread
+    shift = centre - factor * middle
+    is_usable = 1 / MOST_SCALE <= abs(factor) <= MOST_SCALE and abs(shift) < FARTHEST
+    return (factor, shift) if is_usable else None
 
 
 def align(images: Sequence[np.ndarray], landmarks: np.ndarray, template: Template) -> np.ndarray:
@@ -100,27 +110,34 @@ def align(images: Sequence[np.ndarray], landmarks: np.ndarray, template: Templat
 
     images: N arrays (H, W, 3) uint8 RGB of any size. landmarks: (N, 5, 2), x y in pixels of its image. Pixels are
     interpolated bilinearly, and averaged where the face shrinks (a triangle as wide as Pillow's `resize` takes); what
-    lies outside of the image is black. Raises `UsageError` for landmarks that `similarities` finds unusable.
+    lies outside of the image is black. Raises `UsageError` for landmarks that `similarity` finds unusable.
     """
-    transforms = similarities(landmarks, template)
     crops = np.zeros((len(images), template.side, template.side, 3), np.uint8)
-    for number, (image, transform, crop) in enumerate(zip(images, transforms, crops, strict=True)):
-        if not np.isfinite(transform).all():
-            raise UsageError(f"image {number}: the landmarks are not those of a face: {landmarks[number]}")
-        _fill(image, np.linalg.inv(np.vstack([transform, [0.0, 0.0, 1.0]]))[:2], crop)
+    for number, (image, points, crop) in enumerate(zip(images, landmarks, crops, strict=True)):
+        transform = similarity(points, template)
+        if transform is None:
+            raise UsageError(f"image {number}: the landmarks are not those of a face: {points}")
+        _fill(image, *transform, crop)
     return crops
 
 
-def _fill(image: np.ndarray, backwards: np.ndarray, crop: np.ndarray) -> None:
-    """Fill a black crop. backwards: (2, 3) float64, from x y 1 in the crop to x y in the image."""
+def _fill(image: np.ndarray, factor: complex, shift: complex, crop: np.ndarray) -> None:
+    """Fill a black crop. factor, shift: from the image to the crop, see `similarity`."""
     last = crop.shape[0] - 1
-    corners = backwards @ [[0, last, 0, last], [0, 0, last, last], [1, 1, 1, 1]]  # (2, 4)
+    back, origin = 1 / factor, -shift / factor
+    corners = [origin + back * corner for corner in (0, last, last * 1j, last * (1 + 1j))]
     # Pixels of the image per pixel of the crop.
-    reach = max(float(np.hypot(*backwards[:, 0])), 1.0)
-    limits = image.shape[1::-1]
-    low = np.clip(np.floor(corners.min(axis=1) - reach), 0, limits).astype(np.int64)
-    high = np.clip(np.ceil(corners.max(axis=1) + reach) + 1, low, limits).astype(np.int64)
-    region = image[low[1] : high[1], low[0] : high[0]]
+    reach = max(abs(back), 1.0)
+    left, right = _reached([corner.real for corner in corners], reach, image.shape[1])
+    top, bottom = _reached([corner.imag for corner in corners], reach, image.shape[0])
+    region = image[top:bottom, left:right]
     if region.size:
+        affine = [[back.real, -back.imag, origin.real - left], [back.imag, back.real, origin.imag - top]]
         # A copy: the loop is compiled for writable arrays only.
-        warp(region.copy(), backwards - np.array([[0, 0, low[0]], [0, 0, low[1]]]), reach, crop)
+        warp(region.copy(), np.array(affine), reach, crop)
+
+
+def _reached(corners: Sequence[float], reach: float, size: int) -> tuple[int, int]:
+    """The first pixel of an image that a crop needs along one axis, and the one after the last."""
+    first = min(max(math.floor(min(corners) - reach), 0), size)
+    return first, min(max(math.ceil(max(corners) + reach) + 1, first), size)

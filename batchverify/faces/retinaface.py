@@ -264,8 +264,8 @@ class _Candidates:
             return False
         rivals = self._rivals(logits)
         is_sure = ~rivals.any(axis=1) & (np.abs(logits - LEAST_LOGIT) >= LARGEST_ERROR)
-        if not is_sure[0]:
-            return False
+        if not is_sure[0] or len(logits) == 1:
+            return bool(is_sure[0])
         # A doubtful face may get the box of a rival.
         others = np.flatnonzero(rivals.any(axis=0))
         rows = np.concatenate([self._kept, others])
