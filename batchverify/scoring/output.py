@@ -228,12 +228,12 @@ class Output:
             file = pq.ParquetFile(source)
             for number in range(file.num_row_groups):
                 table = file.read_row_group(number)
-                record = PartRecord.of(table, parts.token, number)
-                if record.scored == record.rows:
+                counts = RowCounts.of(table)
+                if counts.scored == counts.rows:
                     sink = parts.sink(number, table.schema.remove_metadata())
                     try:
                         sink.write(table)
-                        sink.finish(record.to_json())
+                        sink.finish(parts.record(number, counts))
                     finally:
                         sink.abandon()
 
@@ -305,41 +305,6 @@ def _real(location: Location) -> str:
     return os.path.realpath(location.path) if location.is_local else str(location)
 
 
-@dataclass(frozen=True)
-class PartRecord:
-    """The metadata in the footer of a part. token: of the attempt that wrote it. different: rows labelled 1.
-
-    same_verdicts, different_verdicts: rows with these verdicts of `--review`.
-    """
-
-    token: str
-    part: int
-    rows: int
-    scored: int
-    different: int
-    same_verdicts: int = 0
-    different_verdicts: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The metadata as stored in the footer; counts of verdicts only if there are any."""
-        hidden = [name for name in VERDICT_COUNTS if not getattr(self, name)]
-        return {
-            **{name: value for name, value in vars(self).items() if name not in hidden},
-            "record": SUCCESS,
-        }
-
-    @classmethod
-    def of(cls, table: pa.Table, token: str, part: int) -> PartRecord:
-        """The metadata of a part that holds these result rows."""
-        label = table.column("label")
-        verdicts = [0, 0]
-        if VERDICT in table.column_names:
-            cells = table.column(VERDICT)
-            verdicts = [pc.sum(pc.equal(cells, name)).as_py() or 0 for name in (SAME, DIFFERENT)]
-        different = pc.sum(label).as_py() or 0
-        return cls(token, part, len(label), len(label) - label.null_count, different, *verdicts)
-
-
 class RowCounts(NamedTuple):
     """Rows, those of them that were scored, those labelled 1, and those with the verdicts of `--review`."""
 
@@ -348,6 +313,20 @@ class RowCounts(NamedTuple):
     different: int
     same_verdicts: int = 0
     different_verdicts: int = 0
+
+    @classmethod
+    def of(cls, table: pa.Table) -> RowCounts:
+        """The counts of a table of result rows."""
+        label, verdicts = table.column("label"), [0, 0]
+        if VERDICT in table.column_names:
+            cells = table.column(VERDICT)
+            verdicts = [pc.sum(pc.equal(cells, name)).as_py() or 0 for name in (SAME, DIFFERENT)]
+        return cls(len(label), len(label) - label.null_count, pc.sum(label).as_py() or 0, *verdicts)
+
+    @classmethod
+    def total(cls, parts: Collection[RowCounts]) -> RowCounts:
+        """The counts of several parts together."""
+        return cls(*(sum(getattr(part, name) for part in parts) for name in cls._fields))
 
     def review(self, band: ReviewBand) -> dict[str, Any]:
         """For a run's summary: the thresholds of `--review` and how many rows have which verdict."""
@@ -359,25 +338,20 @@ class RowCounts(NamedTuple):
             REVIEW: undecided,
         }
 
-    @classmethod
-    def total(cls, parts: Collection[PartRecord]) -> RowCounts:
-        """The counts of several parts together."""
-        return cls(*(sum(getattr(part, name) for part in parts) for name in cls._fields))
-
 
 @dataclass
 class Parts:
     """The part files of one attempt at a job in `folder`: part n holds the rows from n * `size` on.
 
     Borders depend on row numbers alone, so every run of a job cuts in the same places. short_lived: the parts are
-    soon joined and deleted. done: the complete parts, by number.
+    soon joined and deleted. done: the counts of the complete parts, by number.
     """
 
     folder: Location
     token: str
     size: int
     short_lived: bool = False
-    done: dict[int, PartRecord] = field(default_factory=dict)
+    done: dict[int, RowCounts] = field(default_factory=dict)
 
     def file(self, number: int) -> Location:
         """The file of a part."""
@@ -387,16 +361,20 @@ class Parts:
         """A writer for a part."""
         return FileSink(self.file(number), schema, short_lived=self.short_lived)
 
+    def record(self, number: int, counts: RowCounts) -> dict[str, Any]:
+        """What the footer of a part states; counts of verdicts only if there are any."""
+        known = {name: count for name, count in counts._asdict().items() if count or name not in VERDICT_COUNTS}
+        return {"record": SUCCESS, "token": self.token, "part": number, **known}
+
     def find_done(self, rows: int) -> None:
         """Find the complete parts of this attempt: those with as many of all `rows` as their numbers demand."""
         for file in part_files(self.folder):
             metadata, count = footer_and_rows(file)
             if metadata.get("token") == self.token and self.file(int(metadata["part"])).name == file.name:
-                names = [name for name in PartRecord.__dataclass_fields__ if name not in VERDICT_COUNTS]
-                counts = {name: metadata.get(name, 0) for name in VERDICT_COUNTS}
-                record = PartRecord(**{name: metadata[name] for name in names}, **counts)
-                if record.rows == count == self._rows_in(record.part, rows):
-                    self.done[record.part] = record
+                number = int(metadata["part"])
+                counts = RowCounts(**{name: metadata[name] for name in RowCounts._fields if name in metadata})
+                if counts.rows == count == self._rows_in(number, rows):
+                    self.done[number] = counts
 
     def split(self, blocks: Iterable[Block]) -> Iterator[tuple[int, Block]]:
         """Blocks cut at the borders of parts; yields the number of the part and the piece."""
@@ -444,7 +422,7 @@ class PartWriter:
         self._parts, self._schema, self._total = parts, schema, total
         self._before_publishing = before_publishing
         self._sink: FileSink | None = None
-        self._written: list[PartRecord] = []
+        self._written: list[RowCounts] = []
         # Closing a file while another thread writes to it would crash the process.
         self._busy, self._abandoned = Lock(), False
 
@@ -460,16 +438,16 @@ class PartWriter:
         if self._sink is None:
             self._sink = self._parts.sink(number, self._schema)
         self._sink.write(table)
-        self._written.append(PartRecord.of(table, self._parts.token, number))
+        self._written.append(RowCounts.of(table))
         if first + table.num_rows == min((number + 1) * self._parts.size, self._total):
             self._close(number)
 
     def _close(self, number: int) -> None:
-        record = PartRecord(self._parts.token, number, *RowCounts.total(self._written))
+        counts = RowCounts.total(self._written)
         if self._sink is not None:
             self._before_publishing()
-            self._sink.finish(record.to_json())
-        self._parts.done[number] = record
+            self._sink.finish(self._parts.record(number, counts))
+        self._parts.done[number] = counts
         self._sink, self._written = None, []
 
     def abandon(self) -> None:

@@ -21,7 +21,7 @@ from batchverify.runtime.compute_path import (
 )
 from batchverify.scoring.job import Job
 from batchverify.scoring.job_folder import JobState
-from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter, RowCounts
+from batchverify.scoring.output import Output, Parts, PartWriter, RowCounts
 from batchverify.scoring.parquet import RECORD_KEY, record_text, writing
 
 
@@ -79,7 +79,7 @@ class MemoryRows(Rows):
 
     def counts(self) -> RowCounts:
         """See `Rows`."""
-        return RowCounts.total([PartRecord.of(table, "", 0) for table in self._tables])
+        return RowCounts.total([RowCounts.of(table) for table in self._tables])
 
     def table(self, record: dict[str, Any]) -> pa.Table:
         """All rows, with the run record in the metadata."""

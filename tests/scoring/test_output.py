@@ -17,7 +17,7 @@ from batchverify.errors import BatchverifyError, UsageError
 from batchverify.manifest.tables import would_find
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.scoring.job_folder import JobFolder, differences
-from batchverify.scoring.output import Output, PartRecord, Parts, PartWriter
+from batchverify.scoring.output import Output, Parts, PartWriter, RowCounts
 from batchverify.scoring.rows import PartRows
 from batchverify.storage.location import Location
 
@@ -85,7 +85,7 @@ def test_a_part_with_another_number_of_rows_than_its_footer_states_is_not_done(t
     for number, stated in ((0, 10), (1, 3)):
         sink = parts.sink(number, rows.schema)
         sink.write(rows)
-        sink.finish(PartRecord("token", number, stated, 2, 1).to_json())
+        sink.finish(parts.record(number, RowCounts(stated, 2, 1)))
     parts.find_done(13)
     assert list(parts.done) == [1]
 
