@@ -26,6 +26,7 @@ from batchverify.embedding.backbone import (
     COMPACT,
     METADATA_KEY,
     RANGES_KEY,
+    Backbone,
     dequantise,
     fingerprint,
     load_backbone,
@@ -33,7 +34,7 @@ from batchverify.embedding.backbone import (
     quantise,
     read_tensors,
 )
-from batchverify.embedding.cpu_network import build_compact_model, build_model
+from batchverify.embedding.cpu_network import build_model
 from batchverify.embedding.inception import ARCHITECTURE, CPU_BATCH
 from batchverify.embedding.network import Ranges
 from batchverify.faces.mtcnn import weights_path
@@ -107,7 +108,7 @@ def compact_tensors(source: Path) -> dict[str, np.ndarray]:
 
 def compact_ranges(tensors: Mapping[str, np.ndarray], faces: np.ndarray) -> Ranges:
     """Ranges for the layers of `compact` that lose little, from (N, 128, 128, 3) uint8 training faces."""
-    model = build_compact_model(tensors, compact.CPU_BATCH, {})
+    model = build_model(Backbone("", dict(tensors), "", architecture=compact.ARCHITECTURE), compact.CPU_BATCH, {})
     layers = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
     taken = {node.get_friendly_name(): node.input_value(0) for node in layers}
     taken = {name: values for name, values in taken.items() if name.endswith(COMPACT_LAYERS)}
@@ -137,7 +138,7 @@ def activation_ranges(tensors: Mapping[str, np.ndarray], faces: np.ndarray) -> R
     A block's range is the largest activation seen. The first layers see many pixels and few large values: their range
     is the one with the least mean squared rounding error, which cuts off the large values (measured: half the error).
     """
-    model = build_model(tensors, CPU_BATCH, {})
+    model = build_model(Backbone("", dict(tensors), ""), CPU_BATCH, {})
     layers = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
     taken = {node.get_friendly_name(): node.input_value(0) for node in layers}
     taken = {name: values for name, values in taken.items() if name not in FLOAT_LAYERS}

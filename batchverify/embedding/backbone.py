@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.documents import read_document
-from batchverify.embedding import compact
+from batchverify.embedding import compact, inception
 from batchverify.embedding.download import PUBLISHED, find_weights, locate_weights
 from batchverify.embedding.inception import ARCHITECTURE
 from batchverify.embedding.network import Ranges
@@ -67,6 +67,22 @@ class Backbone:
         """The faces that it takes and the vectors that it gives."""
         spec = spec_of(self.architecture, self.fingerprint)
         return spec if self.settings is None else replace(spec, defaults=self.settings)
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether the network is that of `compact.py`; otherwise it is that of `inception.py`."""
+        return self.architecture == compact.ARCHITECTURE
+
+    def check_tensors(self) -> None:
+        """Raise `ArtifactError` if the tensors are not those of the architecture."""
+        expected = (compact if self.is_compact else inception).tensor_shapes()
+        given = {name: array.shape for name, array in self.tensors.items()}
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        if wrong:
+            raise ArtifactError(
+                f"{self.name}: not the weights of {self.architecture}: {len(wrong)} tensors are missing, unknown or "
+                f"of another shape, such as '{wrong[0]}'"
+            )
 
 
 AnyBackbone = Backbone | OnnxBackbone | PluginBackbone

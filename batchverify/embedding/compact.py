@@ -7,12 +7,9 @@ the whole of the last feature map in place of a mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from batchverify.embedding.network import require_shapes
 from batchverify.fingerprint import EmbeddingSettings
 
 ARCHITECTURE = "face-reidentification-retail-0095"
@@ -125,8 +122,3 @@ def tensor_shapes() -> dict[str, tuple[int, ...]]:
         if layer.activated:
             shapes[f"{layer.name}.slope"] = (1,)
     return shapes
-
-
-def check_tensors(name: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise `ArtifactError` if the tensors of the backbone `name` are not those of this network."""
-    require_shapes(name, ARCHITECTURE, tensor_shapes(), tensors)

@@ -22,7 +22,6 @@ from batchverify.embedding.inception import (
     Pool,
     Reduction,
     Residual,
-    check_tensors,
     fold,
 )
 from batchverify.embedding.network import Network, Ranges
@@ -111,28 +110,18 @@ def _model(backbone: Backbone | OnnxBackbone, batch: int, eight_bits: bool) -> t
     """An `openvino.Model` from (B, S, S, 3) uint8 RGB to (B, D) float32, not normalised, and its B."""
     if isinstance(backbone, OnnxBackbone):
         return backbone.model(batch)
-    ranges = backbone.ranges if eight_bits else {}
-    if backbone.architecture == compact.ARCHITECTURE:
-        compact.check_tensors(backbone.name, backbone.tensors)
-        return build_compact_model(backbone.tensors, batch, ranges), batch
-    check_tensors(backbone.name, backbone.tensors)
-    return build_model(backbone.tensors, batch, ranges), batch
+    return build_model(backbone, batch, backbone.ranges if eight_bits else {}), batch
 
 
-def build_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -> Any:
-    """InceptionResnetV1 from (batch, 160, 160, 3) uint8 RGB to (batch, 512) float32, not normalised.
+def build_model(backbone: Backbone, batch: int, ranges: Ranges) -> Any:
+    """A network of ours from (batch, S, S, 3) uint8 RGB to (batch, D) float32, not normalised.
 
-    ranges: by the name of a layer or block; layers without one compute in floats.
+    ranges: by the name of a layer or block, of the compact network of a layer without groups; layers without one
+    compute in floats. Raises `ArtifactError` for tensors of another network.
     """
-    return _InceptionBuilder(tensors, ranges).model(batch)
-
-
-def build_compact_model(tensors: Mapping[str, np.ndarray], batch: int, ranges: Ranges) -> Any:
-    """The compact network from (batch, 128, 128, 3) uint8 RGB to (batch, 256) float32, not normalised.
-
-    ranges: by the name of a layer without groups; layers without one compute in floats.
-    """
-    return _CompactBuilder(tensors, ranges).model(batch)
+    backbone.check_tensors()
+    builder = _CompactBuilder if backbone.is_compact else _InceptionBuilder
+    return builder(backbone.tensors, ranges).model(batch)
 
 
 class _Builder:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, linear, max_pool2d, normalize, relu
 
-from batchverify.embedding import compact
 from batchverify.embedding.backbone import Backbone
 from batchverify.embedding.inception import (
     CPU_BATCH,
@@ -25,7 +24,6 @@ from batchverify.embedding.inception import (
     Layer,
     Pool,
     Residual,
-    check_tensors,
     fold,
 )
 from batchverify.embedding.layers import compact_layers, fill
@@ -50,13 +48,9 @@ _RECORDING = Lock()
 
 
 class TorchInception:
-    """InceptionResnetV1 with folded weights: (B, 3, 160, 160) to (B, 512), not normalised; see `inception.py`.
-
-    Raises `ArtifactError` for tensors of another network.
-    """
+    """InceptionResnetV1 with folded weights: (B, 3, 160, 160) to (B, 512), not normalised; see `inception.py`."""
 
     def __init__(self, backbone: Backbone, device: str, dtype: torch.dtype) -> None:
-        check_tensors(backbone.name, backbone.tensors)
         self._layers = {
             name: tuple(on_device(array, device, dtype) for array in arrays)
             for name, arrays in fold(backbone.tensors).items()
@@ -89,11 +83,7 @@ class TorchInception:
 
 
 def torch_compact(backbone: Backbone, device: str, dtype: torch.dtype) -> nn.Module:
-    """The compact network: what `CompactInput` makes of faces to (B, 256), not normalised; see `compact.py`.
-
-    Raises `ArtifactError` for tensors of another network.
-    """
-    compact.check_tensors(backbone.name, backbone.tensors)
+    """The compact network: what `CompactInput` makes of faces to (B, 256), not normalised; see `compact.py`."""
     network = compact_layers().eval().requires_grad_(False)
     fill(network, backbone.tensors)
     return network.to(device, dtype).to(memory_format=torch.channels_last)
@@ -118,8 +108,7 @@ def centred(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def input_of(backbone: Backbone, device: str) -> Callable[[torch.Tensor, torch.dtype], torch.Tensor]:
     """What turns (B, 3, S, S) uint8 RGB on a device into the input of a network of ours, in a dtype."""
-    is_compact = backbone.architecture == compact.ARCHITECTURE
-    return CompactInput(backbone.tensors, device) if is_compact else centred
+    return CompactInput(backbone.tensors, device) if backbone.is_compact else centred
 
 
 @dataclass(frozen=True)
@@ -282,7 +271,8 @@ class TorchNetwork(TorchDevice):
         super().__init__(device, threads)
         self.dtype, self.spec = choose_dtype(dtype, device), backbone.spec
         torch_dtype: torch.dtype = getattr(torch, self.dtype)
-        network = torch_compact if backbone.architecture == compact.ARCHITECTURE else TorchInception
+        backbone.check_tensors()
+        network = torch_compact if backbone.is_compact else TorchInception
         self.compute = ForwardPass(
             network(backbone, device, torch_dtype),
             device,

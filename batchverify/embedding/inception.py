@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.embedding.network import require_shapes
 from batchverify.fingerprint import DIMENSION
 
 ARCHITECTURE = "InceptionResnetV1"
@@ -196,8 +195,3 @@ def _folded(tensors: Mapping[str, np.ndarray], name: str, norm: str) -> tuple[np
     scale, shift, mean, variance = (tensors[f"{norm}.{part}"] for part in _BATCH_NORM)
     scale = (scale / np.sqrt(variance + np.float32(EPSILON))).astype(np.float32)
     return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift - mean * scale
-
-
-def check_tensors(name: str, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise `ArtifactError` if the tensors of the backbone `name` are not those of InceptionResnetV1."""
-    require_shapes(name, ARCHITECTURE, tensor_shapes(), tensors)

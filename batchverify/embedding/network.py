@@ -1,4 +1,4 @@
-"""What networks have in common: shapes of tensors and, outside torch, batches, mirrored faces, unit vectors."""
+"""What networks outside torch have in common: batches, mirrored faces, unit vectors, and a self-check."""
 
 from __future__ import annotations
 
@@ -60,19 +60,6 @@ class Network(ABC):
             raise BatchverifyError(f"the backbone gave vectors that are not finite ({self.dtype}, {self.runtime})")
         lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
         return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12)))
-
-
-def require_shapes(
-    name: str, architecture: str, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]
-) -> None:
-    """Raise `ArtifactError` if the tensors of the backbone `name` are not those of an architecture."""
-    given = {key: array.shape for key, array in tensors.items()}
-    wrong = sorted(key for key in expected.keys() | given.keys() if expected.get(key) != given.get(key))
-    if wrong:
-        raise ArtifactError(
-            f"{name}: not the weights of {architecture}: {len(wrong)} tensors are missing, unknown "
-            f"or of another shape, such as '{wrong[0]}'"
-        )
 
 
 def check_network(network: Network, name: str) -> None:

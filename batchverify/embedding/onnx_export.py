@@ -100,7 +100,8 @@ def onnx_bytes(backbone: Backbone, metadata: Mapping[str, str]) -> bytes:
 
     Batch normalisation is folded in. Raises `ArtifactError` for tensors of another network.
     """
-    build = _Compact if backbone.architecture == compact.ARCHITECTURE else _Inception
+    backbone.check_tensors()
+    build = _Compact if backbone.is_compact else _Inception
     graph, size = OnnxGraph(), backbone.spec.size
     build(graph, backbone).build()
     return graph.model(
@@ -114,11 +115,12 @@ def onnx_bytes(backbone: Backbone, metadata: Mapping[str, str]) -> bytes:
 def _description(backbone: Backbone) -> dict[str, Any]:
     """The faces that a backbone takes, as `Description` reads it."""
     settings, spec = backbone.spec.defaults, backbone.spec
-    is_compact = backbone.architecture == compact.ARCHITECTURE
     crop = {"template": settings.template} if settings.crop == "align" else {"margin": settings.margin}
     # The compact network scales pixels itself.
     scaled = (
-        {"colour": "BGR", "mean": 0, "scale": 1} if is_compact else {"colour": "RGB", "mean": 127.5, "scale": 128}
+        {"colour": "BGR", "mean": 0, "scale": 1}
+        if backbone.is_compact
+        else {"colour": "RGB", "mean": 127.5, "scale": 128}
     )
     licence, source = origin_of(backbone.name)
     source = f"{source}; written by batchverify {__version__}, fingerprint {backbone.fingerprint}"
@@ -149,7 +151,6 @@ class _Inception:
     """Adds InceptionResnetV1 to a graph; see `inception.py`."""
 
     def __init__(self, graph: OnnxGraph, backbone: Backbone) -> None:
-        inception.check_tensors(backbone.name, backbone.tensors)
         self._graph, self._folded = graph, inception.fold(backbone.tensors)
 
     def build(self) -> None:
@@ -202,7 +203,6 @@ class _Compact:
     """Adds the compact network to a graph; see `compact.py`."""
 
     def __init__(self, graph: OnnxGraph, backbone: Backbone) -> None:
-        compact.check_tensors(backbone.name, backbone.tensors)
         self._graph, self._arrays = graph, backbone.tensors
 
     def build(self) -> None:

@@ -33,7 +33,7 @@ from batchverify.embedding.backbone import (
 )
 from batchverify.embedding.download import PUBLISHED
 from batchverify.embedding.embedder import Embedder
-from batchverify.embedding.inception import ARCHITECTURE, check_tensors
+from batchverify.embedding.inception import ARCHITECTURE
 from batchverify.errors import ArtifactError, UsageError
 from batchverify.faces.mtcnn import weights_path
 from batchverify.manifest.prepare import prepare_lfw
@@ -269,7 +269,7 @@ def test_another_network_is_refused(packaged):
         with pytest.raises(
             ArtifactError, match=f"mine: not the weights of {ARCHITECTURE}: {count} tensors .*'{example}'"
         ):
-            check_tensors("mine", tensors)
+            Backbone("mine", tensors, "").check_tensors()
 
 
 @pytest.mark.usefixtures("nowhere")

@@ -152,10 +152,9 @@ def _check(backbone: Backbone, unfreeze: str, train_statistics: bool) -> None:
     known = blocks(backbone.architecture)
     if unfreeze not in known:
         raise UsageError(f"--unfreeze must be one of {', '.join(known)} for {backbone.name}, got '{unfreeze}'")
-    if train_statistics and backbone.architecture == compact.ARCHITECTURE:
+    if train_statistics and backbone.is_compact:
         raise UsageError(f"--train-statistics: {backbone.name} has no batch normalisation")
-    check = compact if backbone.architecture == compact.ARCHITECTURE else inception
-    check.check_tensors(backbone.name, backbone.tensors)
+    backbone.check_tensors()
 
 
 def _start(network: nn.Sequential, unfreeze: str) -> int:
