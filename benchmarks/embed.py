@@ -17,7 +17,7 @@ from path_rate import Way, measured, rate
 from results import publish, table
 
 from batchverify.engine.base import Workers, visible_gpus
-from batchverify.faces.crops import whole_face
+from batchverify.faces.crops import fixed_face
 from batchverify.runtime.compiled_network import capabilities
 from batchverify.runtime.devices import available_cpus, cpu_has_bf16, resolve_device
 
@@ -83,7 +83,7 @@ def products(dtype: torch.dtype, device: str, workers: Workers) -> Callable[[], 
 def main(root: Path | None, synthetic: int | None, device: str, beside: Path | None, record: bool) -> None:
     """Print the table."""
     command = faces.command_line("embed.py", root, synthetic, device, beside)
-    images = [whole_face(each).pixels for each in faces.pictures(root, synthetic)[:MOST_FACES]]
+    images = [fixed_face(each, "none").pixels for each in faces.pictures(root, synthetic)[:MOST_FACES]]
     device = resolve_device(device)
     kind = device.partition(":")[0]
     workers = Workers.for_cpus(available_cpus(), visible_gpus(device))

@@ -68,8 +68,8 @@ def detected_face(
     if settings.crop == "align":
         pixels = _aligned(image, landmarks, template_for(settings.template, size))
     else:
-        face = box_face(image, box, settings.margin, score, count, size)
-        pixels = None if face is None else np.rot90(face.pixels, detections.rotation // 90)
+        pixels = box_pixels(image, box, settings.margin, size)
+        pixels = None if pixels is None else np.rot90(pixels, detections.rotation // 90)
     return None if pixels is None else Face(pixels, box, score, count, landmarks, detections.rotation)
 
 
@@ -84,31 +84,14 @@ def _aligned(image: np.ndarray, landmarks: np.ndarray | None, template: Template
 
 
 def fixed_face(image: np.ndarray, crop: str, size: int = FACE_SIZE) -> Face:
-    """A crop that needs no detector: `center` or `none`, `size` pixels high and wide."""
-    return center_face(image, size) if crop == "center" else whole_face(image, size)
-
-
-def center_face(image: np.ndarray, size: int = FACE_SIZE) -> Face:
-    """The central crop of an (H, W, 3) uint8 RGB image, stretched to a square."""
+    """A crop that needs no detector, stretched to a square: `center` (by the fractions `CENTER`) or `none` (all)."""
     height, width = image.shape[:2]
-    box = (
-        round(CENTER[0] * width),
-        round(CENTER[1] * height),
-        max(round(CENTER[2] * width), 1),
-        max(round(CENTER[3] * height), 1),
-    )
+    left, top, right, bottom = CENTER if crop == "center" else (0, 0, 1, 1)
+    box = (round(left * width), round(top * height), max(round(right * width), 1), max(round(bottom * height), 1))
     return Face(_stretch(image, box, size), box)
 
 
-def whole_face(image: np.ndarray, size: int = FACE_SIZE) -> Face:
-    """The whole (H, W, 3) uint8 RGB image, stretched to a square."""
-    height, width = image.shape[:2]
-    return Face(_stretch(image, (0, 0, width, height), size), (0, 0, width, height))
-
-
-def box_face(
-    image: np.ndarray, box: Box, margin: int, confidence: float, faces: int, size: int = FACE_SIZE
-) -> Face | None:
+def box_pixels(image: np.ndarray, box: Box, margin: int, size: int = FACE_SIZE) -> np.ndarray | None:
     """The detector's `box`, enlarged by `margin` of 160 pixels, clipped to the image and stretched to `size`.
 
     The arithmetic is that of `facenet_pytorch.extract_face`. None if the box lies outside of the image.
@@ -124,7 +107,7 @@ def box_face(
     )
     if grown[2] <= grown[0] or grown[3] <= grown[1]:
         return None
-    return Face(_stretch(image, grown, size), box, confidence, faces)
+    return _stretch(image, grown, size)
 
 
 def _stretch(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from batchverify.embedding.embedder import Embedded, Embedder
 from batchverify.embedding.forward import TorchNetwork
 from batchverify.embedding.inception import CPU_BATCH
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
-from batchverify.faces.crops import box_face, center_face, whole_face
+from batchverify.faces.crops import box_pixels, fixed_face
 from batchverify.faces.detection import GPU_BATCH_SIZES, BatchSizes, FaceDetector, choose_face
 from batchverify.records import Reason, Skipped
 from batchverify.runtime.compiled_network import capabilities
@@ -95,7 +95,7 @@ def test_a_vector_does_not_depend_on_neighbours_place_or_count(dtype, runtime, t
         dtype=dtype,
         threads=threads,
     )
-    first, second = (whole_face(picture).pixels for picture in draw(BATCH))
+    first, second = (fixed_face(picture, "none").pixels for picture in draw(BATCH))
     expected = chosen.vectors(np.stack([first, second]))
     other = np.random.default_rng(1).integers(0, 256, first.shape, dtype=np.uint8)
     # Few calls: where other programs hold the CPUs, two threads wait for each other at every layer.
@@ -106,7 +106,7 @@ def test_a_vector_does_not_depend_on_neighbours_place_or_count(dtype, runtime, t
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_openvinos_vectors_do_not_depend_on_threads_streams_or_batch_size(dtype, backbone):
-    pixels = np.stack([whole_face(picture).pixels for picture in draw(5)])
+    pixels = np.stack([fixed_face(picture, "none").pixels for picture in draw(5)])
     found = [
         CpuNetwork(backbone, dtype=dtype, batch_size=size, streams=streams, threads=threads)
         for size, streams, threads in ((2, 1, 1), (2, 1, 2), (2, 2, 1), (5, 1, 2))
@@ -120,7 +120,7 @@ def test_openvinos_vectors_do_not_depend_on_threads_streams_or_batch_size(dtype,
 def test_torchs_threads_move_the_last_bits_at_most(backbone):
     # oneDNN cuts some float32 convolutions of small batches by the threads at hand; 1e-7 is rounding.
     network = TorchNetwork(backbone, "cpu", dtype="float32", batch_size=BATCH)
-    pixels = np.stack([whole_face(picture).pixels for picture in draw(2)])
+    pixels = np.stack([fixed_face(picture, "none").pixels for picture in draw(2)])
     before, found = torch.get_num_threads(), []
     for count in (1, 2):
         torch.set_num_threads(count)
@@ -131,7 +131,7 @@ def test_torchs_threads_move_the_last_bits_at_most(backbone):
 
 def test_faces_that_may_not_be_written_to_are_embedded_and_other_arrays_refused(backbone):
     network = CpuNetwork(backbone, batch_size=2)
-    pixels = np.stack([whole_face(picture).pixels for picture in draw(2)])
+    pixels = np.stack([fixed_face(picture, "none").pixels for picture in draw(2)])
     expected = network.vectors(pixels)
     pixels.setflags(write=False)
     assert np.array_equal(network.vectors(pixels), expected)
@@ -195,7 +195,7 @@ def test_the_float32_path_is_facenet_pytorchs_own_network(faces, shared):
     network = InceptionResnetV1(pretrained=None, classify=False).eval()
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     ours = Embedder("vggface2-float", weights=weights, crop="center", device="cpu", batch_size=BATCH, dtype="float32")
-    crops = np.stack([center_face(face).pixels for face in faces])
+    crops = np.stack([fixed_face(face, "center").pixels for face in faces])
     inputs = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() - 127.5) / 128
     with torch.inference_mode():
         theirs = network(inputs).numpy()
@@ -222,8 +222,8 @@ def test_the_detected_crop_and_no_face_keep_their_places(faces, backbone):
         assert np.array_equal(found.boxes[row], detected.boxes[best])
         assert found.confidence[row] == detected.scores[best] > 0.9
         assert found.faces[row] == len(detected)
-        crop = box_face(picture, tuple(detected.boxes[best].tolist()), 44, 1.0, 1)
-        assert np.array_equal(embedder.vectors(crop.pixels[None])[0], found.vectors[row])
+        crop = box_pixels(picture, tuple(detected.boxes[best].tolist()), 44)
+        assert np.array_equal(embedder.vectors(crop[None])[0], found.vectors[row])
 
 
 @pytest.mark.weights
@@ -261,8 +261,8 @@ def test_another_face_can_be_meant(faces, backbone):
 def test_fixed_crops_are_those_of_crops(backbone, embedder):
     pictures = draw(3)
     center = Embedder(backbone, crop="center", device="cpu", batch_size=BATCH)
-    for chosen, crop in ((center, center_face), (embedder, whole_face)):
-        cut = [crop(picture) for picture in pictures]
+    for chosen, crop in ((center, "center"), (embedder, "none")):
+        cut = [fixed_face(picture, crop) for picture in pictures]
         found = chosen(pictures)
         assert np.array_equal(found.vectors, chosen.vectors(np.stack([face.pixels for face in cut])))
         assert found.boxes.tolist() == [list(map(float, face.box)) for face in cut]
@@ -282,7 +282,7 @@ def test_flip_averaging_is_the_unit_mean_of_both_views(backbone, embedder):
 
 def test_faces_and_reasons_in_one_call(embedder):
     reason = Skipped(Reason.NO_FACE, "none here")
-    face = whole_face(draw(1)[0])
+    face = fixed_face(draw(1)[0], "none")
     found = embedder.embed_faces([reason, face, reason])
     assert found.skipped == [reason, None, reason]
     assert found.vectors.any(axis=1).tolist() == [False, True, False]

@@ -12,7 +12,7 @@ from PIL import Image
 from repository import REPOSITORY
 
 from batchverify.cli.app import main
-from batchverify.faces.crops import center_face
+from batchverify.faces.crops import fixed_face
 from batchverify.heads.head import Head
 
 FACES = REPOSITORY / "sample_manifests" / "faces.csv"
@@ -50,7 +50,7 @@ def test_an_onnx_file_goes_through_every_command(model, tmp_path):
     assert len(rows) == 52 and {row["status"] for row in rows} == {"ok"}
     vectors = {}
     for name in {row[side] for row in rows for side in ("image_a", "image_b")}:
-        face = center_face(np.asarray(Image.open(FACES.parent / name).convert("RGB")), 64).pixels
+        face = fixed_face(np.asarray(Image.open(FACES.parent / name).convert("RGB")), "center", 64).pixels
         vectors[name] = expected(face[None], weights(100), "BGR", 120, 60)[0]
     for row in rows:
         assert abs(row["similarity"] - vectors[row["image_a"]] @ vectors[row["image_b"]]) < 2e-3

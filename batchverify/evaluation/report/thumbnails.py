@@ -17,7 +17,7 @@ from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.image_keys import content_key
 from batchverify.cache.segment import Entry
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.faces.crops import box_face, fixed_face
+from batchverify.faces.crops import box_pixels, fixed_face
 from batchverify.faces.images import decode, read_image
 from batchverify.fingerprint import DEFAULT_MARGIN, MOST_MARGIN, EmbeddingFingerprint
 from batchverify.manifest.paths import ImageRoot
@@ -193,8 +193,7 @@ def _face(image: DecodedImage, entry: Entry | None, crop: Mapping[str, Any]) -> 
     x0, y0, x1, y1 = (float(edge) / image.scale for edge in entry.box)
     margin = crop.get("margin")
     margin = margin if isinstance(margin, int) and 0 <= margin <= MOST_MARGIN else DEFAULT_MARGIN
-    face = box_face(image.pixels, (x0, y0, x1, y1), margin, entry.confidence, entry.faces)
-    return None if face is None else face.pixels
+    return box_pixels(image.pixels, (x0, y0, x1, y1), margin)
 
 
 def _data_uri(pixels: np.ndarray) -> str:
