@@ -41,19 +41,22 @@ def temporary_name(name: str) -> str:
     return f".{name}.{_kernel()}{uuid.uuid4().hex[:_UNIQUE]}.tmp"
 
 
-@contextmanager
-def writing_to(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, held while the block runs. Raises OSError."""
-    file = _create(path)
-    try:
-        yield file
-    finally:
+def writing_to(path: Path) -> IO[bytes]:
+    """A new file, held until it is closed. Raises OSError."""
+    while True:
+        file = path.open("xb")
+        try:
+            if _is_locked_in_time(file.fileno(), path):
+                return file
+        except BaseException:
+            file.close()
+            raise
         file.close()
 
 
 def hold(path: Path) -> None:
     """Create an empty file that is held until `drop`, or until this process ends. Raises OSError."""
-    _held[str(path)] = _create(path)
+    _held[str(path)] = writing_to(path)
 
 
 def drop(path: Path) -> None:
@@ -92,9 +95,13 @@ def sweep(folder: Path, name: str = "") -> None:
 def _sweep_folders(parent: Path, name: str) -> None:
     """Remove the folders of this name whose processes are gone; those of other users stay."""
     for path in _ours(parent, name):
-        with suppress(OSError), _opened(path) as descriptor:
-            if os.fstat(descriptor).st_uid == os.geteuid() and _lock(descriptor):
-                shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            descriptor = os.open(path, _FOLDER)
+            try:
+                if os.fstat(descriptor).st_uid == os.geteuid() and _lock(descriptor):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _ours(folder: Path, name: str) -> list[Path]:
@@ -105,19 +112,6 @@ def _ours(folder: Path, name: str) -> list[Path]:
     return []
 
 
-def _create(path: Path) -> IO[bytes]:
-    while True:
-        file = path.open("xb")
-        try:
-            if _wait_for_lock(file.fileno()) is None or is_named(file.fileno(), path):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        # Another run took it for abandoned before it was locked.
-        file.close()
-
-
 def _create_folder(parent: Path, name: str) -> tuple[Path, int]:
     """A new folder and the descriptor that holds its lock."""
     while True:
@@ -125,18 +119,9 @@ def _create_folder(parent: Path, name: str) -> tuple[Path, int]:
         path.mkdir(mode=0o700)
         with suppress(FileNotFoundError):
             descriptor = os.open(path, _FOLDER)
-            if _wait_for_lock(descriptor) is None or is_named(descriptor, path):
+            if _is_locked_in_time(descriptor, path):
                 return path, descriptor
             os.close(descriptor)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, _FOLDER)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _lock(descriptor: int, wait: int = fcntl.LOCK_NB) -> bool | None:
@@ -150,9 +135,9 @@ def _lock(descriptor: int, wait: int = fcntl.LOCK_NB) -> bool | None:
     return True
 
 
-def _wait_for_lock(descriptor: int) -> bool | None:
-    """Lock what was just made; another run that took it for abandoned holds it for a moment, and removes it."""
-    return _lock(descriptor, 0)
+def _is_locked_in_time(descriptor: int, path: Path) -> bool:
+    """Lock what was just made. False if another run took it for abandoned, held it for a moment, and removed it."""
+    return _lock(descriptor, wait=0) is None or is_named(descriptor, path)
 
 
 def is_named(descriptor: int, path: Path) -> bool:
