@@ -85,28 +85,41 @@ class Shifted:
         return scores if self.rate is None else (self.rate(scores[0]), scores[1])
 
 
-def shifted_for(
-    prior: Prior | None,
-    threshold: float,
-    band: ReviewBand | None,
-    job: Job,
-    head: Head | FusedHead,
-    embeddings: Table,
-    rows: Rows,
-) -> Shifted:
+@dataclass(frozen=True)
+class Judge:
+    """What gives scores and verdicts. band: of three verdicts, with `--review`. prior: shifts the probabilities."""
+
+    head: Head | FusedHead
+    threshold: float
+    band: ReviewBand | None = None
+    prior: Prior | None = None
+
+    @classmethod
+    def of(cls, head: Head | FusedHead, options: ScoreOptions) -> Judge:
+        """The head with the thresholds that the options choose. Raises `UsageError` for those that it lacks."""
+        threshold = head.threshold(options.threshold, options.at_far, options.confidence)
+        band = head.review(*options.review) if options.review is not None else None
+        return cls(head, threshold, band, Prior.of(head, options))
+
+    def shifted(self, record: Mapping[str, Any] | None = None) -> Shifted:
+        """The shift that the options ask for. record: of an estimated share, by default of the given one."""
+        if self.prior is None:
+            return Shifted(None, self.threshold, self.band, None)
+        return self.prior.judged(self.threshold, self.band, record or self.prior.given())
+
+
+def shifted_for(judge: Judge, job: Job, embeddings: Table, rows: Rows) -> Shifted:
     """The shift of a run whose images are embedded. Raises `UsageError` if its share cannot be estimated.
 
     rows: keep an estimate, so that all parts of an output and every resumed run have the same.
     """
-    if prior is None:
-        return Shifted(None, threshold, band, None)
-    if prior.share is not None:
-        return prior.judged(threshold, band, prior.given())
+    if judge.prior is None or judge.prior.share is not None:
+        return judge.shifted()
     record = rows.kept_prior()
     if record is None:
-        record = estimated(job, head, embeddings, prior.fitted)
+        record = estimated(job, judge.head, embeddings, judge.prior.fitted)
         rows.keep_prior(record)
-    return prior.judged(threshold, band, record)
+    return judge.shifted(record)
 
 
 def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from batchverify.heads.review_band import VERDICT, VERDICTS, ReviewBand
 from batchverify.manifest.paths import ImageRoot
 from batchverify.options import ESTIMATE, ScoreOptions
 from batchverify.records import Skipped
-from batchverify.scoring.base_rate import Prior
+from batchverify.scoring.base_rate import Judge
 from batchverify.scoring.details import details_of
 from batchverify.scoring.job import backbone_names, backbone_options, backbone_spec, head_of, work_plan
 from batchverify.storage.location import Location, path_text, scheme_of
@@ -129,33 +129,29 @@ def predict(
     settings = [member.settings(spec) for member, spec in zip(each, specs, strict=True)]
     known = [EmbeddingFingerprint.of(*pair) for pair in zip(specs, settings, strict=True)]
     head = head_of(options.head, known)
-    threshold = head.threshold(options.threshold, options.at_far, options.confidence)
-    band = head.review(*options.review) if options.review is not None else None
-    prior = Prior.of(head, options)
-    shifted = prior.judged(threshold, band, prior.given()) if prior else None
-    threshold, band = (shifted.threshold, shifted.band) if shifted else (threshold, band)
+    shifted = Judge.of(head, options).shifted()
     entries = [
         _entries(images, replace(work_plan(*plan), batch_size=PAIR_BATCH))
         for plan in zip(each, settings, known, strict=True)
     ]
     scores = _scores(head, entries)
-    scores = shifted(scores) if shifted and scores else scores
+    scores = shifted(scores) if scores else None
     makers = [pair[0].vector is not None and pair[1].vector is not None for pair in entries]
     first, second = entries[makers.index(True) if any(makers) else 0]
     names = backbone_names(each)
     return Prediction(
         images,
         float(scores[0][0]) if scores else None,
-        int(scores[0][0] >= np.float32(threshold)) if scores else None,
+        int(scores[0][0] >= np.float32(shifted.threshold)) if scores else None,
         float(scores[1][0]) if scores else None,
-        threshold,
+        shifted.threshold,
         (_box(first), _box(second)),
         (first.faces, second.faces),
         (first.skipped, second.skipped),
         options.face,
         "+".join(name for name, made in zip(names, makers, strict=True) if made) if len(each) > 1 else None,
         (details_of(entries[0][0]), details_of(entries[0][1])) if options.details else None,
-        _review(band, scores[0] if scores else None),
+        _review(shifted.band, scores[0] if scores else None),
     )
 
 

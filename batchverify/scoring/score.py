@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from batchverify.manifest.manifest import Block
 from batchverify.manifest.tables import would_find
 from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.records import Reason
-from batchverify.scoring.base_rate import Prior, shifted_for
+from batchverify.scoring.base_rate import Judge, shifted_for
 from batchverify.scoring.embedding_run import embedded, fused_summary, table_of
 from batchverify.scoring.job import Job, head_of
 from batchverify.scoring.output import Output
@@ -30,11 +30,6 @@ from batchverify.scoring.rows import MemoryRows, PartRows, Rows
 from batchverify.scoring.summary import EmbedSummary, ScoreSummary
 from batchverify.storage.background import BackgroundWorker
 from batchverify.storage.location import Location
-
-if TYPE_CHECKING:
-    from batchverify.heads.fused_head import FusedHead
-    from batchverify.heads.head import Head
-    from batchverify.heads.review_band import ReviewBand
 
 
 def score(
@@ -87,30 +82,14 @@ def _spare_source(source: Any, output: Output) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Judge:
-    """What gives scores and verdicts. band: of three verdicts, with `--review`. prior: shifts the probabilities."""
-
-    head: Head | FusedHead
-    threshold: float
-    band: ReviewBand | None = None
-    prior: Prior | None = None
-
-    @classmethod
-    def of(cls, head: Head | FusedHead, options: ScoreOptions) -> Judge:
-        """The head with the thresholds that the options choose. Raises `UsageError` for those that it lacks."""
-        threshold = head.threshold(options.threshold, options.at_far, options.confidence)
-        band = head.review(*options.review) if options.review is not None else None
-        return cls(head, threshold, band, Prior.of(head, options))
-
-    def schema(self, job: Job) -> pa.Schema:
-        """The columns of the output."""
-        details, review = job.options.details, self.band is not None
-        return output_schema(job.scan.carried, fused=bool(job.fused), details=details, review=review)
+def _schema(job: Job, judge: Judge) -> pa.Schema:
+    """The columns of the output."""
+    details, review = job.options.details, judge.band is not None
+    return output_schema(job.scan.carried, fused=bool(job.fused), details=details, review=review)
 
 
 def _score_in_memory(job: Job, judge: Judge, document: Mapping[str, Any]) -> ScoreSummary:
-    rows = MemoryRows(judge.schema(job))
+    rows = MemoryRows(_schema(job, judge))
     summary = score_rows(job, judge, rows)
     return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
@@ -132,7 +111,7 @@ def _score_to(
     output: Output,
 ) -> ScoreSummary:
     # The manifest is read before anything is written, so that a bad one leaves no job folder.
-    schema, total = judge.schema(job), job.scan.rows
+    schema, total = _schema(job, judge), job.scan.rows
     check_columns(job.manifest.names[0], job.scan.carried, partial(job.manifest.blocks, job.scan))
     claim = output.claimed(document, total, overwrite=options.overwrite, retry_failed=options.retry_failed)
     with claim as (parts, state):
@@ -191,7 +170,7 @@ def score_rows(job: Job, judge: Judge, rows: Rows) -> ScoreSummary:
     with embedded(job, embeddings, wanted, rows) as run:
         progress = run.progress
         progress.rows = rows.resumed
-        shifted = shifted_for(judge.prior, judge.threshold, judge.band, job, judge.head, embeddings, rows)
+        shifted = shifted_for(judge, job, embeddings, rows)
         missing = rows.missing(job.manifest.blocks(job.scan))
 
         def write(block: Block, scores: tuple[np.ndarray, np.ndarray]) -> None:
