@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -14,7 +13,7 @@ import numpy as np
 
 from batchverify.documents import read_document
 from batchverify.embedding import compact, inception
-from batchverify.embedding.download import PUBLISHED, find_weights, locate_weights
+from batchverify.embedding.download import PUBLISHED, Progress, find_weights, locate_weights
 from batchverify.embedding.inception import ARCHITECTURE
 from batchverify.embedding.network import Ranges
 from batchverify.embedding.onnx_backbone import SUFFIX as ONNX
@@ -126,8 +125,7 @@ def spec_of(architecture: str, known: str) -> BackboneSpec:
 def fingerprint(tensors: Tensors, architecture: str = ARCHITECTURE) -> str:
     """SHA-256 over the sorted (name, shape, dtype, bytes) of `tensors` and the architecture, in hex."""
     digest = hashlib.sha256(architecture.encode())
-    for name in sorted(tensors):
-        array = tensors[name]
+    for name, array in sorted(tensors.items()):
         digest.update(f"\0{name}\0{array.shape}\0{array.dtype.str}\0".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -202,10 +200,7 @@ def _exists(name: str) -> bool:
 
 
 def load_backbone(
-    name: str = PACKAGED,
-    weights: Path | None = None,
-    *,
-    progress: Callable[[int, int | None], None] | None = None,
+    name: str = PACKAGED, weights: Path | None = None, *, progress: Progress | None = None
 ) -> AnyBackbone:
     """Load a known backbone by name, a file of the user's (weights, or an ONNX model) by path, or a plug-in by name.
 
@@ -215,12 +210,7 @@ def load_backbone(
     return _other_backbone(name, weights) or load_weights(name, weights, progress=progress)
 
 
-def load_weights(
-    name: str = PACKAGED,
-    weights: Path | None = None,
-    *,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> Backbone:
+def load_weights(name: str = PACKAGED, weights: Path | None = None, *, progress: Progress | None = None) -> Backbone:
     """Load the weights of one of our networks; see `load_backbone`."""
     path = _weights_path(name, weights, progress)
     tensors, architecture = read_tensors(path), stored_architecture(path)
@@ -240,9 +230,7 @@ def _other_backbone(name: str, weights: Path | None) -> OnnxBackbone | PluginBac
     return backbone
 
 
-def find_spec(
-    name: str, weights: Path | None = None, *, progress: Callable[[int, int | None], None] | None = None
-) -> BackboneSpec:
+def find_spec(name: str, weights: Path | None = None, *, progress: Progress | None = None) -> BackboneSpec:
     """What a backbone takes and gives; downloaded if necessary. Raises as `load_backbone` does."""
     if name in PACKAGED_FILES and weights is None:
         return spec_of(PACKAGED_FILES[name][1], stored_fingerprint(packaged_weights(name)))
@@ -296,12 +284,7 @@ def stored_architecture(path: Path) -> str:
 
     Raises `ArtifactError` for another one.
     """
-    if path.suffix != ".safetensors":
-        return ARCHITECTURE
-    try:
-        known = _metadata(path).get("architecture", ARCHITECTURE)
-    except (ValueError, TypeError, AttributeError) as exc:
-        raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
+    known = _metadata(path).get("architecture", ARCHITECTURE)
     if known not in ARCHITECTURES:
         raise ArtifactError(f"{path}: weights of an unknown architecture: {str(known)[:60]!r}")
     return str(known)
@@ -313,11 +296,8 @@ def stored_ranges(path: Path) -> dict[str, tuple[float, float]]:
     A range is stored as two numbers about zero, or as the positive one alone where the other is zero. Raises
     `ArtifactError` for others.
     """
-    if path.suffix != ".safetensors":
-        return {}
     try:
-        stored = _metadata(path).get(RANGES_KEY, {}).items()
-        ranges = {str(name): _range(value) for name, value in stored}
+        ranges = {name: _range(value) for name, value in _metadata(path).get(RANGES_KEY, {}).items()}
     except (ValueError, TypeError, AttributeError, OverflowError) as exc:
         raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
     for name, (low, high) in ranges.items():
@@ -337,7 +317,7 @@ def stored_settings(path: Path) -> EmbeddingSettings | None:
 
     Raises `ArtifactError` for settings that do not exist.
     """
-    stored = _metadata(path).get(SETTINGS_KEY) if path.suffix == ".safetensors" else None
+    stored = _metadata(path).get(SETTINGS_KEY)
     if stored is None:
         return None
     try:
@@ -353,21 +333,29 @@ def stored_settings(path: Path) -> EmbeddingSettings | None:
 
 def stored_texts(path: Path) -> tuple[str, str]:
     """Licence and source in the header of a weights file; empty where it states none, or states them otherwise."""
-    known = _metadata(path) if path.suffix == ".safetensors" else {}
-    licence, source = (known.get(name, "") for name in ("licence", "source"))
+    known = _metadata(path)
+    licence, source = known.get("licence", ""), known.get("source", "")
     return (licence if isinstance(licence, str) else ""), (source if isinstance(source, str) else "")
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What batchverify wrote into the header of a safetensors file; empty for files of other programs."""
+    """What batchverify wrote into the header of a safetensors file; empty for files of other programs and kinds.
+
+    Raises `ArtifactError` if it is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return {}
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        metadata: dict[str, Any] = read_document((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    return metadata
+        text = (file.metadata() or {}).get(METADATA_KEY, "{}")
+    try:
+        return dict(read_document(text).items())
+    except (ValueError, AttributeError) as exc:
+        raise ArtifactError(f"{path}: its {METADATA_KEY} metadata is damaged: {exc}") from exc
 
 
-def _weights_path(name: str, weights: Path | None, progress: Callable[[int, int | None], None] | None) -> Path:
+def _weights_path(name: str, weights: Path | None, progress: Progress | None) -> Path:
     if name in PUBLISHED:
         return locate_weights(PUBLISHED[name], weights, progress=progress)
     if name not in PACKAGED_FILES and Path(name).suffix not in WEIGHTS:

@@ -132,13 +132,9 @@ class Description:
 
 def form(size: int | None, outputs: Sequence[str]) -> str:
     """A description to fill in, with what the model itself tells: the side of its faces and its outputs' names."""
-    output = outputs[0] if len(outputs) == 1 else None
-    blank = {
-        **dict.fromkeys(("crop", "template")),
-        "size": size,
-        **dict.fromkeys(("colour", "mean", "scale")),
-    }
-    return json.dumps({**blank, "output": output, "licence": None, "source": None}, indent=1)
+    keys = ("crop", "template", "size", "colour", "mean", "scale", "output", "licence", "source")
+    known = {"size": size, "output": outputs[0] if len(outputs) == 1 else None}
+    return json.dumps(dict.fromkeys(keys) | known, indent=1)
 
 
 def _preset(preset: Any, name: str, first_nodes: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
@@ -163,11 +159,10 @@ def _with_own_template(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scales_itself(first_nodes: Sequence[tuple[str, str]]) -> bool:
     """Whether a subtraction and a multiplication are among the first nodes: InsightFace's own test."""
-    starts = {("Sub", "_minus"): False, ("Mul", "_mul"): False}
-    for node, kind in first_nodes:
-        for names in starts:
-            starts[names] |= node.startswith(names) or kind == names[0]
-    return all(starts.values())
+    return all(
+        any(node.startswith(names) or kind == names[0] for node, kind in first_nodes)
+        for names in (("Sub", "_minus"), ("Mul", "_mul"))
+    )
 
 
 def _checked(name: str, key: str, value: Any) -> Any:
@@ -184,10 +179,7 @@ def _choice(*choices: str) -> Callable[[Any], str | None]:
 
 
 def _whole(least: int, most: int) -> Callable[[Any], int | None]:
-    def check(value: Any) -> int | None:
-        return value if type(value) is int and least <= value <= most else None
-
-    return check
+    return lambda value: value if type(value) is int and least <= value <= most else None
 
 
 def _channels(positive: bool) -> Callable[[Any], tuple[float, ...] | None]:

@@ -106,21 +106,17 @@ class _Reader:
                 names[number] = _text(content)
             if number not in inner or content is None:
                 continue
-            if inner[number] == "metadata":
+            if inner[number] in ("metadata", "external"):
                 key, value = _entry(content)
-                self.metadata[key] = value
-            elif inner[number] == "external":
-                self._add_external(content)
+                if inner[number] == "metadata":
+                    self.metadata[key] = value
+                elif key == "location":
+                    self.locations.add(value)
             else:
                 self.graphs += inner[number] == "graph"
                 self.read(content, inner[number], depth + 1)
         if kind == "node" and depth == _MAIN_NODES and len(self.nodes) < FIRST_NODES:
             self.nodes.append((names[_NODE_NAME], names[_NODE_TYPE]))
-
-    def _add_external(self, content: memoryview) -> None:
-        key, value = _entry(content)
-        if key == "location":
-            self.locations.add(value)
 
 
 # A node of the main graph lies in a graph, which lies in the model.
