@@ -85,8 +85,8 @@ class CheckReport:
             ("rows", f"{self.rows:,}"),
             ("columns", ", ".join(f"{name} ({kind})" for name, kind in self.types.items())),
             ("labels", self._labels()),
-            ("unique images", self._unique()),
-            ("time to embed", self._time()),
+            ("unique images", f"{self.unique_images:,} for {2 * self.rows:,} image paths ({self.unique_share:.1%})"),
+            ("time to embed", f"about {duration(self.seconds)}, an estimate at {self.images_per_second:g} images/s"),
         ]
         findings = [
             ("refused rows", self.refused, "an empty cell or a path that is not read"),
@@ -112,15 +112,9 @@ class CheckReport:
         counts = self.labels
         return f"{counts['0']:,} same (0), {counts['1']:,} different (1), {counts['blank']:,} blank"
 
-    def _unique(self) -> str:
-        return f"{self.unique_images:,} for {2 * self.rows:,} image paths ({self.unique_share:.1%})"
-
     def _looked_up(self) -> str:
         reasons = "".join(f", {count:,} {reason}" for reason, count in self.missing_reasons.items())
         return f"{self.looked_up:,} of {self.unique_images:,} images looked up{reasons}"
-
-    def _time(self) -> str:
-        return f"about {duration(self.seconds)}, an estimate at {self.images_per_second:g} images/s"
 
 
 @dataclass(frozen=True)
@@ -130,10 +124,6 @@ class _Pairs:
     a: np.ndarray
     b: np.ndarray
     labels: np.ndarray | None
-
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """a, b and labels of some rows."""
-        return self.a[rows], self.b[rows], self.labels[rows] if self.labels is not None else None
 
 
 def check_manifest(
@@ -162,7 +152,8 @@ def check_manifest(
     missing = {int(images[position]): skipped for position, skipped in failures.items()}
     findings = _Findings(manifest, scan, pairs)
     usable = np.flatnonzero(~(refused[pairs.a] | refused[pairs.b]))
-    issues = find_pair_issues(*pairs.take(usable), most=EXAMPLES)
+    labels = pairs.labels[usable] if pairs.labels is not None else None
+    issues = find_pair_issues(pairs.a[usable], pairs.b[usable], labels, most=EXAMPLES)
     return CheckReport(
         files=tuple(manifest.names),
         rows=scan.rows,
