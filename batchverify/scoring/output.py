@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
-from threading import Lock
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,7 +25,6 @@ from batchverify.scoring.parquet import (
     FileSink,
     parse_record,
     part_files,
-    reading,
     record_text,
     run_record,
     writing,
@@ -91,8 +89,10 @@ class Output:
         Raises `UsageError` for files of others and, without `overwrite`, for another job's rows. `BatchverifyError`
         if a file cannot be read.
         """
-        with reading(self.target):
+        try:
             return self._finished(document, overwrite)
+        except OSError as exc:
+            raise BatchverifyError(f"{self.target}: cannot be read: {exc}") from exc
 
     def _finished(self, document: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
         record, state = self._record(), self.folder.state()
@@ -410,53 +410,6 @@ class Parts:
 
     def _rows_in(self, number: int, total: int) -> int:
         return min(self.size, total - number * self.size)
-
-
-class PartWriter:
-    """Takes result rows in order, from one thread, and publishes each part once its last row is written.
-
-    total: rows of the whole output. before_publishing: called before each part is published.
-    """
-
-    def __init__(self, parts: Parts, schema: pa.Schema, total: int, before_publishing: Callable[[], None]) -> None:
-        self._parts, self._schema, self._total = parts, schema, total
-        self._before_publishing = before_publishing
-        self._sink: FileSink | None = None
-        self._written: list[RowCounts] = []
-        # Closing a file while another thread writes to it would crash the process.
-        self._busy, self._abandoned = Lock(), False
-
-    def write(self, first: int, table: pa.Table) -> None:
-        """Write rows of one part. first: the index of the first one in the whole manifest."""
-        with self._busy:
-            if self._abandoned:
-                raise BatchverifyError(f"{self._parts.folder}: rows came after the run was abandoned")
-            self._write(first, table)
-
-    def _write(self, first: int, table: pa.Table) -> None:
-        number = first // self._parts.size
-        if self._sink is None:
-            self._sink = self._parts.sink(number, self._schema)
-        self._sink.write(table)
-        self._written.append(RowCounts.of(table))
-        if first + table.num_rows == min((number + 1) * self._parts.size, self._total):
-            self._close(number)
-
-    def _close(self, number: int) -> None:
-        counts = RowCounts.total(self._written)
-        if self._sink is not None:
-            self._before_publishing()
-            self._sink.finish(self._parts.record(number, counts))
-        self._parts.done[number] = counts
-        self._sink, self._written = None, []
-
-    def abandon(self) -> None:
-        """Remove the unfinished part and accept no more rows."""
-        with self._busy:
-            self._abandoned = True
-            if self._sink is not None:
-                self._sink.abandon()
-                self._sink = None
 
 
 def footer_and_rows(file: Location) -> tuple[Mapping[str, Any], int]:

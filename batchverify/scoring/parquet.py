@@ -294,15 +294,6 @@ def _packing(schema: pa.Schema, short_lived: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def reading(source: Location) -> Iterator[None]:
-    """Raise errors of reading as `BatchverifyError`."""
-    try:
-        yield
-    except OSError as exc:
-        raise BatchverifyError(f"{source}: cannot be read: {exc}") from exc
-
-
-@contextmanager
 def writing(target: Location) -> Iterator[None]:
     """Raise errors of writing as `BatchverifyError`."""
     try:

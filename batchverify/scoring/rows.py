@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batchverify.engine.fused_table import Table
-from batchverify.errors import UsageError
+from batchverify.errors import BatchverifyError, UsageError
 from batchverify.manifest.columns import BACKBONES
 from batchverify.manifest.manifest import Block
 from batchverify.runtime.compute_path import (
@@ -21,8 +22,8 @@ from batchverify.runtime.compute_path import (
 )
 from batchverify.scoring.job import Job
 from batchverify.scoring.job_folder import JobState
-from batchverify.scoring.output import Output, Parts, PartWriter, RowCounts
-from batchverify.scoring.parquet import RECORD_KEY, record_text, writing
+from batchverify.scoring.output import Output, Parts, RowCounts
+from batchverify.scoring.parquet import RECORD_KEY, FileSink, record_text, writing
 
 
 class Rows:
@@ -89,17 +90,20 @@ class MemoryRows(Rows):
 
 
 class PartRows(Rows):
-    """Publishes rows as parts of an output. total: rows of the whole output."""
+    """Publishes each part of an output once its last row is written. total: rows of the whole output."""
 
     def __init__(self, output: Output, parts: Parts, state: JobState, schema: pa.Schema, total: int) -> None:
-        self._folder = output.folder
-        self._parts, self._state = parts, state
+        self._output, self._folder = output, output.folder
+        self._parts, self._state, self._schema, self._total = parts, state, schema, total
         # The backbones that have made vectors in this run.
         self._has_new_vectors: set[int] = set()
         self.resumed = RowCounts.total(parts.done.values()).rows
         self.scratch = self._folder.location.path if self._folder.location.is_local else None
         self.target: str | None = str(output.target)
-        self._writer = PartWriter(parts, schema, total, output.clear_success)
+        self._sink: FileSink | None = None
+        self._written: list[RowCounts] = []
+        # Closing a file while another thread writes to it would crash the process.
+        self._busy, self._abandoned = Lock(), False
 
     def earlier_paths(self, member: int = 0) -> list[ComputePath]:
         """See `Rows`."""
@@ -115,8 +119,23 @@ class PartRows(Rows):
         return self._parts.missing(blocks)
 
     def write(self, first: int, table: pa.Table) -> None:
-        """See `Rows`."""
-        self._writer.write(first, table)
+        """See `Rows`. They are of one part, come in order and from one thread."""
+        with self._busy:
+            if self._abandoned:
+                raise BatchverifyError(f"{self._parts.folder}: rows came after the run was abandoned")
+            number = first // self._parts.size
+            self._sink = self._sink or self._parts.sink(number, self._schema)
+            self._sink.write(table)
+            self._written.append(RowCounts.of(table))
+            if first + table.num_rows == min((number + 1) * self._parts.size, self._total):
+                self._publish(number, self._sink)
+
+    def _publish(self, number: int, sink: FileSink) -> None:
+        counts = RowCounts.total(self._written)
+        self._output.clear_success()
+        sink.finish(self._parts.record(number, counts))
+        self._parts.done[number] = counts
+        self._sink, self._written = None, []
 
     def wanted(self, job: Job, embeddings: Table) -> np.ndarray | None:
         """See `Rows`. An image that failed in a finished row fails in the missing rows too."""
@@ -170,5 +189,9 @@ class PartRows(Rows):
         return RowCounts.total(self._parts.done.values())
 
     def abandon(self) -> None:
-        """Remove the unfinished part."""
-        self._writer.abandon()
+        """Remove the unfinished part and accept no more rows."""
+        with self._busy:
+            self._abandoned = True
+            if self._sink is not None:
+                self._sink.abandon()
+                self._sink = None

@@ -17,7 +17,7 @@ from batchverify.errors import BatchverifyError, UsageError
 from batchverify.manifest.tables import would_find
 from batchverify.runtime.compute_path import ComputePath
 from batchverify.scoring.job_folder import JobFolder, differences
-from batchverify.scoring.output import Output, Parts, PartWriter, RowCounts
+from batchverify.scoring.output import Output, Parts, RowCounts
 from batchverify.scoring.rows import PartRows
 from batchverify.storage.location import Location
 
@@ -92,8 +92,9 @@ def test_a_part_with_another_number_of_rows_than_its_footer_states_is_not_done(t
 
 def test_an_abandoned_writer_takes_no_rows(tmp_path):
     rows = pa.table({"label": pa.array([0, 1], pa.int8())})
+    target = Output(tmp_path / "out")
     parts = Parts(Location.parse(tmp_path), "token", 4)
-    writer = PartWriter(parts, rows.schema, 4, lambda: None)
+    writer = PartRows(target, parts, {"job": {}, "token": "token"}, rows.schema, 4)
     writer.write(0, rows)
     writer.abandon()
     with pytest.raises(BatchverifyError, match="rows came after the run was abandoned"):
