@@ -160,7 +160,7 @@ def fill_cache(manifest: Path, options: ScoreOptions) -> None:
         raise ValueError("the options name no cache")
     if len(cache.index.keys):
         return
-    cache.set_compute_path(str(StandIn.compute_path))
+    cache.compute_path = str(StandIn.compute_path)
     numbers = [int(Path(str(each)).stem) for each in job.scan.images]
     for start in range(0, len(numbers), ENTRIES):
         cache.append(_entries(numbers[start : start + ENTRIES]))

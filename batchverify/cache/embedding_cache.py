@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,6 @@ import pyarrow as pa
 from batchverify.cache.segment import (
     DAMAGE,
     Entry,
-    Provenance,
     check_entries,
     failure_schema,
     failure_table,
@@ -82,7 +81,8 @@ class EmbeddingCache:
     writers write the same vector. Raises `ArtifactError` if the folder cannot be used or holds another
     fingerprint.
 
-    details: leave out vectors whose details are not known, and read the details of the others.
+    details: leave out vectors whose details are not known, and read the details of the others. compute_path: the
+    device, dtype and batch shape that the next segments state; set it before they are written.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class EmbeddingCache:
         *,
         index: KeyIndex | None = None,
         run_id: str = "",
-        compute_path: str = "",
         commit_rows: int = COMMIT_ROWS,
         commit_seconds: float = COMMIT_SECONDS,
         details: bool = False,
@@ -100,7 +99,7 @@ class EmbeddingCache:
         self.root = Location.parse(str(root))
         self.fingerprint = fingerprint
         self.folder = self.root.join(VERSION, fingerprint.id)
-        self.provenance = Provenance(fingerprint.id, run_id, compute_path)
+        self.run_id, self.compute_path = run_id, ""
         self.bad_segments: set[str] = set()
         self._dimension, self._details = fingerprint.dimension, details
         self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
@@ -109,10 +108,6 @@ class EmbeddingCache:
         self._recent: set[bytes] = set()
         self._last_commit = time.monotonic()
         self._index = index
-
-    def set_compute_path(self, compute_path: str) -> None:
-        """Set the device, dtype and batch shape that the next segments state."""
-        self.provenance = replace(self.provenance, compute_path=compute_path)
 
     @property
     def index(self) -> KeyIndex:
@@ -194,8 +189,13 @@ class EmbeddingCache:
     def _write(self, entries: Sequence[Entry]) -> None:
         """Write a segment of entries that all have a vector, or all have none."""
         folder, made = ("fail", failure_table) if entries[0].vector is None else ("data", vector_table)
-        table = made(entries, self.provenance.run_id)
-        write_segment(self.folder.join(folder), table, self.provenance, self.folder.join("tmp"))
+        write_segment(
+            self.folder.join(folder),
+            made(entries, self.run_id),
+            self.folder.join("tmp"),
+            fingerprint=self.fingerprint.id,
+            compute_path=self.compute_path,
+        )
 
     def _get_many(self, index: KeyIndex, keys: Sequence[bytes], *, skip_absent: bool = False) -> list[Entry | None]:
         entries: list[Entry | None] = [

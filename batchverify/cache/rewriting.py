@@ -34,7 +34,6 @@ from batchverify.cache.folders import (
 )
 from batchverify.cache.segment import (
     DAMAGE,
-    Provenance,
     compute_path_of,
     has_details,
     key_bytes,
@@ -241,8 +240,9 @@ class _Rewriter:
         new = write_segment(
             folder.location.join(kind),
             table,
-            Provenance(folder.id, compute_path=compute_path_of(table)),
             folder.location.join("tmp"),
+            fingerprint=folder.id,
+            compute_path=compute_path_of(table),
             written=choose(segment.name.written for segment in old),
         )
         try:

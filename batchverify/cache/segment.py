@@ -70,15 +70,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where a segment comes from: fingerprint id, run, and compute path (device, dtype and batch shape)."""
-
-    fingerprint: str
-    run_id: str = ""
-    compute_path: str = ""
-
-
-@dataclass(frozen=True)
 class SegmentName:
     """What a segment's name states: the time of writing (nanoseconds, UTC) and the number of rows."""
 
@@ -171,16 +162,18 @@ def _table(columns: Mapping[str, object], schema: pa.Schema, run_id: str) -> pa.
 def write_segment(
     folder: Location,
     table: pa.Table,
-    provenance: Provenance,
     staging: Location,
     *,
+    fingerprint: str,
+    compute_path: str = "",
     written: int | None = None,
 ) -> Location:
     """Write a segment into `folder`, atomically; returns its location.
 
-    written: the time that the name states, in nanoseconds; now by default. It decides which row of a key counts.
+    fingerprint: its id. compute_path: what computed the vectors. written: the time that the name states, in
+    nanoseconds; now by default. It decides which row of a key counts.
     """
-    footer = {"fingerprint": provenance.fingerprint, "compute_path": provenance.compute_path}
+    footer = {"fingerprint": fingerprint, "compute_path": compute_path}
     # Built in memory: a writer that fails while streaming to S3 publishes half a file (arrow#40502).
     stream = pa.BufferOutputStream()
     pq.write_table(
@@ -301,28 +294,23 @@ def read_rows(
     details: also read landmarks, rotation and sharpness. A published segment never changes, so footers and row
     groups stay cached.
     """
-    starts = _footer(location, fingerprint, dimension).starts
+    _, starts = _footer_and_starts(location, fingerprint, dimension)
     groups = np.searchsorted(starts, rows, side="right") - 1
     decoded = {group: _group(location, fingerprint, dimension, group, details) for group in set(groups.tolist())}
     offsets = rows - starts[groups]
     return [decoded[group].entry(row) for group, row in zip(groups.tolist(), offsets.tolist(), strict=True)]
 
 
-@dataclass(frozen=True)
-class _Footer:
-    metadata: pq.FileMetaData
-    starts: np.ndarray
-
-
 @lru_cache(maxsize=CACHED_FOOTERS)
-def _footer(location: Location, fingerprint: str, dimension: int) -> _Footer:
-    metadata = read_footer(location, fingerprint, vector_schema(dimension))
-    return _Footer(metadata, np.cumsum([0, *_group_sizes(metadata)])[:-1])
+def _footer_and_starts(location: Location, fingerprint: str, dimension: int) -> tuple[pq.FileMetaData, np.ndarray]:
+    """The footer of a `data/` segment, and the first row of each of its G row groups: (G,) int64."""
+    footer = read_footer(location, fingerprint, vector_schema(dimension))
+    return footer, np.cumsum([0, *_group_sizes(footer)])[:-1]
 
 
 @lru_cache(maxsize=CACHED_GROUPS)
 def _group(location: Location, fingerprint: str, dimension: int, group: int, details: bool) -> _Rows:
-    footer = _footer(location, fingerprint, dimension).metadata
+    footer, _ = _footer_and_starts(location, fingerprint, dimension)
     more = _details_in(footer) if details else []
     return _Rows.of(_read(location, footer, [group], [*_ENTRY_COLUMNS, *more]))
 

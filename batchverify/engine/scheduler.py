@@ -246,7 +246,7 @@ class ImageRun:
             for other in self._waiting.pop(entry.key, []):
                 self._copy(index, other)
         if self.cache is not None:
-            self.cache.set_compute_path(paths_to_text(self.engine.compute_paths()))
+            self.cache.compute_path = paths_to_text(self.engine.compute_paths())
         self._store(done.entries)
 
     def _strike(self, indices: list[int], exc: WorkerLostError) -> None:

@@ -222,7 +222,7 @@ def _embed(plan: WorkPlan, images: Sequence[LoadedImage], keys: Sequence[bytes])
     embedder = plan.embedder(threads=1)
     entries = embed_images(embedder, images, keys).entries
     if cache is not None:
-        cache.set_compute_path(str(embedder.compute_path))
+        cache.compute_path = str(embedder.compute_path)
         cache.append(entries)
         cache.commit()
     return entries

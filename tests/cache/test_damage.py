@@ -18,7 +18,6 @@ from batchverify.cache.segment import (
     MOST_GROUP,
     MOST_MESSAGE,
     Entry,
-    Provenance,
     read_segment,
     vector_schema,
     vector_table,
@@ -185,7 +184,7 @@ def test_entries_of_compacted_segments_are_found_again(tmp_path: Path) -> None:
     cache.refresh()
     data = Location.parse(first[0].parent)
     merged = vector_table([entry(number) for number in range(9)], "compactor")
-    write_segment(data, merged, Provenance(FINGERPRINT.id), data.parent.join("tmp"))
+    write_segment(data, merged, data.parent.join("tmp"), fingerprint=FINGERPRINT.id)
     for path in (*first, *second):
         path.unlink()
     assert values(cache.get_many([key(8), key(0)])) == values([entry(8), entry(0)])

@@ -152,7 +152,7 @@ def test_compaction_changes_no_answer(tmp_path: Path, full_rows: int) -> None:
     for number in (0, 7):
         write(tmp_path, [entry(number, seed=70), failure(-1)])
     cache = new_cache(tmp_path)
-    cache.set_compute_path("cuda bfloat16 512")
+    cache.compute_path = "cuda bfloat16 512"
     cache.append([entry(60), entry(2, seed=61)])
     cache.commit()
     before, stale = read(tmp_path), EmbeddingCache(str(tmp_path), FINGERPRINT)
@@ -215,7 +215,8 @@ def test_details_stay_and_so_does_the_earlier_row_without_them(tmp_path: Path) -
     """Runs without `--details` go on to read the first row of a key, also where a merged segment comes before it."""
     write(tmp_path, [detailed(9)])
     write(tmp_path, [entry(1), entry(2), detailed(3)])
-    cache = EmbeddingCache(str(tmp_path), FINGERPRINT, compute_path="another")
+    cache = EmbeddingCache(str(tmp_path), FINGERPRINT)
+    cache.compute_path = "another"
     cache.append([detailed(1, seed=50), detailed(4)])
     cache.commit()
     write(tmp_path, [entry(1, seed=60), detailed(1, seed=70), detailed(5)])

@@ -13,7 +13,6 @@ from batchverify.cache.segment import (
     DAMAGE,
     METADATA_KEY,
     Entry,
-    Provenance,
     SegmentName,
     failure_schema,
     failure_table,
@@ -35,8 +34,8 @@ ID = "0123456789abcdef" * 2
 
 
 def write(folder: Path, table: pa.Table, fingerprint: str = ID) -> Location:
-    provenance = Provenance(fingerprint, "run", "cpu fp32 64")
-    return write_segment(Location.parse(folder), table, provenance, Location.parse(folder))
+    place = Location.parse(folder)
+    return write_segment(place, table, place, fingerprint=fingerprint, compute_path="cpu fp32 64")
 
 
 def foreign(folder: Path, table: pa.Table, name: str, metadata: dict | None = None) -> Location:

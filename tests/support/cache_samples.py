@@ -43,7 +43,8 @@ def failure(number: int, reason: Reason = Reason.NO_FACE, depends: str = "") -> 
 
 def new_cache(root: object, fingerprint: EmbeddingFingerprint = FINGERPRINT, **options: Any) -> EmbeddingCache:
     """A cache whose folders exist."""
-    cache = EmbeddingCache(str(root), fingerprint, run_id="run 1", compute_path="cpu fp32 64", **options)
+    cache = EmbeddingCache(str(root), fingerprint, run_id="run 1", **options)
+    cache.compute_path = "cpu fp32 64"
     cache.create()
     return cache
 
