@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from threading import local
@@ -61,59 +61,46 @@ def _stored() -> Tensors:
     return load_file(weights_path())
 
 
-class OpenvinoNetworks:
+class OpenvinoNetworks(local):
     """The networks on this machine's CPU, in float32 because bfloat16 would move boxes by pixels.
 
     refine_block, output_block: the only batch sizes of the second and third network. threads: CPUs for each calling
-    thread. Every thread compiles its own networks: with streams of shared ones two threads were a quarter slower
-    (measured). sizes_kept: see `SIZES_KEPT`.
+    thread. Every thread has its own networks, compiled when it first needs them: with streams of shared ones two
+    threads were a quarter slower (measured). sizes_kept: see `SIZES_KEPT`.
     """
 
     def __init__(
         self, refine_block: int, output_block: int, threads: int = 1, *, sizes_kept: int = SIZES_KEPT
     ) -> None:
-        self._compile = partial(_Compiled, refine_block, output_block, threads, sizes_kept)
-        self._of_thread = local()
+        # Called in every thread anew.
+        self._blocks, self._threads, self._sizes_kept = (refine_block, output_block), threads, sizes_kept
+        self._compiled: dict[str, CompiledNetwork] = {}
+        self._sizes: set[tuple[int, ...]] = set()
 
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
         """See `Networks`."""
-        return self._own().proposal_for(canvases.shape)(canvases, scales.mask())[0]
+        if len(self._sizes) == self._sizes_kept and canvases.shape not in self._sizes:
+            self._compiled.pop("pnet", None)
+            self._sizes.clear()
+        self._sizes.add(canvases.shape)
+        return self._network("pnet", _proposal_model)(canvases, scales.mask())[0]
 
     def refine(self, patches: np.ndarray) -> PatchResults:
         """See `Networks`."""
-        shifts, scores = self._own().refine(patches)
+        shape = (self._blocks[0], REFINE_SIZE)
+        shifts, scores = self._network("rnet", lambda: _patch_model("rnet", REFINE_WINDOWS, shape))(patches)
         return shifts, scores[:, 1]
 
     def output(self, patches: np.ndarray) -> PatchResults:
         """See `Networks`."""
-        shifts, scores = self._own().output(patches)
+        shape = (self._blocks[1], OUTPUT_SIZE)
+        shifts, scores = self._network("onet", lambda: _patch_model("onet", OUTPUT_WINDOWS, shape))(patches)
         return shifts, scores[:, 1]
 
-    def _own(self) -> _Compiled:
-        if not hasattr(self._of_thread, "networks"):
-            self._of_thread.networks = self._compile()
-        networks: _Compiled = self._of_thread.networks
-        return networks
-
-
-class _Compiled:
-    """The networks compiled for one thread."""
-
-    def __init__(self, refine_block: int, output_block: int, threads: int, sizes_kept: int) -> None:
-        self._threads, self._sizes_kept = threads, sizes_kept
-        refine = _patch_model("rnet", REFINE_WINDOWS, (refine_block, REFINE_SIZE))
-        output = _patch_model("onet", OUTPUT_WINDOWS, (output_block, OUTPUT_SIZE))
-        self.refine, self.output = (CompiledNetwork(model, threads=threads) for model in (refine, output))
-        self._sizes: set[tuple[int, ...]] = set()
-        self._proposal: CompiledNetwork | None = None
-
-    def proposal_for(self, size: tuple[int, ...]) -> CompiledNetwork:
-        """P-Net for canvases of a size."""
-        if self._proposal is None or (len(self._sizes) == self._sizes_kept and size not in self._sizes):
-            self._proposal = CompiledNetwork(_proposal_model(), threads=self._threads)
-            self._sizes.clear()
-        self._sizes.add(size)
-        return self._proposal
+    def _network(self, name: str, model: Callable[[], Any]) -> CompiledNetwork:
+        if name not in self._compiled:
+            self._compiled[name] = CompiledNetwork(model(), threads=self._threads)
+        return self._compiled[name]
 
 
 class _Builder:

@@ -63,7 +63,7 @@ def test_many_sizes_of_pictures_take_no_more_memory():
         scales = pyramid(*picture.shape[:2], 20)
         assert scales
         answers.append(networks.propose(scales.canvas(integral(picture)), scales))
-        compiled.append(networks._own()._proposal)
-        assert len(networks._own()._sizes) <= 3
+        compiled.append(networks._compiled["pnet"])
+        assert len(networks._sizes) <= 3
     assert len({id(each) for each in compiled}) > 1
     assert np.array_equal(answers[0], answers[-1])
