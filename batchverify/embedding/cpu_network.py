@@ -7,7 +7,6 @@ output channel. The sums from block to block stay floats.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -121,26 +120,25 @@ def build_model(backbone: Backbone, batch: int, ranges: Ranges) -> Any:
     """
     backbone.check_tensors()
     builder = _CompactBuilder if backbone.is_compact else _InceptionBuilder
-    return builder(backbone.tensors, ranges).model(batch)
+    return builder(backbone, ranges).model(batch)
 
 
 class _Builder:
-    """Adds layers to an OpenVINO graph. architecture: of the network, for errors."""
+    """Adds layers to an OpenVINO graph."""
 
-    architecture = ""
-
-    def __init__(self, ranges: Ranges) -> None:
+    def __init__(self, backbone: Backbone, ranges: Ranges) -> None:
         import openvino
         from openvino import opset13
 
         self._openvino, self._ops = openvino, opset13
+        self._architecture, self._tensors = backbone.architecture, backbone.tensors
         self._ranges, self._unknown = ranges, set(ranges)
 
     def _model(self, values: Any, pixels: Any) -> Any:
         """The whole model. Raises `ArtifactError` for ranges of layers that were not added."""
         if self._unknown:
             raise ArtifactError(
-                f"activation ranges for '{min(self._unknown)}', which is no layer of {self.architecture}"
+                f"activation ranges for '{min(self._unknown)}', which is no layer of {self._architecture}"
             )
         return self._openvino.Model([self._ops.result(values)], [pixels], "backbone")
 
@@ -174,12 +172,6 @@ class _Builder:
 
 class _CompactBuilder(_Builder):
     """Adds the layers of the compact network."""
-
-    architecture = compact.ARCHITECTURE
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], ranges: Ranges) -> None:
-        super().__init__(ranges)
-        self._tensors = tensors
 
     def model(self, batch: int) -> Any:
         ops, size = self._ops, compact.SIZE
@@ -227,11 +219,9 @@ class _CompactBuilder(_Builder):
 class _InceptionBuilder(_Builder):
     """Adds the layers of InceptionResnetV1, with batch normalisation folded into the weights."""
 
-    architecture = ARCHITECTURE
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], ranges: Ranges) -> None:
-        super().__init__(ranges)
-        self._layers = fold(tensors)
+    def __init__(self, backbone: Backbone, ranges: Ranges) -> None:
+        super().__init__(backbone, ranges)
+        self._layers = fold(backbone.tensors)
 
     def model(self, batch: int) -> Any:
         ops = self._ops

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -83,22 +83,10 @@ class TorchInception:
 
 
 def torch_compact(backbone: Backbone, device: str, dtype: torch.dtype) -> nn.Module:
-    """The compact network: what `CompactInput` makes of faces to (B, 256), not normalised; see `compact.py`."""
+    """The compact network: scaled faces (B, 3, 128, 128) to (B, 256), not normalised; see `compact.py`."""
     network = compact_layers().eval().requires_grad_(False)
     fill(network, backbone.tensors)
     return network.to(device, dtype).to(memory_format=torch.channels_last)
-
-
-class CompactInput:
-    """(B, 3, 128, 128) uint8 RGB as the compact network takes it, scaled in float32: shorter types are not exact."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], device: str) -> None:
-        self._scale, self._shift = (
-            on_device(tensors[f"input.{name}"].reshape(1, 3, 1, 1), device) for name in ("scale", "shift")
-        )
-
-    def __call__(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return pixels.flip(1).float().mul_(self._scale).add_(self._shift).to(dtype)
 
 
 def centred(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -106,9 +94,19 @@ def centred(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return pixels.to(dtype).sub_(127.5).div_(128)
 
 
+def _reversed(scale: torch.Tensor, shift: torch.Tensor, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 RGB as the compact network takes it, scaled in float32: shorter types are not exact."""
+    return pixels.flip(1).float().mul_(scale).add_(shift).to(dtype)
+
+
 def input_of(backbone: Backbone, device: str) -> Callable[[torch.Tensor, torch.dtype], torch.Tensor]:
     """What turns (B, 3, S, S) uint8 RGB on a device into the input of a network of ours, in a dtype."""
-    return CompactInput(backbone.tensors, device) if backbone.is_compact else centred
+    if not backbone.is_compact:
+        return centred
+    scale, shift = (
+        on_device(backbone.tensors[f"input.{name}"].reshape(1, 3, 1, 1), device) for name in ("scale", "shift")
+    )
+    return partial(_reversed, scale, shift)
 
 
 @dataclass(frozen=True)

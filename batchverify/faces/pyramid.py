@@ -22,9 +22,8 @@ SUMS = 4
 
 @dataclass(frozen=True)
 class Level:
-    """One scale of a pyramid: its size and its position (even numbers) on the canvas, in pixels."""
+    """A pyramid's image at one scale: its size and its position (even numbers) on the canvas, in pixels."""
 
-    scale: float
     height: int
     width: int
     top: int
@@ -85,7 +84,7 @@ def pyramid(height: int, width: int, smallest: int) -> Pyramid | None:
     if not scales:
         return None
     sizes = [(int(height * scale + 1), int(width * scale + 1)) for scale in scales]
-    levels, canvas_height = _placed(scales, sizes)
+    levels, canvas_height = _placed(sizes)
     canvas_width = max(level.left + level.width for level in levels)
     return Pyramid(
         tuple(levels),
@@ -98,7 +97,7 @@ def pyramid(height: int, width: int, smallest: int) -> Pyramid | None:
     )
 
 
-def _placed(scales: Sequence[float], sizes: Sequence[tuple[int, int]]) -> tuple[list[Level], int]:
+def _placed(sizes: Sequence[tuple[int, int]]) -> tuple[list[Level], int]:
     """Place the levels, the largest first, on shelves as wide as the largest; also returns the canvas's height.
 
     A shelf is as high as its first level. It is divided into columns, each as wide as its first level, in which
@@ -107,14 +106,14 @@ def _placed(scales: Sequence[float], sizes: Sequence[tuple[int, int]]) -> tuple[
     levels: list[Level] = []
     columns: list[list[int]] = []  # next top, left, width; bottom of the shelf
     widest, bottom = _even(sizes[0][1]), 0
-    for scale, (height, width) in zip(scales, sizes, strict=True):
+    for height, width in sizes:
         high, wide = _even(height), _even(width)
         column = next((col for col in columns if wide <= col[2] and col[0] + high <= col[3]), None)
         if column is None:
             column = [bottom, 0, widest, bottom + high]
             bottom += high
             columns.append(column)
-        levels.append(Level(scale, height, width, column[0], column[1]))
+        levels.append(Level(height, width, column[0], column[1]))
         if wide < column[2]:
             # The rest beside it becomes a new column.
             columns.append([column[0], column[1] + wide, column[2] - wide, column[3]])
