@@ -217,10 +217,15 @@ class EmbeddingFingerprint:
 
     def difference(self, other: EmbeddingFingerprint) -> str:
         """Which settings differ, for people: `crop.margin 44 against 14; …`; empty if none do."""
-        mine, theirs = flattened(self.document), flattened(other.document)
-        names = sorted(mine.keys() | theirs.keys())
-        differing = [name for name in names if mine.get(name) != theirs.get(name)]
-        return "; ".join(f"{name} {_short(mine.get(name))} against {_short(theirs.get(name))}" for name in differing)
+        entries = differing(self.document, other.document)
+        return "; ".join(f"{name} {_short(mine)} against {_short(theirs)}" for name, mine, theirs in entries)
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Where two nested documents differ: names as those of `flattened`, sorted, with both values, None for none."""
+    first, second = flattened(one), flattened(other)
+    pairs = [(name, first.get(name), second.get(name)) for name in sorted(first.keys() | second.keys())]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def flattened(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

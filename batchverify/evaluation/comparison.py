@@ -21,7 +21,7 @@ from batchverify.evaluation.document import (
     ShareDrift,
 )
 from batchverify.evaluation.scores import UNKNOWN, ScoreFile, Scores
-from batchverify.fingerprint import flattened
+from batchverify.fingerprint import differing, flattened
 
 # Keys of run records that cannot explain why scores differ: how the run went, and duplicates.
 # fmt: off
@@ -105,12 +105,8 @@ def record_differences(new: Scores, reference: Scores) -> list[RecordDifference]
 
     The thresholds are those in use.
     """
-    ours, theirs = (_settings(run) for run in (new, reference))
-    return [
-        {"key": key, "new": ours.get(key), "reference": theirs.get(key)}
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    ]
+    found = differing(_settings(new), _settings(reference))
+    return [{"key": key, "new": ours, "reference": theirs} for key, ours, theirs in found]
 
 
 def _settings(run: Scores) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast
 
 from batchverify.documents import MOST_RECORD, read_document
 from batchverify.errors import BatchverifyError, UsageError
-from batchverify.fingerprint import flattened
+from batchverify.fingerprint import differing
 from batchverify.storage.claim import Claim, TakenError
 from batchverify.storage.location import Location
 from batchverify.storage.temporary import is_named
@@ -203,16 +203,12 @@ def _is_state(value: Any) -> bool:
     return texts and isinstance(value.get("job"), dict) and isinstance(rows, int) and rows >= 1
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def shown_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The differences of two job documents, for people: `threshold: 0.4 there, 0.5 here; …`."""
-    old, new = flattened(there), flattened(here)
-    texts = []
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) == new.get(name):
-            continue
-        if name in ("manifest", "head", "embedding.backbone"):
-            texts.append(f"{name}: different content")
-        else:
-            texts.append(f"{name}: {old.get(name)} there, {new.get(name)} here")
+    hashes = ("manifest", "head", "embedding.backbone")
+    texts = [
+        f"{name}: " + ("different content" if name in hashes else f"{old} there, {new} here")
+        for name, old, new in differing(there, here)
+    ]
     more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return "; ".join(texts[:SHOWN]) + more

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.heads.review_band import DIFFERENT, REVIEW, SAME, VERDICT, ReviewBand
 from batchverify.manifest.manifest import Block
-from batchverify.scoring.job_folder import JobFolder, JobState, differences
+from batchverify.scoring.job_folder import JobFolder, JobState, shown_differences
 from batchverify.scoring.parquet import (
     PART,
     SUCCESS,
@@ -104,7 +104,7 @@ class Output:
             return None
         for what, other in (("finished output", record), ("unfinished job", state)):
             if other is not None:
-                why = differences(other["job"], document) if "job" in other else "of an older version"
+                why = shown_differences(other["job"], document) if "job" in other else "of an older version"
                 raise UsageError(
                     f"{self.target}: holds the {what} of another job ({why}); give another output, or start anew "
                     "with --overwrite"

@@ -16,7 +16,7 @@ import batchverify
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.manifest.tables import would_find
 from batchverify.runtime.compute_path import ComputePath
-from batchverify.scoring.job_folder import JobFolder, differences
+from batchverify.scoring.job_folder import JobFolder, shown_differences
 from batchverify.scoring.output import Output, Parts, RowCounts
 from batchverify.scoring.rows import PartRows
 from batchverify.storage.location import Location
@@ -146,7 +146,7 @@ def test_a_damaged_job_file_is_named_and_may_be_deleted(tmp_path, text):
 
 def test_at_most_five_differences_are_listed():
     there = dict.fromkeys("abcdefg", 1)
-    text = differences(there, dict.fromkeys("abcdefg", 2))
+    text = shown_differences(there, dict.fromkeys("abcdefg", 2))
     assert text == "; ".join(f"{name}: 1 there, 2 here" for name in "abcde") + "; and 2 more"
 
 
