@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,19 +25,54 @@ from batchverify.scoring.summary import EmbedSummary
 
 @dataclass
 class EmbeddingRun:
-    """A run whose images are embedded. engine, progress: of the last backbone; both are free to score pairs."""
+    """A run whose images are embedded by a backbone of its job; engine and progress are free to score pairs.
+
+    earlier: compute paths of an interrupted run. before: what became of the images by the backbones before this one.
+    """
 
     job: Job
     engine: Engine
     progress: Progress
     table: EmbeddingTable
     earlier: Sequence[ComputePath] = ()
-    before: list[EmbedSummary] = field(default_factory=list)
+    before: Sequence[EmbedSummary] = ()
 
     def summary(self) -> EmbedSummary:
-        """What became of the images so far."""
-        last = _summarise(self.job.members[-1], self.engine, self.table, self.progress, self.earlier)
-        return fused_summary(self.job, [*self.before, last]) if self.job.fused else last
+        """What became of the images by all backbones so far."""
+        return fused_summary(self.job, [*self.before, self.own()]) if self.job.fused else self.own()
+
+    def own(self) -> EmbedSummary:
+        """What became of the images by this backbone."""
+        progress, failures, paths = self.progress, self.table.failures(), self.engine.compute_paths()
+        failed, unique = sum(failures.values()), len(self.table.codes)
+        stages = dict(progress.watch.seconds)
+        busy = stages.get("detect", 0.0) + stages.get("embed", 0.0)
+        available = progress.image_seconds * self.engine.workers.count
+        if progress.embedded:
+            stages["wait"] = max(available - busy, 0.0)
+        peaks = {"driver": round(peak_memory(), 1)}
+        if self.engine.name != "local":  # whose threads count as the driver
+            peaks["workers"] = round(progress.worker_memory, 1)
+        return EmbedSummary(
+            rows=self.job.scan.rows,
+            unique_images=unique,
+            embedded=progress.embedded,
+            cached=progress.cached,
+            repeated=progress.repeated,
+            failed=failed,
+            failures=failures,
+            seconds=round(time.monotonic() - self.job.started, 2),
+            images_per_second=round(progress.embedded / progress.image_seconds, 1) if progress.embedded else 0.0,
+            engine=self.engine.name,
+            compute_path=paths_to_text(paths or self.earlier),
+            cache=self.job.options.cache_root,
+            stage_seconds={name: round(seconds, 3) for name, seconds in stages.items()},
+            embedder_busy=round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
+            compute_reason=min(paths, key=str).reason if paths else "",
+            resumed=unique - failed - progress.embedded - progress.cached - progress.repeated,
+            image_seconds=round(progress.image_seconds, 3),
+            peak_memory_mb=peaks,
+        )
 
 
 def table_of(job: Job, folder: str | None = None) -> Table:
@@ -78,7 +113,7 @@ def embedded(
             if number == len(tables) - 1:
                 yield run
             else:
-                before.append(_summarise(member, engine, own, progress, earlier))
+                before.append(run.own())
 
 
 def fused_summary(job: Job, members: Sequence[EmbedSummary]) -> EmbedSummary:
@@ -110,44 +145,3 @@ def fused_summary(job: Job, members: Sequence[EmbedSummary]) -> EmbedSummary:
         peak_memory_mb=peaks,
         backbones={name: each.of_backbone() for name, each in zip(job.names, members, strict=True)},
     )
-
-
-def _summarise(
-    job: Job, engine: Engine, embeddings: EmbeddingTable, progress: Progress, earlier: Sequence[ComputePath]
-) -> EmbedSummary:
-    """What became of the images of one backbone. earlier: compute paths of an interrupted run."""
-    failures, paths = embeddings.failures(), engine.compute_paths()
-    failed, unique = sum(failures.values()), len(embeddings.codes)
-    stages = dict(progress.watch.seconds)
-    busy = stages.get("detect", 0.0) + stages.get("embed", 0.0)
-    available = progress.image_seconds * engine.workers.count
-    if progress.embedded:
-        stages["wait"] = max(available - busy, 0.0)
-    return EmbedSummary(
-        rows=job.scan.rows,
-        unique_images=unique,
-        embedded=progress.embedded,
-        cached=progress.cached,
-        repeated=progress.repeated,
-        failed=failed,
-        failures=failures,
-        seconds=round(time.monotonic() - job.started, 2),
-        images_per_second=round(progress.embedded / progress.image_seconds, 1) if progress.embedded else 0.0,
-        engine=engine.name,
-        compute_path=paths_to_text(paths or earlier),
-        cache=job.options.cache_root,
-        stage_seconds={name: round(seconds, 3) for name, seconds in stages.items()},
-        embedder_busy=round(min(busy / available, 1.0), 3) if progress.embedded else 0.0,
-        compute_reason=min(paths, key=str).reason if paths else "",
-        resumed=unique - failed - progress.embedded - progress.cached - progress.repeated,
-        image_seconds=round(progress.image_seconds, 3),
-        peak_memory_mb=_peaks(engine, progress),
-    )
-
-
-def _peaks(engine: Engine, progress: Progress) -> dict[str, float]:
-    """Peak memory of the driver and of the worker with the highest peak; threads count as the driver."""
-    peaks = {"driver": round(peak_memory(), 1)}
-    if engine.name != "local":
-        peaks["workers"] = round(progress.worker_memory, 1)
-    return peaks
