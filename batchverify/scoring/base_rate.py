@@ -54,19 +54,6 @@ class Prior:
         """Its part of a job's document, in which the threshold is that before the shift."""
         return {"prior": self.share or ESTIMATE, "threshold_moves": self.moves}
 
-    def judged(self, threshold: float, band: ReviewBand | None, record: Mapping[str, Any]) -> Shifted:
-        """The shift by the share of a record. The thresholds of a band are the head's: they always move."""
-        ends = (band.same_below, band.different_from) if band is not None else ()
-        rate = BaseRate(float(record["share"]), self.fitted, (threshold, *ends) if self.moves else ends)
-        if band is not None:
-            low, high = map(rate.threshold, ends)
-            band = replace(band, same_below=low, different_from=high)
-        return Shifted(rate, rate.threshold(threshold) if self.moves else threshold, band, record)
-
-    def given(self) -> dict[str, Any]:
-        """The record of a share that was given."""
-        return {"share": self.share, "source": "given", "calibrated_for": self.fitted}
-
 
 @dataclass(frozen=True)
 class Shifted:
@@ -103,9 +90,17 @@ class Judge:
 
     def shifted(self, record: Mapping[str, Any] | None = None) -> Shifted:
         """The shift that the options ask for. record: of an estimated share, by default of the given one."""
-        if self.prior is None:
-            return Shifted(None, self.threshold, self.band, None)
-        return self.prior.judged(self.threshold, self.band, record or self.prior.given())
+        prior, threshold, band = self.prior, self.threshold, self.band
+        if prior is None:
+            return Shifted(None, threshold, band, None)
+        record = record or {"share": prior.share, "source": "given", "calibrated_for": prior.fitted}
+        # The thresholds of a band are the head's: they always move.
+        ends = (band.same_below, band.different_from) if band is not None else ()
+        rate = BaseRate(float(record["share"]), prior.fitted, (threshold, *ends) if prior.moves else ends)
+        if band is not None:
+            low, high = map(rate.threshold, ends)
+            band = replace(band, same_below=low, different_from=high)
+        return Shifted(rate, rate.threshold(threshold) if prior.moves else threshold, band, record)
 
 
 def shifted_for(judge: Judge, job: Job, embeddings: Table, rows: Rows) -> Shifted:
