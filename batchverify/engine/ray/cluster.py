@@ -157,10 +157,11 @@ def _end_of_ray() -> str:
 
 @dataclass(eq=False)
 class PooledActor:
-    """An actor and its node. tasks: how many it has been given and not finished."""
+    """An actor and its node. share: the workers of that. tasks: how many it has been given and not finished."""
 
     handle: Any
     node: Node
+    share: Share
     tasks: int = 0
 
 
@@ -242,7 +243,7 @@ class ActorPool:
             return True
         ray.kill(actor.handle)
         self.actors.remove(actor)
-        self._replace(actor)
+        self._start_one(actor.node, actor.share)
         return False
 
     def drop(self, node: Node) -> None:
@@ -269,14 +270,9 @@ class ActorPool:
             ray.kill(actor.handle)
         self.actors, self._pending = [], {}
 
-    def _replace(self, actor: PooledActor) -> None:
-        share = actor.node.share(use_gpus=self.use_gpus)
-        if share is not None:
-            self._start_one(actor.node, share)
-
     def _start_one(self, node: Node, share: Share) -> None:
         handle = self.start(node, share)
-        self._pending[handle.ready.remote()] = PooledActor(handle, node)
+        self._pending[handle.ready.remote()] = PooledActor(handle, node, share)
 
     def _admit(self, timeout: float) -> None:
         """Let the pending actors that have answered take part."""
@@ -315,4 +311,4 @@ class ActorPool:
                 f"a Ray worker could not be started, {START_TRIES} times in a row: {reason}"
             ) from exc
         log.warning("a worker of node %s died during its start, another one is started: %s", actor.node, reason)
-        self._replace(actor)
+        self._start_one(actor.node, actor.share)

@@ -118,15 +118,14 @@ class _LostError(BatchverifyError):
 
 @dataclass
 class _Log:
-    """The log of a job. After a lost connection it comes from its start again; `write` gets each text once."""
+    """The log of a job. After a lost connection it comes from its start again; `write` gets each text once.
+
+    position: of the next text. written: what `write` has got so far; both in characters.
+    """
 
     write: Callable[[str], None]
     written: int = 0
     position: int = 0
-
-    def rewind(self) -> None:
-        """The next text is the start of the log."""
-        self.position = 0
 
     def take(self, text: str) -> None:
         """Write the part of the next text that is new."""
@@ -209,13 +208,13 @@ class JobServer:
         """Read the end of a finished job's log, which may have been lost with its node."""
         with suppress(BatchverifyError), self._our_errors():
             text = self._client.get_job_logs(job)
-            log.rewind()
+            log.position = 0
             log.take(text)
 
     async def _tail(self, job: str, log: _Log) -> None:
         import aiohttp
 
-        log.rewind()
+        log.position = 0
         try:
             async for text in self._client.tail_job_logs(job):
                 log.take(text)
