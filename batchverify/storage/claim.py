@@ -82,23 +82,20 @@ class Claim:
         """
         # Before it can be seen: other threads of this process take claims that are not among these for dead.
         _LIVE.add(str(self._own))
+        dead: dict[str, bytes] = {}
         try:
-            self._take()
+            for _ in range(ATTEMPTS):
+                for other in self._others():
+                    if _read(other) != dead.get(other.path):
+                        self._outwait(other, dead)
+                if self._settle(dead):
+                    self._thread.start()
+                    return
+                time.sleep(random.uniform(0.05, 0.1 * self._beat))
+            raise TakenError("several processes want it at once")
         except BaseException:
             _LIVE.discard(str(self._own))
             raise
-
-    def _take(self) -> None:
-        dead: dict[str, bytes] = {}
-        for _ in range(ATTEMPTS):
-            for other in self._others():
-                if _read(other) != dead.get(other.path):
-                    self._outwait(other, dead)
-            if self._settle(dead):
-                self._thread.start()
-                return
-            time.sleep(random.uniform(0.05, 0.1 * self._beat))
-        raise TakenError("several processes want it at once")
 
     def check(self) -> None:
         """Raise `BatchverifyError` if another process may hold the folder by now."""
