@@ -139,7 +139,7 @@ class FaceDetector:
         """The detector for a resolved device and runtime. threads: CPUs for each calling thread, with OpenVINO."""
         blocks = BatchSizes() if device == "cpu" else GPU_BATCH_SIZES
         if runtime == "openvino":
-            networks: Networks = OpenvinoNetworks(blocks.refine, blocks.output, threads)
+            networks: Networks = OpenvinoNetworks(threads)
         else:
             from batchverify.faces.mtcnn_torch import TorchNetworks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -64,43 +64,42 @@ def _stored() -> Tensors:
 class OpenvinoNetworks(local):
     """The networks on this machine's CPU, in float32 because bfloat16 would move boxes by pixels.
 
-    refine_block, output_block: the only batch sizes of the second and third network. threads: CPUs for each calling
-    thread. Every thread has its own networks, compiled when it first needs them: with streams of shared ones two
-    threads were a quarter slower (measured). sizes_kept: see `SIZES_KEPT`.
+    threads: CPUs for each calling thread. Every thread compiles its own networks, the second and the third for each
+    shape of patches: with streams of shared ones two threads were a quarter slower (measured). sizes_kept: see
+    `SIZES_KEPT`.
     """
 
-    def __init__(
-        self, refine_block: int, output_block: int, threads: int = 1, *, sizes_kept: int = SIZES_KEPT
-    ) -> None:
+    def __init__(self, threads: int = 1, *, sizes_kept: int = SIZES_KEPT) -> None:
         # Called in every thread anew.
-        self._blocks, self._threads, self._sizes_kept = (refine_block, output_block), threads, sizes_kept
-        self._compiled: dict[str, CompiledNetwork] = {}
+        self._threads, self._sizes_kept = threads, sizes_kept
+        self._proposal: CompiledNetwork | None = None
         self._sizes: set[tuple[int, ...]] = set()
+        self._classifiers: dict[tuple[str, tuple[int, ...]], CompiledNetwork] = {}
 
     def propose(self, canvases: np.ndarray, scales: Pyramid) -> np.ndarray:
         """See `Networks`."""
-        if len(self._sizes) == self._sizes_kept and canvases.shape not in self._sizes:
-            self._compiled.pop("pnet", None)
+        size = canvases.shape
+        if self._proposal is None or (len(self._sizes) == self._sizes_kept and size not in self._sizes):
+            self._proposal = CompiledNetwork(_proposal_model(), threads=self._threads)
             self._sizes.clear()
-        self._sizes.add(canvases.shape)
-        return self._network("pnet", _proposal_model)(canvases, scales.mask())[0]
+        self._sizes.add(size)
+        return self._proposal(canvases, scales.mask())[0]
 
     def refine(self, patches: np.ndarray) -> PatchResults:
         """See `Networks`."""
-        shape = (self._blocks[0], REFINE_SIZE)
-        shifts, scores = self._network("rnet", lambda: _patch_model("rnet", REFINE_WINDOWS, shape))(patches)
-        return shifts, scores[:, 1]
+        return self._classified("rnet", REFINE_WINDOWS, patches)
 
     def output(self, patches: np.ndarray) -> PatchResults:
         """See `Networks`."""
-        shape = (self._blocks[1], OUTPUT_SIZE)
-        shifts, scores = self._network("onet", lambda: _patch_model("onet", OUTPUT_WINDOWS, shape))(patches)
-        return shifts, scores[:, 1]
+        return self._classified("onet", OUTPUT_WINDOWS, patches)
 
-    def _network(self, name: str, model: Callable[[], Any]) -> CompiledNetwork:
-        if name not in self._compiled:
-            self._compiled[name] = CompiledNetwork(model(), threads=self._threads)
-        return self._compiled[name]
+    def _classified(self, network: str, windows: Sequence[int], patches: np.ndarray) -> PatchResults:
+        key = network, patches.shape
+        if key not in self._classifiers:
+            model = _patch_model(network, windows, patches.shape)
+            self._classifiers[key] = CompiledNetwork(model, threads=self._threads)
+        shifts, scores = self._classifiers[key](patches)
+        return shifts, scores[:, 1]
 
 
 class _Builder:
@@ -161,9 +160,9 @@ def _proposal_model() -> Any:
     return builder.model([builder.ops.transpose(cells, np.array([0, 2, 3, 1]))], [images, mask])
 
 
-def _patch_model(network: str, windows: Sequence[int], shape: tuple[int, int]) -> Any:
-    """R-Net or O-Net for (number, size) patches: shifts (B, 4), probabilities of no face and of a face (B, 2)."""
-    number, size = shape
+def _patch_model(network: str, windows: Sequence[int], shape: tuple[int, ...]) -> Any:
+    """R-Net or O-Net for patches of a shape: shifts (B, 4), probabilities of no face and of a face (B, 2)."""
+    number, size = shape[:2]
     builder = _Builder(network)
     images, values = builder.input(number, size, size)
     for layer, window in enumerate(windows, 1):

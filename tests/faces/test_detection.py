@@ -18,7 +18,6 @@ from batchverify.faces.detection import (
     smallest_face,
     suppress_contained,
 )
-from batchverify.faces.mtcnn import OpenvinoNetworks
 from batchverify.faces.pyramid import Pyramid
 
 # Sizes to which real pictures are stretched, (width, height); None keeps them.
@@ -86,10 +85,7 @@ def test_the_size_of_blocks_moves_no_box(detector, faces, found, blocks):
     pictures, wanted = [*faces, *faces[:4], upside_down], [*found, *found[:4], *detector([upside_down])]
     if blocks.smallest:  # one patch after the other takes long: the collage and some others are enough
         pictures, wanted = pictures[-6:], wanted[-6:]
-    if isinstance(detector.networks, OpenvinoNetworks):
-        other = FaceDetector(OpenvinoNetworks(blocks.refine, blocks.output), blocks)
-    else:
-        other = FaceDetector(detector.networks, blocks)
+    other = FaceDetector(detector.networks, blocks)
     for ours, theirs in zip(other(pictures), wanted, strict=True):
         np.testing.assert_allclose(ours.boxes, theirs.boxes, rtol=0, atol=1e-3)
         np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=1e-5)

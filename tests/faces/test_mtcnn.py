@@ -12,7 +12,7 @@ from batchverify.faces.pyramid import integral, pyramid
 
 @pytest.fixture(scope="module", params=["openvino", "torch"])
 def networks(request):
-    return OpenvinoNetworks(9, 9) if request.param == "openvino" else TorchNetworks("cpu")
+    return OpenvinoNetworks() if request.param == "openvino" else TorchNetworks("cpu")
 
 
 @pytest.mark.parametrize(("height", "width"), [(250, 250), (61, 60), (131, 77), (97, 241), (20, 300)])
@@ -55,7 +55,7 @@ def test_the_packaged_weights_are_facenet_pytorchs(name, network):
 
 def test_many_sizes_of_pictures_take_no_more_memory():
     """A compiled network keeps something for every size: after some it is compiled anew, with the same answers."""
-    networks = OpenvinoNetworks(1, 1, sizes_kept=3)
+    networks = OpenvinoNetworks(sizes_kept=3)
     pixels = np.random.default_rng(3).integers(0, 256, (90, 80, 3), dtype=np.uint8)
     compiled, answers = [], []
     for number in (0, 1, 2, 3, 4, 0):
@@ -63,7 +63,7 @@ def test_many_sizes_of_pictures_take_no_more_memory():
         scales = pyramid(*picture.shape[:2], 20)
         assert scales
         answers.append(networks.propose(scales.canvas(integral(picture)), scales))
-        compiled.append(networks._compiled["pnet"])
+        compiled.append(networks._proposal)
         assert len(networks._sizes) <= 3
     assert len({id(each) for each in compiled}) > 1
     assert np.array_equal(answers[0], answers[-1])
