@@ -117,15 +117,6 @@ class CheckReport:
         return f"{self.looked_up:,} of {self.unique_images:,} images looked up{reasons}"
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """All N pairs. a, b: (N,) indices of images. labels: (N,) int8, 0, 1 or `BLANK`; None without labels."""
-
-    a: np.ndarray
-    b: np.ndarray
-    labels: np.ndarray | None
-
-
 def check_manifest(
     manifest: Manifest,
     *,
@@ -141,7 +132,7 @@ def check_manifest(
     read.
     """
     scan = manifest.scan()
-    pairs = _read(manifest, scan)
+    pairs = _Pairs.read(manifest, scan)
     refused = np.array([isinstance(image, Skipped) for image in scan.images])
     images = np.flatnonzero(~refused)
     unique = len(images)
@@ -150,7 +141,6 @@ def check_manifest(
     paths = [str(scan.images[int(index)]) for index in images]
     failures = look_up(paths, limits or Limits(), manifest.fence)
     missing = {int(images[position]): skipped for position, skipped in failures.items()}
-    findings = _Findings(manifest, scan, pairs)
     usable = np.flatnonzero(~(refused[pairs.a] | refused[pairs.b]))
     labels = pairs.labels[usable] if pairs.labels is not None else None
     issues = find_pair_issues(pairs.a[usable], pairs.b[usable], labels, most=EXAMPLES)
@@ -160,30 +150,17 @@ def check_manifest(
         types={LABEL if field.name == TRUE_LABEL else field.name: str(field.type) for field in scan.carried},
         labels=_label_counts(pairs.labels),
         unique_images=unique,
-        refused=findings.refused(refused),
+        refused=pairs.refused(refused),
         looked_up=len(images),
-        missing=findings.missing(missing),
+        missing=pairs.missing(missing),
         missing_reasons=dict(Counter(skipped.reason.value for skipped in missing.values())),
-        duplicates=findings.of_pairs(issues.duplicates, usable, "repeats row"),
-        mirrored=findings.of_pairs(issues.mirrored, usable, "mirrors row"),
-        selves=findings.of_pairs(issues.selves, usable, "one image on both sides"),
-        contradicting=findings.of_pairs(issues.contradicting, usable, "contradicts row"),
+        duplicates=pairs.of_pairs(issues.duplicates, usable, "repeats row"),
+        mirrored=pairs.of_pairs(issues.mirrored, usable, "mirrors row"),
+        selves=pairs.of_pairs(issues.selves, usable, "one image on both sides"),
+        contradicting=pairs.of_pairs(issues.contradicting, usable, "contradicts row"),
         seconds=unique / images_per_second,
         images_per_second=images_per_second,
     )
-
-
-def _read(manifest: Manifest, scan: Scan) -> _Pairs:
-    kind = np.int32 if len(scan.images) < 2**31 else np.int64
-    a, b = np.empty(scan.rows, kind), np.empty(scan.rows, kind)
-    labels = np.empty(scan.rows, np.int8) if manifest.has_label else None
-    for block in manifest.blocks(scan):
-        rows = slice(block.first, block.first + len(block.a))
-        a[rows], b[rows] = block.a, block.b
-        if labels is not None:
-            cells = block.carried.column(TRUE_LABEL)
-            labels[rows] = cells.fill_null(BLANK).to_numpy(zero_copy_only=False)
-    return _Pairs(a, b, labels)
 
 
 def _label_counts(labels: np.ndarray | None) -> dict[str, int] | None:
@@ -193,20 +170,39 @@ def _label_counts(labels: np.ndarray | None) -> dict[str, int] | None:
 
 
 @dataclass(frozen=True)
-class _Findings:
-    """Describes findings in words: file, row of that file, column."""
+class _Pairs:
+    """All N pairs of a manifest; describes findings among them in words: file, row of that file, column.
+
+    a, b: (N,) indices of images. labels: (N,) int8, 0, 1 or `BLANK`; None without labels.
+    """
 
     manifest: Manifest
     scan: Scan
-    pairs: _Pairs
+    a: np.ndarray
+    b: np.ndarray
+    labels: np.ndarray | None
+
+    @classmethod
+    def read(cls, manifest: Manifest, scan: Scan) -> _Pairs:
+        """Those of a scanned manifest."""
+        kind = np.int32 if len(scan.images) < 2**31 else np.int64
+        a, b = np.empty(scan.rows, kind), np.empty(scan.rows, kind)
+        labels = np.empty(scan.rows, np.int8) if manifest.has_label else None
+        for block in manifest.blocks(scan):
+            rows = slice(block.first, block.first + len(block.a))
+            a[rows], b[rows] = block.a, block.b
+            if labels is not None:
+                cells = block.carried.column(TRUE_LABEL)
+                labels[rows] = cells.fill_null(BLANK).to_numpy(zero_copy_only=False)
+        return cls(manifest, scan, a, b, labels)
 
     def refused(self, refused: np.ndarray) -> Finding:
         """Rows with a refused image. refused: by image."""
-        rows = np.flatnonzero(refused[self.pairs.a] | refused[self.pairs.b])
+        rows = np.flatnonzero(refused[self.a] | refused[self.b])
         examples = []
         for row in rows[:EXAMPLES]:
-            on_a = refused[self.pairs.a[row]]
-            skipped = self.scan.images[int((self.pairs.a if on_a else self.pairs.b)[row])]
+            on_a = refused[self.a[row]]
+            skipped = self.scan.images[int((self.a if on_a else self.b)[row])]
             examples.append(self._cell(row, on_a, skipped))
         return Finding(len(rows), tuple(examples))
 
@@ -214,8 +210,8 @@ class _Findings:
         """Images without a readable file, each with the first row that names it."""
         examples = []
         for index, skipped in list(missing.items())[:EXAMPLES]:
-            row = np.argmax((self.pairs.a == index) | (self.pairs.b == index))
-            examples.append(self._cell(row, self.pairs.a[row] == index, skipped))
+            row = np.argmax((self.a == index) | (self.b == index))
+            examples.append(self._cell(row, self.a[row] == index, skipped))
         return Finding(len(missing), tuple(examples))
 
     def of_pairs(self, issue: PairIssue, rows: np.ndarray, verb: str) -> Finding:
