@@ -7,6 +7,7 @@ output channel. The sums from block to block stay floats.
 from __future__ import annotations
 
 import platform
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -188,14 +189,11 @@ class _CompactBuilder(_Builder):
     def _layer(self, values: Any, layer: compact.Layer) -> Any:
         if isinstance(layer, compact.Convolution):
             return self._convolution(values, layer)
-        given = values
-        for convolution in layer.convolutions:
-            values = self._convolution(values, convolution)
-        weights = self._ops.reduce_mean(values, self._ops.constant(np.array([2, 3])), True)
-        for convolution in layer.weighting:
-            weights = self._convolution(weights, convolution)
-        values = self._ops.multiply(values, self._ops.sigmoid(weights))
-        return self._ops.add(values, given) if layer.residual else values
+        projected = reduce(self._convolution, layer.convolutions, values)
+        mean = self._ops.reduce_mean(projected, self._ops.constant(np.array([2, 3])), True)
+        weights = self._ops.sigmoid(reduce(self._convolution, layer.weighting, mean))
+        weighted = self._ops.multiply(projected, weights)
+        return self._ops.add(weighted, values) if layer.residual else weighted
 
     def _convolution(self, values: Any, layer: compact.Convolution) -> Any:
         ops, weight = self._ops, self._tensors[f"{layer.name}.weight"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from threading import Lock, local
 from typing import TypeVar
 
@@ -65,17 +65,15 @@ class TorchInception:
         if isinstance(layer, Pool):
             return max_pool2d(values, 3, 2)
         if isinstance(layer, Convolution):
-            return relu(self._sum(values, layer), inplace=True)
-        outputs = []
-        for branch in layer.branches:
-            output = values
-            for convolution in branch:
-                output = relu(self._sum(output, convolution), inplace=True)
-            outputs.append(output)
+            return self._activated(values, layer)
+        outputs = [reduce(self._activated, branch, values) for branch in layer.branches]
         if not isinstance(layer, Residual):
             return torch.cat([*outputs, max_pool2d(values, 3, 2)], 1)
         total = self._sum(torch.cat(outputs, 1), layer.projection).add_(values)
         return relu(total, inplace=True) if layer.relu else total
+
+    def _activated(self, values: torch.Tensor, layer: Convolution) -> torch.Tensor:
+        return relu(self._sum(values, layer), inplace=True)
 
     def _sum(self, values: torch.Tensor, layer: Convolution) -> torch.Tensor:
         weight, bias = self._layers[layer.name]

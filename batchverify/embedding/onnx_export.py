@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +169,13 @@ class _Inception:
             return add("MaxPool", name, [values], kernel_shape=[3, 3], strides=[2, 2])
         if isinstance(layer, inception.Convolution):
             return self._activated(values, layer)
-        branches = [self._branch(values, branch) for branch in layer.branches]
+        branches = [reduce(self._activated, branch, values) for branch in layer.branches]
         if not isinstance(layer, Residual):
             pooled = add("MaxPool", f"{name}.pool", [values], kernel_shape=[3, 3], strides=[2, 2])
             return add("Concat", name, [*branches, pooled], axis=1)
         joined = add("Concat", f"{name}.joined", branches, axis=1)
         total = add("Add", f"{name}.sum", [values, self._convolution(joined, layer.projection)])
         return add("Relu", name, [total]) if layer.relu else total
-
-    def _branch(self, values: str, branch: Sequence[inception.Convolution]) -> str:
-        for layer in branch:
-            values = self._activated(values, layer)
-        return values
 
     def _activated(self, values: str, layer: inception.Convolution) -> str:
         return self._graph.add("Relu", layer.name, [self._convolution(values, layer)])
@@ -218,15 +214,12 @@ class _Compact:
         add("Flatten", OUTPUT, [values], axis=1)
 
     def _bottleneck(self, values: str, layer: compact.Bottleneck) -> str:
-        add, given = self._graph.add, values
-        for convolution in layer.convolutions:
-            values = self._convolution(values, convolution)
-        weights = add("GlobalAveragePool", f"{layer.name}.mean", [values])
-        for convolution in layer.weighting:
-            weights = self._convolution(weights, convolution)
-        weights = add("Sigmoid", f"{layer.name}.weights", [weights])
-        values = add("Mul", f"{layer.name}.weighted", [values, weights])
-        return add("Add", layer.name, [values, given]) if layer.residual else values
+        add = self._graph.add
+        projected = reduce(self._convolution, layer.convolutions, values)
+        mean = add("GlobalAveragePool", f"{layer.name}.mean", [projected])
+        weights = add("Sigmoid", f"{layer.name}.weights", [reduce(self._convolution, layer.weighting, mean)])
+        weighted = add("Mul", f"{layer.name}.weighted", [projected, weights])
+        return add("Add", layer.name, [weighted, values]) if layer.residual else weighted
 
     def _convolution(self, values: str, layer: compact.Convolution) -> str:
         name, biased = layer.name, layer.biased
