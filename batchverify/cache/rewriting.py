@@ -205,10 +205,6 @@ class _Rewriter:
     location: Location
     check: Callable[[], None]
 
-    def folder(self) -> FingerprintFolder:
-        """What lies there now."""
-        return read_folder(self.location)
-
     @staticmethod
     def read(
         folder: FingerprintFolder, segment: StoredSegment, columns: list[str] | None = None
@@ -266,7 +262,7 @@ class _Eraser:
         """Go on until no segment is new: writers commit meanwhile."""
         seen: set[str] = set()
         while True:
-            folder = self.rewriter.folder()
+            folder = read_folder(self.rewriter.location)
             segments = [*folder.segments, *folder.quarantined]
             new = [segment for segment in segments if segment.location.path not in seen]
             if not new:
@@ -338,7 +334,7 @@ class _Compactor:
 
     def run(self) -> None:
         """Merge segments of one compute path each: a segment's footer states only one."""
-        folder = self.rewriter.folder()
+        folder = read_folder(self.rewriter.location)
         groups: dict[str, list[_Keys]] = {}
         for each in self._sound(folder):
             # Merged, it might come before the segment with the earlier rows.
