@@ -172,16 +172,9 @@ def _people(carried: pa.RecordBatch, rows: np.ndarray, side: int) -> list[str | 
 
 def _units(a: np.ndarray, b: np.ndarray, names: tuple[list[str | None], ...]) -> SharedUnits:
     """People where they are known, images elsewhere."""
+    images, people = np.concatenate([a, b]).tolist(), [*names[0], *names[1]]
+    units = [image if name is None else name for image, name in zip(images, people, strict=True)]
     codes: dict[Any, int] = {}
-    first, second = (
-        np.array(
-            [
-                codes.setdefault(image if name is None else name, len(codes))
-                for image, name in zip(images.tolist(), people, strict=True)
-            ],
-            np.int64,
-        )
-        for images, people in zip((a, b), names, strict=True)
-    )
-    kind = "identities" if any(name is not None for side in names for name in side) else "images"
+    first, second = np.split(np.array([codes.setdefault(unit, len(codes)) for unit in units], np.int64), 2)
+    kind = "identities" if any(name is not None for name in people) else "images"
     return SharedUnits(kind, first, second, len(codes))

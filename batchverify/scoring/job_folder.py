@@ -9,7 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -88,7 +88,11 @@ class JobFolder:
         A folder without a `job.json` is removed at the end. On a disk it is a lock that the kernel releases however
         the process ends, in an object store a `Claim`.
         """
-        with self._locked() if self.location.is_local else self._held():
+        with ExitStack() as stack:
+            if self.location.is_local:
+                stack.callback(os.close, self._lock())
+            else:
+                stack.enter_context(self._held())
             try:
                 self.sweep(everything=self.state() is None)
                 yield
@@ -121,14 +125,6 @@ class JobFolder:
             with suppress(OSError):
                 Path(self.location.path, LOCK).unlink()
         self.remove_empty()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = self._lock()
-        try:
-            yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
