@@ -159,10 +159,9 @@ class _Builder:
     def _kernel(self, weight: np.ndarray, range_name: str) -> Any:
         """The weights of a layer, in 8 bits if its inputs are. range_name: of the range of its inputs."""
         self._unknown.discard(range_name)
-        return self._eight_bit(weight) if range_name in self._ranges else self._constant(weight)
-
-    def _eight_bit(self, weight: np.ndarray) -> Any:
-        """Weights as signed 8-bit integers and a scale per output channel, in the form that OpenVINO recognises."""
+        if range_name not in self._ranges:
+            return self._constant(weight)
+        # Signed 8-bit integers and a scale per output channel, in the form that OpenVINO recognises.
         steps, scale = eight_bit(weight)
         scales = self._constant(scale.reshape(-1, *[1] * (weight.ndim - 1)))
         return self._ops.multiply(self._ops.convert(self._ops.constant(steps), "f32"), scales)

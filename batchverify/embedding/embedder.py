@@ -253,7 +253,10 @@ def _groups(images: Sequence[np.ndarray], most: int) -> Iterator[list[np.ndarray
     group: list[np.ndarray] = []
     total = 0
     for image in images:
-        pixels = _reduced_pixels(image)
+        height, width = image.shape[:2]
+        shrink = min(1.0, DETECT_SIDE / max(height, width))
+        # Of the copy that faces are searched for in.
+        pixels = int(height * width * shrink * shrink)
         if group and (len(group) == most or total + pixels > DETECT_PIXELS):
             yield group
             group, total = [], 0
@@ -261,10 +264,3 @@ def _groups(images: Sequence[np.ndarray], most: int) -> Iterator[list[np.ndarray
         total += pixels
     if group:
         yield group
-
-
-def _reduced_pixels(image: np.ndarray) -> int:
-    """Pixels of the copy that faces are searched for in."""
-    height, width = image.shape[:2]
-    shrink = min(1.0, DETECT_SIDE / max(height, width))
-    return int(height * width * shrink * shrink)

@@ -60,7 +60,9 @@ def score_job(
     document = job.document(head.digest, judge.threshold, judge.band)
     document |= judge.prior.document() if judge.prior else {}
     if output is None:
-        summary = _score_in_memory(job, judge, document)
+        rows = MemoryRows(_schema(job, judge))
+        summary = score_rows(job, judge, rows)
+        summary = replace(summary, _table=rows.table(job.record(document, summary.to_json())))
     else:
         names = [Location.parse(name) for name in job.manifest.names]
         target = Output(output, names, part_rows=options.part_rows)
@@ -86,12 +88,6 @@ def _schema(job: Job, judge: Judge) -> pa.Schema:
     """The columns of the output."""
     details, review = job.options.details, judge.band is not None
     return output_schema(job.scan.carried, fused=bool(job.fused), details=details, review=review)
-
-
-def _score_in_memory(job: Job, judge: Judge, document: Mapping[str, Any]) -> ScoreSummary:
-    rows = MemoryRows(_schema(job, judge))
-    summary = score_rows(job, judge, rows)
-    return replace(summary, _table=rows.table(job.record(document, summary.to_json())))
 
 
 def _finished(job: Job, options: ScoreOptions, output: Output, document: Mapping[str, Any]) -> ScoreSummary | None:
