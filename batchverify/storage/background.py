@@ -14,11 +14,14 @@ QUEUE_LENGTH = 2
 T = TypeVar("T")
 
 
-def prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The items, made in a thread while earlier ones are used: Arrow parses without the GIL."""
+def prefetch(items: Iterator[T], ahead: int = QUEUE_LENGTH) -> Iterator[T]:
+    """The items, made in a thread while earlier ones are used: Arrow parses without the GIL.
+
+    ahead: the most items that wait.
+    """
     end: Any = object()
     with ThreadPoolExecutor(1, "prefetch") as pool:
-        pending = deque(pool.submit(next, items, end) for _ in range(QUEUE_LENGTH))
+        pending = deque(pool.submit(next, items, end) for _ in range(ahead))
         while (item := pending.popleft().result()) is not end:
             pending.append(pool.submit(next, items, end))
             yield item

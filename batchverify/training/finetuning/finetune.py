@@ -35,7 +35,7 @@ from batchverify.options import FinetuneOptions
 from batchverify.progress import duration
 from batchverify.runtime.devices import resolve_device
 from batchverify.scoring.job import Job
-from batchverify.scoring.job_folder import JobFolder, differences
+from batchverify.scoring.job_folder import JobFolder, shown_differences
 from batchverify.scoring.parquet import writing
 from batchverify.scoring.score import embed_job
 from batchverify.storage.location import Location
@@ -316,8 +316,8 @@ def _begin(folder: JobFolder, document: dict[str, Any], *, overwrite: bool) -> P
     document = json.loads(json.dumps(document))
     if state is not None and state["job"] != document and not overwrite:
         raise UsageError(
-            f"{folder.location}: holds another fine-tuning half done ({differences(state['job'], document)}): give "
-            "another output with -o, finish that one, or start anew with --overwrite"
+            f"{folder.location}: holds another fine-tuning half done ({shown_differences(state['job'], document)}): "
+            "give another output with -o, finish that one, or start anew with --overwrite"
         )
     if state is None or state["job"] != document or overwrite:
         (data / CHECKPOINT).unlink(missing_ok=True)
