@@ -13,6 +13,11 @@ from compiled_once import CompilingCore
 from repository import REPOSITORY, SUPPORT
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that must find no Ray come last: the others share one, whose start takes five CPU seconds."""
+    items.sort(key=lambda item: "no_ray" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real weights and faces, or a skip that says how to supply it."""

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +32,8 @@ def cluster() -> Iterator[RayNodes]:
     nodes = RayNodes(TOKEN)
     try:
         nodes.start("head", 0)
-        wait_for(lambda: "does not exist" in submit(nodes, "--status", "nobody").stderr, 60)
+        wait_for(lambda: answers(nodes), 60)
+        assert "does not exist" in submit(nodes, "--status", "nobody").stderr
         nodes.start("second", 1)
         nodes.start("third", 1)
         yield nodes
@@ -54,6 +57,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
     return found
+
+
+def answers(nodes: RayNodes) -> bool:
+    """Whether the job server knows that there is no such job. A command that asks takes a second each time."""
+    request = urllib.request.Request(f"{nodes.url}/api/jobs/nobody", headers={"Authorization": f"Bearer {TOKEN}"})
+    try:
+        urllib.request.urlopen(request, timeout=10).close()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code == 404
+    except OSError:
+        pass
+    return False
 
 
 def start(nodes: RayNodes, *arguments: str, package: Path = REPOSITORY, **environment: str) -> subprocess.Popen:
