@@ -47,9 +47,9 @@ def manifest(tmp_path_factory) -> Path:
     return folder / "pairs.csv"
 
 
-def command(manifest: Path, output: Path, cache: Path, engine: str) -> list[str]:
-    """Under Ray the toy embeds: how the command ends its workers does not depend on what they compute."""
-    toy = TOY.format(log=f"{cache}.embedded", pause=0.2) if engine == "ray" else ""
+def command(manifest: Path, output: Path, cache: Path, engine: str, toy_seconds: float | None = None) -> list[str]:
+    """toy_seconds: the toy embeds, in so many seconds a chunk, where it does not matter what is computed."""
+    toy = "" if toy_seconds is None else TOY.format(log=f"{cache}.embedded", pause=toy_seconds)
     options = ["--crop", "none", "--cache", str(cache), "--engine", engine, "--num-cpus", "2", "--json"]
     return [sys.executable, "-c", PROGRAM.format(toy=toy), "score", str(manifest), "-o", str(output), *options]
 
@@ -115,7 +115,8 @@ def press_ctrl_c(process: int) -> None:
 )
 def test_stopped_then_the_same_command(manifest, tmp_path, engine, stops):
     output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
-    arguments, marker, kept = command(manifest, output, cache, engine), f"marker of {tmp_path}", 0
+    arguments = command(manifest, output, cache, engine, 0.2 if engine == "ray" else None)
+    marker, kept = f"marker of {tmp_path}", 0
     # The hint must not repeat --overwrite: that would start anew once more.
     first, hint = ([*arguments, "--overwrite"], " without --overwrite") if engine == "local" else (arguments, "")
     for stop in stops:
@@ -131,34 +132,40 @@ def test_stopped_then_the_same_command(manifest, tmp_path, engine, stops):
         while processes_with(marker) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert processes_with(marker) == []
-    environment = {**os.environ, **with_toys()}
-    again = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    summary = json.loads(again.stdout)
+    again = begun(arguments)
+    summary = json.loads(again.communicate(timeout=120)[0])
+    assert again.returncode == 0
     assert (summary["cached"], summary["embedded"]) == (kept, IMAGES - kept)
     assert pq.read_table(output).num_rows == IMAGES
     assert [path.name for path in output.parent.iterdir()] == ["scores.parquet"]
 
 
+def begun(arguments: list[str]) -> subprocess.Popen[str]:
+    """A command in a process of its own, which may embed with the toy."""
+    environment = {**os.environ, **with_toys()}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
     outputs = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
-    arguments = [[*command(manifest, path, tmp_path / "cache", "local"), "--limit", "96"] for path in outputs]
-    runs = [subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in arguments]
+    arguments = [[*command(manifest, path, tmp_path / "cache", "local", 0.1), "--limit", "96"] for path in outputs]
+    runs = [begun(each) for each in arguments]
     summaries = [json.loads(run.communicate(timeout=120)[0]) for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert [summary["scored"] for summary in summaries] == [96, 96]
     one, two = (pq.read_table(path) for path in outputs)
     assert one.equals(two)
     arguments[0].append("--overwrite")
-    after = subprocess.run(arguments[0], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(after.stdout)["embedded"] == 0
+    after = begun(arguments[0])
+    assert json.loads(after.communicate(timeout=60)[0])["embedded"] == 0
     assert pq.read_table(outputs[0]).equals(two)
     assert verify_cache(str(tmp_path / "cache")).ok
 
 
 def test_two_runs_at_once_on_one_output(manifest, tmp_path):
     output = tmp_path / "out" / "scores.parquet"
-    arguments = [*command(manifest, output, tmp_path / "cache", "local"), "--limit", "96", "-q"]
-    runs = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    arguments = [*command(manifest, output, tmp_path / "cache", "local", 0.1), "--limit", "96", "-q"]
+    runs = [begun(arguments) for _ in range(2)]
     said = [run.communicate(timeout=120)[1] for run in runs]
     # Who comes last is refused, or finds the output finished.
     for run, error in zip(runs, said, strict=True):
