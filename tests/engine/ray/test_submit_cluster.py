@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -61,15 +60,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
 
 def answers(nodes: RayNodes) -> bool:
     """Whether the job server knows that there is no such job. A command that asks takes a second each time."""
-    request = urllib.request.Request(f"{nodes.url}/api/jobs/nobody", headers={"Authorization": f"Bearer {TOKEN}"})
-    try:
-        urllib.request.urlopen(request, timeout=10).close()
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return exc.code == 404
-    except OSError:
-        pass
-    return False
+    with closing(HTTPConnection("127.0.0.1", nodes.dashboard, timeout=10)) as server:
+        try:
+            server.request("GET", "/api/jobs/nobody", headers={"Authorization": f"Bearer {TOKEN}"})
+            return server.getresponse().status == 404
+        except (OSError, HTTPException):
+            return False
 
 
 def start(nodes: RayNodes, *arguments: str, package: Path = REPOSITORY, **environment: str) -> subprocess.Popen:
