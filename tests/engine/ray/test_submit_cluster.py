@@ -54,7 +54,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
 
 
