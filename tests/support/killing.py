@@ -151,7 +151,7 @@ class KilledJob:
     def _fall(self, process: subprocess.Popen, blow: Blow) -> bool:
         before = self.files(blow.wait_for)
         while blow.wait_for and process.poll() is None and self.files(blow.wait_for) <= before:
-            time.sleep(0.01)
+            time.sleep(0.002)
         with suppress(subprocess.TimeoutExpired):
             process.wait(blow.after)
         while process.poll() is None:
