@@ -106,10 +106,10 @@ def test_a_trial_whose_network_cannot_learn_returns_the_error():
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("no_ray")
 class TestOnRay:
-    """Each search starts a Ray and ends it."""
+    """A search starts a Ray and ends it, unless one runs."""
 
+    @pytest.mark.usefixtures("no_ray")
     def test_the_best_trial_is_the_smallest_loss_and_nothing_is_left(self, capfd):
         import ray
 
@@ -130,15 +130,9 @@ class TestOnRay:
         assert again["dev_loss"] == pytest.approx(losses[0], rel=1e-3)
         assert json.loads(json.dumps(trials[0].to_json()))["dev_loss"] == losses[0]
 
-    def test_a_ray_that_runs_is_used_and_left_running(self):
-        import ray
-
-        from batchverify.engine.ray.start import start_ray
-
-        start_ray(None, 2, verbose=False)
-        try:
-            with pytest.raises(TrainingError, match="--tune: every trial failed; the first error: overfit check"):
-                tune(*unlearnable(), replace(OPTIONS, algorithms=("network",), tune=1))
-            assert ray.is_initialized()
-        finally:
-            ray.shutdown()
+    def test_a_ray_that_runs_is_used_and_left_running(self, running_ray):
+        session = running_ray.get_runtime_context().get_node_id()
+        with pytest.raises(TrainingError, match="--tune: every trial failed; the first error: overfit check"):
+            tune(*unlearnable(), replace(OPTIONS, algorithms=("network",), tune=1))
+        assert running_ray.is_initialized()
+        assert running_ray.get_runtime_context().get_node_id() == session
