@@ -24,7 +24,7 @@ def view_1(shared: Path, base: Path) -> tuple[Path, ScoreSummary]:
     prepare_lfw(shared / "data" / "lfw", folder)
     if not WHOLE:
         thin_out(folder / "test.csv", 2)
-        thin_out(folder / "train.csv", 8)
+        thin_out(folder / "train.csv", 4)
     first = batchverify.score(folder / "test.csv", folder / "test.parquet", cache=str(folder / "cache"), quiet=True)
     return folder, first
 
