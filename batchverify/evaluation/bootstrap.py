@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from batchverify.heads.prior import unit_weights
+from batchverify.heads.prior import Units
 from batchverify.options import FEWEST_DRAWS
 
 THREADS = 2
@@ -20,27 +19,6 @@ TAIL = 0.025
 Measured = TypeVar("Measured")
 Figures = Mapping[str, float]
 Span = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Units:
-    """What the bootstrap draws.
-
-    kind: `identities`, `images` or `pairs`. a, b: (N,) int32, the unit of each side of N pairs. count: of units.
-    """
-
-    kind: str
-    a: np.ndarray
-    b: np.ndarray
-    count: int
-
-    def subset(self, rows: np.ndarray) -> Units:
-        """The same units, for some of the pairs."""
-        return Units(self.kind, self.a[rows], self.b[rows], self.count)
-
-    def weights(self, seed: Sequence[int]) -> np.ndarray:
-        """(N,) int32, the weight of each pair in one draw of units with replacement, see `unit_weights`."""
-        return unit_weights(self.a, self.b, self.count, seed)
 
 
 def bootstrap(

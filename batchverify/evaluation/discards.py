@@ -13,12 +13,13 @@ from functools import cached_property
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Span, Units, each_draw, span_of
+from batchverify.evaluation.bootstrap import Span, each_draw, span_of
 from batchverify.evaluation.document import AtRate, Discards, Wanted
 from batchverify.evaluation.figures import RATES as FALSE_MATCH_RATES
 from batchverify.evaluation.figures import MeasuredPairs, needed_pairs
 from batchverify.evaluation.qualities import Quality
 from batchverify.evaluation.scores import Scores
+from batchverify.heads.prior import Units
 
 # The shares of the pairs that are discarded.
 SHARES = np.arange(51) / 100

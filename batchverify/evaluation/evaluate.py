@@ -17,7 +17,7 @@ import pyarrow as pa
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation.base_rate import NAMES as BASE_RATE_NAMES
 from batchverify.evaluation.base_rate import measure_base_rate
-from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import bootstrap, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
 from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
@@ -55,6 +55,7 @@ from batchverify.evaluation.suspects import (
 )
 from batchverify.evaluation.tables import as_csv, as_latex
 from batchverify.evaluation.worst_pairs import check_target, write_review
+from batchverify.heads.prior import Units
 from batchverify.manifest.columns import TRUE_LABEL
 from batchverify.options import EvaluateOptions
 from batchverify.scoring.summary import shown_review

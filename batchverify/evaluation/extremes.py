@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.document import Extremes
 from batchverify.evaluation.field_figures import log_odds
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.pareto_tail import fit_tail, refusal
 from batchverify.evaluation.tail_intervals import TailIntervals
 from batchverify.heads.bounds import upper_bound
+from batchverify.heads.prior import Units
 
 RATES = (1e-5, 1e-6)
 CONFIDENCE = 0.95

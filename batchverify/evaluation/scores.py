@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.errors import ManifestError, UsageError, first_line
-from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.document import Truth
 from batchverify.evaluation.figures import MeasuredPairs
-from batchverify.heads.prior import BALANCED
+from batchverify.heads.prior import BALANCED, Units
 from batchverify.manifest.columns import (
     LABEL,
     TRUE_LABEL,

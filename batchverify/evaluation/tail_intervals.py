@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Span, Units
+from batchverify.evaluation.bootstrap import Span
 from batchverify.evaluation.pareto_tail import SHAPES, Tail, fit_tail, tail_size
+from batchverify.heads.prior import Units
 
 # The 95 % quantile of chi-square with one degree of freedom.
 NEAR = 3.841458820694124

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import bootstrap, with_exact_bounds
+from batchverify.heads.prior import Units
 
 FLAT = {"far": (0.0, 0.0), "recall": (1.0, 1.0), "precision": (1.0, 1.0), "f1": (1.0, 1.0), "auc": (1.0, 1.0)}
 

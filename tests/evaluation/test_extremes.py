@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.extremes import extrapolate, extreme_lines
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.pareto_tail import Tail, fit_tail, refusal, tail_size
+from batchverify.heads.prior import Units
 
 KNOWN = [stats.norm(0, 0.15), stats.beta(20, 30), stats.t(8), stats.expon()]
 

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from batchverify.errors import UsageError
 from batchverify.heads.prior import (
     BaseRate,
-    SharedUnits,
+    Units,
     estimate,
     fitted_share,
     log_odds,
@@ -97,10 +97,10 @@ def test_people_in_many_pairs_widen_the_interval():
     # The pairs of the same people are alike.
     probability = np.sort(scores(3000, 0.3, rng)[1])
     alone = estimate(probability)
-    shared = estimate(probability, units=SharedUnits.of("identities", *people))
+    shared = estimate(probability, units=Units.of("identities", *people))
     assert shared.high - shared.low > 2 * (alone.high - alone.low)
     assert (shared.unit, shared.units, shared.pairs) == ("identities", 30, 3000)
-    assert shared == estimate(probability, units=SharedUnits.of("identities", *people))
+    assert shared == estimate(probability, units=Units.of("identities", *people))
 
 
 def test_none_same_is_not_said_to_be_certain():

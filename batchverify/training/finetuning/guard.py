@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Units, bootstrap
+from batchverify.evaluation.bootstrap import bootstrap
 from batchverify.evaluation.figures import Curve, Ranking
+from batchverify.heads.prior import Units
 from batchverify.training.finetuning.sets import LabelledImages
 from batchverify.training.finetuning.vectors import cosines_of
 
