@@ -72,8 +72,7 @@ def _fit(columns: np.ndarray, labels: np.ndarray) -> list[float]:
         hessian = (columns.T * (p * (1 - p))) @ columns + RIDGE * np.eye(len(coefficients))
         return columns.T @ (p - targets), hessian
 
-    coefficients: list[float] = minimise(loss, derivatives, np.zeros(columns.shape[1])).tolist()
-    return coefficients
+    return minimise(loss, derivatives, np.zeros(columns.shape[1])).tolist()
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -86,8 +86,7 @@ def _calibrated(fits: Sequence[FittedHead], options: TrainOptions) -> FusedHead:
 
 def _total(fits: Sequence[FittedHead]) -> np.ndarray:
     """The sums of the heads' logits of held-out pairs: (N,)."""
-    total: np.ndarray = np.sum([logits_of(fit.probabilities) for fit in fits], axis=0)
-    return total
+    return np.sum([logits_of(fit.probabilities) for fit in fits], axis=0)
 
 
 def _measured(

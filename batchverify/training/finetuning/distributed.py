@@ -48,13 +48,11 @@ class RayTeam(Team):
         """See `Team`."""
         from ray.train.torch import prepare_model
 
-        joined: nn.Module = prepare_model(module, move_to_device=False)
-        return joined
+        return prepare_model(module, move_to_device=False)
 
     def apart(self, joined: nn.Module) -> AbstractContextManager[None]:
         """See `Team`."""
-        context: AbstractContextManager[None] = cast(DistributedDataParallel, joined).no_sync()
-        return context
+        return cast(DistributedDataParallel, joined).no_sync()
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `Team`."""
