@@ -256,9 +256,8 @@ def _tuned(
 
     log.write(f"--tune: at most {options.tune:,} trials on Ray")
     options, trials = tune(training_pairs, dev, options)
-    record = [trial.to_json() for trial in trials]
-    log.write(f"--tune: the best of {len(trials):,} trials on dev: {json.dumps(record[0])}")
-    return options, record
+    log.write(f"--tune: the best of {len(trials):,} trials on dev: {json.dumps(trials[0])}")
+    return options, trials
 
 
 def _check(sets: Sequence[EmbeddedSet], options: TrainOptions, log: TrainingLog) -> list[Leak]:
