@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from batchverify.errors import UsageError
-from batchverify.evaluation.figures import Curve, Metrics, calibration_error, measure
+from batchverify.evaluation.figures import Curve, calibration_error, measure
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.centring import centred, mean_vector
 from batchverify.heads.drift import LOG_ODDS, histograms
@@ -205,11 +205,6 @@ def centred_pairs(
     centre = mean_vector(train.vectors[train.images()])
     train, dev = (replace(pairs, vectors=centred(pairs.vectors, centre)) for pairs in (train, dev))
     return train, dev, centre
-
-
-def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:
-    """The head's metrics on labelled pairs, at its own threshold."""
-    return measure(pairs.labels, probabilities(head, pairs), head.threshold())
 
 
 def probabilities(head: Head, pairs: LabelledPairs) -> np.ndarray:
