@@ -102,7 +102,6 @@ def _ordered(names: list[str]) -> list[str]:
 def _joined(file: ScoreFile, source: str, column: str) -> Groups:
     """The groups of the scores' people by a table of people."""
     persons, groups = read_people(source, column)
-    file.require(*PERSONS)
     sides, absent = [], set[str]()
     for cells in file.table(PERSONS).columns:
         names = cell_names(cells)
