@@ -51,10 +51,10 @@ from batchverify.evaluation.suspects import (
     check_suspects_target,
     find_suspects,
     suspect_lines,
-    write_suspects,
+    suspects_table,
 )
 from batchverify.evaluation.tables import as_csv, as_latex
-from batchverify.evaluation.worst_pairs import check_target, write_review
+from batchverify.evaluation.worst_pairs import check_target, review_table, worst, write_table
 from batchverify.heads.prior import Units
 from batchverify.manifest.columns import TRUE_LABEL
 from batchverify.options import EvaluateOptions
@@ -112,10 +112,12 @@ def evaluate(
     if output is not None:
         written = _write(judged, Location.parse(output), options, browser)
     if review is not None and options.export_worst is not None:
-        write_review(judged.scores, options.export_worst[0], review, _source(judged.scores, options))
+        rows = worst(judged.scores)[: options.export_worst[0]]
+        write_table(review_table(judged.scores, rows, review, _source(judged.scores, options)), review)
         written.append(str(review))
     if suspects is not None and judged.suspects is not None:
-        write_suspects(judged.scores, judged.suspects, suspects, _source(judged.scores, options))
+        table = suspects_table(judged.scores, judged.suspects, suspects, _source(judged.scores, options))
+        write_table(table, suspects)
         written.append(str(suspects))
     return Evaluation(judged.document, tuple(written))
 
