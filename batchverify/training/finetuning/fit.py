@@ -44,6 +44,7 @@ from batchverify.training.finetuning.sets import Batch, LabelledImages
 from batchverify.training.finetuning.team import Team
 from batchverify.training.finetuning.vectors import Stored, auc_of, embedded, of_batch
 from batchverify.training.learning_rate import RangeTest, one_cycle
+from batchverify.training.pairs import require_both_labels
 
 # The options that decide what a training ends with; a checkpoint is of them.
 DECIDING = (
@@ -130,8 +131,8 @@ def fit(
     training, and `TrainingError` if the overfit check fails, a loss is not finite or memory runs out.
     """
     team = team or Team(torch.device(resolve_device(task.options.device)))
-    for stored, pairs in (task.train, task.dev):
-        pairs.check(len(stored))
+    for _, pairs in (task.train, task.dev):
+        require_both_labels(pairs.name, pairs.labels)
     task.network.to(team.device)
     devices = [team.device] if team.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), _memory_errors(task.options):
