@@ -455,14 +455,12 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     return _binned_gap(_bins(probabilities, bins), residuals) / len(labels)
 
 
-def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, balanced: bool = False) -> float:
+def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Binary cross-entropy of (N,) labels and probabilities, in nats a pair.
 
-    balanced: both labels have the same weight, whatever their numbers of pairs.
+    Both labels have the same weight, whatever their numbers of pairs.
     """
     losses = _log_losses(labels, probabilities)
-    if not balanced:
-        return float(losses.mean())
     return float(np.mean([losses[labels == label].mean() for label in np.unique(labels)]))
 
 

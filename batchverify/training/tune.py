@@ -12,7 +12,7 @@ import numpy as np
 
 from batchverify.engine.ray.start import running_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
-from batchverify.evaluation.figures import log_loss
+from batchverify.evaluation.figures import balanced_log_loss
 from batchverify.heads.features import Features
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.storage.temporary import temporary_folder
@@ -126,7 +126,7 @@ def run_trial(
     # Calibrated first, as the head will be: the scores of some algorithms are not logits.
     scores = fit.scores(pairs)
     slope, offset = platt_scaling(scores, pairs.labels)
-    return {"dev_loss": log_loss(pairs.labels, sigmoid(slope * scores + offset), balanced=True)}
+    return {"dev_loss": balanced_log_loss(pairs.labels, sigmoid(slope * scores + offset))}
 
 
 def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:

@@ -10,7 +10,7 @@ import pytest
 from people import draw_people
 
 from batchverify.errors import TrainingError, UsageError
-from batchverify.evaluation.figures import log_loss
+from batchverify.evaluation.figures import balanced_log_loss
 from batchverify.options import TrainOptions
 from batchverify.storage.temporary import temporary_name
 from batchverify.training.calibration import platt_scaling, sigmoid
@@ -94,7 +94,7 @@ def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
     fit = EstimatorSpec.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
     every = dev.all_pairs()
     slope, offset = platt_scaling(fit.scores(every), every.labels)
-    expected = log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset), balanced=True)
+    expected = balanced_log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset))
     assert len(every) == 48 * 47 / 2 > len(dev)
     result = run_trial({"changes": point}, plain_train, plain_dev, OPTIONS)
     assert result == {"dev_loss": pytest.approx(expected)}
