@@ -102,7 +102,8 @@ class FaceCrops:
         chunks = prefetch(_chunks(Loader(plan, None), spans), ahead=1)
         for number, paths in zip(missing, spans, strict=True):
             cut = _cut(paths, chunks, embedder)
-            blocks.write(number, cut.pixels, keys=[key.hex() for key in cut.keys], failed=_noted(cut))
+            failed = {row: (each.reason.value, each.message, each.depends) for row, each in cut.failed.items()}
+            blocks.write(number, cut.pixels, keys=[key.hex() for key in cut.keys], failed=failed)
             done += len(paths)
             progress(done, len(image_paths))
         return cls(blocks, document)
@@ -161,7 +162,3 @@ def _add(block: _Block, rows: Sequence[int], loaded: LoadedChunk, faces: Sequenc
             block.failed[row] = result
         else:
             block.pixels[row] = result.pixels
-
-
-def _noted(block: _Block) -> dict[int, tuple[str, str, str]]:
-    return {row: (skipped.reason.value, skipped.message, skipped.depends) for row, skipped in block.failed.items()}

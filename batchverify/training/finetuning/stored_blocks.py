@@ -102,9 +102,7 @@ class StoredBlocks:
 
     def _whole(self) -> dict[int, dict[str, Any]]:
         """The notes of the blocks whose values are what was written."""
-        notes = {}
-        for note in self._read_notes():
-            notes[note["block"]] = note
+        notes = {note["block"]: note for note in self._read_notes()}
         return {block: note for block, note in notes.items() if self._checksum(block) == note["values"]}
 
     def _read_notes(self) -> Iterator[dict[str, Any]]:
