@@ -13,7 +13,7 @@ from batchverify.errors import BatchverifyError
 from batchverify.faces.crops import augmented
 from batchverify.fingerprint import AUGMENTATION
 from batchverify.runtime.devices import available_cpus
-from batchverify.training.finetuning.face_crops import FaceCrops, Report, say_nothing
+from batchverify.training.finetuning.face_crops import FaceCrops, Report
 from batchverify.training.finetuning.stored_blocks import StoredBlocks
 from batchverify.training.finetuning.trainable import FrozenPart
 
@@ -40,7 +40,7 @@ class Activations:
         folder: Path,
         *,
         batch: int = 32,
-        progress: Report = say_nothing,
+        progress: Report = lambda *_: None,
     ) -> Activations:
         """Compute them on `frozen.device`, or take those of the same faces and network that `folder` holds already.
 

@@ -30,10 +30,6 @@ Report = Callable[[int, int], None]
 Chunk = tuple[LoadedChunk, list[LoadedImage]]
 
 
-def say_nothing(done: int, total: int) -> None:
-    """A report to nobody."""
-
-
 @dataclass
 class _Block:
     """Faces of consecutive images: (N, S, S, 3) uint8, keys, and failures by position."""
@@ -79,7 +75,7 @@ class FaceCrops:
         limits: Limits,
         fence: str | None,
         folder: Path,
-        progress: Report = say_nothing,
+        progress: Report = lambda *_: None,
         *,
         block: int = BLOCK,
         pixel_budget: int = PIXEL_BUDGET,

@@ -13,7 +13,7 @@ from batchverify.embedding.embedder import Embedder
 from batchverify.errors import NothingScoredError, UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.job import Job
-from batchverify.training.finetuning.face_crops import FaceCrops, Report, say_nothing
+from batchverify.training.finetuning.face_crops import FaceCrops, Report
 from batchverify.training.finetuning.sets import LabelledImages
 from batchverify.training.pairs import SHOWN, LeftOut, labels_of, persons_of, require_both_labels, shared_people
 
@@ -30,7 +30,7 @@ class FaceSet:
 
     @classmethod
     def collect(
-        cls, name: str, job: Job, embedder: Embedder, folder: Path, progress: Report = say_nothing
+        cls, name: str, job: Job, embedder: Embedder, folder: Path, progress: Report = lambda *_: None
     ) -> FaceSet:
         """Cut the faces of a manifest's images into `folder`, where an earlier run may have left some of them.
 
