@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from batchverify.evaluation.document import Interval
 from batchverify.heads.prior import Units
 from batchverify.options import FEWEST_DRAWS
 
@@ -89,3 +90,11 @@ def exact_bounds(successes: float, trials: float) -> Span | None:
     if not successes:
         return 0.0, bound
     return (1 - bound, 1.0) if successes == trials else None
+
+
+def shown_span(span: Interval | None, form: str) -> str:
+    """An interval in brackets, empty if there is none; an end that is None is infinite."""
+    if not span:
+        return ""
+    low, high = ("…" if end is None else format(end, form) for end in span)
+    return f"  [{low}, {high}]"

@@ -17,10 +17,10 @@ import pyarrow as pa
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation.base_rate import NAMES as BASE_RATE_NAMES
 from batchverify.evaluation.base_rate import measure_base_rate
-from batchverify.evaluation.bootstrap import bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import bootstrap, shown_span, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
-from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
+from batchverify.evaluation.document import Document, Folds, Measurements, RunSummary
 from batchverify.evaluation.evidence import SecondOpinion
 from batchverify.evaluation.extremes import extrapolate, extreme_lines
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
@@ -393,7 +393,7 @@ class Evaluation:
         metrics, spans = self.document["metrics"], self.document["intervals"]
         for name in SHOWN:
             if metrics[name] is not None:
-                yield NAMES[name], f"{metrics[name]:.5f}{interval(spans.get(name))}{self._star(name)}"
+                yield NAMES[name], f"{metrics[name]:.5f}{shown_span(spans.get(name), '.4f')}{self._star(name)}"
 
     def _star(self, name: str) -> str:
         return "*" if name in self.document["bootstrap"]["exact"] else ""
@@ -408,7 +408,7 @@ class Evaluation:
                 yield f"{name} and below", str(rate["reason"])
                 return
             star = self._star(rate_name(rate["far"]))
-            yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
+            yield name, f"{rate['tar']:.5f}{shown_span(rate['interval'], '.4f')}{star}"
 
     def _review(self) -> Lines:
         review = self.document["review"]
@@ -419,7 +419,7 @@ class Evaluation:
                     star = "*" if name in review["exact"] else ""
                     yield (
                         text,
-                        f"{review['figures'][name]:.5f}{interval(review['intervals'].get(name))}{star}",
+                        f"{review['figures'][name]:.5f}{shown_span(review['intervals'].get(name), '.4f')}{star}",
                     )
 
     def _base_rate(self) -> Lines:
@@ -428,7 +428,7 @@ class Evaluation:
                 if (value := base["estimates"][name]) is not None:
                     yield (
                         text,
-                        f"{value:.5f}{interval(base['intervals'].get(name))}, estimated without labels",
+                        f"{value:.5f}{shown_span(base['intervals'].get(name), '.4f')}, estimated without labels",
                     )
             yield "drift from the head", f"{base['drift']['verdict']}: {base['drift']['reason']}"
 
@@ -472,7 +472,7 @@ class Evaluation:
         for figure in ("auc", "f1", "accuracy"):
             if figure in differences:
                 gap, span = differences[figure]["difference"], differences[figure]["interval"]
-                yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{interval(span, '+')}"
+                yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{shown_span(span, '+.4f')}"
 
     def _bootstrap(self) -> Lines:
         drawn = self.document["bootstrap"]
@@ -481,8 +481,3 @@ class Evaluation:
             yield "in brackets", f"95 % bootstrap intervals, {drawn['draws']} draws of {units}"
         if drawn["exact"]:
             yield "*", "exact binomial bound, because all draws agree; assumes independent pairs"
-
-
-def interval(span: Interval | None, sign: str = "") -> str:
-    """An interval in brackets, empty if there is none."""
-    return f"  [{span[0]:{sign}.4f}, {span[1]:{sign}.4f}]" if span else ""
