@@ -287,7 +287,7 @@ class Head(StoredHead):
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
     """The shipped head for these embeddings, whichever face they show. Raises `ArtifactError` if there is none."""
-    path = Path(str(files("batchverify.heads") / "weights" / default_head_name(embedding.with_default_choice())))
+    path = shipped_head(default_head_name(embedding.with_default_choice()))
     if not path.is_file():
         raise ArtifactError(
             "no head is shipped for these settings (backbone, crop, margin, detector, tta): give one with --head, or "
@@ -301,6 +301,11 @@ def find_head(path: str | None, embedding: EmbeddingFingerprint) -> Head:
     head = default_head(embedding) if path is None else Head.load(path)
     head.check(embedding)
     return head
+
+
+def shipped_head(name: str) -> Path:
+    """Where the package has a head of this file name, if it has one."""
+    return Path(str(files("batchverify.heads") / "weights" / name))
 
 
 def default_head_name(embedding: EmbeddingFingerprint) -> str:
