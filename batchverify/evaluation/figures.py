@@ -302,13 +302,9 @@ class Ranking:
 
     def curve(self, weights: np.ndarray | None = None) -> Curve:
         """The counts at every threshold. weights: (N,) in the pairs' order before the ranking; 1 by default."""
-        if weights is None:
-            below = np.arange(1, len(self.order) + 1, dtype=np.float64)
-            false = np.cumsum(self.different, dtype=np.float64)
-        else:
-            ranked = weights[self.order]
-            below = np.cumsum(ranked, dtype=np.float64)
-            false = np.cumsum(ranked * self.different, dtype=np.float64)
+        ranked = np.ones(len(self.order)) if weights is None else weights[self.order]
+        below = np.cumsum(ranked, dtype=np.float64)
+        false = np.cumsum(ranked * self.different, dtype=np.float64)
         false = _from_zero(false[self.last])
         return Curve(self.scores, _from_zero(below[self.last]) - false, false)
 
