@@ -160,24 +160,13 @@ class Units:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimated share of same pairs with its 95 % interval. pairs: that it was estimated from."""
+    """An estimated share of same pairs with its 95 % interval, for run records. pairs: that it was estimated from."""
 
     share: float
-    low: float
-    high: float
+    interval: list[float]
     pairs: int
     unit: str
     units: int
-
-    def to_json(self) -> dict[str, Any]:
-        """For run records."""
-        return {
-            "share": self.share,
-            "interval": [self.low, self.high],
-            "pairs": self.pairs,
-            "unit": self.unit,
-            "units": self.units,
-        }
 
 
 def estimate(
@@ -210,7 +199,7 @@ def estimate(
     # Draws that agree on none or all same pairs: what so many pairs can exclude.
     most = 1 - _TAIL ** (1 / len(probability))
     low, high = min(float(low), share, 1 - most), max(float(high), share, most)
-    return Estimate(share, low, high, len(probability), units.kind, units.count)
+    return Estimate(share, [low, high], len(probability), units.kind, units.count)
 
 
 def fitted_share(about: Mapping[str, Any]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,7 +126,7 @@ def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float
     least = 0.5 / found.pairs
     share = min(max(found.share, least), 1 - least)
     return {
-        **found.to_json(),
+        **asdict(found),
         "share": share,
         "source": "estimated",
         "calibrated_for": fitted,
