@@ -92,6 +92,17 @@ def exact_bounds(successes: float, trials: float) -> Span | None:
     return (1 - bound, 1.0) if successes == trials else None
 
 
+def exact_span(wrong: float, trials: float, disjoint: int) -> Span | None:
+    """The Clopper-Pearson interval of a rate of 0 or 1, each disjoint pair one trial; None for any other rate.
+
+    The bootstrap says nothing of such a rate. Disjoint pairs are independent for people drawn at random, all pairs
+    are not: with all of them as trials the interval is too narrow.
+    """
+    if not trials or 0 < wrong < trials:
+        return None
+    return exact_bounds(disjoint if wrong else 0, disjoint)
+
+
 def shown_span(span: Interval | None, form: str) -> str:
     """An interval in brackets, empty if there is none; an end that is None is infinite."""
     if not span:
