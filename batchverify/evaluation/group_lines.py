@@ -37,18 +37,14 @@ def group_lines(groups: GroupsDocument | None) -> Iterator[tuple[str, str]]:
             f"within one group {_rate(groups['within'], rate)}, across {_rate(groups['across'], rate)}",
         )
         large, every = (groups["differentials"][rate][name] for name in ("large_enough", "all"))
-        yield from _measures(title, every if large["reason"] else large, _among(large, len(rows)))
+        compared = len(large["groups"])
+        among = ", all too small" if large["reason"] else f", of {compared} groups" * (compared < len(rows))
+        yield from _measures(title, every if large["reason"] else large, among)
 
 
 def _rate(row: GroupRow, rate: str) -> str:
     value = row[rate]  # type: ignore[literal-required]
     return "–" if value is None else f"{value:.5f}{shown_span(row['intervals'].get(rate), '.5f')}"
-
-
-def _among(large: Differentials, groups: int) -> str:
-    """Which groups are compared."""
-    count = len(large["groups"])
-    return ", all too small" if large["reason"] else f", of {count} groups" * (count < groups)
 
 
 def _measures(title: str, found: Differentials, among: str) -> Iterator[tuple[str, str]]:
