@@ -53,7 +53,7 @@ def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocum
         "pairs": len(rows),
         "unit": units.kind,
         "units": units.count,
-        "drift": drift.to_json(),
+        "drift": dict(vars(drift)),
     }
 
 

@@ -130,7 +130,7 @@ def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float
         "share": share,
         "source": "estimated",
         "calibrated_for": fitted,
-        "drift": drift.to_json(),
+        "drift": dict(vars(drift)),
     }
 
 
