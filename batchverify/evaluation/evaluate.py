@@ -108,9 +108,7 @@ def evaluate(
     browser = find_browser("--pdf" if options.pdf else "--plots") if options.pdf or options.plots else None
     judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
     judged.document["seconds"] = round(time.monotonic() - started, 2)
-    written: list[str] = []
-    if output is not None:
-        written = _write(judged, Location.parse(output), options, browser)
+    written = _write(judged, Location.parse(output), options, browser) if output is not None else []
     if review is not None and options.export_worst is not None:
         rows = worst(judged.scores)[: options.export_worst[0]]
         write_table(review_table(judged.scores, rows, review, _source(judged.scores, options)), review)
