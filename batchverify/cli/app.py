@@ -9,16 +9,15 @@ import click
 
 from batchverify.cli.backbones import backbones
 from batchverify.cli.cache import cache
+from batchverify.cli.calibrate import calibrate
 from batchverify.cli.evaluate import evaluate
+from batchverify.cli.finetune import finetune
 from batchverify.cli.options import (
     backbone_options,
     cache_option,
-    calibration_option,
     details_option,
     device_options,
-    finetune_options,
     json_option,
-    learning_options,
     manifest_options,
     no_cache_option,
     output_option,
@@ -28,7 +27,6 @@ from batchverify.cli.options import (
     talk_options,
     threshold_options,
     together,
-    train_options,
 )
 from batchverify.cli.output import (
     INTERRUPTED,
@@ -41,8 +39,9 @@ from batchverify.cli.output import (
 )
 from batchverify.cli.prepare import prepare
 from batchverify.cli.submit import submit
+from batchverify.cli.train import train
 from batchverify.errors import BatchverifyError, HungError
-from batchverify.options import CalibrateOptions, EmbedOptions, FinetuneOptions, ScoreOptions, TrainOptions
+from batchverify.options import EmbedOptions, ScoreOptions
 from batchverify.progress import tell
 from batchverify.version import __version__
 
@@ -186,85 +185,5 @@ def check(manifest: str, every: bool, as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.command()
-@click.argument("manifest", metavar="TRAIN")
-@click.option("--dev", required=True, metavar="DEV", help="Manifest of pairs for calibration and early stopping.")
-@output_option("HEAD", "Head file to write; its name must end in .safetensors.")
-@together(train_options, learning_options)
-def train(manifest: str, dev: str, output: str, as_json: bool, widths: str, **options: Any) -> None:
-    """Fit a head to labelled pairs.
-
-    TRAIN and DEV are manifests with a label in every row: 0 same person, 1 different people. Images are
-    embedded through the same cache as for `score`, so a second training embeds nothing. A record of the
-    training is written beside HEAD; its name ends in .training.json.
-    """
-    set_up(options["verbose"])
-    from batchverify.training.train import train as run
-
-    try:
-        sizes = tuple(map(int, widths.split("-")))
-    except ValueError as exc:
-        raise click.BadParameter(f"expected numbers joined by -, got '{widths}'", param_hint="--widths") from exc
-    with reporting(as_json, options["quiet"]) as report:
-        report(run(manifest, dev, output, TrainOptions(widths=sizes, **options)))
-
-
-@main.command()
-@click.argument("manifest", metavar="TRAIN")
-@click.option(
-    "--dev",
-    required=True,
-    metavar="DEV",
-    help="Manifest of pairs that choose the epoch, of people who are not in TRAIN.",
-)
-@output_option("BACKBONE", "Weights file to write; its name must end in .safetensors.")
-@together(finetune_options, learning_options)
-def finetune(manifest: str, dev: str, output: str, as_json: bool, **options: Any) -> None:
-    """Train the last blocks of a backbone on labelled pairs.
-
-    TRAIN and DEV are manifests with a label in every row: 0 same person, 1 different people. Use BACKBONE like
-    any other (--backbone BACKBONE), with a head that `train` makes for it. A record of the training and a model
-    card are written beside it. Nothing is written if no epoch does better on DEV than the untrained backbone.
-
-    After a kill, Ctrl-C or a failure, run the same command again to finish the rest. Until then BACKBONE.job
-    keeps the state of the run.
-    """
-    set_up(options["verbose"])
-    from batchverify.training.finetuning.finetune import finetune as run
-
-    with reporting(as_json, options["quiet"]) as report:
-        report(run(manifest, dev, output, FinetuneOptions(**options)))
-
-
-@main.command()
-@click.argument("head")
-@click.option(
-    "--labelled",
-    required=True,
-    metavar="PAIRS",
-    help="Manifest with a label in every row, or an output of `score` by HEAD with true labels.",
-)
-@output_option("NEW", "Head file to write; its name must end in .safetensors.")
-@click.option(
-    "--apart-from",
-    multiple=True,
-    metavar="MANIFEST",
-    help="Refuse PAIRS that share people or images with this manifest. Repeatable. The pairs that HEAD was trained "
-    "on are compared anyway if the record beside it names them.",
-)
-@together(calibration_option, learning_options)
-def calibrate(head: str, labelled: str, output: str, as_json: bool, **options: Any) -> None:
-    """Fit a head's calibration, thresholds and bounds to labelled pairs.
-
-    HEAD is a head file, or the word shipped for the head that is shipped for these settings. Its weights stay as
-    they are. PAIRS should be drawn as those that will be scored, of people whom HEAD was not trained on.
-    """
-    set_up(options["verbose"])
-    from batchverify.training.calibrate import calibrate as run
-
-    with reporting(as_json, options["quiet"]) as report:
-        report(run(head, labelled, output, CalibrateOptions(**options)))
-
-
-for command in (evaluate, prepare, cache, submit, backbones):
+for command in (train, finetune, calibrate, evaluate, prepare, cache, submit, backbones):
     main.add_command(command)
