@@ -58,7 +58,7 @@ def measured(
                 calibration_error(truth, shift(scores, share)),
                 found.share,
                 abs(found.share - share),
-                float(found.low <= share <= found.high),
+                float(found.interval[0] <= share <= found.interval[1]),
                 float(checked(about, scores, independent_pairs(*people[:, drawn])).verdict == "drift"),
             ]
         )

@@ -19,10 +19,10 @@ import numpy as np
 from results import publish, table
 from scipy import optimize, stats
 
-from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.extremes import RATES
 from batchverify.evaluation.pareto_tail import fit_tail, refusal
 from batchverify.evaluation.tail_intervals import TailIntervals
+from batchverify.heads.prior import Units
 
 DRAWS = 400
 # People and different pairs of each with others.

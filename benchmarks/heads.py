@@ -20,7 +20,8 @@ from batchverify.manifest.prepare import prepare_lfw
 from batchverify.options import TrainOptions
 from batchverify.scoring.job import Job
 from batchverify.scoring.score import embed_job
-from batchverify.training.fit import fit_head, measure_head
+from batchverify.training.fit import fit_head
+from batchverify.training.fuse import measure_heads
 from batchverify.training.pairs import LabelledPairs
 
 COMBINATIONS = ("chi2+product", "absdiff+product", "chi2+cosine")
@@ -70,7 +71,7 @@ def measured(crop: dict, pairs: dict[str, LabelledPairs], job: Job, spec: tuple)
         started = time.perf_counter()
         fitted = fit_head(pairs["train"], pairs["dev"], job.fingerprint, replace(options, seed=seed))
         seconds = time.perf_counter() - started
-        dev, test = measure_head(fitted.head, pairs["dev"]), measure_head(fitted.head, pairs["test"])
+        dev, test = (measure_heads(fitted.head, [pairs[name]]) for name in ("dev", "test"))
         found.append([dev.f1, dev.auc, test.auc, test.f1, test.best_f1, test.accuracy, test.brier, test.ece, seconds])
         right = np.where(fitted.labels == 1, fitted.probabilities, 1 - fitted.probabilities)
         # In the training pairs' order for every spec and seed: losses can be compared pair by pair.

@@ -13,6 +13,11 @@ from compiled_once import CompilingCore
 from repository import REPOSITORY, SUPPORT
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that must find no Ray come last: the others share one, whose start takes five CPU seconds."""
+    items.sort(key=lambda item: "no_ray" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real weights and faces, or a skip that says how to supply it."""
@@ -69,13 +74,15 @@ def running_ray(ray_module) -> ModuleType:
         with pytest.MonkeyPatch.context() as patch:
             # Ray's own 15 has workers wait for all other processes of a busy machine.
             patch.setenv("RAY_worker_niceness", "0")
+            # In the environment, not in `runtime_env`: with that every worker would be started by a process that
+            # imports Ray too.
+            patch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
             ray_module.init(
                 address="local",
                 num_cpus=2,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                runtime_env={"env_vars": {"PYTHONPATH": str(SUPPORT)}},
             )
     return ray_module
 

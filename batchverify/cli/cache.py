@@ -131,7 +131,7 @@ def forget(images: tuple[str, ...], cache: str | None, as_json: bool, **options:
     keys = {key for digest in digests for key in possible_keys(digest)}
     erased = erase(cache or default_cache_root(), keys, delete_damaged=options["delete_damaged"])
     if as_json:
-        document = {"unread": found.unread, "outputs": [each.to_json() for each in appearances]}
+        document = {"unread": found.unread, "outputs": [vars(each) for each in appearances]}
         click.echo(json.dumps({"keys": len(digests), **erased.to_json(), **document}))
     else:
         show("\n".join(_forgotten(found, digests, erased, appearances)))

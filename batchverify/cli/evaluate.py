@@ -65,17 +65,11 @@ _options = together(
     option("--draws", "Bootstrap draws behind the 95 % intervals, at least 40; 0: no intervals.", "N"),
     seed_option,
     option("--examples", "Pairs of each kind in the report's galleries.", "N"),
-    click.option(
-        "--image-root",
-        metavar="DIR",
-        help="Folder or URI that relative image paths start from. Default: from the run record.",
+    option(
+        "--image-root", "Folder or URI that relative image paths start from. Default: from the run record.", "DIR"
     ),
     follow_symlinks_option,
-    click.option(
-        "--cache",
-        metavar="URI",
-        help="Embedding cache with the boxes of the faces. Default: from the run record.",
-    ),
+    option("--cache", "Embedding cache with the boxes of the faces. Default: from the run record.", "URI"),
     click.option("--no-images", is_flag=True, help="Show paths instead of images in the report."),
     click.option(
         "--export-worst",
@@ -90,10 +84,8 @@ _options = together(
         help="Write the N labels most likely wrong, with reasons, to a new .csv or .parquet file for review.",
     ),
     click.option("--tables", is_flag=True, help="Also write the figures as figures.csv and figures.tex."),
-    click.option(
-        "--plots",
-        is_flag=True,
-        help="Also write each plot as plot-NAME.svg and .png. Needs Chromium, Chrome or Edge.",
+    option(
+        "--plots", "Also write each plot as plot-NAME.svg and .png. Needs Chromium, Chrome or Edge.", is_flag=True
     ),
     click.option("--pdf", is_flag=True, help="Also write report.pdf. Needs Chromium, Chrome or Edge."),
     json_option,

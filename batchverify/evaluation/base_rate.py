@@ -7,19 +7,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Units, bootstrap
+from batchverify.evaluation.bootstrap import bootstrap
 from batchverify.evaluation.document import BaseRateDocument
 from batchverify.evaluation.head_threshold import calibrated_shares, head_of_run
 from batchverify.evaluation.scores import Scores, read_units
 from batchverify.heads.drift import DRIFT, UNCHECKED, Verdict, checked, independent_pairs
 from batchverify.heads.fused_head import FusedHead
 from batchverify.heads.head import Head
-from batchverify.heads.prior import (
-    most_likely_share,
-    shift,
-    step_probabilities,
-    steps_of,
-)
+from batchverify.heads.prior import Units, most_likely_share, shift, step_probabilities, steps_of
 
 # Scored pairs that are looked at; of more a sample, drawn by the seed.
 MOST_PAIRS = 1_000_000
@@ -58,7 +53,7 @@ def measure_base_rate(scores: Scores, *, draws: int, seed: int) -> BaseRateDocum
         "pairs": len(rows),
         "unit": units.kind,
         "units": units.count,
-        "drift": drift.to_json(),
+        "drift": dict(vars(drift)),
     }
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from batchverify.heads.prior import unit_weights
+from batchverify.evaluation.document import Interval
+from batchverify.heads.prior import Units
 from batchverify.options import FEWEST_DRAWS
 
 THREADS = 2
@@ -20,27 +20,6 @@ TAIL = 0.025
 Measured = TypeVar("Measured")
 Figures = Mapping[str, float]
 Span = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Units:
-    """What the bootstrap draws.
-
-    kind: `identities`, `images` or `pairs`. a, b: (N,) int32, the unit of each side of N pairs. count: of units.
-    """
-
-    kind: str
-    a: np.ndarray
-    b: np.ndarray
-    count: int
-
-    def subset(self, rows: np.ndarray) -> Units:
-        """The same units, for some of the pairs."""
-        return Units(self.kind, self.a[rows], self.b[rows], self.count)
-
-    def weights(self, seed: Sequence[int]) -> np.ndarray:
-        """(N,) int32, the weight of each pair in one draw of units with replacement, see `unit_weights`."""
-        return unit_weights(self.a, self.b, self.count, seed)
 
 
 def bootstrap(
@@ -111,3 +90,22 @@ def exact_bounds(successes: float, trials: float) -> Span | None:
     if not successes:
         return 0.0, bound
     return (1 - bound, 1.0) if successes == trials else None
+
+
+def exact_span(wrong: float, trials: float, disjoint: int) -> Span | None:
+    """The Clopper-Pearson interval of a rate of 0 or 1, each disjoint pair one trial; None for any other rate.
+
+    The bootstrap says nothing of such a rate. Disjoint pairs are independent for people drawn at random, all pairs
+    are not: with all of them as trials the interval is too narrow.
+    """
+    if not trials or 0 < wrong < trials:
+        return None
+    return exact_bounds(disjoint if wrong else 0, disjoint)
+
+
+def shown_span(span: Interval | None, form: str) -> str:
+    """An interval in brackets, empty if there is none; an end that is None is infinite."""
+    if not span:
+        return ""
+    low, high = ("…" if end is None else format(end, form) for end in span)
+    return f"  [{low}, {high}]"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchverify.evaluation.bootstrap import Units, bootstrap
+from batchverify.evaluation.bootstrap import bootstrap
 from batchverify.evaluation.document import (
     Agreement,
     ComparisonDocument,
@@ -22,6 +22,7 @@ from batchverify.evaluation.document import (
 )
 from batchverify.evaluation.scores import UNKNOWN, ScoreFile, Scores
 from batchverify.fingerprint import differing, flattened
+from batchverify.heads.prior import Units
 
 # Keys of run records that cannot explain why scores differ: how the run went, and duplicates.
 # fmt: off

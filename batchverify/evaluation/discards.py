@@ -13,12 +13,13 @@ from functools import cached_property
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Span, Units, each_draw, span_of
+from batchverify.evaluation.bootstrap import Span, each_draw, span_of
 from batchverify.evaluation.document import AtRate, Discards, Wanted
 from batchverify.evaluation.figures import RATES as FALSE_MATCH_RATES
 from batchverify.evaluation.figures import MeasuredPairs, needed_pairs
 from batchverify.evaluation.qualities import Quality
 from batchverify.evaluation.scores import Scores
+from batchverify.heads.prior import Units
 
 # The shares of the pairs that are discarded.
 SHARES = np.arange(51) / 100
@@ -51,7 +52,8 @@ def measure_discards(
     fnmr, fmr = rates(kept)
     drawn_fnmr, drawn_fmr = rates(drawn)
     cuts, spans = sample.cuts(), {"fnmr": _spans(drawn_fnmr), "fmr": _spans(drawn_fmr)}
-    rows_wanted = _wanted_rates(wanted, float(fnmr[0]))
+    # In descending order.
+    rows_wanted = sorted({*wanted, *(rate for rate in WANTED if rate < fnmr[0])}, reverse=True)
     return {
         "column": quality.name,
         "values": list(quality.columns),
@@ -184,11 +186,6 @@ def over_random(fnmr: np.ndarray) -> np.ndarray:
 
 def _spans(drawn: np.ndarray) -> list[Span | None]:
     return [span_of(values) for values in drawn.T] if len(drawn) else [None] * len(SHARES)
-
-
-def _wanted_rates(wanted: Sequence[float], start: float) -> list[float]:
-    """The rates of the table in descending order: those given, and those below the rate without discards."""
-    return sorted({*wanted, *(rate for rate in WANTED if rate < start)}, reverse=True)
 
 
 def _find_wanted(rate: float, fnmr: np.ndarray, drawn: np.ndarray, same: np.ndarray, cuts: np.ndarray) -> Wanted:

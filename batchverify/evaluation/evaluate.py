@@ -17,10 +17,10 @@ import pyarrow as pa
 from batchverify.errors import BatchverifyError, UsageError
 from batchverify.evaluation.base_rate import NAMES as BASE_RATE_NAMES
 from batchverify.evaluation.base_rate import measure_base_rate
-from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import bootstrap, shown_span, with_exact_bounds
 from batchverify.evaluation.comparison import DISTRIBUTIONS, SHARES, Comparison, compare, same_pairs
 from batchverify.evaluation.discards import measure_discards
-from batchverify.evaluation.document import Document, Folds, Interval, Measurements, RunSummary
+from batchverify.evaluation.document import Document, Folds, Measurements, RunSummary
 from batchverify.evaluation.evidence import SecondOpinion
 from batchverify.evaluation.extremes import extrapolate, extreme_lines
 from batchverify.evaluation.figures import NAMES, MeasuredPairs, rate_name, rate_table
@@ -51,10 +51,11 @@ from batchverify.evaluation.suspects import (
     check_suspects_target,
     find_suspects,
     suspect_lines,
-    write_suspects,
+    suspects_table,
 )
 from batchverify.evaluation.tables import as_csv, as_latex
-from batchverify.evaluation.worst_pairs import check_target, write_review
+from batchverify.evaluation.worst_pairs import check_target, review_table, worst, write_table
+from batchverify.heads.prior import Units
 from batchverify.manifest.columns import TRUE_LABEL
 from batchverify.options import EvaluateOptions
 from batchverify.scoring.summary import shown_review
@@ -107,14 +108,14 @@ def evaluate(
     browser = find_browser("--pdf" if options.pdf else "--plots") if options.pdf or options.plots else None
     judged = judge(os.fspath(scores), os.fspath(reference) if reference is not None else None, options)
     judged.document["seconds"] = round(time.monotonic() - started, 2)
-    written: list[str] = []
-    if output is not None:
-        written = _write(judged, Location.parse(output), options, browser)
+    written = _write(judged, Location.parse(output), options, browser) if output is not None else []
     if review is not None and options.export_worst is not None:
-        write_review(judged.scores, options.export_worst[0], review, _source(judged.scores, options))
+        rows = worst(judged.scores)[: options.export_worst[0]]
+        write_table(review_table(judged.scores, rows, review, _source(judged.scores, options)), review)
         written.append(str(review))
     if suspects is not None and judged.suspects is not None:
-        write_suspects(judged.scores, judged.suspects, suspects, _source(judged.scores, options))
+        table = suspects_table(judged.scores, judged.suspects, suspects, _source(judged.scores, options))
+        write_table(table, suspects)
         written.append(str(suspects))
     return Evaluation(judged.document, tuple(written))
 
@@ -390,7 +391,7 @@ class Evaluation:
         metrics, spans = self.document["metrics"], self.document["intervals"]
         for name in SHOWN:
             if metrics[name] is not None:
-                yield NAMES[name], f"{metrics[name]:.5f}{interval(spans.get(name))}{self._star(name)}"
+                yield NAMES[name], f"{metrics[name]:.5f}{shown_span(spans.get(name), '.4f')}{self._star(name)}"
 
     def _star(self, name: str) -> str:
         return "*" if name in self.document["bootstrap"]["exact"] else ""
@@ -405,7 +406,7 @@ class Evaluation:
                 yield f"{name} and below", str(rate["reason"])
                 return
             star = self._star(rate_name(rate["far"]))
-            yield name, f"{rate['tar']:.5f}{interval(rate['interval'])}{star}"
+            yield name, f"{rate['tar']:.5f}{shown_span(rate['interval'], '.4f')}{star}"
 
     def _review(self) -> Lines:
         review = self.document["review"]
@@ -416,7 +417,7 @@ class Evaluation:
                     star = "*" if name in review["exact"] else ""
                     yield (
                         text,
-                        f"{review['figures'][name]:.5f}{interval(review['intervals'].get(name))}{star}",
+                        f"{review['figures'][name]:.5f}{shown_span(review['intervals'].get(name), '.4f')}{star}",
                     )
 
     def _base_rate(self) -> Lines:
@@ -425,7 +426,7 @@ class Evaluation:
                 if (value := base["estimates"][name]) is not None:
                     yield (
                         text,
-                        f"{value:.5f}{interval(base['intervals'].get(name))}, estimated without labels",
+                        f"{value:.5f}{shown_span(base['intervals'].get(name), '.4f')}, estimated without labels",
                     )
             yield "drift from the head", f"{base['drift']['verdict']}: {base['drift']['reason']}"
 
@@ -469,7 +470,7 @@ class Evaluation:
         for figure in ("auc", "f1", "accuracy"):
             if figure in differences:
                 gap, span = differences[figure]["difference"], differences[figure]["interval"]
-                yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{interval(span, '+')}"
+                yield f"{NAMES[figure]}, new - reference", f"{gap:+.5f}{shown_span(span, '+.4f')}"
 
     def _bootstrap(self) -> Lines:
         drawn = self.document["bootstrap"]
@@ -478,8 +479,3 @@ class Evaluation:
             yield "in brackets", f"95 % bootstrap intervals, {drawn['draws']} draws of {units}"
         if drawn["exact"]:
             yield "*", "exact binomial bound, because all draws agree; assumes independent pairs"
-
-
-def interval(span: Interval | None, sign: str = "") -> str:
-    """An interval in brackets, empty if there is none."""
-    return f"  [{span[0]:{sign}.4f}, {span[1]:{sign}.4f}]" if span else ""

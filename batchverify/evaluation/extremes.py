@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Units
+from batchverify.evaluation.bootstrap import shown_span
 from batchverify.evaluation.document import Extremes
 from batchverify.evaluation.field_figures import log_odds
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.pareto_tail import fit_tail, refusal
 from batchverify.evaluation.tail_intervals import TailIntervals
 from batchverify.heads.bounds import upper_bound
+from batchverify.heads.prior import Units
 
 RATES = (1e-5, 1e-6)
 CONFIDENCE = 0.95
@@ -78,8 +79,7 @@ def extreme_lines(found: Extremes | None) -> Iterator[tuple[str, str]]:
     if found is None or not found["rates"]:
         return
     for rate in found["rates"]:
-        ends = rate["interval"]
-        span = f"  [{ends[0]:.3g}, {ends[1]:.3g}]" if ends else ""
+        span = shown_span(rate["interval"], ".3g")
         yield f"FAR {rate['far']:g} extrapolated", f"at threshold {rate['threshold']:.3g}{span}"
     if found["unseen"]:
         kind = f"a kind of people that makes up {found['unseen']:.2%} or less may be missing"

@@ -302,13 +302,9 @@ class Ranking:
 
     def curve(self, weights: np.ndarray | None = None) -> Curve:
         """The counts at every threshold. weights: (N,) in the pairs' order before the ranking; 1 by default."""
-        if weights is None:
-            below = np.arange(1, len(self.order) + 1, dtype=np.float64)
-            false = np.cumsum(self.different, dtype=np.float64)
-        else:
-            ranked = weights[self.order]
-            below = np.cumsum(ranked, dtype=np.float64)
-            false = np.cumsum(ranked * self.different, dtype=np.float64)
+        ranked = np.ones(len(self.order)) if weights is None else weights[self.order]
+        below = np.cumsum(ranked, dtype=np.float64)
+        false = np.cumsum(ranked * self.different, dtype=np.float64)
         false = _from_zero(false[self.last])
         return Curve(self.scores, _from_zero(below[self.last]) - false, false)
 
@@ -455,14 +451,12 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     return _binned_gap(_bins(probabilities, bins), residuals) / len(labels)
 
 
-def log_loss(labels: np.ndarray, probabilities: np.ndarray, *, balanced: bool = False) -> float:
+def balanced_log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Binary cross-entropy of (N,) labels and probabilities, in nats a pair.
 
-    balanced: both labels have the same weight, whatever their numbers of pairs.
+    Both labels have the same weight, whatever their numbers of pairs.
     """
     losses = _log_losses(labels, probabilities)
-    if not balanced:
-        return float(losses.mean())
     return float(np.mean([losses[labels == label].mean() for label in np.unique(labels)]))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from batchverify.evaluation.document import Differentials, Discards, GroupRow, GroupsDocument, Interval
+from batchverify.evaluation.bootstrap import shown_span
+from batchverify.evaluation.document import Differentials, Discards, GroupRow, GroupsDocument
 
 TITLES = {"fmr": "FMR", "fnmr": "FNMR"}
 # The groups named in a line.
@@ -36,18 +37,14 @@ def group_lines(groups: GroupsDocument | None) -> Iterator[tuple[str, str]]:
             f"within one group {_rate(groups['within'], rate)}, across {_rate(groups['across'], rate)}",
         )
         large, every = (groups["differentials"][rate][name] for name in ("large_enough", "all"))
-        yield from _measures(title, every if large["reason"] else large, _among(large, len(rows)))
+        compared = len(large["groups"])
+        among = ", all too small" if large["reason"] else f", of {compared} groups" * (compared < len(rows))
+        yield from _measures(title, every if large["reason"] else large, among)
 
 
 def _rate(row: GroupRow, rate: str) -> str:
     value = row[rate]  # type: ignore[literal-required]
-    return "–" if value is None else f"{value:.5f}{_span(row['intervals'].get(rate), '.5f')}"
-
-
-def _among(large: Differentials, groups: int) -> str:
-    """Which groups are compared."""
-    count = len(large["groups"])
-    return ", all too small" if large["reason"] else f", of {count} groups" * (count < groups)
+    return "–" if value is None else f"{value:.5f}{shown_span(row['intervals'].get(rate), '.5f')}"
 
 
 def _measures(title: str, found: Differentials, among: str) -> Iterator[tuple[str, str]]:
@@ -60,7 +57,7 @@ def _measures(title: str, found: Differentials, among: str) -> Iterator[tuple[st
         value = f"{each['value']:.3f}" if each["value"] is not None else ""
         chance = f", by chance up to {each['by_chance']:.3f}" if each["by_chance"] is not None else ""
         worst = f"; worst {found['worst']}, best {found['best']}{among}" if name != "gini" else ""
-        shown = f"{', '.join(filter(None, (value, least)))}{_span(each['interval'], '.3f')}"
+        shown = f"{', '.join(filter(None, (value, least)))}{shown_span(each['interval'], '.3f')}"
         yield f"{title}, {text}", f"{shown}{chance}{worst}"
 
 
@@ -76,7 +73,7 @@ def quality_lines(qualities: Sequence[Discards]) -> Iterator[tuple[str, str]]:
         apart = f"; {each['without']:,} pairs have none" if each["without"] else ""
         yield f"FNMR, discards by {name}", f"{curve}{apart}"
         if each["area_over_random"] is not None:
-            span = _span(each["area_interval"], ".3f")
+            span = shown_span(each["area_interval"], ".3f")
             yield "", f"area {each['area_over_random']:.3f}{span} of that of a quality that says nothing"
         for row in each["wanted"]:
             if row["share"] is None:
@@ -86,13 +83,5 @@ def quality_lines(qualities: Sequence[Discards]) -> Iterator[tuple[str, str]]:
             cut = f", {name} {way} {row['cut']:.6g}" if row["cut"] is not None else ""
             yield (
                 f"for FNMR {row['fnmr']:g}",
-                f"discard {row['share']:.0%}{_span(row['interval'], '.0%')}{cut}",
+                f"discard {row['share']:.0%}{shown_span(row['interval'], '.0%')}{cut}",
             )
-
-
-def _span(span: Interval | None, form: str) -> str:
-    """An interval in brackets; an end that is None is infinite."""
-    if span is None:
-        return ""
-    low, high = ("…" if end is None else format(end, form) for end in span)
-    return f"  [{low}, {high}]"

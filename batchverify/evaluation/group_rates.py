@@ -8,13 +8,14 @@ from functools import cached_property
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Span, Units, each_draw, span_of
+from batchverify.evaluation.bootstrap import Span, each_draw, exact_span, span_of
 from batchverify.evaluation.differentials import measure_differentials
-from batchverify.evaluation.disjoint_pairs import count_disjoint, exact_span
 from batchverify.evaluation.document import Differentials, GroupMatrix, GroupRow, GroupsDocument
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.groups import EXAMPLES, Groups
 from batchverify.evaluation.scores import NOT_STATED, Scores
+from batchverify.heads.bounds import count_disjoint
+from batchverify.heads.prior import Units
 
 # The rates by the truth of their pairs.
 RATES = ("fnmr", "fmr")

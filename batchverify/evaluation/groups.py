@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.errors import ManifestError
-from batchverify.evaluation.scores import PERSONS, ScoreFile
+from batchverify.evaluation.scores import PERSONS, ScoreFile, require_columns
 from batchverify.manifest.columns import cell_names, check_cells, is_text, quoted, type_text
 from batchverify.manifest.tables import TableFile, find_files
 from batchverify.options import EvaluateOptions
@@ -102,7 +102,6 @@ def _ordered(names: list[str]) -> list[str]:
 def _joined(file: ScoreFile, source: str, column: str) -> Groups:
     """The groups of the scores' people by a table of people."""
     persons, groups = read_people(source, column)
-    file.require(*PERSONS)
     sides, absent = [], set[str]()
     for cells in file.table(PERSONS).columns:
         names = cell_names(cells)
@@ -144,9 +143,8 @@ def read_people(source: str, column: str) -> tuple[pa.StringArray, pa.StringArra
 
 
 def _check_columns(name: str, schema: pa.Schema, column: str) -> None:
+    require_columns(name, schema, (PERSON, column))
     for each in (PERSON, column):
-        if each not in schema.names:
-            raise ManifestError(f"{name}: no column '{each}'; the file has {', '.join(schema.names)}")
         if pa.types.is_nested(schema.field(each).type):
             kind = type_text(schema.field(each).type)
             raise ManifestError(f"{name}: column '{each}' must hold single values, found {kind}")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from batchverify.errors import ArtifactError, BatchverifyError, UsageError
 from batchverify.evaluation.scores import ScoreFile, Scores
 from batchverify.fingerprint import FUSION, EmbeddingFingerprint
 from batchverify.heads.fused_head import FusedHead, fused_head_name
-from batchverify.heads.head import Head, default_head_name
+from batchverify.heads.head import Head, default_head_name, shipped_head
 from batchverify.heads.prior import BALANCED, BaseRate, fitted_share
 from batchverify.options import EvaluateOptions
 
@@ -45,13 +43,15 @@ def scoring_head(file: ScoreFile, path: str | None) -> Head | FusedHead:
     if not digest or not (known or embedding):
         raise UsageError(f"{file.name}: no run record that names a head, so --at-far has none to ask")
     fused = FUSION in embedding
-    name = known or _shipped(embedding, fused=fused)
+    if not known:
+        fingerprint = EmbeddingFingerprint(embedding).with_default_choice()
+        known = shipped_head(fused_head_name(fingerprint) if fused else default_head_name(fingerprint))
     try:
-        head = FusedHead.load(name) if fused else Head.load(name)
+        head = FusedHead.load(known) if fused else Head.load(known)
     except ArtifactError as exc:
         raise ArtifactError(f"{exc}; give the head of the scores with --head") from exc
     if head.digest != digest:
-        raise UsageError(f"{name}: not the head that scored {file.name}; give that one with --head")
+        raise UsageError(f"{known}: not the head that scored {file.name}; give that one with --head")
     return head
 
 
@@ -80,9 +80,3 @@ def with_assumed_share(scores: Scores) -> Scores:
     stated = str((scores.file.record.get("options") or {}).get("head") or "")
     head = head_of_run(scores.file) if "://" not in stated else None
     return replace(scores, assumed=calibrated_shares(head, scores.file.record)[1])
-
-
-def _shipped(embedding: dict[str, object], *, fused: bool) -> str:
-    fingerprint = EmbeddingFingerprint(embedding).with_default_choice()
-    name = fused_head_name(fingerprint) if fused else default_head_name(fingerprint)
-    return str(Path(str(files("batchverify.heads") / "weights" / name)))

@@ -11,10 +11,8 @@ import numpy as np
 
 from batchverify.cache.image_keys import READERS, content_key
 from batchverify.evaluation.report.thumbnails import ImageSource, cached_entries
-from batchverify.faces.images import read_image
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.records import Skipped
-from batchverify.storage.fence import Fence
 
 # Of more images reading them all would take minutes.
 MOST_IMAGES = 50_000
@@ -58,12 +56,9 @@ def _unit_vectors(keys: Sequence[bytes], source: ImageSource, member: EmbeddingF
 
 def _keys(cells: Sequence[str], source: ImageSource) -> list[bytes | None]:
     """The cache's key of each image; None for one that cannot be read."""
-    folder = source.roots[0].fence if source.roots else None
-    fence = Fence(folder) if folder is not None else None
 
     def key_of(cell: str) -> bytes | None:
-        path = source.resolve(cell)
-        data = path if isinstance(path, Skipped) else read_image(path, source.limits, fence)
+        data = source.read(cell)
         return None if isinstance(data, Skipped) else content_key(data)
 
     with ThreadPoolExecutor(READERS, "read") as pool:

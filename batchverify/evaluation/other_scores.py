@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.errors import ManifestError, first_line
-from batchverify.evaluation.scores import ScoreFile, Scores, read_scores
+from batchverify.evaluation.scores import ScoreFile, Scores, read_scores, require_columns
 from batchverify.manifest.columns import LABEL, TRUE_LABEL, check_label_type, read_labels, read_numbers
 from batchverify.manifest.tables import TableFile, find_files
 
@@ -96,8 +96,7 @@ def _open_other(name: str, score: str, higher_is: str) -> OtherScores:
     for location in find_files(name):
         file = TableFile(location)
         schema = file.schema()
-        if score not in schema.names:
-            raise ManifestError(f"{location}: no column '{score}'; the file has {', '.join(schema.names)}")
+        require_columns(str(location), schema, [score])
         cells = pa.Table.from_batches(file.batches(schema), schema)
         values = read_numbers(cells.column(score), str(location), score)
         cells = cells.drop_columns([each for each in (PROBABILITY, "similarity") if each in cells.column_names])

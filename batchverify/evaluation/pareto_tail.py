@@ -58,36 +58,27 @@ def tail_size(scores: int) -> int:
     return int(scores ** (2 / 3) / math.log(math.log(scores))) if scores > 15 else 0
 
 
-def fit_tail(
-    scores: np.ndarray,
-    weights: np.ndarray | None = None,
-    size: int | None = None,
-    start: float | None = None,
-) -> Tail:
-    """Fit the highest of (N,) scores by maximum likelihood. weights: (N,), 1 by default. size, start: of the tail.
+def fit_tail(scores: np.ndarray, size: int | None = None) -> Tail:
+    """Fit the highest of (N,) scores by maximum likelihood. size: how many; `tail_size` by default.
 
     Raises `ValueError` if no score exceeds the tail's start.
     """
     size = size or tail_size(len(scores))
-    start = start if start is not None else float(np.partition(scores, -size - 1)[-size - 1])
-    beyond = scores > start
-    heavy = np.ones(int(beyond.sum())) if weights is None else weights[beyond].astype(np.float64)
-    total = float(len(scores) if weights is None else weights.sum())
-    excess = scores[beyond].astype(np.float64) - start
-    if not heavy.sum() > 0:
+    start = float(np.partition(scores, -size - 1)[-size - 1])
+    excess = scores[scores > start].astype(np.float64) - start
+    if not len(excess):
         raise ValueError("no score lies in the tail")
-    shape, scale = _likeliest(excess[heavy > 0], heavy[heavy > 0])
-    return Tail(start, float(heavy.sum()) / total, shape, scale)
+    return Tail(start, len(excess) / len(scores), *_likeliest(excess))
 
 
-def _likeliest(excess: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+def _likeliest(excess: np.ndarray) -> tuple[float, float]:
     """(shape, scale) by Grimshaw's profile: for a given ratio shape / scale the best shape is a mean of logs.
 
     Source: Grimshaw 1993, Computing maximum likelihood estimates for the generalized Pareto distribution.
     """
     from scipy.optimize import minimize_scalar
 
-    shares, mean, highest = weights / weights.sum(), float(np.average(excess, weights=weights)), excess.max()
+    shares, mean = np.full(len(excess), 1 / len(excess)), float(excess.mean())
 
     def costs(ratios: np.ndarray) -> np.ndarray:
         shapes = np.log1p(ratios[:, None] * excess) @ shares
@@ -98,7 +89,7 @@ def _likeliest(excess: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
         usable = (scales > 0) & (shapes > -1)
         return np.where(usable, np.log(np.where(usable, scales, 1)) + shapes + 1, np.inf)
 
-    lowest = -(1 - 1e-6) / highest
+    lowest = -(1 - 1e-6) / excess.max()
     edges = np.concatenate([np.linspace(lowest, -1e-6 / mean, 30), np.geomspace(1e-6, 20, 30) / mean])
     best = min(max(int(np.argmin(costs(edges))), 1), len(edges) - 2)
     ratio = minimize_scalar(
@@ -118,10 +109,10 @@ def misfit(scores: np.ndarray, tail: Tail, seed: int = 0) -> float:
     """
     excess = np.sort(scores[scores > tail.start].astype(np.float64) - tail.start)
     rng, found = np.random.default_rng(seed), _anderson_darling(excess, tail.shape, tail.scale)
-    worse, ones = 0, np.ones(len(excess))
+    worse = 0
     for _ in range(SIMULATED):
         drawn = np.sort(_draw(rng, len(excess), tail))
-        worse += _anderson_darling(drawn, *_likeliest(drawn, ones)) >= found
+        worse += _anderson_darling(drawn, *_likeliest(drawn)) >= found
     return (worse + 1) / (SIMULATED + 1)
 
 

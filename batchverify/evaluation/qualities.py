@@ -51,12 +51,6 @@ def read_quality(file: ScoreFile, option: str) -> Quality:
             f"{file.name}: no column '{name}', nor '{name}_a' and '{name}_b' (--quality); the file has "
             f"{', '.join(file.schema.names)}"
         )
-    sides = [_numbers(file, column) for column in columns]
+    sides = [read_numbers(file.column(each), f"--quality: {file.name}", each) for each in columns]
     worse = np.maximum if high_is_bad else np.minimum
     return Quality(name, columns, high_is_bad, worse.reduce(sides))
-
-
-def _numbers(file: ScoreFile, name: str) -> np.ndarray:
-    """(N,) float64, null as NaN."""
-    file.require(name)
-    return read_numbers(file.column(name), f"--quality: {file.name}", name)

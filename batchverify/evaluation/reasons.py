@@ -77,8 +77,7 @@ def _accusers(evidence: Evidence, place: int) -> Iterator[str]:
     if evidence.labels[place] == 0 and graph.against[edge] > -graph.edges.weights[edge]:
         rows = _rows(evidence, graph.accusers(edge))
         if len(rows):
-            words = verb(rows, "calls", "call"), verb(rows, "labelled different", "labelled different")
-            yield f"it makes one person of images that {listed(rows)} {words[0]} two people"
+            yield f"it makes one person of images that {listed(rows)} {verb(rows, 'calls', 'call')} two people"
 
 
 def _score(evidence: Evidence, place: int) -> Iterator[str]:

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.errors import ManifestError
-from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import bootstrap, with_exact_bounds
 from batchverify.evaluation.document import Interval, ReviewDocument
 from batchverify.evaluation.scores import Scores
+from batchverify.heads.prior import Units
 from batchverify.heads.review_band import DIFFERENT, REVIEW, SAME, VERDICT, VERDICTS
 
 # The figures and their names for people.

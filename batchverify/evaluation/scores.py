@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.errors import ManifestError, UsageError, first_line
-from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.document import Truth
 from batchverify.evaluation.figures import MeasuredPairs
-from batchverify.heads.prior import BALANCED
+from batchverify.heads.prior import BALANCED, Units
 from batchverify.manifest.columns import (
     LABEL,
     TRUE_LABEL,
@@ -304,7 +303,7 @@ class ScoreFile:
 
     def require(self, *names: str) -> None:
         """Raise `ManifestError` for a missing column."""
-        _require(self.name, self.schema, names)
+        require_columns(self.name, self.schema, names)
 
     def _check(self) -> None:
         if "probability" not in self.schema.names:
@@ -323,7 +322,8 @@ class ScoreFile:
             raise ManifestError(f"{self.name}: the file has no rows, so there is nothing to evaluate")
 
 
-def _require(name: str, schema: pa.Schema, columns: Iterable[str]) -> None:
+def require_columns(name: str, schema: pa.Schema, columns: Iterable[str]) -> None:
+    """Raise `ManifestError` for a column that a file lacks. name: of the file."""
     for column in columns:
         if column not in schema.names:
             listed = ", ".join(schema.names)
@@ -408,7 +408,7 @@ def _labelled(manifest: str, sides: tuple[str, str]) -> tuple[pa.LargeStringArra
     for location in find_files(manifest):
         file, row = TableFile(location), 0
         schema = file.schema()
-        _require(str(location), schema, (*sides, LABEL))
+        require_columns(str(location), schema, (*sides, LABEL))
         check_label_type(str(location), schema.field(LABEL).type)
         for batch in file.batches(schema):
             paths = [read_paths(batch.column(name), str(location), row, name) for name in sides]
@@ -437,10 +437,6 @@ class Appearances:
     output: str
     rows: int
     images: int
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
 
 def find_appearances(output: str, images: Collection[str]) -> Appearances:

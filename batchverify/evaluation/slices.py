@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchverify.evaluation.bootstrap import Units, bootstrap, with_exact_bounds
+from batchverify.evaluation.bootstrap import bootstrap, with_exact_bounds
 from batchverify.evaluation.document import Fold, Folds, Spread
 from batchverify.evaluation.figures import MeasuredPairs
 from batchverify.evaluation.scores import UNKNOWN, Scores
+from batchverify.heads.prior import Units
 from batchverify.manifest.columns import cell_names
 
 # The rarer values of a column with more are taken together.

@@ -14,7 +14,7 @@ from batchverify.evaluation.evidence import Evidence, SecondOpinion
 from batchverify.evaluation.reasons import reason
 from batchverify.evaluation.report.thumbnails import ImageSource
 from batchverify.evaluation.scores import UNKNOWN, Scores
-from batchverify.evaluation.worst_pairs import check_target, review_table, write_table
+from batchverify.evaluation.worst_pairs import check_target, review_table
 from batchverify.storage.location import Location
 
 OPTION = "--suspects"
@@ -123,13 +123,8 @@ def check_suspects_target(path: str, inputs: Sequence[str]) -> Location:
     return target
 
 
-def write_suspects(scores: Scores, suspects: Suspects, target: Location, source: ImageSource) -> None:
-    """Write the suspects as a manifest that `train` and `score` read."""
-    write_table(suspects_table(scores, suspects, target, source), target)
-
-
 def suspects_table(scores: Scores, suspects: Suspects, target: Location, source: ImageSource) -> pa.Table:
-    """The suspects as a manifest, with `rank`, `row`, `suspicion` and `reason`.
+    """The suspects as a manifest that `train` and `score` read, with `rank`, `row`, `suspicion` and `reason`.
 
     The scores have names of their own (`run_probability`, `run_similarity`), because `score` appends `probability`.
     """

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Span, Units
+from batchverify.evaluation.bootstrap import Span
 from batchverify.evaluation.pareto_tail import SHAPES, Tail, fit_tail, tail_size
+from batchverify.heads.prior import Units
 
 # The 95 % quantile of chi-square with one degree of freedom.
 NEAR = 3.841458820694124
@@ -156,13 +157,11 @@ class TailIntervals:
         return math.exp(low), math.exp(high)
 
     def _joined(self, quantity_of: Callable[[float], Quantity]) -> Span:
-        lows, highs = [], []
+        spans = []
         for likely in self.tails:
             quantity = quantity_of(likely.tail.start)
-            low, high = likely.span(quantity, inflation(self.scores, likely.tail, self.units, quantity))
-            lows.append(low)
-            highs.append(high)
-        return min(lows), max(highs)
+            spans.append(likely.span(quantity, inflation(self.scores, likely.tail, self.units, quantity)))
+        return min(low for low, _ in spans), max(high for _, high in spans)
 
 
 def inflation(scores: np.ndarray, tail: Tail, units: Units | None, quantity: Quantity) -> float:

@@ -68,18 +68,8 @@ def check_target(path: str, inputs: Sequence[str] = (), option: str = "--export-
     return target
 
 
-def write_review(scores: Scores, most: int, target: Location, source: ImageSource) -> int:
-    """Write at most `most` pairs, wrong verdicts first, then close calls, and return their number.
-
-    The file is a manifest: `label` is the truth, blank if unknown; `predicted_label` and `probability` are the
-    run's. Paths are made absolute unless the file lies in the folder where relative paths start. A CSV file holds no
-    formulas.
-    """
-    return write_table(review_table(scores, worst(scores)[:most], target, source), target)
-
-
-def write_table(table: pa.Table, target: Location) -> int:
-    """Write a manifest for review as CSV, without formulas, or Parquet, and return its number of rows."""
+def write_table(table: pa.Table, target: Location) -> None:
+    """Write a manifest for review as CSV, without formulas, or Parquet."""
     buffer = io.BytesIO()
     if target.suffix == ".csv":
         pacsv.write_csv(_without_formulas(table), buffer)
@@ -89,11 +79,14 @@ def write_table(table: pa.Table, target: Location) -> int:
         target.write_bytes(buffer.getbuffer())
     except OSError as exc:
         raise BatchverifyError(f"{target}: could not be written: {exc}") from exc
-    return table.num_rows
 
 
 def review_table(scores: Scores, rows: np.ndarray, target: Location, source: ImageSource) -> pa.Table:
-    """The chosen rows as a manifest."""
+    """The chosen rows as a manifest.
+
+    `label` is the truth, blank if unknown; `predicted_label` and `probability` are the run's. Paths are made absolute
+    unless the file lies in the folder where relative paths start.
+    """
     sides = scores.file.sides
     people = [name for name in PERSONS if name in scores.file.schema.names]
     read = scores.file.take(rows, [*sides, *people])

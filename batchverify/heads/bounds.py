@@ -46,6 +46,16 @@ def disjoint_pairs(a: np.ndarray, b: np.ndarray, seed: int = 0) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
+def count_disjoint(a: np.ndarray, b: np.ndarray, kinds: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
+    """(count,) int64: of each kind, a number of pairs of which no two share a unit, at least half the highest.
+
+    a, b: (N,) units of both sides. kinds: (N,) int64 below `count`.
+    """
+    most = int(max(a.max(initial=0), b.max(initial=0))) + 1
+    chosen = disjoint_pairs(kinds * most + a, kinds * most + b, seed)
+    return np.bincount(kinds[chosen], minlength=count)
+
+
 def _leads(ends: np.ndarray, units: int) -> np.ndarray:
     """(N,) bool: pairs whose units no earlier pair has. ends: (N, 2) units."""
     rows = np.arange(len(ends))

@@ -11,8 +11,7 @@ _BLOCK = 4096
 def mean_vector(vectors: np.ndarray) -> np.ndarray:
     """The mean (F,) float32 of (M, F) rows, but for those of zeros, which are of images without a face."""
     filled = vectors[vectors.any(axis=1)]
-    mean: np.ndarray = filled.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
+    return filled.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def centred(vectors: np.ndarray, centre: np.ndarray) -> np.ndarray:

@@ -50,10 +50,6 @@ class Verdict:
     chance: float | None = None
     distance: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """For run records and `metrics.json`."""
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class Reference:

@@ -6,9 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.resources import files
 from itertools import combinations
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +14,7 @@ import numpy as np
 from batchverify.errors import ArtifactError
 from batchverify.fingerprint import FUSION, MOST_FUSED, EmbeddingFingerprint
 from batchverify.heads.drift import Reference
-from batchverify.heads.head import FORMAT, Head, StoredHead, check_thresholds
+from batchverify.heads.head import FORMAT, Head, StoredHead, check_thresholds, shipped_head
 from batchverify.heads.prior import fitted_share
 from batchverify.heads.scorer import Scorer
 
@@ -147,7 +145,7 @@ def find_fused_head(path: str | None, embeddings: Sequence[EmbeddingFingerprint]
     if path is not None:
         return FusedHead.load(path).arranged(embeddings)
     whole = EmbeddingFingerprint.fused(embeddings).with_default_choice()
-    shipped = Path(str(files("batchverify.heads") / "weights" / fused_head_name(whole)))
+    shipped = shipped_head(fused_head_name(whole))
     if not shipped.is_file():
         raise ArtifactError(
             "no head is shipped for these backbones together, or not for these settings (crop, margin, detector, "

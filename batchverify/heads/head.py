@@ -30,7 +30,6 @@ from batchverify.runtime.devices import survive_forks
 from batchverify.storage.location import Location
 
 if TYPE_CHECKING:
-    import torch
     from typing_extensions import Self
 
 log = logging.getLogger(__name__)
@@ -51,8 +50,6 @@ MALFORMED = (LookupError, ValueError, TypeError, OverflowError, RecursionError)
 # Pairs per block. Blocks are padded to this size so that a pair's score does not depend on its neighbours.
 # Measured: the features of larger blocks do not fit into the CPU's cache.
 BLOCK = 512
-# Pairs whose vectors are gathered at a time: more do not fit into the CPU's cache either.
-GATHERED = 4096
 
 
 class StoredHead(ABC):
@@ -107,7 +104,25 @@ class StoredHead(ABC):
         `UsageError` for a threshold outside 0 to 1, for a rate that is not stored, and for one that the pairs behind
         the head cannot promise.
         """
-        return stored_threshold(self.about["thresholds"], threshold, at_far, confidence)
+        stored = self.about["thresholds"]
+        if threshold is not None and at_far is not None:
+            raise UsageError("--threshold and --at-far exclude each other")
+        if threshold is not None:
+            if not 0 <= threshold <= 1:
+                raise UsageError(f"--threshold must lie between 0 and 1, got {threshold}")
+            return threshold
+        if at_far is None:
+            return float(stored["best_f1"])
+        if confidence is not None:
+            return guaranteed_threshold(stored, at_far, confidence)
+        for entry in stored["far"]:
+            if entry["far"] == at_far:
+                return float(entry["threshold"])
+        rates = ", ".join(f"{entry['far']:g}" for entry in stored["far"]) or "none"
+        raise UsageError(
+            f"--at-far {at_far:g}: the head stores no threshold for this rate; its "
+            f"{stored['different_pairs']:,} different pairs support {rates}"
+        )
 
     def review(self, far: float, frr: float) -> ReviewBand:
         """The band between the verdicts `same` and `different`; raises what `ReviewBand.of` raises."""
@@ -138,24 +153,30 @@ class Head(StoredHead):
         """
         if a.shape != b.shape or a.ndim != 2 or a.shape[1] != self.dimension:
             raise UsageError(f"the head takes two arrays (N, {self.dimension}), got {a.shape} and {b.shape}")
-        if self.centre is None:
-            return self._score(a, b)
         rows = np.arange(len(a))
-        probability, _ = self._score(centred(a, self.centre), centred(b, self.centre))
-        return probability, _cosine(*distances(a, b, rows, rows))
+        return self.score_pairs(np.concatenate([a, b]), rows, rows + len(a))
 
-    def _score(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Like calling the head, for pairs given as (N,) int64 indices into (M, D) embeddings."""
+        if self.centre is None:
+            return self._score(vectors, a, b)
+        similarity = _cosine(*distances(vectors, vectors, a, b))
+        if len(vectors) > 2 * len(a):
+            used, rows = np.unique(np.concatenate([a, b]), return_inverse=True)
+            vectors, (a, b) = vectors[used], np.split(rows, 2)
+        return self._score(centred(vectors, self.centre), a, b)[0], similarity
+
+    def _score(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probability and cosine of pairs of embeddings from which the centre has been taken."""
         if not self.needs_torch:
-            rows = np.arange(len(a))
-            return self._from_distances(*distances(a, b, rows, rows))
+            return self._from_distances(*distances(vectors, vectors, a, b))
         import torch
 
         survive_forks()
         with torch.inference_mode():
-            return self._from_vectors(a, b)
+            return self._from_vectors(vectors, a, b)
 
-    def _from_vectors(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _from_vectors(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
@@ -163,8 +184,8 @@ class Head(StoredHead):
         for start in range(0, len(a), BLOCK):
             rows = slice(start, start + BLOCK)
             count = len(a[rows])
-            left[:count].copy_(_tensor(a[rows]))
-            right[:count].copy_(_tensor(b[rows]))
+            left[:count].copy_(torch.from_numpy(vectors[a[rows]]))
+            right[:count].copy_(torch.from_numpy(vectors[b[rows]]))
             scores = [scorer.logits(left, right) for scorer in self.scorers]
             logits = torch.stack(scores).mean(dim=0) if len(scores) > 1 else scores[0]
             slope, offset = self.calibration
@@ -172,25 +193,6 @@ class Head(StoredHead):
             probability[rows] = (logits if self.as_logits else logits.sigmoid_())[:count].numpy()
             differences = absolute_difference(left, right).sum(dim=1)[:count].numpy()
             similarity[rows] = _cosine(differences, product(left, right).sum(dim=1)[:count].numpy())
-        return probability, similarity
-
-    def score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Like calling the head, for pairs given as (N,) int64 indices into (M, D) embeddings."""
-        if self.centre is None:
-            return self._score_pairs(vectors, a, b)
-        similarity = _cosine(*distances(vectors, vectors, a, b))
-        if len(vectors) > 2 * len(a):
-            used, rows = np.unique(np.concatenate([a, b]), return_inverse=True)
-            vectors, (a, b) = vectors[used], np.split(rows, 2)
-        return self._score_pairs(centred(vectors, self.centre), a, b)[0], similarity
-
-    def _score_pairs(self, vectors: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not self.needs_torch:
-            return self._from_distances(*distances(vectors, vectors, a, b))
-        probability, similarity = np.empty(len(a), np.float32), np.empty(len(a), np.float32)
-        for start in range(0, len(a), GATHERED):
-            rows = slice(start, start + GATHERED)
-            probability[rows], similarity[rows] = self._score(vectors[a[rows]], vectors[b[rows]])
         return probability, similarity
 
     @cached_property
@@ -285,7 +287,7 @@ class Head(StoredHead):
 
 def default_head(embedding: EmbeddingFingerprint) -> Head:
     """The shipped head for these embeddings, whichever face they show. Raises `ArtifactError` if there is none."""
-    path = Path(str(files("batchverify.heads") / "weights" / default_head_name(embedding.with_default_choice())))
+    path = shipped_head(default_head_name(embedding.with_default_choice()))
     if not path.is_file():
         raise ArtifactError(
             "no head is shipped for these settings (backbone, crop, margin, detector, tta): give one with --head, or "
@@ -301,36 +303,14 @@ def find_head(path: str | None, embedding: EmbeddingFingerprint) -> Head:
     return head
 
 
+def shipped_head(name: str) -> Path:
+    """Where the package has a head of this file name, if it has one."""
+    return Path(str(files("batchverify.heads") / "weights" / name))
+
+
 def default_head_name(embedding: EmbeddingFingerprint) -> str:
     """The shipped head's file name."""
     return f"head-{embedding.id}.safetensors"
-
-
-def stored_threshold(
-    stored: Mapping[str, Any],
-    threshold: float | None,
-    at_far: float | None,
-    confidence: float | None = None,
-) -> float:
-    """See `Head.threshold`. stored: the thresholds in a head's metadata."""
-    if threshold is not None and at_far is not None:
-        raise UsageError("--threshold and --at-far exclude each other")
-    if threshold is not None:
-        if not 0 <= threshold <= 1:
-            raise UsageError(f"--threshold must lie between 0 and 1, got {threshold}")
-        return threshold
-    if at_far is None:
-        return float(stored["best_f1"])
-    if confidence is not None:
-        return guaranteed_threshold(stored, at_far, confidence)
-    for entry in stored["far"]:
-        if entry["far"] == at_far:
-            return float(entry["threshold"])
-    rates = ", ".join(f"{entry['far']:g}" for entry in stored["far"]) or "none"
-    raise UsageError(
-        f"--at-far {at_far:g}: the head stores no threshold for this rate; its "
-        f"{stored['different_pairs']:,} different pairs support {rates}"
-    )
 
 
 def _cosine(distance: np.ndarray, dots: np.ndarray) -> np.ndarray:
@@ -339,13 +319,6 @@ def _cosine(distance: np.ndarray, dots: np.ndarray) -> np.ndarray:
     distance: 0 for equal rows, whose cosine is 1.
     """
     return np.where(distance == 0, np.float32(1), np.clip(dots, np.float32(-1), np.float32(1)))
-
-
-def _tensor(rows: np.ndarray) -> torch.Tensor:
-    """The array as a tensor; copied only if it is strided or read-only, since torch warns of such memory."""
-    import torch
-
-    return torch.from_numpy(rows if rows.flags.writeable and rows.flags.c_contiguous else rows.copy())
 
 
 def read_metadata(data: bytes) -> str:

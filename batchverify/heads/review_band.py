@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,6 @@ class ReviewBand:
         is_same = probability < np.float32(self.same_below)
         is_different = probability >= np.float32(self.different_from)
         return np.where(is_same, 0, np.where(is_different, 1, 2)).astype(np.int8)
-
-    def to_json(self) -> dict[str, float]:
-        """For a job's document."""
-        return asdict(self)
 
 
 def _conformal(tail: Tail, rate: float, what: str, pairs: str) -> float:

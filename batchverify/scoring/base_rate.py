@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from batchverify.engine.fused_table import Table
 from batchverify.engine.stages import score_indices
 from batchverify.errors import UsageError
 from batchverify.heads.drift import DRIFT, checked, independent_pairs
-from batchverify.heads.prior import BaseRate, SharedUnits, estimate, fitted_share
+from batchverify.heads.prior import BaseRate, Units, estimate, fitted_share
 from batchverify.manifest.columns import cell_names
 from batchverify.options import ESTIMATE, ScoreOptions
 from batchverify.scoring.job import Job
@@ -125,7 +125,7 @@ def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float
     a, b, units = _sample(job)
     usable = embeddings.usable(a, b)
     probability = score_indices(head, embeddings.vectors, a[usable], b[usable]).probability
-    shared = SharedUnits.of(units.kind, units.a[usable], units.b[usable])
+    shared = Units.of(units.kind, units.a[usable], units.b[usable])
     drift = checked(head.about, probability, independent_pairs(shared.a, shared.b))
     if drift.verdict == DRIFT:
         raise UsageError(f"--prior estimate: {drift.reason}, so no estimate holds; give the share as --prior P")
@@ -134,15 +134,15 @@ def estimated(job: Job, head: Head | FusedHead, embeddings: Table, fitted: float
     least = 0.5 / found.pairs
     share = min(max(found.share, least), 1 - least)
     return {
-        **found.to_json(),
+        **asdict(found),
         "share": share,
         "source": "estimated",
         "calibrated_for": fitted,
-        "drift": drift.to_json(),
+        "drift": dict(vars(drift)),
     }
 
 
-def _sample(job: Job) -> tuple[np.ndarray, np.ndarray, SharedUnits]:
+def _sample(job: Job) -> tuple[np.ndarray, np.ndarray, Units]:
     """The images of at most `SAMPLED_ROWS` rows, drawn by a seed, (N,) int64 each, and what the pairs share."""
     total = job.scan.rows
     chosen = np.arange(total)
@@ -170,11 +170,11 @@ def _people(carried: pa.RecordBatch, rows: np.ndarray, side: int) -> list[str | 
     return list(cell_names(column).to_pylist())
 
 
-def _units(a: np.ndarray, b: np.ndarray, names: tuple[list[str | None], ...]) -> SharedUnits:
+def _units(a: np.ndarray, b: np.ndarray, names: tuple[list[str | None], ...]) -> Units:
     """People where they are known, images elsewhere."""
     images, people = np.concatenate([a, b]).tolist(), [*names[0], *names[1]]
     units = [image if name is None else name for image, name in zip(images, people, strict=True)]
     codes: dict[Any, int] = {}
     first, second = np.split(np.array([codes.setdefault(unit, len(codes)) for unit in units], np.int64), 2)
     kind = "identities" if any(name is not None for name in people) else "images"
-    return SharedUnits(kind, first, second, len(codes))
+    return Units(kind, first, second, len(codes))

@@ -155,7 +155,7 @@ class Job:
         # Only where it is given, so that a document without it stays what it was.
         given = {name: True for name in ("follow_symlinks", "details") if getattr(options, name)}
         fused = {BACKBONES: self.names} if self.fused else {}
-        review = {"review": band.to_json()} if band is not None else {}
+        review = {"review": dict(vars(band))} if band is not None else {}
         return {
             **given,
             **fused,

@@ -332,7 +332,7 @@ class RowCounts(NamedTuple):
         """For a run's summary: the thresholds of `--review` and how many rows have which verdict."""
         undecided = self.scored - self.same_verdicts - self.different_verdicts
         return {
-            **band.to_json(),
+            **vars(band),
             SAME: self.same_verdicts,
             DIFFERENT: self.different_verdicts,
             REVIEW: undecided,

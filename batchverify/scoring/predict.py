@@ -176,7 +176,7 @@ def _review(band: ReviewBand | None, probability: np.ndarray | None) -> dict[str
     if band is None:
         return None
     verdict = VERDICTS[int(band.verdicts(probability)[0])] if probability is not None else None
-    return {**band.to_json(), VERDICT: verdict}
+    return {**vars(band), VERDICT: verdict}
 
 
 def _shown(value: float | Sequence[float]) -> str:

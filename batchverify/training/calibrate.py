@@ -26,7 +26,8 @@ from batchverify.scoring.parquet import writing
 from batchverify.scoring.score import check_failed
 from batchverify.storage.location import Location
 from batchverify.training.fit import FEWEST_PAIRS, probabilities
-from batchverify.training.fuse import fused_probabilities, logits_of
+from batchverify.training.fuse import head_probabilities, logits_of
+from batchverify.training.guarantees import ScorePairs
 from batchverify.training.pairs import SHOWN, LabelledPairs, people_of
 from batchverify.training.recalibration import ScoredPairs, recalibrate
 from batchverify.training.train import TrainingLog, check_labels, embed_set, head_target, log_left_out
@@ -35,6 +36,8 @@ from batchverify.version import __version__
 # In place of a head's file: the one that is shipped for the settings.
 SHIPPED = "shipped"
 NAME = "labelled"
+# A manifest whose people and images the pairs must not share, after its part in the training, or its name.
+Other = tuple[str, Manifest]
 
 
 def calibrate(
@@ -183,7 +186,11 @@ def _embed(labelled: Any, path: str | None, options: CalibrateOptions, log: Trai
     check_failed(failed, failed + len(pairs), options.max_failed, each.summary)
     for member in each.members:
         member.check(FEWEST_PAIRS)
-    scored = ScoredPairs(pairs, _logits(head, each.members), lambda new: _scorer(new, each.members))
+
+    def score(new: Head | FusedHead) -> ScorePairs:
+        return lambda a, b: head_probabilities(new, [replace(member, a=a, b=b) for member in each.members])
+
+    scored = ScoredPairs(pairs, _logits(head, each.members), score)
     return _Source(head, scored, job.manifest_fingerprint, failed, apart_from)
 
 
@@ -196,32 +203,17 @@ def _logits(head: Head | FusedHead, members: Sequence[LabelledPairs]) -> tuple[n
     )
 
 
-def _scorer(head: Head | FusedHead, members: Sequence[LabelledPairs]) -> Any:
-    """What scores pairs of the images by their (N,) indices."""
-    if isinstance(head, FusedHead):
-        return lambda a, b: fused_probabilities(head, [replace(pairs, a=a, b=b) for pairs in members])
-    return lambda a, b: probabilities(head, replace(members[0], a=a, b=b))
-
-
-@dataclass(frozen=True)
-class _Other:
-    """A manifest whose people and images the pairs must not share. what: its part in the training, or its name."""
-
-    what: str
-    manifest: Manifest
-
-
-def _named(options: CalibrateOptions) -> list[_Other]:
+def _named(options: CalibrateOptions) -> list[Other]:
     """The manifests of `--apart-from`."""
     columns = Columns(options.column_a, options.column_b)
     root, links = options.image_root, options.follow_symlinks
     return [
-        _Other(name, Manifest.open(name, columns=columns, image_root=root, follow_symlinks=links))
+        (name, Manifest.open(name, columns=columns, image_root=root, follow_symlinks=links))
         for name in options.apart_from
     ]
 
 
-def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog) -> list[_Other]:
+def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog) -> list[Other]:
     """The training manifest that the record beside the head names, if it is there and unchanged."""
     if path is None:
         return []
@@ -237,7 +229,7 @@ def _known_manifests(path: str | None, head: Head | FusedHead, log: TrainingLog)
         return []
 
 
-def _recorded_manifests(record: Mapping[str, Any], head: Head | FusedHead, log: TrainingLog) -> list[_Other]:
+def _recorded_manifests(record: Mapping[str, Any], head: Head | FusedHead, log: TrainingLog) -> list[Other]:
     """The training manifest of a record that is the head's. Raises what a made-up record leads to."""
     training = head.about["training"]["manifest_fingerprint"]
     if record["head"]["training"]["manifest_fingerprint"] != training:
@@ -254,19 +246,19 @@ def _recorded_manifests(record: Mapping[str, Any], head: Head | FusedHead, log: 
         verb = "have" if more else "has"
         log.write(f"warning: {names[0]}{more} {verb} changed since the head was trained: not compared")
         return []
-    return [_Other("the head's training pairs", opened)]
+    return [("the head's training pairs", opened)]
 
 
-def _check_new(head: Head | FusedHead, job: Job, others: Sequence[_Other]) -> tuple[str, ...]:
+def _check_new(head: Head | FusedHead, job: Job, others: Sequence[Other]) -> tuple[str, ...]:
     """What the pairs were compared with. Raises `UsageError` if the head has learned from them."""
     source = job.manifest.names[0]
     if job.manifest_fingerprint == head.about.get("training", {}).get("manifest_fingerprint"):
         raise UsageError(f"{source}: these are the head's training pairs; calibrate on pairs of other people")
     people, images = people_of(job.manifest, job.scan), {str(path) for path in job.scan.images}
     compared = []
-    for other in others:
-        scan = other.manifest.scanned
-        known = people_of(other.manifest, scan)
+    for other, manifest in others:
+        scan = manifest.scanned
+        known = people_of(manifest, scan)
         for what, shared in (
             ("people", people & known),
             ("images", images & {str(path) for path in scan.images}),
@@ -274,10 +266,9 @@ def _check_new(head: Head | FusedHead, job: Job, others: Sequence[_Other]) -> tu
             if shared:
                 some = ", ".join(sorted(shared)[:SHOWN])
                 raise UsageError(
-                    f"{source}: shares {len(shared):,} {what} with {other.what} ({some}); calibrate on "
-                    "pairs of others"
+                    f"{source}: shares {len(shared):,} {what} with {other} ({some}); calibrate on pairs of others"
                 )
-        compared.append(f"shares none of {len(known):,} people and {len(scan.images):,} images of {other.what}")
+        compared.append(f"shares none of {len(known):,} people and {len(scan.images):,} images of {other}")
     return tuple(compared)
 
 

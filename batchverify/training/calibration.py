@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +13,11 @@ RATES = (1e-1, 1e-2, 1e-3, 1e-4)
 RIDGE = 1e-9
 
 
-class RateThreshold(TypedDict):
-    """In a head's metadata: a threshold below which at most a share `far` of `pairs` different pairs score."""
+def rate_thresholds(different: np.ndarray) -> list[dict[str, Any]]:
+    """For a head's metadata, thresholds for all rates that the (N,) probabilities of different pairs support.
 
-    far: float
-    threshold: float
-    pairs: int
-
-
-def rate_thresholds(different: np.ndarray) -> list[RateThreshold]:
-    """Thresholds for all rates that the (N,) probabilities of different pairs support."""
+    Below such a `threshold` at most a share `far` of the `pairs` score.
+    """
     scores = np.sort(different)
     count = len(scores)
     supported = [rate for rate in RATES if rate * count >= EXPECTED_FALSE_ACCEPTS]
@@ -72,8 +67,7 @@ def _fit(columns: np.ndarray, labels: np.ndarray) -> list[float]:
         hessian = (columns.T * (p * (1 - p))) @ columns + RIDGE * np.eye(len(coefficients))
         return columns.T @ (p - targets), hessian
 
-    coefficients: list[float] = minimise(loss, derivatives, np.zeros(columns.shape[1])).tolist()
-    return coefficients
+    return minimise(loss, derivatives, np.zeros(columns.shape[1])).tolist()
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

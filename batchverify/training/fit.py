@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from batchverify.errors import UsageError
-from batchverify.evaluation.figures import Curve, Metrics, calibration_error, measure
+from batchverify.evaluation.figures import Curve, calibration_error, measure
 from batchverify.fingerprint import EmbeddingFingerprint
 from batchverify.heads.centring import centred, mean_vector
 from batchverify.heads.drift import LOG_ODDS, histograms
@@ -95,26 +96,15 @@ class EstimatorSpec:
         *,
         checked_lr: float | None = None,
     ) -> FittedScorers:
-        """Fit to `train`; dev stops networks.
-
-        checked_lr: the learning rate of a network for which the checks have been made; None to make them.
-        """
+        """Fit to `train`; dev stops networks. checked_lr: see `fit_network`."""
         if self.algorithm != "network":
             loss = squared_hinge if self.algorithm == "weighted-chi2" else log_loss
             scorer = fit_linear(
                 train, self.features, algorithm=self.algorithm, shrinkage=options.shrinkage, loss=loss
             )
             return FittedScorers((scorer,))
-        if checked_lr is not None:
-            options = replace(options, max_lr=checked_lr)
-        network = fit_network(
-            train,
-            dev,
-            self.features,
-            options,
-            lambda epoch: report(str(self), epoch),
-            checked=checked_lr is not None,
-        )
+        each = partial(report, str(self))
+        network = fit_network(train, dev, self.features, options, each, checked_lr=checked_lr)
         return FittedScorers(network.scorers, network)
 
 
@@ -205,11 +195,6 @@ def centred_pairs(
     centre = mean_vector(train.vectors[train.images()])
     train, dev = (replace(pairs, vectors=centred(pairs.vectors, centre)) for pairs in (train, dev))
     return train, dev, centre
-
-
-def measure_head(head: Head, pairs: LabelledPairs) -> Metrics:
-    """The head's metrics on labelled pairs, at its own threshold."""
-    return measure(pairs.labels, probabilities(head, pairs), head.threshold())
 
 
 def probabilities(head: Head, pairs: LabelledPairs) -> np.ndarray:

@@ -19,8 +19,8 @@ from batchverify.training.fit import (
     Report,
     estimator_specs,
     fit_head,
-    measure_head,
     measured_about,
+    probabilities,
     trusted_out_of_fold,
 )
 from batchverify.training.guarantees import HeldOut, UnseenPairs
@@ -86,8 +86,7 @@ def _calibrated(fits: Sequence[FittedHead], options: TrainOptions) -> FusedHead:
 
 def _total(fits: Sequence[FittedHead]) -> np.ndarray:
     """The sums of the heads' logits of held-out pairs: (N,)."""
-    total: np.ndarray = np.sum([logits_of(fit.probabilities) for fit in fits], axis=0)
-    return total
+    return np.sum([logits_of(fit.probabilities) for fit in fits], axis=0)
 
 
 def _measured(
@@ -100,27 +99,27 @@ def _measured(
     """Calibration, thresholds and metrics for the artifact's metadata."""
     total, (slope, offset) = _total(fits), head.calibration(head.members)
     after = sigmoid(slope * total + offset)
-    of_dev = fused_probabilities(head, dev)
+    of_dev = head_probabilities(head, dev)
     unseen = UnseenPairs.of(
         HeldOut.first(dev[0], of_dev),
         HeldOut.first(train[0], trusted_out_of_fold(estimator_specs(options), after[: len(after) - len(dev[0])])),
-        score=lambda a, b: fused_probabilities(head, [replace(pairs, a=a, b=b) for pairs in dev]),
+        score=lambda a, b: head_probabilities(head, [replace(pairs, a=a, b=b) for pairs in dev]),
     )
-    impostors = fused_probabilities(head, [pairs.impostor_pairs() for pairs in dev])
+    impostors = head_probabilities(head, [pairs.impostor_pairs() for pairs in dev])
     return measured_about(sigmoid(total), after, fits[0].labels, (dev[0].labels, of_dev), impostors, unseen)
 
 
-def fused_probabilities(head: FusedHead, members: Sequence[LabelledPairs]) -> np.ndarray:
-    """P(different) of labelled pairs, the same for each backbone: (N,) float32."""
+def head_probabilities(head: Head | FusedHead, members: Sequence[LabelledPairs]) -> np.ndarray:
+    """P(different) of labelled pairs, the same for each backbone, by a head of one or of several: (N,) float32."""
+    if not isinstance(head, FusedHead):
+        return probabilities(head, members[0])
     vectors = [(pairs.vectors, np.asarray(pairs.vectors.any(axis=1))) for pairs in members]
     return head.score_pairs(vectors, members[0].a, members[0].b)[0]
 
 
-def measure_heads(head: Any, members: Sequence[LabelledPairs]) -> Metrics:
+def measure_heads(head: Head | FusedHead, members: Sequence[LabelledPairs]) -> Metrics:
     """The metrics on labelled pairs, at its own threshold, of a head of one backbone or of several."""
-    if not isinstance(head, FusedHead):
-        return measure_head(head, members[0])
-    return measure(members[0].labels, fused_probabilities(head, members), head.threshold())
+    return measure(members[0].labels, head_probabilities(head, members), head.threshold())
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:

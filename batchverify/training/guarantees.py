@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from batchverify.heads.bounds import (
     needed_trials,
     upper_bound,
 )
-from batchverify.training.calibration import RATES, RateThreshold
+from batchverify.training.calibration import RATES
 from batchverify.training.pairs import LabelledPairs
 
 # P(different), (N,) float32, of pairs given by (N,) indices of images.
@@ -26,27 +26,20 @@ DIFFERENT, SAME = 1, 0
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs with scores of a head that has not learned from them.
-
-    pairs: whose images and people they are. a, b: (N,) indices of images. labels: (N,). scores: (N,) P(different).
-    """
+    """N pairs of a head that has not learned from them. scores: (N,) P(different)."""
 
     pairs: LabelledPairs
-    a: np.ndarray
-    b: np.ndarray
-    labels: np.ndarray
     scores: np.ndarray
 
     @classmethod
     def first(cls, pairs: LabelledPairs, scores: np.ndarray) -> HeldOut:
         """The first N pairs of a set. scores: (N,)."""
-        few = len(scores)
-        return cls(pairs, pairs.a[:few], pairs.b[:few], pairs.labels[:few], scores)
+        return cls(pairs.subset(np.arange(len(scores))), scores)
 
     def of_label(self, label: int) -> HeldOut:
         """Those of one label."""
-        rows = self.labels == label
-        return HeldOut(self.pairs, self.a[rows], self.b[rows], self.labels[rows], self.scores[rows])
+        rows = self.pairs.labels == label
+        return HeldOut(self.pairs.subset(rows), self.scores[rows])
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ class UnseenPairs:
             ],
         }
 
-    def with_bounds(self, entries: Sequence[RateThreshold]) -> list[dict[str, Any]]:
+    def with_bounds(self, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Thresholds at false accept rates, each with its upper bounds by confidence."""
         bounded = []
         for entry in entries:
@@ -108,7 +101,8 @@ def _matched(pairs: LabelledPairs, score: ScorePairs) -> HeldOut:
     """The named people of a set, matched at random."""
     images = np.array(sorted(image for image in pairs.persons if pairs.vectors[image].any()), np.int32)
     a, b = (images[side] for side in matched_people(pairs.groups()[images]))
-    return HeldOut(pairs, a, b, np.full(len(a), DIFFERENT, np.int8), score(a, b))
+    labels = np.full(len(a), DIFFERENT, np.int8)
+    return HeldOut(replace(pairs, a=a, b=b, labels=labels), score(a, b))
 
 
 def _disjoint(held: Sequence[HeldOut]) -> np.ndarray:
@@ -116,7 +110,7 @@ def _disjoint(held: Sequence[HeldOut]) -> np.ndarray:
     numbers: dict[tuple[str, str], int] = {}
     units: tuple[list[int], list[int]] = ([], [])
     for each in held:
-        for ids, side in zip(units, (each.a, each.b), strict=True):
+        for ids, side in zip(units, (each.pairs.a, each.pairs.b), strict=True):
             ids += [numbers.setdefault(_unit(each.pairs, image), len(numbers)) for image in side.tolist()]
     a, b = (np.array(ids, np.int64) for ids in units)
     scores = np.concatenate([each.scores for each in held]).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -80,21 +80,22 @@ def fit_network(
     options: TrainOptions,
     report: Callable[[Epoch], None] = lambda _: None,
     *,
-    checked: bool = False,
+    checked_lr: float | None = None,
 ) -> NetworkFit:
     """Train with AdamW and one cycle of the learning rate (Smith 2018, arXiv 1803.09820).
 
-    Runs the overfit check, unless `checked`, and the range test, unless a rate is given. Then trains until the best
-    epoch by `options.monitor` is `patience` epochs old. Only the vectors of one batch are copied. Raises
-    `TrainingError` if the overfit check fails or the loss is not finite.
+    Runs the overfit check, and the range test, unless a rate is given. Then trains until the best epoch by
+    `options.monitor` is `patience` epochs old. Only the vectors of one batch are copied. checked_lr: the learning
+    rate for which the checks have been made; None to make them. Raises `TrainingError` if the overfit check fails or
+    the loss is not finite.
     """
-    if not checked:
+    if checked_lr is None:
         overfit_check(train, features, options)
-    tested, rate = None, options.max_lr
+    tested, rate = None, options.max_lr if checked_lr is None else checked_lr
     if rate is None:
         tested = range_test(train, features, options)
         rate = tested.pick
-    network = Perceptron.untrained(train, features, options)
+    network = Perceptron(train, features, options)
     size, rng = _batch_pairs(train, options), np.random.default_rng(options.seed)
     steps = options.epochs * -(-len(train) // size)
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=options.weight_decay)
@@ -125,7 +126,7 @@ def overfit_check(train: LabelledPairs, features: Features, options: TrainOption
     Raises `TrainingError` below 99 %: a network that cannot memorise so few pairs cannot learn.
     """
     pairs = train.draw(OVERFIT_PAIRS // 2, options.seed)
-    network = Perceptron.untrained(pairs, features, options).eval()
+    network = Perceptron(pairs, features, options).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=OVERFIT_RATE, weight_decay=0)
     a, b, labels = pairs.take(np.arange(len(pairs)))
     accuracy = 0.0
@@ -145,7 +146,7 @@ def overfit_check(train: LabelledPairs, features: Features, options: TrainOption
 
 def range_test(train: LabelledPairs, features: Features, options: TrainOptions) -> RangeTest:
     """Raise the rate from 1e-6 to 1 over a hundred steps; see `RangeTest.run`."""
-    network = Perceptron.untrained(train, features, options)
+    network = Perceptron(train, features, options)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RANGE[0], weight_decay=options.weight_decay)
     rng = np.random.default_rng(options.seed)
     sizes = repeat(_batch_pairs(train, options))
@@ -193,35 +194,26 @@ def _evaluate(network: Perceptron, dev: LabelledPairs, number: int, loss: float,
 
 
 class Perceptron(nn.Module):
-    """Standardised features, then linear layers with ReLU and dropout between them, to one logit."""
+    """Standardised features, then linear layers with ReLU and dropout between them, to one logit.
 
-    def __init__(
-        self,
-        features: Features,
-        mean: torch.Tensor,
-        scale: torch.Tensor,
-        widths: Sequence[int],
-        dropout: float,
-    ) -> None:
+    The features are standardised by the training pairs; the weights are random, by the options' seed.
+    """
+
+    def __init__(self, train: LabelledPairs, features: Features, options: TrainOptions) -> None:
         super().__init__()
-        self.features, self.mean, self.scale = features, mean, scale
-        layers: list[nn.Module] = []
-        inputs = len(mean)
-        for width in widths:
-            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
-            inputs = width
-        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
-
-    @classmethod
-    def untrained(cls, train: LabelledPairs, features: Features, options: TrainOptions) -> Perceptron:
-        """A network with random weights, whose features are standardised by the training pairs."""
         blocks = train.draw(STANDARDISATION_PAIRS // 2, 0).blocks()
         ordered = (_both_orders(features, *block) for block in blocks)
         _, mean, scale = moments(features(a, b).double() for a, b, _ in ordered)
         torch.manual_seed(options.seed)
         # A constant feature is not divided by its spread: its smallest change would outweigh all others.
         scale = torch.where(scale > LEAST_SPREAD, scale, 1.0)
-        return cls(features, mean.float(), scale.float(), options.widths, options.dropout)
+        self.features, self.mean, self.scale = features, mean.float(), scale.float()
+        layers: list[nn.Module] = []
+        inputs = len(mean)
+        for width in options.widths:
+            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(options.dropout)]
+            inputs = width
+        self.layers = nn.Sequential(*layers, nn.Linear(inputs, 1))
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Logits (B,) of pairs of (B, F) embeddings."""

@@ -217,8 +217,7 @@ def labels_of(manifest: Manifest, scan: Scan, block: Block) -> np.ndarray:
         row = int(np.flatnonzero(cells.is_null().to_numpy(zero_copy_only=False))[0])
         file, number = manifest.locate(scan, block.first + row)
         raise ManifestError(f"{file}: row {number}: the label is blank; training needs 0 or 1 in every row")
-    labels: np.ndarray = cells.to_numpy()
-    return labels
+    return cells.to_numpy()
 
 
 def _left_out(

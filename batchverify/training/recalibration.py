@@ -105,15 +105,13 @@ def recalibrate(head: Head | FusedHead, scored: ScoredPairs, method: str) -> Rec
     if method == "none":
         # Also the sums of several backbones stay as they are.
         new = head
-    score = scored.score(new) if scored.score is not None else None
-    if score is not None:
+    if scored.score is not None:
+        score, impostors = scored.score(new), pairs.impostor_pairs()
         probability = score(pairs.a, pairs.b)
-    else:
-        probability = (old if method == "none" else refit.probabilities(scored)).astype(np.float32)
-    if score is not None and scored.score is not None:
-        impostors = pairs.impostor_pairs()
         of_impostors = scored.score(head)(impostors.a, impostors.b), score(impostors.a, impostors.b)
     else:
+        score = None
+        probability = (old if method == "none" else refit.probabilities(scored)).astype(np.float32)
         of_impostors = old[pairs.labels == 1], probability[pairs.labels == 1]
     unseen = UnseenPairs.of(HeldOut.first(pairs, probability), score=score)
     about = measured_about(old, probability, pairs.labels, (pairs.labels, probability), of_impostors[1], unseen)

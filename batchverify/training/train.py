@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -192,9 +191,7 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for writer in self._writers.values():
             writer.close()
         if self._open_writer is not None and not self._writers and kind is None:
@@ -256,9 +253,8 @@ def _tuned(
 
     log.write(f"--tune: at most {options.tune:,} trials on Ray")
     options, trials = tune(training_pairs, dev, options)
-    record = [trial.to_json() for trial in trials]
-    log.write(f"--tune: the best of {len(trials):,} trials on dev: {json.dumps(record[0])}")
-    return options, record
+    log.write(f"--tune: the best of {len(trials):,} trials on dev: {json.dumps(trials[0])}")
+    return options, trials
 
 
 def _check(sets: Sequence[EmbeddedSet], options: TrainOptions, log: TrainingLog) -> list[Leak]:

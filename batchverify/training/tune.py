@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from batchverify.engine.ray.start import running_ray
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
-from batchverify.evaluation.figures import log_loss
+from batchverify.evaluation.figures import balanced_log_loss
 from batchverify.heads.features import Features
 from batchverify.options import ALGORITHMS, TrainOptions
 from batchverify.storage.temporary import temporary_folder
@@ -28,20 +28,12 @@ DROPOUTS = (0.0, 0.3, 0.5)
 DECAYS = (0.01, 0.1, 0.3)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A trial: the options that it changed, and its loss on all pairs of dev images."""
-
-    changes: Mapping[str, Any]
-    dev_loss: float
-
-    def to_json(self) -> dict[str, Any]:
-        """For the training record."""
-        return {**self.changes, "dev_loss": self.dev_loss}
-
-
-def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tuple[TrainOptions, list[Trial]]:
+def tune(
+    train: LabelledPairs, dev: LabelledPairs, options: TrainOptions
+) -> tuple[TrainOptions, list[dict[str, Any]]]:
     """The options with the smallest loss on dev among `options.tune` trials, and all trials, best first.
+
+    Of a trial the options that it changed, and its `dev_loss` on all pairs of dev images.
 
     The trials are different points of `search_space`. They run in parallel on the Ray at `options.address` or a
     local one, to which the vectors are sent once. Raises what `search_space` raises, and `TrainingError` if all
@@ -53,12 +45,13 @@ def tune(train: LabelledPairs, dev: LabelledPairs, options: TrainOptions) -> tup
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     with running_ray(options.address, options.num_cpus, options.verbose):
         results = _run_trials(points, train, dev, options)
-    trials = [Trial(changes, result["dev_loss"]) for changes, result in results if "error" not in result]
-    if not trials:
+    learnt = [(changes, result["dev_loss"]) for changes, result in results if "error" not in result]
+    if not learnt:
         _, first = results[0]
         raise TrainingError(f"--tune: every trial failed; the first error: {first['error']}")
-    trials.sort(key=lambda trial: trial.dev_loss)
-    return with_changes(options, trials[0].changes), trials
+    learnt.sort(key=lambda trial: trial[1])
+    trials = [{**changes, "dev_loss": dev_loss} for changes, dev_loss in learnt]
+    return with_changes(options, learnt[0][0]), trials
 
 
 def check_installed() -> None:
@@ -133,7 +126,7 @@ def run_trial(
     # Calibrated first, as the head will be: the scores of some algorithms are not logits.
     scores = fit.scores(pairs)
     slope, offset = platt_scaling(scores, pairs.labels)
-    return {"dev_loss": log_loss(pairs.labels, sigmoid(slope * scores + offset), balanced=True)}
+    return {"dev_loss": balanced_log_loss(pairs.labels, sigmoid(slope * scores + offset))}
 
 
 def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:

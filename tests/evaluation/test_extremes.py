@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.extremes import extrapolate, extreme_lines
 from batchverify.evaluation.figures import MeasuredPairs
-from batchverify.evaluation.pareto_tail import Tail, fit_tail, refusal, tail_size
+from batchverify.evaluation.pareto_tail import Tail, fit_tail, refusal
+from batchverify.heads.prior import Units
 
 KNOWN = [stats.norm(0, 0.15), stats.beta(20, 30), stats.t(8), stats.expon()]
 
@@ -41,19 +41,6 @@ def test_extrapolated_thresholds_have_the_rates_that_they_promise(known):
         tail = fit_tail(known.rvs(20_000, random_state=seed))
         found.append(known.sf(tail.level(1e-5)))
     assert 0.4e-5 <= np.median(found) <= 2.5e-5
-
-
-def test_weights_are_repeated_scores():
-    rng = np.random.default_rng(0)
-    scores, weights = rng.normal(size=5000), rng.integers(1, 4, 5000)
-    size = tail_size(5000)
-    weighted = fit_tail(scores, weights, size)
-    start = weighted.start
-    repeated = np.repeat(scores, weights)
-    plain = fit_tail(repeated, size=int((repeated > start).sum()))
-    assert plain.start == start
-    assert (weighted.shape, weighted.scale) == pytest.approx((plain.shape, plain.scale), abs=1e-5)
-    assert weighted.share == pytest.approx(plain.share)
 
 
 def test_tails_that_cannot_be_extrapolated_are_refused():

@@ -17,8 +17,8 @@ from batchverify.evaluation.figures import (
     Curve,
     MeasuredPairs,
     Tally,
+    balanced_log_loss,
     calibration_error,
-    log_loss,
     measure,
     needed_pairs,
     rate_name,
@@ -93,14 +93,12 @@ def test_measure_is_scikit_learn(seed, levels, kind):
     assert found.brier == pytest.approx(reference.brier_score_loss(truth, wide), abs=1e-12)
 
 
-@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize(("seed", "levels"), CASES)
-def test_log_loss_is_scikit_learn(seed, levels, balanced):
+def test_balanced_log_loss_is_scikit_learn(seed, levels):
     truth, scores = draw(seed, levels)
     truth[:200], wide = 0, scores.astype(np.float64)
-    weights = compute_sample_weight("balanced", truth) if balanced else None
-    expected = reference.log_loss(truth, wide, sample_weight=weights)
-    assert log_loss(truth, wide, balanced=balanced) == pytest.approx(expected, abs=1e-12)
+    expected = reference.log_loss(truth, wide, sample_weight=compute_sample_weight("balanced", truth))
+    assert balanced_log_loss(truth, wide) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(("seed", "levels"), CASES)
@@ -441,9 +439,8 @@ def test_log_loss_is_the_slow_loop_and_balanced_weighs_both_labels_alike(kind):
     labels = (rng.random(300) < 0.1).astype(np.int8)
     probabilities = rng.uniform(0.01, 0.99, 300).astype(kind)
     losses = [-math.log(p if y else 1 - p) for y, p in zip(labels.tolist(), probabilities.tolist(), strict=True)]
-    assert log_loss(labels, probabilities) == pytest.approx(sum(losses) / 300, rel=1e-5)
     halves = [np.mean([x for x, y in zip(losses, labels, strict=True) if y == label]) for label in (0, 1)]
-    assert log_loss(labels, probabilities, balanced=True) == pytest.approx(sum(halves) / 2, rel=1e-5)
+    assert balanced_log_loss(labels, probabilities) == pytest.approx(sum(halves) / 2, rel=1e-5)
 
 
 def test_log_loss_of_certain_probabilities_is_finite():
@@ -451,6 +448,6 @@ def test_log_loss_of_certain_probabilities_is_finite():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for kind in (np.float32, np.float64):
-            assert log_loss(labels, labels.astype(kind)) == pytest.approx(0, abs=1e-6)
-            assert 10 < log_loss(labels, 1 - labels.astype(kind)) < 50
-        assert log_loss(np.ones(3, np.int8), np.full(3, 0.5)) == pytest.approx(math.log(2))
+            assert balanced_log_loss(labels, labels.astype(kind)) == pytest.approx(0, abs=1e-6)
+            assert 10 < balanced_log_loss(labels, 1 - labels.astype(kind)) < 50
+        assert balanced_log_loss(np.ones(3, np.int8), np.full(3, 0.5)) == pytest.approx(math.log(2))

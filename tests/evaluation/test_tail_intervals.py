@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from batchverify.evaluation.bootstrap import Units
 from batchverify.evaluation.pareto_tail import SHAPES, fit_tail
 from batchverify.evaluation.tail_intervals import (
     NEAR,
@@ -16,6 +15,7 @@ from batchverify.evaluation.tail_intervals import (
     level_at,
     log_rate_at,
 )
+from batchverify.heads.prior import Units
 
 
 def alone(count: int) -> Units:

@@ -58,7 +58,9 @@ def test_transforms_are_umeyamas(name):
     # Mirrored points: the best turn, never a mirror image.
     landmarks[7] = landmarks[7] * (-1, 1)
     for points in landmarks:
-        factor, shift = similarity(points, template)
+        found = similarity(points, template)
+        assert found is not None
+        factor, shift = found
         transform = [[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]]
         np.testing.assert_allclose(transform, umeyama(points, np.array(template.points)), atol=1e-9)
 

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from batchverify.errors import UsageError
 from batchverify.heads.prior import (
     BaseRate,
-    SharedUnits,
+    Units,
     estimate,
     fitted_share,
     log_odds,
@@ -86,7 +86,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     for seed in range(100):
         _, probability = scores(1000, 0.1, np.random.default_rng(seed))
         found = estimate(probability, draws=60, seed=seed)
-        held += found.low <= 0.1 <= found.high
+        held += found.interval[0] <= 0.1 <= found.interval[1]
         assert found.share == pytest.approx(0.1, abs=0.05)
     assert held >= 86
 
@@ -97,16 +97,16 @@ def test_people_in_many_pairs_widen_the_interval():
     # The pairs of the same people are alike.
     probability = np.sort(scores(3000, 0.3, rng)[1])
     alone = estimate(probability)
-    shared = estimate(probability, units=SharedUnits.of("identities", *people))
-    assert shared.high - shared.low > 2 * (alone.high - alone.low)
+    shared = estimate(probability, units=Units.of("identities", *people))
+    assert shared.interval[1] - shared.interval[0] > 2 * (alone.interval[1] - alone.interval[0])
     assert (shared.unit, shared.units, shared.pairs) == ("identities", 30, 3000)
-    assert shared == estimate(probability, units=SharedUnits.of("identities", *people))
+    assert shared == estimate(probability, units=Units.of("identities", *people))
 
 
 def test_none_same_is_not_said_to_be_certain():
     found = estimate(np.ones(1000, np.float32))
-    assert (found.share, found.low) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
-    assert found.high == pytest.approx(1 - 0.025 ** (1 / 1000))
+    assert (found.share, found.interval[0]) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert found.interval[1] == pytest.approx(1 - 0.025 ** (1 / 1000))
     with pytest.raises(UsageError, match="no pair"):
         estimate(np.zeros(0, np.float32))
 

@@ -103,7 +103,7 @@ def test_a_job_with_its_output_in_the_bucket_is_killed_resumed_and_overwritten(s
     process = subprocess.Popen(command(uri), start_new_session=True, env=environment)
     deadline = time.monotonic() + 60
     while not keys(store, "job/o.parquet.job/part-00002") and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     parts = [key for key in keys(store, "job/o.parquet.job/") if "/part-" in key]
@@ -144,7 +144,7 @@ def test_two_runs_on_one_output_in_a_bucket(store: Store, tmp_path: Path) -> Non
     first = subprocess.Popen(command(uri), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not keys(store, "two/o.parquet.job/part-") and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.1)
     # Asleep it still holds the output; awake it might be done before the others have started.
     os.kill(first.pid, signal.SIGSTOP)
     for more in ([], ["--overwrite"]):

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from failing_benches import rows_of
+from killing import TOY, with_toys
 from PIL import Image
 from repository import SUPPORT
 
@@ -24,8 +25,11 @@ from batchverify.cache.maintenance import verify_cache
 IMAGES = 192
 # The command with chunks so small that few images are several.
 PROGRAM = """
+from functools import partial
 from batchverify.engine import base
-base.CPU_CHUNK = 32
+from batchverify.scoring import job
+base.CPU_CHUNK = 16
+{toy}
 from batchverify.cli.app import main
 main(prog_name="batchverify")
 """
@@ -43,15 +47,17 @@ def manifest(tmp_path_factory) -> Path:
     return folder / "pairs.csv"
 
 
-def command(manifest: Path, output: Path, cache: Path, engine: str) -> list[str]:
+def command(manifest: Path, output: Path, cache: Path, engine: str, toy_seconds: float | None = None) -> list[str]:
+    """toy_seconds: the toy embeds, in so many seconds a chunk, where it does not matter what is computed."""
+    toy = "" if toy_seconds is None else TOY.format(log=f"{cache}.embedded", pause=toy_seconds)
     options = ["--crop", "none", "--cache", str(cache), "--engine", engine, "--num-cpus", "2", "--json"]
-    return [sys.executable, "-c", PROGRAM, "score", str(manifest), "-o", str(output), *options]
+    return [sys.executable, "-c", PROGRAM.format(toy=toy), "score", str(manifest), "-o", str(output), *options]
 
 
 def stop_when_embedding(arguments: list[str], marker: str, stop: Callable[[int], None]) -> tuple[int, str]:
     """Run a command on its own terminal and stop it once something is embedded."""
     master, slave = pty.openpty()
-    environment = {**os.environ, "MARKER": marker}
+    environment = {**os.environ, **with_toys(), "MARKER": marker}
     process = subprocess.Popen(
         arguments,
         env=environment,
@@ -101,57 +107,65 @@ def press_ctrl_c(process: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "stop"),
+    ("engine", "stops"),
     [
-        ("local", press_ctrl_c),
-        pytest.param("ray", press_ctrl_c, marks=pytest.mark.ray),
-        pytest.param("ray", terminate, marks=pytest.mark.ray),
+        ("local", [press_ctrl_c]),
+        pytest.param("ray", [press_ctrl_c, terminate], marks=pytest.mark.ray),
     ],
 )
-def test_stopped_then_the_same_command(manifest, tmp_path, engine, stop):
+def test_stopped_then_the_same_command(manifest, tmp_path, engine, stops):
     output, cache = tmp_path / "out" / "scores.parquet", tmp_path / "cache"
-    arguments, marker = command(manifest, output, cache, engine), f"marker of {tmp_path}"
+    arguments = command(manifest, output, cache, engine, 0.2 if engine == "ray" else None)
+    marker, kept = f"marker of {tmp_path}", 0
     # The hint must not repeat --overwrite: that would start anew once more.
     first, hint = ([*arguments, "--overwrite"], " without --overwrite") if engine == "local" else (arguments, "")
-    code, seen = stop_when_embedding(first, marker, stop)
-    assert code == 130, seen
-    assert f"interrupted; finished work is kept, run the same command{hint} to finish the rest" in seen
-    assert "Traceback" not in seen
-    assert [path.name for path in output.parent.iterdir()] == ["scores.parquet.job"]
-    kept = sum(pq.read_metadata(path).num_rows for path in cache.rglob("data/*.parquet"))
-    assert 0 < kept < IMAGES
-    assert list(cache.rglob("tmp/*")) == []
-    deadline = time.monotonic() + 10
-    while processes_with(marker) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert processes_with(marker) == []
-    again = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
-    summary = json.loads(again.stdout)
+    for stop in stops:
+        code, seen = stop_when_embedding(first, marker, stop)
+        assert code == 130, seen
+        assert f"interrupted; finished work is kept, run the same command{hint} to finish the rest" in seen
+        assert "Traceback" not in seen
+        assert [path.name for path in output.parent.iterdir()] == ["scores.parquet.job"]
+        before, kept = kept, sum(pq.read_metadata(path).num_rows for path in cache.rglob("data/*.parquet"))
+        assert before < kept < IMAGES
+        assert list(cache.rglob("tmp/*")) == []
+        deadline = time.monotonic() + 10
+        while processes_with(marker) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert processes_with(marker) == []
+    again = begun(arguments)
+    summary = json.loads(again.communicate(timeout=120)[0])
+    assert again.returncode == 0
     assert (summary["cached"], summary["embedded"]) == (kept, IMAGES - kept)
     assert pq.read_table(output).num_rows == IMAGES
     assert [path.name for path in output.parent.iterdir()] == ["scores.parquet"]
 
 
+def begun(arguments: list[str]) -> subprocess.Popen[str]:
+    """A command in a process of its own, which may embed with the toy."""
+    environment = {**os.environ, **with_toys()}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_two_runs_at_once_on_one_cache(manifest, tmp_path):
     outputs = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
-    arguments = [[*command(manifest, path, tmp_path / "cache", "local"), "--limit", "96"] for path in outputs]
-    runs = [subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in arguments]
+    arguments = [[*command(manifest, path, tmp_path / "cache", "local", 0.1), "--limit", "96"] for path in outputs]
+    runs = [begun(each) for each in arguments]
     summaries = [json.loads(run.communicate(timeout=120)[0]) for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert [summary["scored"] for summary in summaries] == [96, 96]
     one, two = (pq.read_table(path) for path in outputs)
     assert one.equals(two)
     arguments[0].append("--overwrite")
-    after = subprocess.run(arguments[0], capture_output=True, text=True, timeout=60, check=True)
-    assert json.loads(after.stdout)["embedded"] == 0
+    after = begun(arguments[0])
+    assert json.loads(after.communicate(timeout=60)[0])["embedded"] == 0
     assert pq.read_table(outputs[0]).equals(two)
     assert verify_cache(str(tmp_path / "cache")).ok
 
 
 def test_two_runs_at_once_on_one_output(manifest, tmp_path):
     output = tmp_path / "out" / "scores.parquet"
-    arguments = [*command(manifest, output, tmp_path / "cache", "local"), "--limit", "96", "-q"]
-    runs = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    arguments = [*command(manifest, output, tmp_path / "cache", "local", 0.1), "--limit", "96", "-q"]
+    runs = [begun(arguments) for _ in range(2)]
     said = [run.communicate(timeout=120)[1] for run in runs]
     # Who comes last is refused, or finds the output finished.
     for run, error in zip(runs, said, strict=True):

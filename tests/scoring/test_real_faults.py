@@ -359,6 +359,8 @@ def test_a_dev_shm_that_fills_up_costs_ray_no_row_and_no_end_without_a_sentence(
     if done.returncode:
         [said] = [line for line in done.stderr.splitlines() if line.startswith("batchverify: ")]
         assert "the local Ray ended in the middle of the run: /dev/shm, where it keeps images" in said
+    # Threads finish what Ray began: how a job is taken up does not depend on who began it.
+    job.engine = "local"
     job.finish()
     undisturbed = KilledJob(manifest, tmp_path / "other.parquet", tmp_path / "other", 500, toy=0.0)
     undisturbed.finish()

@@ -160,12 +160,12 @@ def test_without_a_cache_the_bits_are_the_same(scored):
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("no_ray")
+@pytest.mark.usefixtures("running_ray")
 def test_engines_agree_on_one_cache_and_on_fresh_ones(scored, cache, tmp_path):
-    fresh = batchverify.score(FACES, cache=str(tmp_path), engine="ray", num_cpus=2, quiet=True)
+    fresh = batchverify.score(FACES, cache=str(tmp_path), engine="ray", quiet=True)
     assert (fresh.engine, fresh.embedded) == ("ray", 24)
     assert same_scores(fresh.to_arrow(), scored.to_arrow())
-    shared = batchverify.score(FACES, cache=cache, engine="ray", num_cpus=2, quiet=True)
+    shared = batchverify.score(FACES, cache=cache, engine="ray", quiet=True)
     assert shared.embedded == 0
     assert same_scores(shared.to_arrow(), scored.to_arrow())
 

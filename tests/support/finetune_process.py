@@ -15,7 +15,9 @@ import torch
 from finetune_samples import DIMENSION, SmallNetwork, people_set, quick
 from safetensors.torch import save
 
-from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs, fit
+from batchverify.training.finetuning import fit
+from batchverify.training.finetuning.checks import finite
+from batchverify.training.finetuning.fit import FinetuneTask, StoredPairs
 
 # The first optimiser of a process loads a second's worth of modules: before it is forked, for all that follow.
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
@@ -54,7 +56,9 @@ def train_small(folder: Path, moment: tuple[str, int], threads: int, changes: di
     options = quick(**{"max_lr": None, "accumulate": 2, "checkpoint_steps": 4, "dropout": 0.3} | changes)
     network = SmallNetwork(dropout=0.3)
     task = FinetuneTask(network, train, dev, options, folder, None if options.teacher is None else teacher)
-    result = fit(task, on_step=lambda *_: step())
+    # What every step of an epoch ends with.
+    fit.finite = lambda *loss: step() or finite(*loss)  # type: ignore[attr-defined]
+    result = fit.fit(task)
     about = [(epoch.loss, epoch.dev_auc, epoch.lr) for epoch in result.epochs]
     text = json.dumps([about, result.best_epoch, result.range_test and asdict(result.range_test)])
     (folder / "end.json").write_text(text)

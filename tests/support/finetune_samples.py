@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from batchverify.options import FinetuneOptions
+from batchverify.training.finetuning.checkpoint import Checkpoint
+from batchverify.training.finetuning.fit import Progress
 from batchverify.training.finetuning.sets import LabelledImages
 
 CHANNELS, SIZE, DIMENSION = 4, 4, 12
@@ -118,3 +120,9 @@ def quick(**changes: Any) -> FinetuneOptions:
         "device": "cpu",
     }
     return FinetuneOptions(**settings | changes)
+
+
+def steps_of(folder: Path) -> tuple[int, int]:
+    """The steps done and all steps, as the checkpoint in a folder says."""
+    progress = Progress.of_json(Checkpoint.peek(folder) or {})
+    return progress.done, progress.total

@@ -17,7 +17,7 @@ from batchverify.heads.fused_head import FusedHead
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
 from batchverify.training.calibrate import calibrate
-from batchverify.training.fuse import fit_heads, fused_probabilities, logits_of
+from batchverify.training.fuse import fit_heads, head_probabilities, logits_of
 from batchverify.training.recalibration import Refit, ScoredPairs, cross_validated, recalibrate
 
 
@@ -237,7 +237,7 @@ def test_a_head_of_several_backbones_gets_all_its_calibrations_anew():
         ScoredPairs(
             own[0],
             logits,
-            lambda new: lambda a, b: fused_probabilities(new, [replace(pairs, a=a, b=b) for pairs in own]),
+            lambda new: lambda a, b: head_probabilities(new, [replace(pairs, a=a, b=b) for pairs in own]),
         ),
         "platt",
     )
@@ -249,7 +249,7 @@ def test_a_head_of_several_backbones_gets_all_its_calibrations_anew():
         assert one.scorers == other.scorers or one.scorers[0].features == other.scorers[0].features
         assert one.calibration != other.calibration
     expected = Refit.of(ScoredPairs(own[0], logits), "platt").probabilities(ScoredPairs(own[0], logits))
-    assert np.abs(fused_probabilities(new, own) - expected).max() < 1e-3
+    assert np.abs(head_probabilities(new, own) - expected).max() < 1e-3
     kept = recalibrate(head, ScoredPairs(own[0], logits), "none").head
     assert isinstance(kept, FusedHead) and kept.calibrations == head.calibrations
     assert kept.about["calibration"]["same_share"] == head.about["calibration"]["same_share"]

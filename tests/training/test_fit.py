@@ -12,7 +12,8 @@ from batchverify.errors import TrainingError, UsageError
 from batchverify.evaluation.figures import Curve, measure
 from batchverify.heads.head import Head
 from batchverify.options import TrainOptions
-from batchverify.training.fit import FittedHead, fit_head, measure_head, probabilities, splits
+from batchverify.training.fit import FittedHead, fit_head, probabilities, splits
+from batchverify.training.fuse import measure_heads
 
 NETWORK: dict[str, Any] = {"widths": (16, 8), "epochs": 3, "max_lr": 3e-3, "dropout": 0.2}
 
@@ -34,7 +35,7 @@ def test_separable_pairs_are_separated():
     assert Curve.of(test.labels, probability).auc() == 1
     assert ((probability >= head.threshold()) == test.labels).all()
     assert probability[test.labels == 0].max() < 0.2 and probability[test.labels == 1].min() > 0.8
-    assert measure_head(head, test) == measure(test.labels, probability, head.threshold())
+    assert measure_heads(head, [test]) == measure(test.labels, probability, head.threshold())
 
 
 def test_probabilities_of_many_blocks_are_those_of_the_head():
@@ -205,14 +206,14 @@ def test_pairs_that_overlap_give_calibrated_probabilities():
     drawn: dict[str, Any] = {"pairs": 2000, "images": 6, "noise": 3.0}
     train, dev, test = (draw_people(100, seed, **drawn, name=f"set {seed}") for seed in (4, 5, 6))
     fits = {name: fit(train, dev, calibration=name).head for name in ("platt", "temperature", "none")}
-    metrics = measure_head(fits["platt"], test)
+    metrics = measure_heads(fits["platt"], [test])
     assert 0.6 < metrics.auc < 0.97
     assert metrics.ece < 0.04
     assert probabilities(fits["platt"], test).mean() == pytest.approx(0.5, abs=0.03)
     assert fits["none"].calibration == (1.0, 0.0)
     assert fits["temperature"].calibration[1] == 0
     for head in fits.values():
-        assert measure_head(head, test).auc == pytest.approx(metrics.auc, abs=1e-6)
+        assert measure_heads(head, [test]).auc == pytest.approx(metrics.auc, abs=1e-6)
     # A head that has memorised the training pairs is overconfident. Calibration corrects it.
     overconfident = fit(train.subset(np.arange(300)), dev, algorithms=("logistic",), shrinkage=1e-3).head.about[
         "calibration"

@@ -79,7 +79,7 @@ def test_contradicting_labels_stop_the_training_with_an_explanation(train, dev):
     message = r"overfit check: .* 50% of 100 .* 99% are needed.* cannot learn at all.*both labels.*absdiff"
     with pytest.raises(TrainingError, match=message):
         fit_network(contradicting(train), dev, ABSDIFF, QUICK)
-    fit_network(contradicting(train), dev, ABSDIFF, replace(QUICK, epochs=1), checked=True)
+    fit_network(contradicting(train), dev, ABSDIFF, replace(QUICK, epochs=1), checked_lr=QUICK.max_lr)
 
 
 def test_images_all_alike_stop_the_training(train):
@@ -134,7 +134,7 @@ def test_a_layer_for_each_width(train, dev):
 @pytest.mark.parametrize("features", ["absdiff", "chi2+product", "concat", "cosine"])
 def test_the_scorer_gives_the_scores_of_the_network(train, dev, features):
     settings = replace(QUICK, snapshots=4)
-    fit = fit_network(train, dev, Features.parse(features), settings, checked=True)
+    fit = fit_network(train, dev, Features.parse(features), settings, checked_lr=QUICK.max_lr)
     # The network measured dev before its standardisation was folded into the first layer.
     for scorer in fit.scorers:
         losses = [abs(each.dev_loss - dev_loss(scorer, dev)) for each in fit.epochs]
@@ -266,7 +266,7 @@ def both_orders(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["absdiff", "concat", "chi2+cosine"])
 def test_features_are_standardised_by_the_pairs(name):
-    network, values = Perceptron.untrained(PAIRS, Features.parse(name), QUICK), both_orders(name)
+    network, values = Perceptron(PAIRS, Features.parse(name), QUICK), both_orders(name)
     np.testing.assert_allclose(network.mean, values.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(network.scale, values.std(axis=0), rtol=1e-5)
 
@@ -275,14 +275,14 @@ def test_the_seed_alone_decides_the_weights():
     layers = []
     for seed, state in ((3, 1), (3, 2), (4, 1)):
         torch.manual_seed(state)
-        network = Perceptron.untrained(PAIRS, ABSDIFF, replace(QUICK, seed=seed))
+        network = Perceptron(PAIRS, ABSDIFF, replace(QUICK, seed=seed))
         layers.append(network.snapshot()[0][0])
     assert np.array_equal(layers[0], layers[1]) and not np.array_equal(layers[0], layers[2])
 
 
 @pytest.mark.parametrize("name", ["absdiff", "concat"])
 def test_a_scorer_of_its_snapshot_gives_the_same_scores(name):
-    network = Perceptron.untrained(PAIRS, Features.parse(name), QUICK).eval()
+    network = Perceptron(PAIRS, Features.parse(name), QUICK).eval()
     scorer, (a, b, _) = Scorer("network", name, network.snapshot()), PAIRS.take(np.arange(50))
     with torch.no_grad():
         expected = network.scores(a, b)

@@ -10,7 +10,7 @@ import pytest
 from people import draw_people
 
 from batchverify.errors import TrainingError, UsageError
-from batchverify.evaluation.figures import log_loss
+from batchverify.evaluation.figures import balanced_log_loss
 from batchverify.options import TrainOptions
 from batchverify.storage.temporary import temporary_name
 from batchverify.training.calibration import platt_scaling, sigmoid
@@ -94,7 +94,7 @@ def test_a_trial_is_the_balanced_loss_on_all_pairs_of_dev_images():
     fit = EstimatorSpec.parse("logistic:absdiff").fit(train, dev, replace(OPTIONS, shrinkage=200.0))
     every = dev.all_pairs()
     slope, offset = platt_scaling(fit.scores(every), every.labels)
-    expected = log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset), balanced=True)
+    expected = balanced_log_loss(every.labels, sigmoid(slope * fit.scores(every) + offset))
     assert len(every) == 48 * 47 / 2 > len(dev)
     result = run_trial({"changes": point}, plain_train, plain_dev, OPTIONS)
     assert result == {"dev_loss": pytest.approx(expected)}
@@ -106,10 +106,10 @@ def test_a_trial_whose_network_cannot_learn_returns_the_error():
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("no_ray")
 class TestOnRay:
-    """Each search starts a Ray and ends it."""
+    """A search starts a Ray and ends it, unless one runs."""
 
+    @pytest.mark.usefixtures("no_ray")
     def test_the_best_trial_is_the_smallest_loss_and_nothing_is_left(self, capfd):
         import ray
 
@@ -120,25 +120,19 @@ class TestOnRay:
         assert not ray.is_initialized()
         assert not of_a_killed_run.exists()
         assert capfd.readouterr().out == ""
-        losses = [each.dev_loss for each in trials]
+        losses = [each.pop("dev_loss") for each in trials]
         assert len(losses) == 3 and losses == sorted(losses) and losses[0] < losses[-1]
-        assert algorithms(trial.changes for trial in trials) == {"distance", "logistic", "network"}
-        assert options.algorithms == tuple(trials[0].changes["algorithms"])
-        assert {name: getattr(options, name) for name in trials[0].changes} == trials[0].changes
+        assert algorithms(trials) == {"distance", "logistic", "network"}
+        assert options.algorithms == tuple(trials[0]["algorithms"])
+        assert {name: getattr(options, name) for name in trials[0]} == trials[0]
         # Running the best trial here gives the same loss.
-        again = run_trial({"changes": trials[0].changes}, train, dev, OPTIONS)
+        again = run_trial({"changes": trials[0]}, train, dev, OPTIONS)
         assert again["dev_loss"] == pytest.approx(losses[0], rel=1e-3)
-        assert json.loads(json.dumps(trials[0].to_json()))["dev_loss"] == losses[0]
+        assert json.loads(json.dumps(trials))[0]["algorithms"] == list(options.algorithms)
 
-    def test_a_ray_that_runs_is_used_and_left_running(self):
-        import ray
-
-        from batchverify.engine.ray.start import start_ray
-
-        start_ray(None, 2, verbose=False)
-        try:
-            with pytest.raises(TrainingError, match="--tune: every trial failed; the first error: overfit check"):
-                tune(*unlearnable(), replace(OPTIONS, algorithms=("network",), tune=1))
-            assert ray.is_initialized()
-        finally:
-            ray.shutdown()
+    def test_a_ray_that_runs_is_used_and_left_running(self, running_ray):
+        session = running_ray.get_runtime_context().get_node_id()
+        with pytest.raises(TrainingError, match="--tune: every trial failed; the first error: overfit check"):
+            tune(*unlearnable(), replace(OPTIONS, algorithms=("network",), tune=1))
+        assert running_ray.is_initialized()
+        assert running_ray.get_runtime_context().get_node_id() == session

@@ -7,6 +7,7 @@ import errno
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,16 @@ class ImageSource:
                 break
         return path
 
+    @cached_property
+    def _fence(self) -> Fence | None:
+        folder = self.roots[0].fence if self.roots else None
+        return Fence(folder) if folder is not None else None
+
+    def read(self, cell: str | None) -> bytes | Skipped:
+        """The bytes of a cell's image, or why they cannot be read."""
+        path = self.resolve(cell)
+        return path if isinstance(path, Skipped) else read_image(path, self.limits, self._fence)
+
     def fences(self, cell: str | None) -> bool:
         """Whether a cell is refused only because it leads out of the user's root."""
         open_roots = [replace(root, fenced=False) for root in self.roots]
@@ -138,12 +149,7 @@ def thumbnails(cells: Sequence[str | None], source: ImageSource) -> dict[str | N
 
 
 def _batch(cells: Sequence[str | None], source: ImageSource) -> dict[str | None, Thumbnail]:
-    files: dict[str | None, bytes | Skipped] = {}
-    folder = source.roots[0].fence if source.roots else None
-    fence = Fence(folder) if folder is not None else None
-    for cell in cells:
-        path = source.resolve(cell)
-        files[cell] = path if isinstance(path, Skipped) else read_image(path, source.limits, fence)
+    files = {cell: source.read(cell) for cell in cells}
     keys = {cell: content_key(data) for cell, data in files.items() if isinstance(data, bytes)}
     entries = cached_entries(list(keys.values()), source)
     return {

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from batchverify.embedding.forward import is_out_of_memory
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.errors import BatchverifyError
 from batchverify.faces.crops import augmented
 from batchverify.fingerprint import AUGMENTATION
 from batchverify.runtime.devices import available_cpus
-from batchverify.training.finetuning.face_crops import FaceCrops, Report, say_nothing
+from batchverify.training.finetuning.face_crops import FaceCrops, Report
 from batchverify.training.finetuning.stored_blocks import StoredBlocks
 from batchverify.training.finetuning.trainable import FrozenPart
 
@@ -40,16 +40,13 @@ class Activations:
         folder: Path,
         *,
         batch: int = 32,
-        progress: Report = say_nothing,
+        progress: Report = lambda *_: None,
     ) -> Activations:
         """Compute them on `frozen.device`, or take those of the same faces and network that `folder` holds already.
 
         views: number of augmented views. batch: faces at a time; a kill loses one batch. progress: is told of faces.
-        Raises `BatchverifyError` if memory or the disk is too small, and for activations that float16 cannot hold,
-        `UsageError` for faces of another size.
+        Raises `BatchverifyError` if memory or the disk is too small, and for activations that float16 cannot hold.
         """
-        if crops.pixels.shape[1] != frozen.size:
-            raise UsageError(f"faces of {crops.pixels.shape[1]} pixels; the backbone takes {frozen.size}")
         if frozen.is_empty:
             return cls(crops, frozen, views, None)
         origin = {

@@ -23,15 +23,7 @@ from batchverify.engine.ray.start import running_ray
 from batchverify.errors import BatchverifyError, UsageError, first_line
 from batchverify.options import FinetuneOptions
 from batchverify.training.finetuning.checkpoint import Checkpoint
-from batchverify.training.finetuning.fit import (
-    FinetuneFit,
-    FinetuneTask,
-    OnStep,
-    Progress,
-    Report,
-    finished,
-    fit,
-)
+from batchverify.training.finetuning.fit import FinetuneFit, FinetuneTask, Progress, Report, finished, fit
 from batchverify.training.finetuning.team import Team
 
 # How often workers that died are replaced; the new ones go on from the checkpoint.
@@ -48,13 +40,11 @@ class RayTeam(Team):
         """See `Team`."""
         from ray.train.torch import prepare_model
 
-        joined: nn.Module = prepare_model(module, move_to_device=False)
-        return joined
+        return prepare_model(module, move_to_device=False)
 
     def apart(self, joined: nn.Module) -> AbstractContextManager[None]:
         """See `Team`."""
-        context: AbstractContextManager[None] = cast(DistributedDataParallel, joined).no_sync()
-        return context
+        return cast(DistributedDataParallel, joined).no_sync()
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `Team`."""
@@ -68,9 +58,7 @@ class RayTeam(Team):
             torch.distributed.broadcast(buffer, 0)
 
 
-def fit_on_workers(
-    task: FinetuneTask, report: Report = lambda _: None, *, on_step: OnStep = lambda *_: None
-) -> FinetuneFit:
+def fit_on_workers(task: FinetuneTask, report: Report = lambda _: None) -> FinetuneFit:
     """As `fit`, by `options.workers` processes; one worker is this process, without Ray.
 
     The workers read and write the task's folder and what its stored images come from, so on a cluster all nodes must
@@ -78,12 +66,12 @@ def fit_on_workers(
     workers keep dying.
     """
     if task.options.workers == 1:
-        return fit(task, report, on_step=on_step)
+        return fit(task, report)
     check_installed()
     task.network.cpu()
     options = task.options
     ray = running_ray(options.address, options.num_cpus, options.verbose)
-    with ray, _watched(task.folder, report, on_step):
+    with ray, _watched(task.folder, report):
         _train(task)
     return finished(task.network, task.folder)
 
@@ -176,8 +164,8 @@ def _own_error(exc: BaseException) -> BatchverifyError | None:
 
 
 @contextmanager
-def _watched(folder: Path, report: Report, on_step: OnStep) -> Iterator[None]:
-    """Report the epochs and steps of the workers, as their checkpoints tell, from a thread and at the end."""
+def _watched(folder: Path, report: Report) -> Iterator[None]:
+    """Report the epochs of the workers, as their checkpoints tell, from a thread and at the end."""
     ended, seen = Event(), 0
 
     def look() -> None:
@@ -185,11 +173,10 @@ def _watched(folder: Path, report: Report, on_step: OnStep) -> Iterator[None]:
         values = Checkpoint.peek(folder)
         if values is None:
             return
-        progress = Progress.of_json(values)
-        for epoch in progress.epochs[seen:]:
+        epochs = Progress.of_json(values).epochs
+        for epoch in epochs[seen:]:
             report(epoch)
-        seen = len(progress.epochs)
-        on_step(progress.done, progress.total)
+        seen = len(epochs)
 
     def watch() -> None:
         while not ended.wait(LOOK_SECONDS):

@@ -30,10 +30,6 @@ Report = Callable[[int, int], None]
 Chunk = tuple[LoadedChunk, list[LoadedImage]]
 
 
-def say_nothing(done: int, total: int) -> None:
-    """A report to nobody."""
-
-
 @dataclass
 class _Block:
     """Faces of consecutive images: (N, S, S, 3) uint8, keys, and failures by position."""
@@ -79,7 +75,7 @@ class FaceCrops:
         limits: Limits,
         fence: str | None,
         folder: Path,
-        progress: Report = say_nothing,
+        progress: Report = lambda *_: None,
         *,
         block: int = BLOCK,
         pixel_budget: int = PIXEL_BUDGET,
@@ -102,7 +98,8 @@ class FaceCrops:
         chunks = prefetch(_chunks(Loader(plan, None), spans), ahead=1)
         for number, paths in zip(missing, spans, strict=True):
             cut = _cut(paths, chunks, embedder)
-            blocks.write(number, cut.pixels, keys=[key.hex() for key in cut.keys], failed=_noted(cut))
+            failed = {row: (each.reason.value, each.message, each.depends) for row, each in cut.failed.items()}
+            blocks.write(number, cut.pixels, keys=[key.hex() for key in cut.keys], failed=failed)
             done += len(paths)
             progress(done, len(image_paths))
         return cls(blocks, document)
@@ -161,7 +158,3 @@ def _add(block: _Block, rows: Sequence[int], loaded: LoadedChunk, faces: Sequenc
             block.failed[row] = result
         else:
             block.pixels[row] = result.pixels
-
-
-def _noted(block: _Block) -> dict[int, tuple[str, str, str]]:
-    return {row: (skipped.reason.value, skipped.message, skipped.depends) for row, skipped in block.failed.items()}

@@ -13,9 +13,9 @@ from batchverify.embedding.embedder import Embedder
 from batchverify.errors import NothingScoredError, UsageError
 from batchverify.manifest.manifest import Block
 from batchverify.scoring.job import Job
-from batchverify.training.finetuning.face_crops import FaceCrops, Report, say_nothing
+from batchverify.training.finetuning.face_crops import FaceCrops, Report
 from batchverify.training.finetuning.sets import LabelledImages
-from batchverify.training.pairs import SHOWN, LeftOut, labels_of, persons_of, shared_people
+from batchverify.training.pairs import SHOWN, LeftOut, labels_of, persons_of, require_both_labels, shared_people
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FaceSet:
 
     @classmethod
     def collect(
-        cls, name: str, job: Job, embedder: Embedder, folder: Path, progress: Report = say_nothing
+        cls, name: str, job: Job, embedder: Embedder, folder: Path, progress: Report = lambda *_: None
     ) -> FaceSet:
         """Cut the faces of a manifest's images into `folder`, where an earlier run may have left some of them.
 
@@ -48,8 +48,8 @@ class FaceSet:
             left_out += _left_out(job, crops, block, usable)
             names.update(persons_of(block))
         a, b, all_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        require_both_labels(name, all_labels)
         pairs = LabelledImages(a.astype(np.int32), b.astype(np.int32), all_labels, _people(names, len(crops)), name)
-        pairs.check(len(crops))
         return cls(name, job, crops, pairs, tuple(left_out))
 
     def check_failed(self, most: float) -> None:

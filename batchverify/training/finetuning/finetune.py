@@ -50,7 +50,7 @@ from batchverify.training.finetuning.learner import Learner, check_people, multi
 from batchverify.training.finetuning.losses import joined_teacher
 from batchverify.training.finetuning.model_card import model_card
 from batchverify.training.finetuning.team import Team
-from batchverify.training.finetuning.trainable import TrainedPart, blocks, trainable
+from batchverify.training.finetuning.trainable import BLOCKS, TrainedPart, trainable
 from batchverify.training.finetuning.vectors import embedded
 from batchverify.training.pairs import people_of
 from batchverify.training.train import TrainingLog, head_target, log_left_out, open_sets
@@ -87,7 +87,7 @@ def finetune(
     options = replace(options or FinetuneOptions(), **changes)
     target = _target(output)
     backbone = _parent(options)
-    options = replace(options, unfreeze=options.unfreeze or blocks(backbone.architecture)[0])
+    options = replace(options, unfreeze=options.unfreeze or BLOCKS[backbone.architecture][0])
     # What does not fit is found before faces are cut out of thousands of images.
     network = TrainedPart(
         backbone,

@@ -44,6 +44,7 @@ from batchverify.training.finetuning.sets import Batch, LabelledImages
 from batchverify.training.finetuning.team import Team
 from batchverify.training.finetuning.vectors import Stored, auc_of, embedded, of_batch
 from batchverify.training.learning_rate import RangeTest, one_cycle
+from batchverify.training.pairs import require_both_labels
 
 # The options that decide what a training ends with; a checkpoint is of them.
 DECIDING = (
@@ -87,8 +88,6 @@ class FinetuneFit:
 
 
 Report = Callable[[FinetuneEpoch], None]
-# Called with the steps done and all steps.
-OnStep = Callable[[int, int], None]
 
 
 class StoredPairs(NamedTuple):
@@ -115,13 +114,7 @@ class FinetuneTask:
     frozen: np.ndarray | None = None
 
 
-def fit(
-    task: FinetuneTask,
-    report: Report = lambda _: None,
-    *,
-    on_step: OnStep = lambda *_: None,
-    team: Team | None = None,
-) -> FinetuneFit:
+def fit(task: FinetuneTask, report: Report = lambda _: None, *, team: Team | None = None) -> FinetuneFit:
     """Train the network of a task and leave it with the weights of the epoch that does best on dev.
 
     A call with the same task goes on from the checkpoint, reports the epochs before again and ends, on a CPU, with
@@ -130,12 +123,12 @@ def fit(
     training, and `TrainingError` if the overfit check fails, a loss is not finite or memory runs out.
     """
     team = team or Team(torch.device(resolve_device(task.options.device)))
-    for stored, pairs in (task.train, task.dev):
-        pairs.check(len(stored))
+    for _, pairs in (task.train, task.dev):
+        require_both_labels(pairs.name, pairs.labels)
     task.network.to(team.device)
     devices = [team.device] if team.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), _memory_errors(task.options):
-        return _Training(task, team).run(report, on_step)
+        return _Training(task, team).run(report)
 
 
 def finished(network: nn.Module, folder: Path) -> FinetuneFit:
@@ -223,7 +216,7 @@ class _Training:
         one = embedded(self.learner, stored, pairs.images[:1], 1, Team(self.team.device))
         self.learner.loss = untrained_loss(options, pairs, self.task.teacher, one.shape[1]).to(self.team.device)
 
-    def run(self, report: Report, on_step: OnStep) -> FinetuneFit:
+    def run(self, report: Report) -> FinetuneFit:
         """Begin, or go on, and come to the end."""
         checkpoint = Checkpoint.read(self.task.folder, self.identity)
         with sound(self.task.folder):
@@ -241,7 +234,7 @@ class _Training:
         # Only now: with it the members get the first one's weights.
         joined = self.team.joined(self.learner)
         while not self._is_over(progress):
-            self._run_epoch(progress, joined, optimiser, on_step)
+            self._run_epoch(progress, joined, optimiser)
             report(progress.epochs[-1])
         return _finished(self.task.network, self.best, progress)
 
@@ -276,9 +269,7 @@ class _Training:
         done = progress.epoch - 1
         return done >= self.task.options.epochs or done - progress.best_epoch >= self.task.options.patience
 
-    def _run_epoch(
-        self, progress: Progress, joined: nn.Module, optimiser: torch.optim.Optimizer, on_step: OnStep
-    ) -> None:
+    def _run_epoch(self, progress: Progress, joined: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         """The rest of an epoch, with a checkpoint every few steps and at its end."""
         started = time.perf_counter() - progress.seconds
         first_rate = progress.max_lr * one_cycle(progress.done - progress.step, progress.total)
@@ -291,7 +282,6 @@ class _Training:
             progress.seconds = time.perf_counter() - started
             if progress.step % self.task.options.checkpoint_steps == 0 and progress.step < self.steps:
                 self._save(progress, optimiser)
-            on_step(progress.done, progress.total)
         self.team.level(self.task.network)
         auc = self._dev_auc(progress.epoch)
         seconds = time.perf_counter() - started

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from batchverify.evaluation.bootstrap import Units, bootstrap
+from batchverify.evaluation.bootstrap import bootstrap
 from batchverify.evaluation.figures import Curve, Ranking
+from batchverify.heads.prior import Units
 from batchverify.training.finetuning.sets import LabelledImages
 from batchverify.training.finetuning.vectors import cosines_of
 
@@ -60,20 +62,13 @@ def compare_backbones(pairs: LabelledImages, frozen: np.ndarray, tuned: np.ndarr
     units = _units(pairs)
 
     def figures(weights: np.ndarray) -> dict[str, float]:
-        before, after = (_auc(ranking.curve(weights)) for ranking in rankings)
+        drawn = [ranking.curve(weights) for ranking in rankings]
+        before, after = (curve.auc() if curve.both else math.nan for curve in drawn)
         return {"gain": after - before}
 
     low, high = bootstrap(units, figures, draws=DRAWS).get("gain", (None, None))
-    frozen_curve, tuned_curve = curves
-    return Comparison(
-        frozen_curve.auc(),
-        tuned_curve.auc(),
-        _tar(frozen_curve),
-        _tar(tuned_curve),
-        low,
-        high,
-        units.kind,
-    )
+    before, after = curves
+    return Comparison(before.auc(), after.auc(), _tar(before), _tar(after), low, high, units.kind)
 
 
 def _units(pairs: LabelledImages) -> Units:
@@ -83,10 +78,6 @@ def _units(pairs: LabelledImages) -> Units:
     numbers = numbers.astype(np.int32)
     kind = "identities" if named.any() else "images"
     return Units(kind, numbers[pairs.a], numbers[pairs.b], int(numbers.max(initial=-1)) + 1)
-
-
-def _auc(curve: Curve) -> float:
-    return curve.auc() if curve.both else float("nan")
 
 
 def _tar(curve: Curve) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,13 +30,7 @@ from batchverify.training.finetuning.sets import (
     PairBatches,
     PeopleBatches,
 )
-
-
-class Network(Protocol):
-    """What training needs of a network beyond `nn.Module`: `TrainedPart`."""
-
-    def groups(self) -> list[tuple[str, list[nn.Parameter]]]:
-        """The parameters of each block, nearest the output first."""
+from batchverify.training.finetuning.trainable import TrainedPart
 
 
 class Learner(nn.Module):
@@ -59,7 +53,7 @@ class Learner(nn.Module):
     def optimiser(self, options: FinetuneOptions, *, weight_decay: float | None = None) -> torch.optim.AdamW:
         """AdamW on all parameters; `set_rate` sets the rates. Biases and other vectors are not decayed."""
         decay = options.weight_decay if weight_decay is None else weight_decay
-        blocks = [parameters for _, parameters in cast(Network, self.network).groups()]
+        blocks = [parameters for _, parameters in cast(TrainedPart, self.network).groups()]
         parts = [(1.0, list(self.loss.parameters()))]
         parts += [(options.lr_decay**depth, block) for depth, block in enumerate(blocks)]
         groups: list[dict[str, Any]] = []

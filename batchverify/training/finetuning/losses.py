@@ -57,15 +57,19 @@ class PairLoss(nn.Module):
         return binary_cross_entropy_with_logits(logits, _labels(batch, vectors))
 
 
-class ContrastiveLoss(nn.Module):
+class MarginLoss(nn.Module):
+    """A loss with a margin."""
+
+    def __init__(self, margin: float) -> None:
+        super().__init__()
+        self.margin = margin
+
+
+class ContrastiveLoss(MarginLoss):
     """Squared distance of same pairs, squared shortfall below the margin of different ones (Hadsell et al. 2006).
 
     Distances are those of unit vectors, so from 0 to 2.
     """
-
-    def __init__(self, margin: float = MARGINS["contrastive"]) -> None:
-        super().__init__()
-        self.margin = margin
 
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The mean over the batch's pairs. vectors: (B, D)."""
@@ -76,16 +80,12 @@ class ContrastiveLoss(nn.Module):
         return ((1 - different) * squares + different * shortfalls).mean()
 
 
-class TripletLoss(nn.Module):
+class TripletLoss(MarginLoss):
     """Anchor, positive and a semi-hard negative on squared distances of unit vectors (Schroff et al. 2015).
 
     Every ordered pair of one person is anchor and positive. Its negative is the nearest image of another person that
     is farther from the anchor than the positive; the farthest one if none is farther.
     """
-
-    def __init__(self, margin: float = MARGINS["triplet"]) -> None:
-        super().__init__()
-        self.margin = margin
 
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The mean over all (anchor, positive); 0 if there are none or there is one person. vectors: (B, D)."""
@@ -117,16 +117,12 @@ class TripletLoss(nn.Module):
         return anchors, positives, torch.where(farther.any(dim=1), nearest, farthest)
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(MarginLoss):
     """Supervised contrastive loss: each image among its batch finds those of its person (Khosla et al. 2020).
 
     The mean over an image's positives of their cross-entropy against all other images of the batch, by cosines over
     `TEMPERATURE`. The margin is taken off the cosines of one person (as in CosFace, Wang et al. 2018).
     """
-
-    def __init__(self, margin: float = MARGINS["supcon"]) -> None:
-        super().__init__()
-        self.margin = margin
 
     def forward(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The mean over images with a positive in the batch; 0 if there are none. vectors: (B, D)."""

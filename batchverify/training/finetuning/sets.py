@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 
 from batchverify.errors import UsageError
-from batchverify.training.pairs import require_both_labels
 
 UNKNOWN = -1
 # Images of a person in a batch of people, at most.
@@ -55,21 +54,6 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def check(self, images: int) -> None:
-        """Raise `UsageError` unless there are pairs of both labels among `images` images."""
-        require_both_labels(self.name, self.labels)
-        sides = [self.a, self.b, self.labels]
-        if any(side.shape != (len(self),) for side in sides) or self.people.shape != (images,):
-            shapes = ", ".join(str(array.shape) for array in [*sides, self.people])
-            raise UsageError(
-                f"the {self.name} pairs have arrays of shapes {shapes} for {len(self):,} pairs of {images:,} images"
-            )
-        least, most = min(self.a.min(), self.b.min()), max(self.a.max(), self.b.max())
-        if least < 0 or most >= images:
-            raise UsageError(
-                f"the {self.name} pairs name images {least} to {most}, but there are {images:,} images from 0 on"
-            )
 
     @cached_property
     def images(self) -> np.ndarray:

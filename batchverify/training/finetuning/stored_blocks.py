@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -86,11 +86,9 @@ class StoredBlocks:
         return rows * prod(self.shape[1:]) * self.dtype.itemsize
 
     def _stored_document(self) -> Any:
-        try:
+        with suppress(FileNotFoundError, ValueError):
             if (self.folder / VALUES).is_file():
                 return read_document((self.folder / DOCUMENT).read_bytes())
-        except (FileNotFoundError, ValueError):
-            pass
         return None
 
     def _begin(self, document: Mapping[str, Any]) -> None:
@@ -102,9 +100,7 @@ class StoredBlocks:
 
     def _whole(self) -> dict[int, dict[str, Any]]:
         """The notes of the blocks whose values are what was written."""
-        notes = {}
-        for note in self._read_notes():
-            notes[note["block"]] = note
+        notes = {note["block"]: note for note in self._read_notes()}
         return {block: note for block, note in notes.items() if self._checksum(block) == note["values"]}
 
     def _read_notes(self) -> Iterator[dict[str, Any]]:

@@ -26,19 +26,15 @@ _BUILDERS: dict[str, Callable[[float], nn.Sequential]] = {
     inception.ARCHITECTURE: inception_layers,
     compact.ARCHITECTURE: compact_layers,
 }
-# The layers that blocks begin with, nearest the output first; `all` begins with the pixels.
-_BLOCKS = {
+# The values of `--unfreeze`: the layers that blocks begin with, nearest the output first; each stands for all that
+# follows it, too. `all` begins with the pixels.
+BLOCKS = {
     inception.ARCHITECTURE: (
         *("last_linear", "block8", "repeat_3", "mixed_7a", "repeat_2", "mixed_6a", "repeat_1"),
         ALL,
     ),
     compact.ARCHITECTURE: ("embedding", "head_depthwise", "head", "stage2", "stage1", "stage0", ALL),
 }
-
-
-def blocks(architecture: str) -> tuple[str, ...]:
-    """The values of `--unfreeze`, nearest the output first; each stands for all that follows it, too."""
-    return _BLOCKS[architecture]
 
 
 def trainable(backbone: AnyBackbone) -> Backbone:
@@ -91,7 +87,7 @@ class FrozenPart:
 class TrainedPart(nn.Module):
     """The part of a backbone that learns: activations of `frozen` (B, ...) to (B, D) float32, not normalised.
 
-    unfreeze: the block that it begins with, one of `blocks`. dropout: share of values dropped before the last linear
+    unfreeze: the block that it begins with, one of `BLOCKS`. dropout: share of values dropped before the last linear
     layer. train_statistics: batch normalisation uses the statistics of each batch and learns them; otherwise the
     stored ones, which stay. Its parameters are float32. Raises `UsageError` for an unknown block and for statistics
     of a network without any, `ArtifactError` for tensors of another network.
@@ -131,7 +127,7 @@ class TrainedPart(nn.Module):
     def groups(self) -> list[tuple[str, list[nn.Parameter]]]:
         """The parameters by block, nearest the output first."""
         grouped: dict[str, list[nn.Parameter]] = {}
-        block, names = self.frozen.unfreeze, blocks(self._backbone.architecture)
+        block, names = self.frozen.unfreeze, BLOCKS[self._backbone.architecture]
         for name, layer in self.layers.named_children():
             block = name if name in names else block
             grouped.setdefault(block, []).extend(layer.parameters())
@@ -149,7 +145,7 @@ class TrainedPart(nn.Module):
 
 def _check(backbone: Backbone, unfreeze: str, train_statistics: bool) -> None:
     """Raise an error unless the backbone can be fine-tuned in this way."""
-    known = blocks(backbone.architecture)
+    known = BLOCKS[backbone.architecture]
     if unfreeze not in known:
         raise UsageError(f"--unfreeze must be one of {', '.join(known)} for {backbone.name}, got '{unfreeze}'")
     if train_statistics and backbone.is_compact:

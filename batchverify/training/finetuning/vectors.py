@@ -73,5 +73,4 @@ def auc_of(vectors: np.ndarray, pairs: LabelledImages) -> float:
 
 def cosines_of(vectors: np.ndarray, pairs: LabelledImages | Batch) -> np.ndarray:
     """(N,) cosines of N pairs. vectors: (M, D) unit rows."""
-    cosines: np.ndarray = np.einsum("nd,nd->n", vectors[pairs.a], vectors[pairs.b])
-    return cosines
+    return np.einsum("nd,nd->n", vectors[pairs.a], vectors[pairs.b])

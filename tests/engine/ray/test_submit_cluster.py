@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -30,7 +31,8 @@ def cluster() -> Iterator[RayNodes]:
     nodes = RayNodes(TOKEN)
     try:
         nodes.start("head", 0)
-        wait_for(lambda: "does not exist" in submit(nodes, "--status", "nobody").stderr, 60)
+        wait_for(lambda: answers(nodes), 60)
+        assert "does not exist" in submit(nodes, "--status", "nobody").stderr
         nodes.start("second", 1)
         nodes.start("third", 1)
         yield nodes
@@ -52,8 +54,18 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
+
+
+def answers(nodes: RayNodes) -> bool:
+    """Whether the job server knows that there is no such job. A command that asks takes a second each time."""
+    with closing(HTTPConnection("127.0.0.1", nodes.dashboard, timeout=10)) as server:
+        try:
+            server.request("GET", "/api/jobs/nobody", headers={"Authorization": f"Bearer {TOKEN}"})
+            return server.getresponse().status == 404
+        except (OSError, HTTPException):
+            return False
 
 
 def start(nodes: RayNodes, *arguments: str, package: Path = REPOSITORY, **environment: str) -> subprocess.Popen:

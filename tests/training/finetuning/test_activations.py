@@ -14,12 +14,12 @@ from repository import REPOSITORY
 
 from batchverify.embedding.backbone import load_backbone
 from batchverify.embedding.embedder import Embedder
-from batchverify.errors import BatchverifyError, UsageError
+from batchverify.errors import BatchverifyError
 from batchverify.faces.crops import augmented
 from batchverify.records import Limits
 from batchverify.training.finetuning.activations import Activations, faces_in_views
 from batchverify.training.finetuning.face_crops import FaceCrops
-from batchverify.training.finetuning.trainable import FrozenPart, TrainedPart, trainable
+from batchverify.training.finetuning.trainable import FrozenPart, TrainedPart
 
 PATHS = [str(path) for path in sorted((REPOSITORY / "sample_manifests" / "faces").glob("*.jpg"))[:5]]
 PATHS.insert(2, "/nowhere.jpg")
@@ -160,13 +160,6 @@ def test_batches_are_halved_where_memory_is_short(crops, frozen, tmp_path):
         Activations.computed(crops, Counted(frozen, most=0), 0, tmp_path / "c")
     with pytest.raises(RuntimeError, match="something else"):
         Activations.computed(crops, Counted(frozen, 2, "something else"), 0, tmp_path / "c")
-
-
-@pytest.mark.parametrize("block", ["block8", "all"])
-def test_faces_of_another_size_are_refused(crops, tmp_path, block):
-    frozen = TrainedPart(trainable(load_backbone()), block).frozen
-    with pytest.raises(UsageError, match="faces of 128 pixels; the backbone takes 160"):
-        Activations.computed(crops, frozen, 0, tmp_path)
 
 
 def test_values_that_float16_cannot_hold_are_reported(backbone, crops, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from finetune_samples import Kept, SmallNetwork, people_set, quick
+from finetune_samples import Kept, SmallNetwork, people_set, quick, steps_of
 from sklearn.metrics import roc_auc_score
 
 from batchverify.errors import BatchverifyError, TrainingError, UsageError
@@ -131,12 +131,12 @@ def test_a_teacher_beside_a_loss(learnt, train):
     assert near(alone, nothing, 1e-6) and not near(alone, half, 1e-3)
 
 
-def test_epochs_are_reported_and_steps_counted(learn):
-    seen, steps = [], []
-    _, result = learn(report=seen.append, on_step=lambda *counts: steps.append(counts))
+def test_epochs_are_reported_and_steps_counted(learn, tmp_path):
+    seen = []
+    _, result = learn(report=seen.append)
     assert seen == result.epochs and len(seen) == 4
     total = 3 * (480 // 16)
-    assert steps == [(step, total) for step in range(1, total + 1)]
+    assert steps_of(tmp_path) == (total, total)
     assert result.max_lr == 3e-3 and result.range_test is None
     assert result.epochs[1].lr == pytest.approx(3e-3 / 25)
     assert result.epochs[2].lr > result.epochs[3].lr > result.epochs[1].lr
@@ -215,10 +215,9 @@ def test_weight_decay_spares_vectors(learnt):
     assert float(decayed["norm.weight"].norm()) > 0.9 * float(plain["norm.weight"].norm())
 
 
-def test_accumulated_batches_are_one_step(learn, learnt):
-    steps = []
-    learn(quick(accumulate=4, epochs=1), on_step=lambda *counts: steps.append(counts))
-    assert steps[-1] == (7, 7)
+def test_accumulated_batches_are_one_step(learn, learnt, tmp_path):
+    learn(quick(accumulate=4, epochs=1))
+    assert steps_of(tmp_path) == (7, 7)
     # The gradients of two halves average to that of the whole: the contrastive loss is a mean over pairs.
     one = learnt(quick(loss="contrastive"))
     two = learnt(quick(loss="contrastive", batch_images=16, accumulate=2))

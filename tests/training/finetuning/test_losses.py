@@ -11,6 +11,7 @@ from pytorch_metric_learning import distances, miners
 from pytorch_metric_learning import losses as reference
 
 from batchverify.errors import UsageError
+from batchverify.options import MARGINS
 from batchverify.training.finetuning.losses import (
     ARCFACE_SCALE,
     TEMPERATURE,
@@ -181,7 +182,7 @@ def test_supcon_without_margin_is_that_of_the_library(vectors, batch):
 def test_supcon_of_strangers_alone_is_zero(vectors, batch):
     strangers = replace(batch, people=np.arange(COUNT))
     given = tensor(vectors)
-    loss = SupConLoss()(given, strangers)
+    loss = SupConLoss(MARGINS["supcon"])(given, strangers)
     loss.backward()
     assert value(loss) == 0 and torch.equal(given.grad, torch.zeros_like(given))
 
@@ -271,7 +272,7 @@ def test_the_teacher_itself_has_no_distance(vectors, batch):
 
 def test_a_weighted_sum(vectors, batch):
     teacher = np.eye(COUNT + 10, dtype=np.float32)
-    given, one, other = torch.tensor(vectors).float(), ContrastiveLoss(), Distillation(teacher)
+    given, one, other = torch.tensor(vectors).float(), ContrastiveLoss(MARGINS["contrastive"]), Distillation(teacher)
     expected = float(one(given, batch)) + 0.25 * float(other(given, batch))
     assert float(WeightedSum(one, other, 0.25)(given, batch)) == pytest.approx(expected)
 
@@ -284,7 +285,15 @@ def test_a_joined_teacher_has_the_mean_of_the_cosines():
     assert joined @ joined.T == pytest.approx(np.mean([each @ each.T for each in members], axis=0), abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [PairLoss(), ContrastiveLoss(), TripletLoss(), ArcFaceLoss(torch.eye(4, DIMENSION))])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        PairLoss(),
+        ContrastiveLoss(MARGINS["contrastive"]),
+        TripletLoss(MARGINS["triplet"]),
+        ArcFaceLoss(torch.eye(4, DIMENSION)),
+    ],
+)
 def test_equal_vectors_have_finite_gradients(loss, batch):
     given = torch.ones(COUNT, DIMENSION, requires_grad=True)
     loss(given, batch).backward()
@@ -293,7 +302,7 @@ def test_equal_vectors_have_finite_gradients(loss, batch):
 
 def test_triplets_of_one_person_are_none():
     given = torch.ones(3, DIMENSION, requires_grad=True)
-    loss = TripletLoss()(given, people_batch(np.arange(3), np.zeros(3, np.int64)))
+    loss = TripletLoss(MARGINS["triplet"])(given, people_batch(np.arange(3), np.zeros(3, np.int64)))
     loss.backward()
     assert value(loss) == 0 and not given.grad.any()
 

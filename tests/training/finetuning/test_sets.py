@@ -101,28 +101,6 @@ def test_few_pairs_of_each_label(some):
     few = some.few(6, 3)
     assert len(few) == 12 and few.labels.sum() == 6
     assert few.digest() == some.few(6, 3).digest() != some.few(6, 4).digest()
-    some.check(50)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([(0, 1, 0), (2, 3, 0)], "of 2 pairs, 2 are same and 0 different"),
-        ([(0, 1, 0), (2, 3, 2)], "of 2 pairs, 1 are same and 0 different"),
-        ([(0, 1, 0), (2, 8, 1)], "name images 0 to 8, but there are 8 images"),
-        ([(0, 1, 0), (-1, 3, 1)], "name images -1 to 3"),
-    ],
-)
-def test_sets_that_cannot_be_learned_from(rows, message):
-    with pytest.raises(UsageError, match=message):
-        pairs_of(rows).check(8)
-
-
-def test_arrays_of_wrong_shapes(some):
-    with pytest.raises(UsageError, match=r"shapes \(200,\), .* \(50,\) for 200 pairs of 49 images"):
-        some.check(49)
-    with pytest.raises(UsageError, match="arrays of shapes"):
-        replace(some, a=some.a[1:]).check(50)
 
 
 def test_batches_larger_than_the_set(some):

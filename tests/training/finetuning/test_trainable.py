@@ -14,7 +14,7 @@ from batchverify.embedding.backbone import COMPACT, load_backbone
 from batchverify.embedding.forward import TorchNetwork
 from batchverify.embedding.layers import NormalisedConvolution
 from batchverify.errors import ArtifactError, UsageError
-from batchverify.training.finetuning.trainable import TrainedPart, blocks, trainable
+from batchverify.training.finetuning.trainable import BLOCKS, TrainedPart, trainable
 
 NAMES = {
     "vggface2": ("last_linear", "block8", "repeat_3", "mixed_7a", "repeat_2", "mixed_6a", "repeat_1", "all"),
@@ -42,7 +42,7 @@ def faces(backbones):
 
 def test_blocks_are_listed_from_the_output_on(backbones):
     for name, backbone in backbones.items():
-        assert blocks(backbone.architecture) == NAMES[name]
+        assert BLOCKS[backbone.architecture] == NAMES[name]
 
 
 @pytest.mark.parametrize(("name", "block"), CASES)
