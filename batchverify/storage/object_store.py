@@ -7,7 +7,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -29,11 +30,6 @@ ACCOUNT = "?account="
 AZURE_HOST = ".dfs.core.windows.net"
 # Timeout of a connection; after it the SDK retries.
 CONNECT_SECONDS = 5.0
-# Timeout of one request, after which the SDK retries, and how often it tries; its pauses double, from 25 ms to 1.6 s.
-REQUEST_SECONDS = 10.0
-ATTEMPTS = 7
-# Before a whole operation is repeated after the SDK gave up, in seconds.
-PAUSES = (2.0,)
 GOOGLE_SECONDS = 60
 # Environment variables that a file system reads when it is made: other values need another file system.
 _ENVIRONMENT = (
@@ -62,6 +58,30 @@ _DENIED = re.compile(
 _ABSENT = re.compile(r"NO_SUCH_KEY|NoSuchKey|RESOURCE_NOT_FOUND|HTTP status 404|BlobNotFound|No such object")
 _lock = threading.Lock()
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long stores are waited for.
+
+    request_seconds: timeout of one request, after which the SDK retries. attempts: of a request; the SDK's pauses
+    double, from 25 ms to 1.6 s. pauses: before a whole operation is repeated after the SDK gave up, in seconds.
+    """
+
+    request_seconds: float = 10.0
+    attempts: int = 7
+    pauses: Sequence[float] = (2.0,)
+
+
+_patience = Patience()
+
+
+def set_patience(patience: Patience) -> None:
+    """Wait so long in this process from now on, with new connections."""
+    global _patience
+    with _lock:
+        _patience = patience
+        _file_system.cache_clear()
 
 
 def is_own_account(query: str) -> bool:
@@ -110,9 +130,9 @@ def _s3(uri: str, options: dict[str, str], environment: dict[str, str | None]) -
     arguments |= {
         "region": plain.region,
         "connect_timeout": CONNECT_SECONDS,
-        "request_timeout": REQUEST_SECONDS,
+        "request_timeout": _patience.request_seconds,
         # Not the standard strategy: it allows a budget of 100 repeats, which pyarrow never gives back.
-        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS),
+        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=_patience.attempts),
     }
     try:
         # Objects below 5 MB are one request. Of three a kill may leave an upload that was begun, which S3 keeps.
@@ -171,7 +191,7 @@ def _matches(exc: Exception, pattern: re.Pattern[str]) -> bool:
 
 def retry(operation: Callable[[], _T]) -> _T:
     """Run an idempotent operation; repeat it after a pause where a store fails with a transient error."""
-    for pause in PAUSES:
+    for pause in _patience.pauses:
         try:
             return operation()
         except OSError as exc:

@@ -16,10 +16,9 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import pytest
 from s3_server import s3_client, s3_options, s3_server
 
-from batchverify.storage import object_store as stores
+from batchverify.storage.object_store import Patience, set_patience
 
 ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 _RANDOM = re.compile(r"uploadId=[^&]*|\d{20}-\w+-[0-9a-f]{8}|[0-9a-f]{8,}")
@@ -196,17 +195,12 @@ class Store:
 
 @contextmanager
 def impatience(**changes: float) -> Iterator[None]:
-    """Stores are given up sooner: with short pauses, and other values of the constants that are named in small."""
-    # Connections keep the values that they were made with.
-    forget = stores._file_system.cache_clear
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"pauses": (0.1,), **changes}.items():
-            patch.setattr(stores, name.upper(), value)
-        forget()
-        try:
-            yield
-        finally:
-            forget()
+    """Stores are given up sooner: with changes of `Patience`, and short pauses."""
+    set_patience(Patience(pauses=(0.1,), **changes))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        set_patience(Patience())
 
 
 @contextmanager
