@@ -100,18 +100,24 @@ class Compaction:
         return asdict(self)
 
 
-def erase(root: str | Location, keys: Collection[bytes], *, delete_damaged: bool = False) -> Erasure:
+def erase(
+    root: str | Location,
+    keys: Collection[bytes],
+    *,
+    delete_damaged: bool = False,
+    writing_seconds: float = WRITING_SECONDS,
+) -> Erasure:
     """Delete all rows of 32-byte `keys` from a cache, under every fingerprint, with their bytes.
 
     Temporary files of killed writers are deleted, and so are quarantined segments that hold a key. Waits for
-    temporary files that are in use, up to `WRITING_SECONDS`. delete_damaged: also delete damaged files, in which keys
+    temporary files that are in use, up to `writing_seconds`. delete_damaged: also delete damaged files, in which keys
     cannot be searched. Raises `UsageError` if another process rewrites the cache, `ArtifactError` if the cache cannot
     be listed or written.
     """
     erasure = Erasure()
     for location in _fingerprints(root):
         with _alone(location) as check:
-            _delete_temporary(location.join("tmp"), erasure)
+            _delete_temporary(location.join("tmp"), writing_seconds, erasure)
             wanted = pa.array(sorted(keys), pa.binary(32))
             _Eraser(_Rewriter(location, check), wanted, delete_damaged, erasure).run()
     return erasure
@@ -180,14 +186,14 @@ def _claimed(folder: Location, busy: str) -> Iterator[Callable[[], None]]:
         raise UsageError(f"{busy} ({exc})") from exc
 
 
-def _delete_temporary(folder: Location, erasure: Erasure) -> None:
+def _delete_temporary(folder: Location, seconds: float, erasure: Erasure) -> None:
     """Delete the temporary files of killed writers; wait for those of others, which become segments."""
     if not folder.is_local:
         return
     for file, _ in folder.files():
         with suppress(FileNotFoundError):
-            while (age := time.time() - Path(file.path).stat().st_mtime) < WRITING_SECONDS:
-                time.sleep(min(0.1, max(WRITING_SECONDS - age, 0.01)))
+            while (age := time.time() - Path(file.path).stat().st_mtime) < seconds:
+                time.sleep(min(0.1, max(seconds - age, 0.01)))
             file.remove()
             erasure.deleted += 1
 

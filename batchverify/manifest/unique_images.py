@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
@@ -26,11 +26,12 @@ class UniqueImages(Sequence["str | Skipped"]):
     """Every distinct image of a manifest, in order of first appearance (batch by batch, side a first).
 
     Each is an absolute path or URI, or the reason why it is refused. Cells that name the same file (`a.jpg`,
-    `./a.jpg`) are one image.
+    `./a.jpg`) are one image. texts: an empty set to use.
     """
 
-    def __init__(self) -> None:
-        self._texts = TextNumbers()
+    def __init__(self, texts: TextNumbers | None = None, *, at_once: int = _AT_ONCE) -> None:
+        self._texts = TextNumbers() if texts is None else texts
+        self._at_once = at_once
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -57,16 +58,24 @@ class UniqueImages(Sequence["str | Skipped"]):
         New images are added; without `add` their index is -1.
         """
         parts = [
-            self._texts.numbers(resolve_many(root, cells.slice(start, _AT_ONCE)), add=add)
-            for start in range(0, len(cells), _AT_ONCE)
+            self._texts.numbers(resolve_many(root, cells.slice(start, self._at_once)), add=add)
+            for start in range(0, len(cells), self._at_once)
         ]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 class TextNumbers:
-    """A set of numbered texts, found by hash and compared as texts."""
+    """A set of numbered texts, found by hash and compared as texts.
 
-    def __init__(self) -> None:
+    hash_of: the (N,) int64 hashes of (N,) large_binary texts. By default Python's, which depend on a secret, so that
+    nobody can make a manifest whose texts share one hash.
+    """
+
+    def __init__(
+        self, hash_of: Callable[[pa.Array], np.ndarray] | None = None, *, put_at_once: int = _PUT_AT_ONCE
+    ) -> None:
+        self._hash_of = hash_of or _hashes
+        self._put_at_once = put_at_once
         self._text = bytearray()
         self._borders = array("q", [0])
         self._hashes = array("q")
@@ -101,7 +110,7 @@ class TextNumbers:
 
     def _find(self, texts: pa.Array) -> np.ndarray:
         """The numbers of (N,) texts, -1 for unknown ones: (N,) int64."""
-        numbers = self._of_hashes(_hashes(texts))
+        numbers = self._of_hashes(self._hash_of(texts))
         buffers = [None, pa.py_buffer(self._borders), pa.py_buffer(self._text)]
         known = pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
         same = pc.equal(known.take(pa.array(numbers, mask=numbers < 0)), texts).fill_null(True)
@@ -123,7 +132,7 @@ class TextNumbers:
 
     def _append(self, texts: pa.Array) -> None:
         """Add texts that are all new and distinct."""
-        first, start, hashes = len(self), self._borders[-1], _hashes(texts)
+        first, start, hashes = len(self), self._borders[-1], self._hash_of(texts)
         borders, data = borders_and_bytes(texts)
         self._text += data[borders[0] : borders[-1]].data
         self._borders.frombytes((borders[1:] - borders[0] + start).tobytes())
@@ -131,8 +140,8 @@ class TextNumbers:
         if len(self) > len(self._table) * _FULL:
             size = 1 << int(len(self) / _FULL).bit_length()
             self._table = np.full(size, -1, np.int32 if size < 1 << 31 else np.int64)
-            for begin in range(0, first, _PUT_AT_ONCE):
-                self._put(begin, min(begin + _PUT_AT_ONCE, first))
+            for begin in range(0, first, self._put_at_once):
+                self._put(begin, min(begin + self._put_at_once, first))
         self._put(first, len(self))
         for position in np.flatnonzero(self._of_hashes(hashes) != np.arange(first, len(self))).tolist():
             self._twins[texts[position].as_py()] = first + position
@@ -151,8 +160,5 @@ class TextNumbers:
 
 
 def _hashes(texts: pa.Array) -> np.ndarray:
-    """Python's hashes of (N,) large_binary texts: (N,) int64.
-
-    They depend on a secret of this process, so that nobody can make a manifest whose texts share one hash.
-    """
+    """Python's hashes of (N,) large_binary texts, which depend on a secret of this process: (N,) int64."""
     return np.fromiter(map(hash, texts.to_pylist()), np.int64, len(texts))

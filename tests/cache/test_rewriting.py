@@ -30,7 +30,6 @@ from cache_samples import (
 from repository import SUPPORT
 from s3_server import s3_client, s3_options, s3_server
 
-from batchverify.cache import rewriting
 from batchverify.cache.embedding_cache import EmbeddingCache
 from batchverify.cache.maintenance import verify_cache
 from batchverify.cache.rewriting import compact, erase
@@ -106,10 +105,7 @@ def test_no_byte_of_a_forgotten_image_is_left_and_others_are_equal(tmp_path: Pat
     assert erase(str(tmp_path), [key(number) for number in gone]).found == set()
 
 
-def test_what_killed_writers_left_and_what_is_quarantined_is_searched_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rewriting, "WRITING_SECONDS", 0.3)
+def test_what_killed_writers_left_and_what_is_quarantined_is_searched_too(tmp_path: Path) -> None:
     fill(tmp_path)
     [half] = write(tmp_path, [Entry(key(1), vector(1) / 2), entry(40)])
     [other] = write(tmp_path, [Entry(key(41), vector(41) / 2)])
@@ -121,7 +117,7 @@ def test_what_killed_writers_left_and_what_is_quarantined_is_searched_too(
     os.utime(left, (1, 1))
     young = folder / "tmp" / ".young.parquet.01234567.tmp"
     young.write_bytes(vector(1).tobytes())
-    erased = erase(str(tmp_path), [key(1)])
+    erased = erase(str(tmp_path), [key(1)], writing_seconds=0.3)
     assert erased.deleted == 3 and not left.exists() and not young.exists()
     assert [path.name for path in (folder / "quarantine").iterdir()] == [other.name]
     assert files_with(tmp_path, key(1)) == files_with(tmp_path, vector(1).tobytes()) == []

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchverify.manifest import unique_images
 from batchverify.manifest.paths import ImageRoot
 from batchverify.manifest.unique_images import TextNumbers, UniqueImages
 from batchverify.storage.location import Location
@@ -31,7 +30,7 @@ def few_slots(texts: pa.Array) -> np.ndarray:
     return np.array([zlib.crc32(text) << 16 for text in texts.to_pylist()], np.int64)
 
 
-HASHES = [unique_images._hashes, by_length, all_one, few_slots]
+HASHES = [None, by_length, all_one, few_slots]
 
 
 def drawn(generator: random.Random, count: int) -> list[bytes]:
@@ -55,10 +54,8 @@ def drawn(generator: random.Random, count: int) -> list[bytes]:
 
 @pytest.mark.parametrize("hash_of", HASHES)
 @pytest.mark.parametrize("seed", range(3))
-def test_numbers_are_those_of_a_dict(monkeypatch, hash_of, seed):
-    monkeypatch.setattr(unique_images, "_hashes", hash_of)
-    monkeypatch.setattr(unique_images, "_PUT_AT_ONCE", 100)
-    generator, numbers, slow = random.Random(seed), TextNumbers(), {}
+def test_numbers_are_those_of_a_dict(hash_of, seed):
+    generator, numbers, slow = random.Random(seed), TextNumbers(hash_of, put_at_once=100), {}
     texts = drawn(generator, 3000)
     for _ in range(40):
         some = generator.choices(texts, k=generator.choice([0, 1, 10, 200]))
@@ -74,9 +71,8 @@ def test_numbers_are_those_of_a_dict(monkeypatch, hash_of, seed):
 
 
 @pytest.mark.parametrize("hash_of", HASHES)
-def test_images_are_those_of_a_dict_whatever_the_hashes(monkeypatch, hash_of):
-    monkeypatch.setattr(unique_images, "_hashes", hash_of)
-    generator, images, slow = random.Random(0), UniqueImages(), {}
+def test_images_are_those_of_a_dict_whatever_the_hashes(hash_of):
+    generator, images, slow = random.Random(0), UniqueImages(TextNumbers(hash_of)), {}
     roots = [ImageRoot(Location.parse(root), fenced=root == "/y") for root in ("/x", "/y", "s3://b/k")]
     names = [None, "", "a//b", "../x/5", "\u3000", "é/\u5f20", "/x/7", "/y/5", "s3://b/k/7", "a" * 5000]
     names += [f"{lead}{number}" for lead in ("", "./", "../y/", "/x/") for number in range(100)]
@@ -89,13 +85,12 @@ def test_images_are_those_of_a_dict_whatever_the_hashes(monkeypatch, hash_of):
     assert list(images) == list(slow)
 
 
-def test_large_batches_are_taken_in_parts(monkeypatch):
+def test_large_batches_are_taken_in_parts():
     root, cells = (
         ImageRoot(Location.parse("/x")),
         pa.array([*map(str, range(50)), *map(str, range(50)), None]),
     )
-    whole, parts = UniqueImages(), UniqueImages()
-    whole.indices(root, cells)
-    monkeypatch.setattr(unique_images, "_AT_ONCE", 7)
+    whole, parts = UniqueImages(), UniqueImages(at_once=7)
     assert parts.indices(root, cells).tolist() == [*range(50), *range(50), 50]
+    whole.indices(root, cells)
     assert parts == whole and parts != UniqueImages() and list(parts[48:]) == list(whole)[48:]
