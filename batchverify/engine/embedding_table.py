@@ -44,7 +44,8 @@ class EmbeddingTable:
     `folder` that is mapped into memory, so that the system can page them out.
     codes: (N,) int8: 0 for a vector, k > 0 for the k-th reason, -1 for not known yet.
     keys: (N,) uint64, the start of each image's content key, 0 where it was not read; empty unless `keyed`.
-    details: (N,) of type `DETAILS`, zero where there is no vector; None if they are not kept.
+    mapped_bytes: see `MAPPED_BYTES`. details: (N,) of type `DETAILS`, zero where there is no vector; None if they are
+    not kept.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class EmbeddingTable:
         folder: str | None = None,
         *,
         dimension: int = DIMENSION,
+        mapped_bytes: int = MAPPED_BYTES,
         keyed: bool = False,
         details: bool = False,
     ) -> None:
-        self.vectors = _zeros((count, dimension), np.dtype(np.float16), folder)
-        self.details = _zeros((count,), DETAILS, folder) if details else None
+        self.vectors = _zeros((count, dimension), np.dtype(np.float16), folder, mapped_bytes)
+        self.details = _zeros((count,), DETAILS, folder, mapped_bytes) if details else None
         self.codes = np.full(count, _PENDING, np.int8)
         self.keys = np.zeros(count if keyed else 0, np.uint64)
 
@@ -125,10 +127,10 @@ class EmbeddingTable:
         return {name: count for name, count in counts.items() if count}
 
 
-def _zeros(shape: tuple[int, ...], kind: np.dtype, folder: str | None) -> np.ndarray:
+def _zeros(shape: tuple[int, ...], kind: np.dtype, folder: str | None, mapped_bytes: int) -> np.ndarray:
     """Zeros of a shape and type. Raises `BatchverifyError` if they do not fit on the disk."""
     size = math.prod(shape) * kind.itemsize
-    if size <= MAPPED_BYTES:
+    if size <= mapped_bytes:
         return np.zeros(shape, kind)
     try:
         with TemporaryFile(dir=folder) as file:

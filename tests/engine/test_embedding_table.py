@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchverify.engine import embedding_table
 from batchverify.engine.embedding_table import ContentIndex, EmbeddingTable
 from batchverify.errors import BatchverifyError
 from batchverify.records import Reason, Skipped
@@ -74,10 +73,8 @@ def test_an_image_without_vector_and_reason_is_an_error():
     embeddings.require_complete()
 
 
-def test_many_vectors_lie_in_a_mapped_file_that_leaves_nothing(tmp_path, monkeypatch):
-    plain = EmbeddingTable(5)
-    monkeypatch.setattr(embedding_table, "MAPPED_BYTES", 4 * 1024)
-    mapped = EmbeddingTable(5, str(tmp_path))
+def test_many_vectors_lie_in_a_mapped_file_that_leaves_nothing(tmp_path):
+    plain, mapped = EmbeddingTable(5), EmbeddingTable(5, str(tmp_path), mapped_bytes=4 * 1024)
     assert isinstance(mapped.vectors.base, np.memmap) and plain.vectors.base is None
     for embeddings in (plain, mapped):
         embeddings.put(3, np.full(512, 0.5, np.float16))
