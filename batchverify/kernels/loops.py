@@ -119,6 +119,9 @@ def _mode() -> str:
 
 def _compiled_loops() -> ModuleType:
     """The compiled loops; numpy's, with a warning, if numba cannot be imported."""
+    # With colours in its messages, numba puts other objects in the places of stdout and stderr for a moment, and then
+    # back what stood there before: in a thread that undoes what a command has put there meanwhile.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
         from batchverify.kernels import numba_loops
     except Exception as exc:  # noqa: BLE001  it fails in many ways if numpy is too new

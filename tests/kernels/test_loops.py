@@ -420,3 +420,26 @@ def test_loops_are_tried_out_with_the_types_that_they_are_used_with(backbone, na
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     before, after = json.loads(output)
     assert before == after == dict.fromkeys([*names, "distances"], 1)
+
+
+# Stands in for the package with which numba colours its messages.
+COLORAMA = """
+from types import SimpleNamespace
+__version__, calls = "0.4.6", []
+Fore = Style = SimpleNamespace(
+    BLUE="", YELLOW="", WHITE="", GREEN="", RED="", BLACK="", MAGENTA="", CYAN="", BRIGHT="", RESET_ALL=""
+)
+init, reinit, deinit = (lambda name=name: calls.append(name) for name in ("init", "reinit", "deinit"))
+"""
+
+
+def test_the_start_of_numba_leaves_stdout_and_stderr_alone(tmp_path):
+    """It happens in a thread, while a command may put something else in their places."""
+    (tmp_path / "colorama.py").write_text(COLORAMA)
+    program = "import colorama; from batchverify.kernels import loops; compiled = loops.door.compiled(); "
+    program += "compiled.try_out('suppress'); print(compiled, colorama.calls)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment.pop("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", None)
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "numba_loops" in output and output.endswith(" []\n")
