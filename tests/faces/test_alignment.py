@@ -151,6 +151,7 @@ def test_what_lies_outside_of_the_image_is_black():
     "points",
     [
         np.full((5, 2), 7.0),
+        np.array(ARCFACE.points) * 1e-200,
         np.full((5, 2), np.nan),
         np.full((5, 2), np.float32(np.inf)),
         np.full((5, 2), 1e300),
